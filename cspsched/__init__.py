@@ -1,0 +1,1 @@
+"""How far is an LLM server's scheduler from the best possible schedule?"""

@@ -1,0 +1,1 @@
+"""Facts about models and devices, cost presets, fitting, minorants."""

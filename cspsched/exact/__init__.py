@@ -1,0 +1,1 @@
+"""The exact solver: CP-SAT models of the problem."""

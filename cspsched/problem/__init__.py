@@ -1,0 +1,1 @@
+"""The nouns of the problem: requests, instance, cost model, schedule, metrics, referee."""

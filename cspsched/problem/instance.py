@@ -1,0 +1,215 @@
+"""An instance: requests, limits, switches and the cost model; everything that a schedule is judged by."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field, fields, replace
+from enum import StrEnum
+from typing import Any
+
+from cspsched.errors import InputError
+from cspsched.problem.cost import CostModel
+from cspsched.problem.json_io import require_int, require_keys, require_schema
+from cspsched.problem.request import Request
+from cspsched.units import ceil_div
+
+
+class Preemption(StrEnum):
+    """What may happen to the KV cache of an unfinished request."""
+
+    NONE = "none"
+    RECOMPUTE = "recompute"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Capacities of one replica."""
+
+    kv_blocks: int
+    """Usable KV blocks on the device."""
+    block_tokens: int = 16
+    """Tokens a KV block holds (b); 1 is the token-granular case."""
+    max_batch_tokens: int
+    """C: token budget of a batch."""
+    max_batch_requests: int
+    """R: most requests processed in a batch."""
+    max_model_len: int | None = None
+    """Longest request (I + O - 1) that the engine takes, if it has such a limit."""
+
+    def __post_init__(self) -> None:
+        for limit in fields(self):
+            value = getattr(self, limit.name)
+            if value is not None and value < 1:
+                raise InputError(f"{limit.name} is {value}, expected at least 1")
+
+    @property
+    def kv_tokens(self) -> int:
+        """M: KV capacity in tokens."""
+        return self.kv_blocks * self.block_tokens
+
+    def blocks_of(self, tokens: int) -> int:
+        """KV blocks that a number of resident tokens occupies."""
+        return ceil_div(tokens, self.block_tokens)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Switches:
+    """What a schedule may do; each restricts or widens the same problem."""
+
+    chunked_prefill: bool = True
+    """A prompt or refill may be processed in several batches."""
+    hybrid_batches: bool = True
+    """Prefill and decode may share a batch."""
+    holding: bool = True
+    """A resident request may sit out a batch."""
+    preemption: Preemption = Preemption.RECOMPUTE
+    reservation: bool = False
+    """A resident request occupies I + O - 1 tokens from its admission on."""
+
+    @property
+    def policy_class(self) -> str:
+        """Name of the class of schedules, so that a restricted optimum is never called the optimum."""
+        names = [
+            "full" if self == Switches() else "",
+            "" if self.chunked_prefill else "no chunking",
+            "" if self.hybrid_batches else "no hybrid batches",
+            "" if self.holding else "no holding",
+            "no preemption" if self.preemption is Preemption.NONE else "",
+            "reservation" if self.reservation else "",
+        ]
+        return ", ".join(name for name in names if name)
+
+    @property
+    def run_to_completion(self) -> bool:
+        """Whether a request, once admitted, is in every batch until it finishes, its prompt in one piece."""
+        return (
+            not self.chunked_prefill
+            and not self.holding
+            and self.hybrid_batches
+            and self.preemption is Preemption.NONE
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rejection:
+    """A request that no schedule can serve, and why in one sentence."""
+
+    request: Request
+    reason: str
+
+
+INSTANCE_SCHEMA = "cspsched/instance/1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Instance:
+    """Requests in arrival-file order, the limits, the switches and the cost model of one replica."""
+
+    requests: tuple[Request, ...]
+    limits: Limits
+    cost: CostModel
+    switches: Switches = field(default_factory=Switches)
+
+    def __post_init__(self) -> None:
+        if not self.requests:
+            raise InputError("the trace has no requests")
+        seen: set[str] = set()
+        for request in self.requests:
+            if request.request_id in seen:
+                raise InputError(f"request_id {request.request_id!r} appears twice, expected unique names")
+            seen.add(request.request_id)
+
+    def rejection_of(self, request: Request) -> Rejection | None:
+        """Why a request can never be served under the limits, or None if it can."""
+        limits, peak = self.limits, request.peak_kv_tokens
+        blocks = limits.blocks_of(peak)
+        arithmetic = f"{request.prompt_tokens} prompt + {request.output_tokens} output - 1 = {peak} tokens"
+        if limits.max_model_len is not None and peak > limits.max_model_len:
+            reason = f"is longer than max_model_len {limits.max_model_len} ({arithmetic})"
+        elif blocks > limits.kv_blocks:
+            reason = (
+                f"alone needs {blocks} KV blocks, the device offers {limits.kv_blocks} "
+                f"({arithmetic} in blocks of {limits.block_tokens})"
+            )
+        elif not self.switches.chunked_prefill and request.prompt_tokens > limits.max_batch_tokens:
+            reason = (
+                f"has a prompt of {request.prompt_tokens} tokens, more than max_batch_tokens "
+                f"{limits.max_batch_tokens}, and chunked prefill is off"
+            )
+        else:
+            return None
+        return Rejection(request=request, reason=f"request {request.request_id!r} {reason}")
+
+    def split_rejected(self) -> tuple[Instance, tuple[Rejection, ...]]:
+        """The instance without the requests that can never be served, and those with the reasons.
+
+        Raises
+        ------
+        InputError
+            If no request remains.
+        """
+        rejections = tuple(filter(None, map(self.rejection_of, self.requests)))
+        if not rejections:
+            return self, ()
+        names = {rejection.request.request_id for rejection in rejections}
+        kept = tuple(request for request in self.requests if request.request_id not in names)
+        if not kept:
+            raise InputError(f"no request can be served; the first: {rejections[0].reason}")
+        return replace(self, requests=kept), rejections
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values with a schema version."""
+        return {
+            "schema": INSTANCE_SCHEMA,
+            "requests": [request.to_json() for request in self.requests],
+            "limits": {limit.name: getattr(self.limits, limit.name) for limit in fields(Limits)},
+            "switches": {switch.name: getattr(self.switches, switch.name) for switch in fields(Switches)},
+            "cost": self.cost.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, data: Any, where: str = "instance") -> Instance:
+        """Read what `to_json` wrote.
+
+        Raises
+        ------
+        InputError
+            If the schema is another one, or a value is missing or wrong.
+        """
+        require_schema(data, INSTANCE_SCHEMA, where)
+        require_keys(data, where, required=("requests", "limits", "switches", "cost"), optional=())
+        return cls(
+            requests=tuple(
+                Request.from_json(row, f"{where}: requests[{k}]") for k, row in enumerate(data["requests"])
+            ),
+            limits=_limits_from_json(data["limits"], f"{where}: limits"),
+            switches=_switches_from_json(data["switches"], f"{where}: switches"),
+            cost=CostModel.from_json(data["cost"], f"{where}: cost"),
+        )
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the canonical JSON: equal exactly when the instances are."""
+        canonical = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
+        return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _limits_from_json(data: Any, where: str) -> Limits:
+    names = [limit.name for limit in fields(Limits)]
+    require_keys(data, where, required=names, optional=())
+    optional = {"max_model_len"} if data["max_model_len"] is None else set()
+    return Limits(**{name: require_int(data, name, where) for name in names if name not in optional})
+
+
+def _switches_from_json(data: Any, where: str) -> Switches:
+    names = [switch.name for switch in fields(Switches)]
+    require_keys(data, where, required=names, optional=())
+    for name in names:
+        if name != "preemption" and not isinstance(data[name], bool):
+            raise InputError(f"{where}: {name} is {data[name]!r}, expected true or false")
+    try:
+        return Switches(**{**data, "preemption": Preemption(data["preemption"])})
+    except ValueError:
+        raise InputError(
+            f"{where}: preemption is {data['preemption']!r}, expected none or recompute"
+        ) from None

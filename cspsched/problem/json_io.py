@@ -1,0 +1,78 @@
+"""Reading JSON that people may have edited: what is wrong is said in one sentence."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from cspsched.errors import InputError
+
+
+def read_text(path: Path) -> str:
+    """Text of a file.
+
+    Raises
+    ------
+    InputError
+        If it is missing, a directory, unreadable, or no UTF-8 text.
+    """
+    if path.is_dir():
+        raise InputError(f"{path} is a directory, expected a file")
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is no UTF-8 text (byte {error.start}); is it the right file?") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def read_json(path: Path) -> Any:
+    """Parsed JSON of a file.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read or is no JSON.
+    """
+    try:
+        return json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path} line {error.lineno}: no valid JSON ({error.msg})") from None
+
+
+def require_schema(data: Any, schema: str, where: str) -> None:
+    """Refuse data of another schema with a sentence."""
+    if not isinstance(data, dict):
+        raise InputError(f"{where}: expected a JSON object with schema {schema!r}, got {type(data).__name__}")
+    if data.get("schema") != schema:
+        raise InputError(
+            f"{where}: schema is {data.get('schema')!r}, this version of cspsched reads {schema!r}; "
+            "write the file again with this version"
+        )
+
+
+def require_keys(
+    data: Any, where: str, *, required: Iterable[str], optional: Iterable[str] | None = None
+) -> None:
+    """Refuse a mapping that lacks a key, or (if `optional` is given) has one that nobody knows."""
+    if not isinstance(data, dict):
+        raise InputError(f"{where}: expected a table of keys and values, got {type(data).__name__}")
+    missing = [key for key in required if key not in data]
+    if missing:
+        raise InputError(f"{where}: {', '.join(missing)} missing")
+    if optional is not None:
+        unknown = sorted(set(data) - {*required, *optional, "schema"})
+        if unknown:
+            raise InputError(f"{where}: unknown key {unknown[0]!r}")
+
+
+def require_int(data: dict[str, Any], key: str, where: str) -> int:
+    """Whole number under a key, refused with a sentence if it is anything else."""
+    value = data.get(key)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InputError(f"{where}: {key} is {value!r}, expected a whole number")
+    return value

@@ -1,0 +1,291 @@
+"""The referee: every rule of the problem as one plain check, from decisions alone.
+
+It imports neither solver nor simulator nor policy. `find_violations` is empty exactly when the schedule is
+feasible for the instance with the times and memory that it states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cspsched.problem.cost import IntArray
+from cspsched.problem.history import History, follow
+from cspsched.problem.instance import Instance, Preemption
+from cspsched.problem.schedule import Schedule
+
+SHOWN_PER_RULE = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Violation:
+    """One broken rule, with where and by how much."""
+
+    rule: str
+    message: str
+    batch: int | None = None
+    request_id: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "rule": self.rule,
+            "batch": self.batch,
+            "request_id": self.request_id,
+            "message": self.message,
+        }
+
+
+def find_violations(instance: Instance, schedule: Schedule) -> list[Violation]:
+    """All rules that a schedule breaks; empty if it is feasible and its times and memory are right.
+
+    A rule that is broken more than 20 times lists the first 20 and says how many more there are. Checks that
+    would be meaningless on a malformed schedule are not made.
+    """
+    malformed = list(check_form(instance, schedule))
+    if malformed:
+        return malformed
+    history = follow(instance, schedule)
+    return [violation for check in CHECKS for violation in check(history)]
+
+
+def check_form(instance: Instance, schedule: Schedule) -> Iterator[Violation]:
+    """Requests and batches exist, batches are not empty, nobody is twice in a batch or evicted twice."""
+    count, batches = len(instance.requests), schedule.num_batches
+    in_range = (schedule.request >= 0) & (schedule.request < count)
+    yield from _entries_where(
+        "form", schedule, ~in_range, "request index {value} does not exist", schedule.request
+    )
+    yield from _entries_where(
+        "form", schedule, schedule.tokens < 1, "processes {value} tokens", schedule.tokens
+    )
+    for j in _first(np.diff(schedule.first_entry) == 0):
+        yield Violation(rule="form", batch=j, message=f"batch {j} is empty")
+    bad = (schedule.evicted_request < 0) | (schedule.evicted_request >= count)
+    bad |= (schedule.evicted_batch < 0) | (schedule.evicted_batch >= batches)
+    for k in _first(bad):
+        i, j = int(schedule.evicted_request[k]), int(schedule.evicted_batch[k])
+        yield Violation(rule="form", message=f"eviction of request index {i} before batch {j} does not exist")
+    for what, batch, request in (
+        ("processed", schedule.batch_of_entry, schedule.request),
+        ("evicted", schedule.evicted_batch, schedule.evicted_request),
+    ):
+        keys, counts = np.unique(batch * count + request, return_counts=True)
+        for key in keys[counts > 1][:SHOWN_PER_RULE].tolist():
+            message = f"request index {key % count} is {what} twice in batch {key // count}"
+            yield Violation(rule="form", batch=key // count, message=message)
+
+
+def check_known_tokens(history: History) -> Iterator[Violation]:
+    """Rule 1: n_ij + c_ij <= I_i + G_ij."""
+    known = _prompts(history) + history.generated_before
+    yield from _report(
+        "known tokens",
+        history,
+        history.kv_after > known,
+        lambda e: (
+            f"holds {history.kv_before[e]} and processes {history.schedule.tokens[e]} tokens, "
+            f"only {known[e]} are known"
+        ),
+    )
+
+
+def check_memory(history: History) -> Iterator[Violation]:
+    """Rule 3: m_ij = n_ij + c_ij."""
+    stated = history.schedule.kv_tokens
+    yield from _report(
+        "memory",
+        history,
+        stated != history.kv_after,
+        lambda e: (
+            f"states {stated[e]} KV entries, expected {history.kv_before[e]} carried + "
+            f"{history.schedule.tokens[e]} processed"
+        ),
+    )
+
+
+def check_capacity(history: History) -> Iterator[Violation]:
+    """Rule 4: the blocks of all residents fit on the device, in every batch."""
+    occupied = occupied_blocks(history)
+    capacity = history.instance.limits.kv_blocks
+    for j in _first(occupied > capacity):
+        message = f"batch {j} occupies {occupied[j]} KV blocks, the device offers {capacity}"
+        yield Violation(rule="capacity", batch=j, message=message)
+
+
+def occupied_blocks(history: History) -> IntArray:
+    """KV blocks of all residents during every batch, shape (num_batches,).
+
+    A finished request releases its blocks before the next batch. Under reservation a resident occupies the
+    blocks of I + O - 1 tokens from its first batch on.
+    """
+    block = history.instance.limits.block_tokens
+    after = -(-history.kv_after // block)
+    before = -(-history.kv_before // block)
+    lost = -(-history.kv_lost // block)
+    if history.instance.switches.reservation:
+        peaks = np.array([request.peak_kv_tokens for request in history.instance.requests], dtype=np.int64)
+        after = -(-peaks[history.schedule.request] // block)
+        before = after * (history.kv_before > 0)
+        lost = -(-peaks[history.schedule.evicted_request] // block) * (history.kv_lost > 0)
+    return _resident_total(history, gained=after - before, released=after, lost=lost)
+
+
+def _resident_total(history: History, *, gained: IntArray, released: IntArray, lost: IntArray) -> IntArray:
+    """Running total per batch of what entries gain, finished requests release and evictions lose."""
+    schedule = history.schedule
+    change = np.zeros(schedule.num_batches + 1, dtype=np.int64)
+    np.add.at(change, schedule.batch_of_entry, gained)
+    np.add.at(change, schedule.batch_of_entry[history.finishes] + 1, -released[history.finishes])
+    np.add.at(change, schedule.evicted_batch, -lost)
+    return np.cumsum(change)[:-1]
+
+
+def check_budget(history: History) -> Iterator[Violation]:
+    """Rule 5: at most C tokens and R requests in a batch."""
+    limits, features = history.instance.limits, history.features
+    requests = features.num_prefills + features.num_decodes
+    for name, used, limit in (
+        ("tokens", features.tokens, limits.max_batch_tokens),
+        ("requests", requests, limits.max_batch_requests),
+    ):
+        for j in _first(used > limit):
+            message = f"batch {j} processes {used[j]} {name}, the limit is {limit}"
+            yield Violation(rule="budget", batch=j, message=message)
+
+
+def check_completion(history: History) -> Iterator[Violation]:
+    """Rules 2 and 6: every request generates exactly O tokens, and is not processed after that."""
+    requests = history.instance.requests
+    generated = np.bincount(history.schedule.request[history.generates], minlength=len(requests))
+    outputs = np.array([request.output_tokens for request in requests], dtype=np.int64)
+    for i in _first(generated != outputs):
+        message = f"generates {generated[i]} tokens, expected {outputs[i]}"
+        yield _about(history, "completion", message, request=i)
+    finished_before = history.generated_before >= outputs[history.schedule.request]
+    yield from _report("completion", history, finished_before, lambda e: "is processed after its last token")
+
+
+def check_time(history: History) -> Iterator[Violation]:
+    """Rule 7: batches do not overlap, take the time of their composition, and start after the arrivals."""
+    schedule, requests = history.schedule, history.instance.requests
+    previous_end = np.concatenate(([0], schedule.end_ns[:-1]))
+    for j in _first(schedule.start_ns < previous_end):
+        message = f"batch {j} starts at {schedule.start_ns[j]} ns, before {previous_end[j]} ns"
+        yield Violation(rule="time", batch=j, message=message)
+    expected = history.instance.cost.batch_times_ns(history.features)
+    stated = schedule.end_ns - schedule.start_ns
+    for j in _first(stated != expected):
+        message = f"batch {j} takes {stated[j]} ns, its composition costs {expected[j]} ns"
+        yield Violation(rule="time", batch=j, message=message)
+    arrivals = np.array([request.arrival_ns for request in requests], dtype=np.int64)[schedule.request]
+    starts = schedule.start_ns[schedule.batch_of_entry]
+    yield from _report(
+        "time",
+        history,
+        starts < arrivals,
+        lambda e: f"arrives at {arrivals[e]} ns, its batch starts at {starts[e]} ns",
+    )
+
+
+def check_preemption(history: History) -> Iterator[Violation]:
+    """Rule 8: only a resident, unfinished request is evicted, and only if preemption is on."""
+    schedule = history.schedule
+    if history.instance.switches.preemption is Preemption.NONE and schedule.num_preemptions:
+        message = f"{schedule.num_preemptions} evictions, but preemption is none"
+        yield Violation(rule="preemption", message=message)
+    for k in _first(history.kv_lost == 0):
+        i, j = int(schedule.evicted_request[k]), int(schedule.evicted_batch[k])
+        yield _about(history, "preemption", "is evicted but holds no KV cache", request=i, batch=j)
+    last = np.full(len(history.instance.requests), schedule.num_batches, dtype=np.int64)
+    last[schedule.request[history.finishes]] = schedule.batch_of_entry[history.finishes]
+    for k in _first(schedule.evicted_batch > last[schedule.evicted_request]):
+        i, j = int(schedule.evicted_request[k]), int(schedule.evicted_batch[k])
+        yield _about(history, "preemption", "is evicted after its last token", request=i, batch=j)
+
+
+def check_chunking(history: History) -> Iterator[Violation]:
+    """Without chunked prefill a prompt or refill is processed in one batch."""
+    if not history.instance.switches.chunked_prefill:
+        partial = ~history.decodes & ~history.generates
+        yield from _report("chunked prefill", history, partial, lambda e: "gets a chunk, but chunking is off")
+
+
+def check_hybrid(history: History) -> Iterator[Violation]:
+    """Without hybrid batches a batch holds prefills or decodes, not both."""
+    if not history.instance.switches.hybrid_batches:
+        features = history.features
+        for j in _first((features.num_prefills > 0) & (features.num_decodes > 0)):
+            message = (
+                f"batch {j} mixes {features.num_prefills[j]} prefills with {features.num_decodes[j]} decodes"
+            )
+            yield Violation(rule="hybrid batches", batch=j, message=message)
+
+
+def check_holding(history: History) -> Iterator[Violation]:
+    """Without holding every resident request is processed in every batch."""
+    if not history.instance.switches.holding:
+        admitted = (history.kv_before == 0).astype(np.int64)
+        ones = np.ones(len(admitted), dtype=np.int64)
+        evicted = (history.kv_lost > 0).astype(np.int64)
+        residents = _resident_total(history, gained=admitted, released=ones, lost=evicted)
+        processed = np.diff(history.schedule.first_entry)
+        for j in _first(residents > processed):
+            message = f"batch {j} processes {processed[j]} of {residents[j]} resident requests"
+            yield Violation(rule="holding", batch=j, message=message)
+
+
+CHECKS: tuple[Callable[[History], Iterator[Violation]], ...] = (
+    check_known_tokens,
+    check_memory,
+    check_capacity,
+    check_budget,
+    check_completion,
+    check_time,
+    check_preemption,
+    check_chunking,
+    check_hybrid,
+    check_holding,
+)
+
+
+def _prompts(history: History) -> IntArray:
+    prompts = np.array([request.prompt_tokens for request in history.instance.requests], dtype=np.int64)
+    return prompts[history.schedule.request]
+
+
+def _first(mask: npt.NDArray[np.bool_]) -> list[int]:
+    """Positions of the first true values, at most as many as are shown."""
+    return [int(k) for k in np.flatnonzero(mask)[:SHOWN_PER_RULE]]
+
+
+def _about(history: History, rule: str, message: str, *, request: int, batch: int | None = None) -> Violation:
+    name = history.instance.requests[request].request_id
+    where = "" if batch is None else f" in batch {batch}"
+    return Violation(rule=rule, batch=batch, request_id=name, message=f"request {name!r}{where} {message}")
+
+
+def _report(
+    rule: str, history: History, broken: npt.NDArray[np.bool_], describe: Callable[[int], str]
+) -> Iterator[Violation]:
+    """One violation for each of the first broken entries, and one that counts the rest."""
+    schedule = history.schedule
+    for entry in _first(broken):
+        j = int(np.searchsorted(schedule.first_entry, entry, side="right")) - 1
+        yield _about(history, rule, describe(entry), request=int(schedule.request[entry]), batch=j)
+    more = int(broken.sum()) - SHOWN_PER_RULE
+    if more > 0:
+        yield Violation(rule=rule, message=f"{more} more entries break this rule")
+
+
+def _entries_where(
+    rule: str, schedule: Schedule, broken: npt.NDArray[np.bool_], template: str, values: IntArray
+) -> Iterator[Violation]:
+    for entry in _first(broken):
+        j = int(np.searchsorted(schedule.first_entry, entry, side="right")) - 1
+        text = template.format(value=values[entry])
+        yield Violation(rule=rule, batch=j, message=f"entry {entry} of batch {j}: {text}")

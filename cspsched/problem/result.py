@@ -1,0 +1,157 @@
+"""What a solver returns: the best schedule, what is proven about it, and how it came about."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from enum import StrEnum
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from cspsched.errors import InputError
+from cspsched.problem.instance import Instance
+from cspsched.problem.json_io import require_keys, require_schema
+from cspsched.problem.metrics import Objective, measure
+from cspsched.problem.referee import Violation, find_violations
+from cspsched.problem.schedule import Schedule
+
+RESULT_SCHEMA = "cspsched/result/1"
+
+
+class Status(StrEnum):
+    """What we know."""
+
+    OPTIMAL = "optimal"
+    FEASIBLE = "feasible"
+    INFEASIBLE = "infeasible"
+    UNKNOWN = "unknown"
+
+
+class StopReason(StrEnum):
+    """Why we stopped."""
+
+    PROVEN = "proven"
+    FINISHED = "finished"
+    TIME_LIMIT = "time limit"
+    INTERRUPTED = "interrupted"
+    TOO_LARGE = "too large"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Result:
+    """Outcome of solving or simulating an instance. Values in integer nanoseconds; None means not known."""
+
+    instance: Instance
+    objective: Objective
+    schedule: Schedule | None
+    primal_ns: int | None
+    dual_ns: int | None
+    status: Status
+    stop_reason: StopReason
+    found_by: str | None = None
+    """What made the schedule: a model or a policy."""
+    certificate: str | None = None
+    """Name of the proof behind the dual bound."""
+    provenance: dict[str, Any] = field(default_factory=dict)
+    """Tool versions, parameters, seed."""
+
+    @property
+    def gap(self) -> float | None:
+        """(U - L) / U: how far the proof is from closed."""
+        if self.primal_ns is None or self.dual_ns is None:
+            return None
+        return (self.primal_ns - self.dual_ns) / self.primal_ns
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything that is needed to check the result, with a schema version."""
+        return {
+            "schema": RESULT_SCHEMA,
+            "objective": self.objective.value,
+            "status": self.status.value,
+            "stop_reason": self.stop_reason.value,
+            "policy_class": self.instance.switches.policy_class,
+            "primal_ns": self.primal_ns,
+            "dual_ns": self.dual_ns,
+            "gap": self.gap,
+            "found_by": self.found_by,
+            "certificate": self.certificate,
+            "fingerprint": self.instance.fingerprint(),
+            "provenance": self.provenance,
+            "instance": self.instance.to_json(),
+            "schedule": None if self.schedule is None else self.schedule.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, data: Any, where: str = "result") -> Result:
+        """Read what `to_json` wrote.
+
+        Raises
+        ------
+        InputError
+            If the schema is another one, or a value is missing or wrong.
+        """
+        require_schema(data, RESULT_SCHEMA, where)
+        require_keys(data, where, required=("instance", "schedule", "objective", "status", "stop_reason"))
+        for key in ("primal_ns", "dual_ns"):
+            if data.get(key) is not None and type(data[key]) is not int:
+                raise InputError(f"{where}: {key} is {data[key]!r}, expected a whole number or null")
+        try:
+            objective, status = Objective(data["objective"]), Status(data["status"])
+            stop_reason = StopReason(data["stop_reason"])
+        except ValueError as error:
+            raise InputError(f"{where}: {error}") from None
+        instance = Instance.from_json(data["instance"], f"{where}: instance")
+        schedule = data["schedule"]
+        return cls(
+            instance=instance,
+            objective=objective,
+            schedule=None if schedule is None else Schedule.from_json(schedule, f"{where}: schedule"),
+            primal_ns=data.get("primal_ns"),
+            dual_ns=data.get("dual_ns"),
+            status=status,
+            stop_reason=stop_reason,
+            found_by=data.get("found_by"),
+            certificate=data.get("certificate"),
+            provenance=data.get("provenance", {}),
+        )
+
+    def write(self, path: Path) -> None:
+        """Write the result as JSON.
+
+        Raises
+        ------
+        InputError
+            If the file cannot be written.
+        """
+        try:
+            path.write_text(json.dumps(self.to_json()) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"{path} cannot be written: {error.strerror}") from None
+
+    def violations(self) -> list[Violation]:
+        """What the referee objects to: broken rules, and an objective value that is not the schedule's."""
+        if self.schedule is None:
+            return []
+        broken = find_violations(self.instance, self.schedule)
+        if broken:
+            return broken
+        value = measure(self.instance, self.schedule).objective_ns(self.objective)
+        if value != self.primal_ns:
+            message = f"states {self.objective} {self.primal_ns} ns, the schedule's is {value} ns"
+            broken.append(Violation(rule="objective", message=message))
+        if self.dual_ns is not None and self.dual_ns > value:
+            message = f"states the bound {self.dual_ns} ns, above its own schedule's {value} ns"
+            broken.append(Violation(rule="bound", message=message))
+        return broken
+
+
+def tool_versions() -> dict[str, str]:
+    """Versions of cspsched and OR-Tools, as installed."""
+    versions = {}
+    for package in ("cspsched", "ortools"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    return versions

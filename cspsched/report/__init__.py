@@ -1,0 +1,1 @@
+"""Tables, Markdown and figures of a comparison or a solution."""

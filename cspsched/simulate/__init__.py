@@ -1,0 +1,1 @@
+"""The event simulator: engine, KV block pool, log."""

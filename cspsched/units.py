@@ -1,0 +1,38 @@
+"""Integer nanoseconds and seconds; every rounding has a name that says its direction."""
+
+from __future__ import annotations
+
+from decimal import ROUND_HALF_EVEN, Decimal
+from fractions import Fraction
+
+NS_PER_S = 1_000_000_000
+
+
+def seconds_to_ns(seconds: str | float | Decimal) -> int:
+    """Nanoseconds nearest to a time in seconds; text is read exactly, digit by digit.
+
+    Raises
+    ------
+    ValueError
+        If the text is no finite number.
+    """
+    try:
+        value = Decimal(seconds if isinstance(seconds, str) else repr(float(seconds)))
+        return int((value * NS_PER_S).to_integral_value(rounding=ROUND_HALF_EVEN))
+    except ArithmeticError as error:
+        raise ValueError(f"not a finite number: {seconds!r}") from error
+
+
+def ns_to_seconds(time_ns: int | float) -> float:
+    """Seconds as a float, for people to read; never used to decide anything."""
+    return time_ns / NS_PER_S
+
+
+def ceil_div(numerator: int, denominator: int) -> int:
+    """Quotient rounded up, in exact integers (denominator > 0)."""
+    return -(-numerator // denominator)
+
+
+def round_up(value: Fraction) -> int:
+    """Smallest integer not below a rational: a lower bound on integers stays a lower bound."""
+    return ceil_div(value.numerator, value.denominator)
