@@ -1,0 +1,18 @@
+"""The format of cspsched itself: `request_id,arrival_s,prompt_tokens,output_tokens[,priority]`."""
+
+from __future__ import annotations
+
+from cspsched.trace.cells import arrival_in_seconds
+from cspsched.trace.format import TraceFormat
+
+NATIVE = TraceFormat(
+    name="native",
+    id_column="request_id",
+    arrival_column="arrival_s",
+    prompt_column="prompt_tokens",
+    output_column="output_tokens",
+    priority_column="priority",
+    parse_arrival=arrival_in_seconds,
+    # A misspelt `priority` must not be ignored in silence.
+    ignores_other_columns=False,
+)

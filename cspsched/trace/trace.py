@@ -1,0 +1,30 @@
+"""A trace: requests in the order of their arrival."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+from cspsched.errors import TraceError
+from cspsched.problem.request import Request
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trace:
+    """At least one request, sorted by arrival, and where they come from."""
+
+    name: str
+    """The file's name without its suffix, or the generator's profile."""
+    format: str
+    """`native`, `azure`, `vidur` or `generated`."""
+    requests: tuple[Request, ...]
+
+    def __post_init__(self) -> None:
+        if not self.requests:
+            raise TraceError(f"trace {self.name!r} has no requests, expected at least one")
+        for before, after in pairwise(self.requests):
+            if after.arrival_ns < before.arrival_ns:
+                raise TraceError(
+                    f"trace {self.name!r}: request {after.request_id!r} stands behind {before.request_id!r} "
+                    "and arrives before it, expected requests sorted by arrival"
+                )
