@@ -1,0 +1,269 @@
+"""Architectures of LLMs and devices they run on, with the counts that follow from their shape."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cspsched.costs.facts import fact_names, fact_path, read_toml
+from cspsched.errors import InputError
+from cspsched.problem.json_io import require_int, require_keys
+from cspsched.units import ceil_div
+
+MODEL_FOLDER = "models/llms"
+DEVICE_FOLDER = "models/devices"
+GIB = 2**30
+
+
+class WeightCounts(NamedTuple):
+    """Parameters of a model by what they are for (dimensionless counts)."""
+
+    embedding: int
+    attention: int
+    mlp: int
+    """Gated MLP of all layers; for a mixture of experts all experts and the router."""
+    norms: int
+    head: int
+    """Language-model head; 0 where it shares the embedding's weights."""
+
+
+class EngineDefaults(NamedTuple):
+    """What an engine runs with when nothing is asked for."""
+
+    max_batch_tokens: int
+    max_batch_requests: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moe:
+    """Mixture of experts that replaces the MLP of every layer."""
+
+    num_experts: int
+    experts_per_token: int
+    expert_intermediate_size: int
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "moe")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LlmModel:
+    """Shape of a decoder-only LLM with grouped-query attention and a gated MLP.
+
+    Attributes
+    ----------
+    name
+        Name of its file.
+    title, source
+        For people: what it is called, and where every number comes from.
+    max_model_len
+        Longest sequence in tokens.
+    qkv_bias, qk_norm
+        Whether the query, key and value projections have a bias; whether queries and keys are normalised.
+    dtype_bytes
+        Bytes of a weight and of a KV element.
+    """
+
+    name: str
+    title: str
+    source: str
+    num_layers: int
+    hidden_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    vocab_size: int
+    tied_embeddings: bool
+    max_model_len: int
+    qkv_bias: bool
+    qk_norm: bool
+    dtype_bytes: int
+    moe: Moe | None = None
+
+    def __post_init__(self) -> None:
+        _require_positive(self, f"model {self.name!r}")
+
+    @property
+    def num_parameters(self) -> int:
+        """Exact number of weights, as the model's authors count them."""
+        return sum(self.weights_per_rank())
+
+    @property
+    def mlp_width(self) -> int:
+        """Intermediate features that one token uses in one layer."""
+        if self.moe is None:
+            return self.intermediate_size
+        return self.moe.experts_per_token * self.moe.expert_intermediate_size
+
+    def kv_heads_per_rank(self, tensor_parallel: int = 1) -> int:
+        """KV heads that one tensor-parallel rank stores; heads are replicated once ranks outnumber them."""
+        return ceil_div(self.num_kv_heads, tensor_parallel)
+
+    def kv_bytes_per_token(self, tensor_parallel: int = 1) -> int:
+        """Bytes of KV cache that one token takes on one tensor-parallel rank, all layers together."""
+        features = self.kv_heads_per_rank(tensor_parallel) * self.head_dim
+        return 2 * self.num_layers * features * self.dtype_bytes
+
+    def weights_per_rank(self, tensor_parallel: int = 1) -> WeightCounts:
+        """Weights that one tensor-parallel rank holds (Megatron sharding; norms and router replicated).
+
+        Raises
+        ------
+        InputError
+            If the attention heads cannot be shared out evenly.
+        """
+        if tensor_parallel < 1 or self.num_heads % tensor_parallel:
+            raise InputError(
+                f"tensor_parallel is {tensor_parallel}, expected a divisor of the {self.num_heads} "
+                f"attention heads of {self.name}"
+            )
+        vocabulary = ceil_div(self.vocab_size, tensor_parallel) * self.hidden_size
+        return WeightCounts(
+            embedding=vocabulary,
+            attention=self.num_layers * self._layer_attention(tensor_parallel),
+            mlp=self.num_layers * self._layer_mlp(tensor_parallel),
+            norms=(2 * self.num_layers + 1) * self.hidden_size,
+            head=0 if self.tied_embeddings else vocabulary,
+        )
+
+    def _layer_attention(self, tensor_parallel: int) -> int:
+        q_size = self.num_heads // tensor_parallel * self.head_dim
+        qkv_size = q_size + 2 * self.kv_heads_per_rank(tensor_parallel) * self.head_dim
+        bias = qkv_size if self.qkv_bias else 0
+        head_norms = 2 * self.head_dim if self.qk_norm else 0
+        return self.hidden_size * (qkv_size + q_size) + bias + head_norms
+
+    def _layer_mlp(self, tensor_parallel: int) -> int:
+        if self.moe is None:
+            return 3 * self.hidden_size * ceil_div(self.intermediate_size, tensor_parallel)
+        width = ceil_div(self.moe.expert_intermediate_size, tensor_parallel)
+        # The router (one more output per expert) is replicated on every rank.
+        return self.moe.num_experts * self.hidden_size * (3 * width + 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """A GPU. Peak rates are dense, in floating-point operations per second.
+
+    Attributes
+    ----------
+    memory_bytes
+        Total that the driver reports to a process, which is less than the name of the card says.
+    peak_flops_bf16
+        None where the device has no bfloat16 matrix units.
+    """
+
+    name: str
+    title: str
+    source: str
+    architecture: str
+    memory_bytes: int
+    memory_bandwidth_bytes_per_s: float
+    peak_flops_fp16: float
+    peak_flops_bf16: float | None = None
+
+    def __post_init__(self) -> None:
+        _require_positive(self, f"device {self.name!r}")
+
+
+def model_names() -> list[str]:
+    """Names of the models that ship with cspsched."""
+    return fact_names(MODEL_FOLDER)
+
+
+def device_names() -> list[str]:
+    """Names of the devices that ship with cspsched."""
+    return fact_names(DEVICE_FOLDER)
+
+
+def load_model(name: str) -> LlmModel:
+    """Read a shipped model.
+
+    Raises
+    ------
+    UsageError
+        If there is none of that name.
+    """
+    return read_model(fact_path("model", MODEL_FOLDER, name))
+
+
+def load_device(name: str) -> Device:
+    """Read a shipped device.
+
+    Raises
+    ------
+    UsageError
+        If there is none of that name.
+    """
+    return read_device(fact_path("device", DEVICE_FOLDER, name))
+
+
+def read_model(path: Path) -> LlmModel:
+    """Read the TOML file of a model; its name is the file's.
+
+    Raises
+    ------
+    InputError
+        If a field is missing, unknown, or not what it has to be.
+    """
+    data = read_toml(path)
+    if "moe" in data:
+        data["moe"] = Moe(**_checked(data["moe"], Moe, f"{path}: moe"))
+    return LlmModel(**_checked({"name": path.stem, **data}, LlmModel, str(path)))
+
+
+def read_device(path: Path) -> Device:
+    """Read the TOML file of a device; its name is the file's.
+
+    Raises
+    ------
+    InputError
+        If a field is missing, unknown, or not what it has to be.
+    """
+    return Device(**_checked({"name": path.stem, **read_toml(path)}, Device, str(path)))
+
+
+def engine_defaults(device: Device) -> EngineDefaults:
+    """Batch limits that vLLM V1's API server chooses by the memory of the device.
+
+    From vLLM's `EngineArgs`: 16384 tokens and 1024 requests from 160 GiB on, 8192 and 1024 from
+    70 GiB on unless the device is an A100, otherwise 2048 and 256.
+    """
+    if device.memory_bytes >= 160 * GIB:
+        return EngineDefaults(max_batch_tokens=16384, max_batch_requests=1024)
+    if device.memory_bytes >= 70 * GIB and "a100" not in device.title.lower():
+        return EngineDefaults(max_batch_tokens=8192, max_batch_requests=1024)
+    return EngineDefaults(max_batch_tokens=2048, max_batch_requests=256)
+
+
+def _checked(data: Any, cls: type, where: str) -> dict[str, Any]:
+    """Table with exactly the fields of a dataclass, each of the type that its annotation names."""
+    optional = [field.name for field in fields(cls) if field.default is None]
+    required = [field.name for field in fields(cls) if field.name not in optional]
+    require_keys(data, where, required=required, optional=optional)
+    for field in fields(cls):
+        if field.name in data:
+            _require_type(data, field.name, str(field.type), where)
+    return dict(data)
+
+
+def _require_type(data: dict[str, Any], key: str, annotation: str, where: str) -> None:
+    value = data[key]
+    if annotation == "int":
+        require_int(data, key, where)
+    elif annotation == "bool" and not isinstance(value, bool):
+        raise InputError(f"{where}: {key} is {value!r}, expected true or false")
+    elif annotation == "str" and not isinstance(value, str):
+        raise InputError(f"{where}: {key} is {value!r}, expected text")
+    elif annotation.startswith("float") and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise InputError(f"{where}: {key} is {value!r}, expected a number")
+
+
+def _require_positive(record: Any, where: str) -> None:
+    for field in fields(record):
+        value = getattr(record, field.name)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if is_number and not value > 0:
+            raise InputError(f"{where}: {field.name} is {value}, expected more than 0")
