@@ -37,3 +37,7 @@ class LimitError(CspschedError):
     """A limit was hit before there was anything to return."""
 
     exit_code = 5
+
+
+class InternalError(CspschedError):
+    """Two parts of cspsched disagree: a bug, said instead of hidden."""

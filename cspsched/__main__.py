@@ -1,0 +1,5 @@
+"""`python -m cspsched`."""
+
+from cspsched.cli import main
+
+main()

@@ -1,0 +1,94 @@
+"""The group of commands, loaded lazily, and the one place where errors become exit codes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+
+import click
+
+from cspsched.errors import CspschedError
+
+INTERRUPTED = 130
+
+COMMANDS = {
+    "solve": ("cspsched.cli.solve:solve_command", "Best schedule of a small trace, with a certified bound."),
+    "compare": ("cspsched.cli.compare:compare_command", "How far policies are from optimal on a trace."),
+    "simulate": ("cspsched.cli.simulate:simulate_command", "Run one policy over a trace."),
+    "bound": ("cspsched.cli.bound:bound_command", "Certified lower bounds that no schedule can beat."),
+    "check": ("cspsched.cli.check:check_command", "Judge a schedule file by the referee."),
+    "trace": ("cspsched.cli.trace:trace_group", "Describe and generate traces."),
+    "capacity": ("cspsched.cli.facts:capacity_command", "Where the GPU memory goes, and the KV blocks left."),
+    "policies": ("cspsched.cli.facts:policies_command", "List the policies and their settings."),
+    "models": ("cspsched.cli.facts:models_command", "List the LLM architectures."),
+    "devices": ("cspsched.cli.facts:devices_command", "List the devices."),
+    "costs": ("cspsched.cli.facts:costs_command", "List the cost models with source and fit error."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command's module only when the command is called or its own help is asked."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names in the order of the table."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import and return a command."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        command: click.Command = getattr(import_module(module), attribute)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Suggest the nearest command for an unknown name."""
+        if args and args[0] not in COMMANDS:
+            from difflib import get_close_matches
+
+            near = get_close_matches(args[0], COMMANDS, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise click.UsageError(f"no such command {args[0]!r}{hint} There are: {', '.join(COMMANDS)}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, short) for name, (_, short) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="cspsched", prog_name="cspsched")
+def cspsched_group() -> None:
+    """How far is an LLM server's scheduler from the best possible schedule?
+
+    \b
+    cspsched compare --heuristics vllm sarathi      policies on a bundled trace
+    cspsched solve trace.csv                        the best schedule, with a proof
+    """  # noqa: D301 - click's marker for text that is not to be wrapped
+
+
+def run(command: click.Command, arguments: Sequence[str]) -> int:
+    """Run a command and turn whatever happens into an exit code; an error is one line on stderr."""
+    try:
+        code = command.main(args=list(arguments), prog_name="cspsched", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return error.exit_code
+    except click.ClickException as error:
+        where = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "cspsched"
+        click.echo(f"error: {_one_line(error.format_message())} (see '{where} --help')", err=True)
+        return error.exit_code
+    except CspschedError as error:
+        click.echo(f"error: {_one_line(str(error))}", err=True)
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted", err=True)
+        return INTERRUPTED
+    return code if isinstance(code, int) else 0
+
+
+def _one_line(message: str) -> str:
+    return " ".join(message.split()).rstrip(".")

@@ -1,0 +1,162 @@
+"""Options that several commands share, and the values that they are parsed into."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from cspsched.serving import Serving
+    from cspsched.trace import Trace
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+BUNDLED_TRACE = "chat-2000"
+SECONDS = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0}
+
+
+class Duration(click.ParamType):
+    """A time with its unit, such as 60s, 5min or 500ms; its value is in seconds."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Seconds of a text."""
+        if isinstance(value, int | float):
+            return float(value)
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|min|h)", value.strip())
+        if match is None:
+            self.fail(f"{value!r} is no time with a unit, such as 60s, 5min or 500ms", param, ctx)
+        return float(match[1]) * SECONDS[match[2]]
+
+
+class Window(click.ParamType):
+    """Two times in seconds, `start:end`; either may be left out."""
+
+    name = "start:end"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[float, float]:
+        """Start and end in seconds."""
+        start, colon, end = str(value).partition(":")
+        try:
+            if not colon:
+                raise ValueError
+            return float(start or 0), float(end or "inf")
+        except ValueError:
+            self.fail(f"{value!r} is no window in seconds, such as 60:120 or :300", param, ctx)
+
+
+class ManyValuesCommand(click.Command):
+    """A command whose options marked `multiple` take several values after one name.
+
+    `--heuristics vllm sarathi` is read as `--heuristics vllm --heuristics sarathi`. The values end at the next
+    option, or at an existing file, which is the trace.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Repeat the option's name before each further value."""
+        many = {name for parameter in self.params if _takes_many(parameter) for name in parameter.opts}
+        spread: list[str] = []
+        option: str | None = None
+        expects_value = False
+        for argument in args:
+            if argument.startswith("-"):
+                name = argument.partition("=")[0]
+                option = name if name in many else None
+                expects_value = option is not None and "=" not in argument
+            elif option is not None and Path(argument).is_file():
+                option = None
+            elif option is not None:
+                if not expects_value:
+                    spread.append(option)
+                expects_value = False
+            spread.append(argument)
+        return super().parse_args(ctx, spread)
+
+
+def _takes_many(parameter: click.Parameter) -> bool:
+    return isinstance(parameter, click.Option) and parameter.multiple
+
+
+def _stack(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    def decorate(command: Command) -> Command:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return decorate
+
+
+trace_options = _stack(
+    click.option("--limit", type=click.IntRange(min=1), help="Keep the first so many requests."),
+    click.option("--window", type=Window(), help="Keep arrivals in [start, end) seconds from the first."),
+    click.option("--scale-rate", type=float, metavar="FACTOR", help="Multiply the arrival rate."),
+)
+"""Selection of requests; collected by `selected_trace`."""
+
+hardware_options = _stack(
+    click.option("--model", help="LLM architecture (see 'cspsched models').  [default: llama-3.1-8b]"),
+    click.option("--device", help="GPU (see 'cspsched devices').  [default: h100]"),
+    click.option("--tensor-parallel", type=click.IntRange(min=1), help="GPUs that share the model."),
+    click.option("--block-tokens", type=click.IntRange(min=1), default=16, show_default=True,
+                 help="Tokens of a KV block."),
+    click.option("--max-batch-tokens", type=click.IntRange(min=1),
+                 help="C: token budget of a batch.  [default: vLLM V1's on the device]"),
+    click.option("--max-batch-requests", type=click.IntRange(min=1),
+                 help="R: most requests in a batch.  [default: vLLM V1's on the device]"),
+    click.option("--gpu-memory-utilization", type=click.FloatRange(min=0, max=1, min_open=True), default=0.92,
+                 show_default=True, help="Share of the device that the engine may fill."),
+)  # fmt: skip
+"""Model, device and limits of a batch."""
+
+serving_options = _stack(
+    hardware_options,
+    click.option("--cost", help="Cost model: a name (see 'cspsched costs') or a TOML/JSON file."),
+    click.option("--kv-tokens", type=click.IntRange(min=1), help="KV capacity in tokens, instead of the plan."),
+    click.option("--kv-blocks", type=click.IntRange(min=1), help="KV capacity in blocks, instead of the plan."),
+    click.option("--max-model-len", type=click.IntRange(min=1), help="Longest prompt + output that is taken."),
+)
+"""Everything that turns a trace into an instance; collected by `instance_serving`."""
+
+objective_option = click.option(
+    "--objective",
+    type=click.Choice(["makespan", "latency", "ttft"]),
+    default="makespan",
+    show_default=True,
+    help="What is minimised: end of the last batch, sum of latencies, sum of times to first token.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON with a schema field.")
+workers_option = click.option(
+    "--workers", type=click.IntRange(min=1), default=2, show_default=True, help="Threads of the exact solver."
+)
+seed_option = click.option("--seed", type=int, default=0, show_default=True, help="Seed of the exact solver.")
+trace_argument = click.argument("trace", type=click.Path(path_type=Path))
+optional_trace_argument = click.argument("trace", type=click.Path(path_type=Path), required=False)
+out_type = click.Path(path_type=Path, file_okay=False)
+
+SERVING_NAMES = (
+    "model", "device", "tensor_parallel", "cost", "block_tokens", "kv_tokens", "kv_blocks", "max_batch_tokens",
+    "max_batch_requests", "max_model_len", "gpu_memory_utilization",
+)  # fmt: skip
+
+
+def selected_trace(trace: Path | None, options: dict[str, Any]) -> Trace:
+    """Trace of a path, or the bundled one, with the selection taken out of the options."""
+    from cspsched.trace import read_trace
+    from cspsched.trace.shipped import shipped_trace_path
+
+    selection = {name: options.pop(name) for name in ("limit", "window", "scale_rate")}
+    return read_trace(trace or shipped_trace_path(BUNDLED_TRACE), **selection)
+
+
+def instance_serving(options: dict[str, Any], **extra: Any) -> Serving:
+    """Serving set-up, taken out of the options."""
+    from cspsched.serving import Serving
+
+    return Serving(**{name: options.pop(name) for name in SERVING_NAMES if name in options}, **extra)

@@ -1,0 +1,133 @@
+"""Starts and ends of the batches, and the objectives on top of them; shared by all models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ortools.sat.python import cp_model
+
+from cspsched.exact.pricing import Amount, BatchExpressions, add_duration
+from cspsched.problem.cost import CostModel
+from cspsched.problem.instance import Instance
+from cspsched.problem.metrics import Objective
+
+WORST_SUM = 2**60
+"""A model whose sums could pass this is not built: 64-bit arithmetic would be at risk."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Waiting:
+    """Who waits for which batch, for one objective (its requests wait for their first or last token).
+
+    Attributes
+    ----------
+    literals
+        (request, batch, literal): if the literal is true, the request waits at least until the batch ends.
+    counts
+        For each batch, how many requests wait when it starts.
+    """
+
+    literals: Sequence[tuple[int, int, cp_model.IntVar]]
+    counts: Sequence[Amount]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timeline:
+    """Batches of a model in time. `present(i, j)` is a literal: request i is processed in batch j."""
+
+    model: cp_model.CpModel
+    instance: Instance
+    batches: Sequence[BatchExpressions]
+    durations: Sequence[cp_model.IntVar]
+    ends: Sequence[cp_model.IntVar]
+    latest_ns: int
+
+
+def add_timeline(
+    model: cp_model.CpModel,
+    instance: Instance,
+    batches: Sequence[BatchExpressions],
+    present: Callable[[int, int], cp_model.IntVar],
+) -> Timeline:
+    r"""Rule 7: $S_j \ge S_{j-1} + T_{j-1}$, and $S_j \ge a_i$ for every i processed in batch j."""
+    amounts = [add_duration(model, instance.cost, batch) for batch in batches]
+    arrivals = [request.arrival_ns for request in instance.requests]
+    latest = max(arrivals) + sum(amount.most for amount in amounts)
+    durations, ends = [], []
+    previous: cp_model.LinearExprT = 0
+    for j, amount in enumerate(amounts):
+        duration = model.new_int_var(0, amount.most, f"duration[{j}]")
+        model.add(duration == amount.expression)
+        end = model.new_int_var(0, latest, f"end[{j}]")
+        if max(arrivals) == 0:
+            model.add(end == previous + duration)
+        else:
+            start = model.new_int_var(0, latest, f"start[{j}]")
+            model.add(start >= previous)
+            model.add(end == start + duration)
+            for i, arrival in enumerate(arrivals):
+                if arrival:
+                    model.add(start >= arrival).only_enforce_if(present(i, j))
+        durations.append(duration)
+        ends.append(end)
+        previous = end
+    return Timeline(
+        model=model, instance=instance, batches=batches, durations=durations, ends=ends, latest_ns=latest
+    )
+
+
+def worst_sum(timeline: Timeline, objective: Objective) -> int:
+    """Largest value that a sum in the model can take, to be kept below `WORST_SUM`."""
+    count = 1 if objective is Objective.MAKESPAN else len(timeline.instance.requests)
+    return count * timeline.latest_ns
+
+
+def objective_expression(timeline: Timeline, objective: Objective, waiting: Waiting) -> cp_model.LinearExprT:
+    """Value to minimise, in nanoseconds."""
+    if objective is Objective.MAKESPAN:
+        return timeline.ends[-1]
+    if any(request.arrival_ns for request in timeline.instance.requests):
+        return _sum_of_token_times(timeline, waiting)
+    return _sum_of_waiting(timeline, waiting)
+
+
+def constant_duration_ns(cost: CostModel) -> int | None:
+    """Duration of every batch if the cost model does not look at its composition, else None."""
+    flat = CostModel(
+        name=cost.name, step=cost.step, prefill_batch=cost.prefill_batch, decode_batch=cost.prefill_batch
+    )
+    return cost.step_ceil + cost.prefill_batch_ceil if cost == flat else None
+
+
+def _sum_of_waiting(timeline: Timeline, waiting: Waiting) -> cp_model.LinearExprT:
+    r"""All requests at 0: $\sum_i t_i = \sum_j T_j U_j$, with U_j requests waiting when batch j starts.
+
+    Of the encodings tried it is the one whose bound rises above the closed-form one.
+    """
+    model = timeline.model
+    constant = constant_duration_ns(timeline.instance.cost)
+    if constant is not None:
+        # A request waits only for batches that run, so T_j U_j is linear.
+        return constant * cp_model.LinearExpr.sum([count.expression for count in waiting.counts])
+    products = []
+    for j, (duration, count) in enumerate(zip(timeline.durations, waiting.counts, strict=True)):
+        waiters = model.new_int_var(0, count.most, f"waiters[{j}]")
+        model.add(waiters == count.expression)
+        most = count.most * timeline.latest_ns
+        product = model.new_int_var(0, most, f"waited[{j}]")
+        model.add_multiplication_equality(product, [duration, waiters])
+        products.append(product)
+    return cp_model.LinearExpr.sum(products)
+
+
+def _sum_of_token_times(timeline: Timeline, waiting: Waiting) -> cp_model.LinearExprT:
+    """With arrivals: the token of a request is no earlier than the end of each batch that it waits for."""
+    model, requests = timeline.model, timeline.instance.requests
+    times = [
+        model.new_int_var(request.arrival_ns, timeline.latest_ns, f"token_time[{i}]")
+        for i, request in enumerate(requests)
+    ]
+    for i, j, literal in waiting.literals:
+        model.add(times[i] >= timeline.ends[j]).only_enforce_if(literal)
+    return cp_model.LinearExpr.sum(times) - sum(request.arrival_ns for request in requests)

@@ -1,0 +1,101 @@
+"""A comparison as rows of text, for terminal, Markdown and HTML alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from cspsched.compare import CLAIRVOYANT, Comparison, PolicyRow, Reference
+
+Column = tuple[str, Callable[[PolicyRow, dict[str, Any]], str]]
+
+COLUMNS: tuple[Column, ...] = (
+    ("policy", lambda row, _: row.policy),
+    ("makespan", lambda _, m: seconds(m["makespan_s"])),
+    ("latency mean", lambda _, m: seconds(m["latency_s"]["mean"])),
+    ("latency p99", lambda _, m: seconds(m["latency_s"]["p99"])),
+    ("TTFT mean", lambda _, m: seconds(m["ttft_s"]["mean"])),
+    ("TTFT p99", lambda _, m: seconds(m["ttft_s"]["p99"])),
+    ("TPOT mean", lambda _, m: _mean(m["tpot_s"])),
+    ("ITL p99", lambda _, m: "-" if m["itl_s"] is None else seconds(m["itl_s"]["p99"])),
+    ("preemptions", lambda _, m: f"{m['preemptions']:,}"),
+    ("recomputed tokens", lambda _, m: f"{m['recomputed_tokens']:,}"),
+    ("batches", lambda _, m: f"{m['num_batches']:,}"),
+    ("certified excess", lambda row, _: excess(row.excess)),
+)
+
+
+def header(comparison: Comparison) -> list[str]:
+    """Names of the columns; the last one says of which objective."""
+    names = [name for name, _ in COLUMNS]
+    return [*names[:-1], f"certified excess ({comparison.objective})"]
+
+
+def rows(comparison: Comparison) -> list[list[str]]:
+    """One row of text for each policy."""
+    summaries = [(row, row.metrics.to_json()) for row in comparison.rows]
+    return [[cell(row, summary) for _, cell in COLUMNS] for row, summary in summaries]
+
+
+def footnotes(comparison: Comparison) -> list[str]:
+    """What the reference is, what was rejected, and what the reader must know."""
+    notes = [reference_sentence(comparison), CLAIRVOYANT]
+    if comparison.rejections:
+        count, first = len(comparison.rejections), comparison.rejections[0].reason
+        notes.append(f"{count} requests were rejected and left out, the same for every policy; the first: {first}.")
+    return notes
+
+
+def reference_sentence(comparison: Comparison) -> str:
+    """What the excess is measured against, in one sentence."""
+    reference, requests = comparison.reference, len(comparison.instance.requests)
+    what = "makespan" if comparison.objective.value == "makespan" else f"mean {comparison.objective}"
+
+    def value(value_ns: int) -> str:
+        return seconds(comparison.objective.mean_s(value_ns, requests))
+
+    if reference.is_optimum:
+        return (
+            f"Reference: the optimum, {what} {value(reference.best_known_ns)}, found by "
+            f"{reference.best_known_by}, proven by {reference.certificate}."
+        )
+    return (
+        f"Reference: the optimal {what} lies between {value(reference.bound_ns)} (certificate: "
+        f"{reference.certificate}) and {value(reference.best_known_ns)} (schedule: {reference.best_known_by}), "
+        f"so each excess is an interval{_why_open(reference)}."
+    )
+
+
+def _why_open(reference: Reference) -> str:
+    return f"; the search stopped: {reference.stop_reason}"
+
+
+def markdown(comparison: Comparison) -> str:
+    """Table and footnotes in Markdown."""
+    lines = [header(comparison), ["---"] * len(COLUMNS), *rows(comparison)]
+    table = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    return table + "\n\n" + "\n".join(f"- {note}" for note in footnotes(comparison)) + "\n"
+
+
+def seconds(value: float) -> str:
+    """A time with the unit that fits it."""
+    for unit, scale in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
+        if value >= scale:
+            return f"{value / scale:,.4g} {unit}" if value < 1e4 else f"{value:,.1f} s"
+    return f"{value * 1e9:,.4g} ns"
+
+
+def excess(interval: Sequence[float]) -> str:
+    """An excess as a percentage, or as an interval where the optimum is not known."""
+    low, high = (percent(value) for value in interval)
+    return low if low == high else f"{low} to {high}"
+
+
+def percent(value: float) -> str:
+    """A ratio in percent with two decimals, more where it is small."""
+    digits = 2 if value == 0 or value >= 1e-4 else 4
+    return f"{value * 100:.{digits}f} %"
+
+
+def _mean(summary: dict[str, float] | None) -> str:
+    return "-" if summary is None else seconds(summary["mean"])

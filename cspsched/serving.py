@@ -1,0 +1,121 @@
+"""From a trace to an instance: which model on which device, and the engine's limits there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cspsched.costs.kv_capacity import KvPlan, plan_kv_capacity
+from cspsched.costs.models import engine_defaults, load_device, load_model
+from cspsched.costs.presets import (
+    DEFAULT_DEVICE,
+    DEFAULT_MODEL,
+    default_cost_name,
+    describe_cost,
+    load_cost,
+)
+from cspsched.errors import InputError, UsageError
+from cspsched.problem.instance import Instance, Limits, Switches
+from cspsched.trace.trace import Trace
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serving:
+    """Model, device and limits of one replica; what is None takes the engine's or the cost model's default.
+
+    Attributes
+    ----------
+    model, device, tensor_parallel
+        Names of shipped facts; defaults: those of the cost model, else Llama-3.1-8B on an H100.
+    cost
+        Name of a shipped cost model or a TOML/JSON file; default: the one measured on model and device.
+    kv_tokens, kv_blocks
+        KV capacity; default: what the KV capacity planner leaves.
+    max_batch_tokens, max_batch_requests
+        C and R; default: those of vLLM V1 on the device.
+    """
+
+    model: str | None = None
+    device: str | None = None
+    tensor_parallel: int | None = None
+    cost: str | Path | None = None
+    block_tokens: int = 16
+    kv_tokens: int | None = None
+    kv_blocks: int | None = None
+    max_batch_tokens: int | None = None
+    max_batch_requests: int | None = None
+    max_model_len: int | None = None
+    gpu_memory_utilization: float = 0.92
+    switches: Switches = field(default_factory=Switches)
+
+
+def make_instance(trace: Trace, serving: Serving | None = None) -> Instance:
+    """Instance of a trace, by default served by Llama-3.1-8B on one H100.
+
+    Raises
+    ------
+    UsageError
+        If a name is unknown, or both kv_tokens and kv_blocks are given.
+    InputError
+        If a file cannot be read, or the capacity holds no KV block.
+    """
+    serving = serving or Serving()
+    model, device, tensor_parallel = _hardware(serving)
+    cost = serving.cost or default_cost_name(model, device, tensor_parallel)
+    max_model_len = serving.max_model_len or load_model(model).max_model_len
+    batch_tokens, batch_requests = _batch_limits(serving, device)
+    limits = Limits(
+        kv_blocks=_kv_blocks(serving),
+        block_tokens=serving.block_tokens,
+        max_batch_tokens=batch_tokens,
+        max_batch_requests=batch_requests,
+        max_model_len=max_model_len,
+    )
+    return Instance(requests=trace.requests, limits=limits, cost=load_cost(cost), switches=serving.switches)
+
+
+def plan_memory(serving: Serving) -> KvPlan:
+    """Where the memory of one rank goes, byte by byte; same errors as `make_instance`."""
+    model, device, tensor_parallel = _hardware(serving)
+    batch_tokens, batch_requests = _batch_limits(serving, device)
+    return plan_kv_capacity(
+        load_model(model),
+        load_device(device),
+        tensor_parallel=tensor_parallel,
+        block_tokens=serving.block_tokens,
+        gpu_memory_utilization=serving.gpu_memory_utilization,
+        max_batch_tokens=batch_tokens,
+        max_batch_requests=batch_requests,
+    )
+
+
+def _hardware(serving: Serving) -> tuple[str, str, int]:
+    """Model, device and tensor parallelism: as given, as the cost model was measured, or the default."""
+    measured = describe_cost(serving.cost) if serving.cost else None
+    model = serving.model or (measured and measured.model) or DEFAULT_MODEL
+    device = serving.device or (measured and measured.device) or DEFAULT_DEVICE
+    tensor_parallel = serving.tensor_parallel or (measured and measured.tensor_parallel) or 1
+    return model, device, tensor_parallel
+
+
+def _batch_limits(serving: Serving, device: str) -> tuple[int, int]:
+    defaults = engine_defaults(load_device(device))
+    return (
+        serving.max_batch_tokens or defaults.max_batch_tokens,
+        serving.max_batch_requests or defaults.max_batch_requests,
+    )
+
+
+def _kv_blocks(serving: Serving) -> int:
+    if serving.kv_tokens is not None and serving.kv_blocks is not None:
+        raise UsageError("both kv_tokens and kv_blocks are given; give one of them")
+    if serving.kv_blocks is not None:
+        return serving.kv_blocks
+    if serving.kv_tokens is None:
+        return plan_memory(serving).kv_blocks
+    if serving.kv_tokens < serving.block_tokens:
+        raise InputError(
+            f"kv_tokens is {serving.kv_tokens}, less than one KV block of {serving.block_tokens} tokens; "
+            "give more, or smaller blocks (block_tokens)"
+        )
+    return serving.kv_tokens // serving.block_tokens
