@@ -1,1 +1,7 @@
-"""The event simulator: engine, KV block pool, log."""
+"""The event simulator: engine, KV block pool, what a policy may see and do, the recorded schedule."""
+
+from cspsched.simulate.engine import LivelockError, Simulation, simulate
+from cspsched.simulate.protocol import Policy, PolicyRun
+from cspsched.simulate.step import PolicyError, Step
+
+__all__ = ["LivelockError", "Policy", "PolicyError", "PolicyRun", "Simulation", "Step", "simulate"]

@@ -1,0 +1,76 @@
+"""The registry of policies: built-in names and entry points of the group `cspsched.policies`.
+
+A policy is an object behind `Policy` (name, label, `new_run`). A factory, usually its class, is called
+without arguments, or, if it has a `settings_type` (a frozen dataclass), with one object of that type.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from cspsched.errors import UsageError
+from cspsched.policies.settings import nearest, read_settings, split_settings
+from cspsched.simulate import Policy, PolicyRun, Step
+
+__all__ = ["Policy", "PolicyRun", "Step", "make_policy", "policy_names"]
+
+ENTRY_POINT_GROUP = "cspsched.policies"
+BUILT_IN = {
+    "vllm": "cspsched.policies.vllm_v1:VllmV1",
+    "sarathi": "cspsched.policies.sarathi:Sarathi",
+}
+"""Known without any installed metadata, and not to be replaced by an entry point."""
+
+
+def policy_names() -> list[str]:
+    """Names of all policies: the built-in ones first, then those that other packages bring."""
+    others = sorted(_entry_points().keys() - BUILT_IN.keys())
+    return [*BUILT_IN, *others]
+
+
+def make_policy(text: str) -> Policy:
+    """Policy from its name and settings, such as `vllm`, `vllm:max_num_seqs=256` or `sarathi:chunk=512`.
+
+    Raises
+    ------
+    UsageError
+        If the policy or a setting is unknown, a value is wrong, or a policy of another package cannot be
+        loaded or is none.
+    """
+    name, _, settings_text = text.strip().partition(":")
+    factory = _load(name)
+    settings_type = getattr(factory, "settings_type", None)
+    settings = split_settings(settings_text, name)
+    if settings_type is not None:
+        return _checked(factory(read_settings(settings_type, settings, name)), name)
+    if settings:
+        raise UsageError(f"policy {name!r} takes no settings, got {settings_text!r}")
+    return _checked(factory(), name)
+
+
+def _entry_points() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
+
+
+def _load(name: str) -> Any:
+    """Factory of a name."""
+    if name in BUILT_IN:
+        module, _, attribute = BUILT_IN[name].partition(":")
+        return getattr(import_module(module), attribute)
+    points = _entry_points()
+    if name not in points:
+        known = policy_names()
+        raise UsageError(f"unknown policy {name!r}{nearest(name, known)}; there are: {', '.join(known)}")
+    try:
+        return points[name].load()
+    except (ImportError, AttributeError) as error:
+        where = points[name].value
+        raise UsageError(f"policy {name!r} cannot be loaded from {where}: {error}") from None
+
+
+def _checked(policy: Any, name: str) -> Policy:
+    if not isinstance(policy, Policy):
+        raise UsageError(f"policy {name!r} is a {type(policy).__name__} without name, label and new_run")
+    return policy

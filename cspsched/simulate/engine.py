@@ -1,0 +1,156 @@
+"""The event engine: arrivals in, the policy decides, the cost model prices, the clock moves on.
+
+Decisions are the policy's and bookkeeping is the engine's alone. The batch is priced from features that the
+engine adds up itself, so that the referee, who derives them again from the schedule, is a real check.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cspsched.errors import InputError
+from cspsched.problem.cost import IntArray
+from cspsched.problem.instance import Instance
+from cspsched.problem.schedule import Schedule
+from cspsched.simulate.log import ScheduleLog
+from cspsched.simulate.protocol import Policy
+from cspsched.simulate.state import State
+from cspsched.simulate.step import PolicyError, Step
+
+MAX_FRUITLESS_EVICTIONS = 100
+"""Evictions per unfinished request, without a token generated or a request arriving, that are a livelock."""
+
+
+class LivelockError(PolicyError):
+    """A policy evicts and refills in a circle."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Simulation:
+    """What a policy made of an instance.
+
+    Attributes
+    ----------
+    policy
+        Label of the policy.
+    schedule
+        Every batch in the policy's order; kv_tokens counts tokens computed.
+    held_blocks
+        Shape (num_batches,): KV blocks held during the batch. At least what the tokens occupy, and more
+        where a policy allocates ahead (Sarathi takes a whole prompt's blocks at once).
+    num_waiting
+        Shape (num_batches,): requests that have arrived and hold no KV block during the batch.
+    """
+
+    policy: str
+    schedule: Schedule
+    held_blocks: IntArray
+    num_waiting: IntArray
+
+
+def simulate(instance: Instance, policy: Policy) -> Simulation:
+    """Run a policy over an instance until every request has generated its last token.
+
+    Arrivals at or before the clock are submitted in (arrival, file) order before each decision. A decision
+    without a batch waits for the next arrival; one that only evicted is asked again at once.
+
+    Raises
+    ------
+    InputError
+        If the instance has a request that can never be served (see `Instance.split_rejected`).
+    PolicyError
+        If the policy breaks a limit, or schedules nothing although nothing more can arrive.
+    LivelockError
+        If it evicts again and again without a single token generated in between.
+    """
+    rejections = instance.split_rejected()[1]
+    if rejections:
+        raise InputError(f"{rejections[0].reason}; remove such requests first (Instance.split_rejected)")
+    engine = _Engine(instance, policy)
+    while engine.num_unfinished:
+        engine.iterate()
+    return Simulation(
+        policy=policy.label,
+        schedule=engine.log.schedule(),
+        held_blocks=engine.log.held_blocks(),
+        num_waiting=engine.log.num_waiting(),
+    )
+
+
+class _Engine:
+    """One run: clock, arrivals still to come, state, log."""
+
+    def __init__(self, instance: Instance, policy: Policy) -> None:
+        self.log = ScheduleLog()
+        self.num_unfinished = len(instance.requests)
+        self._cost = instance.cost
+        self._label = policy.label
+        self._run = policy.new_run(instance)
+        self._state = State(instance)
+        self._clock_ns = 0
+        self._fruitless_evictions = 0
+        self._arrival_ns = [request.arrival_ns for request in instance.requests]
+        # Latest first, so that the next arrival is popped from the end; among equals the file's order.
+        order = sorted(range(len(self._arrival_ns)), key=self._arrival_ns.__getitem__)
+        self._to_come = order[::-1]
+
+    def iterate(self) -> None:
+        """One decision of the policy and, unless it is empty, its batch."""
+        self._submit_arrivals()
+        step = Step(self._state, self._clock_ns, self._label)
+        self._run.schedule(step)
+        self.log.add_evictions(step.evicted)
+        self._refuse_livelock(len(step.evicted))
+        if step.batch:
+            self._execute(step)
+        elif not step.evicted:
+            self._wait_for_arrival()
+
+    def _submit_arrivals(self) -> None:
+        while self._to_come and self._arrival_ns[self._to_come[-1]] <= self._clock_ns:
+            request = self._to_come.pop()
+            self._state.submit(request)
+            self._run.submit(request)
+            self._fruitless_evictions = 0
+
+    def _refuse_livelock(self, evictions: int) -> None:
+        self._fruitless_evictions += evictions
+        if self._fruitless_evictions > MAX_FRUITLESS_EVICTIONS * self._state.num_active:
+            raise LivelockError(
+                f"policy {self._label} evicts in a circle: {self._fruitless_evictions} evictions since the "
+                f"last generated token or arrival; {self._situation()}"
+            )
+
+    def _situation(self) -> str:
+        state = self._state
+        return (
+            f"{state.num_waiting} requests wait, {state.pool.num_holders} are running "
+            f"with {state.pool.used} of {state.pool.capacity} KV blocks"
+        )
+
+    def _wait_for_arrival(self) -> None:
+        if not self._to_come:
+            raise PolicyError(
+                f"policy {self._label} schedules nothing although nothing more can arrive: "
+                f"{self._situation()}"
+            )
+        self._clock_ns = self._arrival_ns[self._to_come[-1]]
+
+    def _execute(self, step: Step) -> None:
+        outcome = self._state.process(step.batch)
+        end_ns = self._clock_ns + self._cost.batch_time_ns(outcome.features)
+        self.log.add_batch(
+            step.batch,
+            outcome.kv_tokens,
+            start_ns=self._clock_ns,
+            end_ns=end_ns,
+            held_blocks=self._state.pool.used,
+            num_waiting=self._state.num_waiting,
+        )
+        self._clock_ns = end_ns
+        if outcome.features.num_generating:
+            self._fruitless_evictions = 0
+        if outcome.finished:
+            self._state.retire(outcome.finished)
+            self._run.retire(outcome.finished)
+            self.num_unfinished -= len(outcome.finished)

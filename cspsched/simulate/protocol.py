@@ -1,0 +1,38 @@
+"""What the engine asks of a policy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+from cspsched.problem.instance import Instance
+from cspsched.simulate.step import Step
+
+
+class PolicyRun(Protocol):
+    """One run of a policy over one instance: its queues. Requests are positions in the instance."""
+
+    def submit(self, request: int) -> None:
+        """Take note of an arrival; called in (arrival, file) order."""
+
+    def schedule(self, step: Step) -> None:
+        """Decide the next batch by `step.schedule` and `step.preempt`; an empty batch means: wait."""
+
+    def retire(self, requests: Sequence[int]) -> None:
+        """Forget requests that generated their last token; their KV blocks are free already."""
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """A scheduler with its settings; holds no state of a run, so one object serves many runs."""
+
+    @property
+    def name(self) -> str:
+        """Name in the registry, such as `vllm`."""
+
+    @property
+    def label(self) -> str:
+        """Name with the settings that differ from the defaults, such as `vllm:max_num_seqs=256`."""
+
+    def new_run(self, instance: Instance) -> PolicyRun:
+        """Fresh queues for an instance."""

@@ -1,0 +1,112 @@
+"""State of all requests on one replica, in columns, and what running a batch does to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from cspsched.problem.cost import BatchFeatures
+from cspsched.problem.instance import Instance
+from cspsched.simulate.pool import BlockPool
+
+
+class Outcome(NamedTuple):
+    """What a batch did."""
+
+    features: BatchFeatures[int]
+    kv_tokens: list[int]
+    """KV entries of each processed request after the batch, in the order of the batch."""
+    finished: list[int]
+    """Requests that generated their last token, in the order of the batch."""
+
+
+class State:
+    """Parallel lists indexed by the position of a request in the instance.
+
+    Attributes
+    ----------
+    known
+        Prompt and generated tokens; 0 before the request is submitted and after its last token.
+    computed
+        Tokens whose KV entries are on the device.
+    decoding
+        The request generated a token when it was last processed, and was not evicted since.
+    pool
+        The KV blocks.
+    """
+
+    __slots__ = ("_final", "_prompt", "computed", "decoding", "instance", "known", "num_active", "pool")
+
+    def __init__(self, instance: Instance) -> None:
+        count = len(instance.requests)
+        self.instance = instance
+        self._prompt = [request.prompt_tokens for request in instance.requests]
+        self._final = [request.prompt_tokens + request.output_tokens for request in instance.requests]
+        self.known = [0] * count
+        self.computed = [0] * count
+        self.decoding = [False] * count
+        self.num_active = 0
+        self.pool = BlockPool(capacity=instance.limits.kv_blocks, num_requests=count)
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests submitted, unfinished and without a KV block."""
+        return self.num_active - self.pool.num_holders
+
+    def submit(self, request: int) -> None:
+        """Make the prompt of a request known."""
+        self.known[request] = self._prompt[request]
+        self.num_active += 1
+
+    def evict(self, request: int) -> None:
+        """Drop the KV cache of a request; its generated tokens are kept."""
+        self.pool.release(request)
+        self.computed[request] = 0
+        self.decoding[request] = False
+
+    def retire(self, requests: Iterable[int]) -> None:
+        """Free what finished requests hold."""
+        for request in requests:
+            self.evict(request)
+            self.known[request] = 0
+            self.num_active -= 1
+
+    def process(self, batch: Mapping[int, int]) -> Outcome:
+        """Process tokens {request: tokens} of a batch: grow the KV cache, generate, add up the features.
+
+        A decode processes exactly one token and always generates, hence the short branch.
+        """
+        known, computed, decoding, final = self.known, self.computed, self.decoding, self._final
+        attention = prefill_tokens = prefill_context = decode_context = 0
+        num_decodes = num_generating = 0
+        kv_tokens: list[int] = []
+        finished: list[int] = []
+        for request, tokens in batch.items():
+            before = computed[request]
+            after = computed[request] = before + tokens
+            kv_tokens.append(after)
+            if decoding[request]:
+                num_decodes += 1
+                decode_context += before
+            else:
+                attention += tokens * (before + after + 1) // 2
+                prefill_tokens += tokens
+                prefill_context += before
+                if after < known[request]:
+                    continue
+                num_generating += 1
+                decoding[request] = True
+            known[request] = after + 1
+            if after + 1 == final[request]:
+                finished.append(request)
+        features = BatchFeatures(
+            tokens=prefill_tokens + num_decodes,
+            prefill_attention=attention,
+            prefill_tokens=prefill_tokens,
+            prefill_context=prefill_context,
+            decode_context=decode_context,
+            num_generating=num_generating + num_decodes,
+            num_prefills=len(kv_tokens) - num_decodes,
+            num_decodes=num_decodes,
+        )
+        return Outcome(features, kv_tokens, finished)

@@ -1,0 +1,147 @@
+"""One scheduling decision: what a policy may read, and the only ways in which it can change anything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from cspsched.errors import CspschedError
+from cspsched.simulate.pool import PoolError
+from cspsched.simulate.state import State
+
+
+class PolicyError(CspschedError):
+    """A policy did what it may not, or nothing although nothing more can arrive."""
+
+
+class Step:
+    """The decision about the next batch. Requests are named by their position in the instance.
+
+    The columns are the engine's own lists, to be read only; they change with `schedule` and `preempt`.
+
+    Attributes
+    ----------
+    clock_ns
+        Now.
+    known_tokens
+        Prompt and generated tokens of every request; 0 before its arrival and after its last token.
+    computed_tokens
+        Tokens of every request with KV entries on the device; the batch being decided is not in it yet.
+    held_blocks
+        KV blocks of every request.
+    decoding
+        Whether a request is in its decode phase; else what it lacks is prefill or refill.
+    tokens_left, requests_left
+        What remains of the instance's token budget C and request limit R in this batch.
+    evicted
+        Requests preempted so far in this step, in order.
+    """
+
+    __slots__ = (
+        "_batch",
+        "_block_tokens",
+        "_label",
+        "_pool",
+        "_state",
+        "clock_ns",
+        "computed_tokens",
+        "decoding",
+        "evicted",
+        "held_blocks",
+        "known_tokens",
+        "requests_left",
+        "tokens_left",
+    )
+
+    def __init__(self, state: State, clock_ns: int, label: str) -> None:
+        limits = state.instance.limits
+        self.clock_ns = clock_ns
+        self.known_tokens: Sequence[int] = state.known
+        self.computed_tokens: Sequence[int] = state.computed
+        self.held_blocks: Sequence[int] = state.pool.held
+        self.decoding: Sequence[bool] = state.decoding
+        self.tokens_left = limits.max_batch_tokens
+        self.requests_left = limits.max_batch_requests
+        self.evicted: list[int] = []
+        self._state = state
+        self._pool = state.pool
+        self._block_tokens = limits.block_tokens
+        self._label = label
+        self._batch: dict[int, int] = {}
+
+    @property
+    def free_blocks(self) -> int:
+        """KV blocks that nobody holds."""
+        return self._pool.free
+
+    @property
+    def batch(self) -> Mapping[int, int]:
+        """Tokens of every request scheduled so far, in the order of scheduling."""
+        return self._batch
+
+    def missing_blocks(self, request: int, tokens: int) -> int:
+        """KV blocks that a request lacks to process a number of tokens (0 if it holds enough)."""
+        needed = -(-(self.computed_tokens[request] + tokens) // self._block_tokens)
+        return max(needed - self.held_blocks[request], 0)
+
+    def schedule(self, request: int, tokens: int, blocks: int) -> None:
+        """Put tokens of a request into the batch and give it so many more KV blocks (0 or more).
+
+        Raises
+        ------
+        PolicyError
+            If the request is in the batch already, the tokens are not known (1 to known - computed), C or R
+            is exceeded, the blocks are not free, or they cannot hold the KV entries.
+        """
+        after = self.computed_tokens[request] + tokens
+        if tokens < 1 or after > self.known_tokens[request] or request in self._batch:
+            raise self._refusal(request, self._why_not(request, tokens))
+        if tokens > self.tokens_left or not self.requests_left:
+            raise self._refusal(request, f"does not fit into the batch: {self._room()}, it has {tokens}")
+        if blocks:
+            try:
+                self._pool.take(request, blocks)
+            except PoolError as error:
+                raise self._refusal(request, f"gets KV blocks that there are not: {error}") from None
+        if after > self.held_blocks[request] * self._block_tokens:
+            held = self.held_blocks[request]
+            raise self._refusal(request, f"needs room for {after} KV entries and holds {held} blocks")
+        self.tokens_left -= tokens
+        self.requests_left -= 1
+        self._batch[request] = tokens
+
+    def preempt(self, request: int) -> int:
+        """Evict a resident request (recompute) and return the tokens that this takes out of the batch.
+
+        A request that was admitted in this very step is only withdrawn; it has lost nothing.
+
+        Raises
+        ------
+        PolicyError
+            If the request holds no KV blocks.
+        """
+        if not self.held_blocks[request]:
+            raise self._refusal(request, "is preempted but holds no KV blocks")
+        if self.computed_tokens[request]:
+            self.evicted.append(request)
+        self._state.evict(request)
+        tokens = self._batch.pop(request, 0)
+        if tokens:
+            self.tokens_left += tokens
+            self.requests_left += 1
+        return tokens
+
+    def _room(self) -> str:
+        return f"{self.tokens_left} tokens and {self.requests_left} requests are left"
+
+    def _why_not(self, request: int, tokens: int) -> str:
+        if request in self._batch:
+            return "is scheduled twice in one batch"
+        known = self.known_tokens[request]
+        if not known:
+            return "is scheduled before its arrival or after its last token"
+        most = known - self.computed_tokens[request]
+        return f"is scheduled with {tokens} tokens, expected 1 to {most}"
+
+    def _refusal(self, request: int, what: str) -> PolicyError:
+        name = self._state.instance.requests[request].request_id
+        return PolicyError(f"policy {self._label}: request {name!r} {what} (at {self.clock_ns} ns)")
