@@ -1,0 +1,56 @@
+"""The entry points: all certificates of an objective, the best one, and what the exact solver asks for."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+from cspsched.bounds.certificate import Certificate, best_first
+from cspsched.bounds.critical_path import solo_times_ns
+from cspsched.bounds.flow import flow_certificates
+from cspsched.bounds.makespan import batch_floors, makespan_certificates
+from cspsched.bounds.tables import Tables
+from cspsched.problem.instance import Instance
+from cspsched.problem.metrics import Objective
+
+
+def certificates(instance: Instance, objective: Objective) -> tuple[Certificate, ...]:
+    """All certificates of an objective, the best first.
+
+    They hold for every feasible schedule, whatever the switches: for chunking, holding, hybrid batches,
+    recompute preemption and reservation, clairvoyant or not.
+
+    Parameters
+    ----------
+    instance
+        Every request must fit the limits (`Instance.split_rejected`); bounds of an instance without feasible
+        schedules mean nothing.
+    objective
+        What is bounded.
+    """
+    tables = Tables(instance)
+    if objective is Objective.MAKESPAN:
+        return best_first(makespan_certificates(tables))
+    return best_first(flow_certificates(tables, objective))
+
+
+def best_bound(instance: Instance, objective: Objective) -> Certificate:
+    """The certificate with the largest value."""
+    return certificates(instance, objective)[0]
+
+
+def solo_ns(instance: Instance, objective: Objective = Objective.LATENCY) -> list[int]:
+    """Lower bound on each request's latency (or TTFT) in nanoseconds, as if it were alone on the machine.
+
+    No schedule ends request i before `arrival_ns + solo_ns[i]`; with the objective TTFT, none emits its first
+    token before that. In the order of `instance.requests`.
+    """
+    return list(solo_times_ns(Tables(instance), objective))
+
+
+def batch_floor(instance: Instance) -> list[tuple[Fraction, Fraction]]:
+    """Pairs (alpha, work), alpha > 0: the batch times of a feasible schedule sum to at least alpha B + work.
+
+    B is the number of batches of that schedule, so a schedule of at most U nanoseconds without idle time has
+    at most (U - work) / alpha batches, for each pair. At least one pair.
+    """
+    return batch_floors(Tables(instance))

@@ -1,0 +1,184 @@
+"""Sum of latencies and sum of TTFT: the single machine that every schedule contains, and what follows it.
+
+Theorem (problem.md, section 5): share the constant cost alpha of a batch among its residents by any convex
+combination of memory share (blocks / kv_blocks), token share (c / C) and slot share (1 / R), the surcharge of
+a batch with prefill among its prefills likewise, and give every request the work of its own tokens. The
+shares of a batch sum to at most 1, so the batch is long enough to process all of them one after another; by
+its k_i-th output token request i has received at least a fixed number q_i. Thus every feasible schedule
+contains a preemptive single-machine schedule with processing times q_i and releases a_i in which request i is
+finished no later, and SRPT (Schrage 1968) bounds the sum of the times of the k_i-th tokens from below. After
+it, a request still needs its tail alone on the machine:
+
+    sum of latencies >= SRPT(a, q up to token k_i) - sum a_i + sum tail_i(k_i)      for every choice of k_i.
+
+`srpt` takes all tokens (for TTFT the first) and no tail; `srpt-tail` takes a share of the output tokens. q_i
+is rounded down to integer nanoseconds: SRPT is monotone in processing times, so the bound stays a bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from itertools import product
+from math import lcm
+from typing import NamedTuple
+
+import numpy as np
+
+from cspsched.bounds.batches import Consumption, ExactArray, consume
+from cspsched.bounds.certificate import Certificate, Details
+from cspsched.bounds.critical_path import critical_path
+from cspsched.bounds.minorant import Minorant
+from cspsched.bounds.srpt import srpt_total_completion_ns
+from cspsched.bounds.tables import Tables
+from cspsched.bounds.work import WorkTable
+from cspsched.problem.cost import IntArray
+from cspsched.problem.instance import Limits
+from cspsched.problem.metrics import Objective
+
+SRPT, SRPT_TAIL = "srpt", "srpt-tail"
+TAIL_SHARES = (Fraction(0), Fraction(1, 4), Fraction(1, 2), Fraction(3, 4))
+"""Shares of the output tokens, at least one token, after which `srpt-tail` counts a request as alone."""
+FINALISTS = 3
+"""Relaxations that are evaluated exactly, from each of two rankings."""
+
+
+class Split(NamedTuple):
+    """How the constant cost of a batch is shared out: weights >= 0 that sum to 1."""
+
+    memory: Fraction
+    tokens: Fraction
+    slots: Fraction
+
+    def weights(self, limits: Limits) -> tuple[Fraction, Fraction, Fraction]:
+        """Share of a batch's constant cost per block, per token and per slot."""
+        return (
+            self.memory / limits.kv_blocks,
+            self.tokens / limits.max_batch_tokens,
+            self.slots / limits.max_batch_requests,
+        )
+
+
+SPLITS = (
+    *(Split(*map(Fraction, corner)) for corner in ((1, 0, 0), (0, 1, 0), (0, 0, 1))),
+    *(Split(*(Fraction(half, 2) for half in pair)) for pair in ((1, 1, 0), (1, 0, 1), (0, 1, 1))),
+    Split(Fraction(1, 3), Fraction(1, 3), Fraction(1, 3)),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Heads:
+    """Every request up to a share of its output tokens (at least one), and its tail after that."""
+
+    tables: Tables
+    share: Fraction
+
+    @cached_property
+    def emitted(self) -> IntArray:
+        """Output tokens up to which a request occupies the machine, shape (num_requests,)."""
+        rounded_up = -(-self.tables.outputs * self.share.numerator // self.share.denominator)
+        return np.maximum(rounded_up, 1)
+
+    @cached_property
+    def consumption(self) -> Consumption:
+        """Blocks, tokens and slots up to that token."""
+        return consume(self.tables.prompts, self.emitted, self.tables.instance.limits)
+
+    def work(self, table: WorkTable) -> ExactArray:
+        """Work up to that token, times the minorant's scale."""
+        return table.until(self.tables.prompts, self.emitted)
+
+    @cached_property
+    def tails_ns(self) -> int:
+        """Sum of the times that the requests still need alone on the machine."""
+        tables = self.tables
+        return int(sum(tables.solo.tail_ns(tables.prompts, tables.outputs, self.emitted)))
+
+
+@dataclass(frozen=True, eq=False)
+class Relaxation:
+    """One single machine: a choice of heads, minorant and split."""
+
+    heads: Heads
+    work: ExactArray
+    """Work of the heads, times the minorant's scale."""
+    first: Consumption
+    """Consumption up to the first output token, which shares the surcharge of batches with prefill."""
+    minorant: Minorant
+    split: Split
+    with_tails: bool
+
+    def processing_ns(self) -> ExactArray:
+        """q_i, rounded down, shape (num_requests,)."""
+        weights = self.split.weights(self.first.limits)
+        denominator = lcm(*(weight.denominator for weight in weights))
+        integers = [int(weight * denominator) for weight in weights]
+        price = self.minorant.scaled
+        shares = price("batch") * _weighted(self.heads.consumption, integers)
+        if price("prefill_batch"):
+            shares = shares + price("prefill_batch") * _weighted(self.first, integers)
+        times: ExactArray = shares + denominator * self.work
+        return times // (denominator * self.minorant.scale)
+
+    def value_ns(self) -> int:
+        """The bound on the sum of latencies or TTFT."""
+        arrivals: list[int] = self.heads.tables.arrivals_ns.tolist()
+        completions = srpt_total_completion_ns(arrivals, self.processing_ns().tolist())
+        return completions - sum(arrivals) + self._tails_ns
+
+    def estimates(self) -> tuple[float, float]:
+        """Its value if nobody waits, and if all arrive together; floats that choose and never prove."""
+        times = np.sort(self.processing_ns().astype(np.float64))
+        waiting = np.arange(len(times), 0, -1)
+        return float(times.sum()) + self._tails_ns, float(times @ waiting) + self._tails_ns
+
+    @property
+    def _tails_ns(self) -> int:
+        return self.heads.tails_ns if self.with_tails else 0
+
+    def details(self) -> Details:
+        """The choice, as text that a checker reads."""
+        split = {f"{name}_share": str(value) for name, value in self.split._asdict().items()}
+        solo = {"prefill": self.heads.tables.solo.method} if self.with_tails else {}
+        return {"output_share": str(self.heads.share)} | solo | split | self.minorant.to_details()
+
+
+def flow_certificates(tables: Tables, objective: Objective) -> list[Certificate]:
+    """Certificates of a sum of latencies or a sum of TTFT."""
+    is_latency = objective is Objective.LATENCY
+    whole = _srpt_certificate(tables, objective, SRPT, [Fraction(1 if is_latency else 0)])
+    path = critical_path(tables, objective)
+    if not is_latency:
+        return [whole, path]
+    return [whole, _srpt_certificate(tables, objective, SRPT_TAIL, TAIL_SHARES), path]
+
+
+def _srpt_certificate(
+    tables: Tables, objective: Objective, name: str, shares: Sequence[Fraction]
+) -> Certificate:
+    """The best of the relaxations that look best under either ranking."""
+    first = Heads(tables, Fraction(0)).consumption
+    heads = [Heads(tables, share) for share in shares]
+    relaxations = [
+        Relaxation(head, work, first, table.minorant, split, with_tails=name == SRPT_TAIL)
+        for head, table in product(heads, tables.work)
+        for work in [head.work(table)]
+        for split in SPLITS
+    ]
+    estimates = [relaxation.estimates() for relaxation in relaxations]
+    finalists = {
+        k
+        for ranking in (0, 1)
+        for k in sorted(range(len(estimates)), key=lambda k: -estimates[k][ranking])[:FINALISTS]
+    }
+    values = {k: relaxations[k].value_ns() for k in sorted(finalists)}
+    best = max(values, key=values.__getitem__)
+    return Certificate(name, objective, values[best], relaxations[best].details())
+
+
+def _weighted(consumption: Consumption, weights: Sequence[int]) -> ExactArray:
+    blocks, tokens, slots = weights
+    total: ExactArray = consumption.blocks * blocks + consumption.tokens * tokens + consumption.slots * slots
+    return total
