@@ -1,4 +1,4 @@
-"""How far is an LLM server's scheduler from the best possible schedule?
+"""cspsched says how far an LLM server's scheduler is from the best possible schedule.
 
     import cspsched
 
@@ -65,7 +65,7 @@ _HOME = {
     "read_trace": "trace",
     "shipped_trace_path": "trace.shipped",
 }
-__all__ = sorted(_HOME)  # noqa: PLE0605
+__all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:

@@ -15,6 +15,7 @@ from cspsched.problem.instance import Instance, Rejection
 from cspsched.problem.metrics import Metrics, Objective, measure
 from cspsched.problem.referee import find_violations
 from cspsched.problem.result import StopReason, tool_versions
+from cspsched.problem.schedule import Schedule
 from cspsched.simulate import simulate
 from cspsched.solving import DEFAULT_HEURISTICS
 
@@ -138,14 +139,15 @@ def compare_policies(
     tell(f"bounding {objective}")
     reference = _reference(servable, objective, measured, limits or SearchLimits(), on_progress)
     rows = tuple(
-        _row(label, metrics, metrics.objective_ns(objective), reference) for label, metrics in measured.items()
+        _row(label, metrics, metrics.objective_ns(objective), reference)
+        for label, metrics in measured.items()
     )
     return Comparison(
         instance=servable, objective=objective, rows=rows, reference=reference, rejections=rejections
     )
 
 
-def _judged(instance: Instance, label: str, schedule: Any) -> Metrics:
+def _judged(instance: Instance, label: str, schedule: Schedule) -> Metrics:
     """Metrics of a schedule that the referee accepts."""
     violations = find_violations(instance, schedule)
     if violations:

@@ -48,13 +48,12 @@ def bound_command(
     found = certificates(instance, Objective(objective))
     count = len(instance.requests)
     if as_json:
-        rows = [
-            {"name": one.name, "value_ns": one.value_ns, "details": dict(one.details)} for one in found
-        ]
-        data = {"schema": "cspsched/bounds/1", "objective": objective, "num_requests": count, "certificates": rows}
+        rows = [{"name": one.name, "value_ns": one.value_ns, "details": dict(one.details)} for one in found]
+        data = {"schema": "cspsched/bounds/1", "objective": objective, "certificates": rows}
         click.echo(json.dumps(data, indent=1))
         return
     what = objective if objective == "makespan" else f"mean {objective}"
     for one in found:
         details = ", ".join(f"{name} {value}" for name, value in one.details.items())
-        click.echo(f"{what} >= {Objective(objective).mean_s(one.value_ns, count):.9f} s  {one.name}  ({details})")
+        value = Objective(objective).mean_s(one.value_ns, count)
+        click.echo(f"{what} >= {value:.9f} s  {one.name}  ({details})")

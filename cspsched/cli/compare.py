@@ -43,7 +43,9 @@ from cspsched.cli.options import (
     show_default=True,
     help="For the exact optimum, tried where the trace is small; 0s leaves it out.",
 )
-@click.option("--markdown", type=click.Path(path_type=Path, dir_okay=False), help="Write the table to a file.")
+@click.option(
+    "--markdown", type=click.Path(path_type=Path, dir_okay=False), help="Write the table to a file."
+)
 @click.option("--out", type=out_type, help="Write report.html, tables and pictures to a folder.")
 @json_option
 @workers_option

@@ -21,7 +21,7 @@ def tell(message: str) -> None:
 
 
 class LiveLine:
-    """Best, bound and gap of a running search: one line that rewrites itself on a terminal, else plain lines."""
+    """Best, bound and gap of a running search: one line that rewrites itself, or plain lines in a pipe."""
 
     def __init__(self, objective: Objective, num_requests: int) -> None:
         self._objective = objective
@@ -35,8 +35,9 @@ class LiveLine:
         if not self._terminal and now - self._last_line < PLAIN_LINE_SECONDS:
             return
         self._last_line = now
+        gap = (progress.best_ns - progress.bound_ns) / progress.best_ns
         text = f"{progress.elapsed_s:6.1f} s  best {self._seconds(progress.best_ns)}"
-        text += f"  bound {self._seconds(progress.bound_ns)}  gap {self._gap(progress)}"
+        text += f"  bound {self._seconds(progress.bound_ns)}  gap {gap:.2%}"
         click.echo(f"\r{text}" if self._terminal else text, err=True, nl=not self._terminal)
 
     def close(self) -> None:
@@ -44,12 +45,5 @@ class LiveLine:
         if self._terminal and self._last_line:
             click.echo(err=True)
 
-    def _seconds(self, value_ns: int | None) -> str:
-        if value_ns is None:
-            return "unknown"
+    def _seconds(self, value_ns: int) -> str:
         return f"{self._objective.mean_s(value_ns, self._num_requests):.6f} s"
-
-    def _gap(self, progress: Progress) -> str:
-        if not progress.best_ns or progress.bound_ns is None:
-            return "unknown"
-        return f"{(progress.best_ns - progress.bound_ns) / progress.best_ns:.2%}"

@@ -62,7 +62,7 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="cspsched", prog_name="cspsched")
 def cspsched_group() -> None:
-    """How far is an LLM server's scheduler from the best possible schedule?
+    """Say how far an LLM server's scheduler is from the best possible schedule.
 
     \b
     cspsched compare --heuristics vllm sarathi      policies on a bundled trace

@@ -19,7 +19,7 @@ BUNDLED_TRACE = "chat-2000"
 SECONDS = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0}
 
 
-class Duration(click.ParamType):
+class Duration(click.ParamType[float]):
     """A time with its unit, such as 60s, 5min or 500ms; its value is in seconds."""
 
     name = "duration"
@@ -34,7 +34,7 @@ class Duration(click.ParamType):
         return float(match[1]) * SECONDS[match[2]]
 
 
-class Window(click.ParamType):
+class Window(click.ParamType[tuple[float, float]]):
     """Two times in seconds, `start:end`; either may be left out."""
 
     name = "start:end"
@@ -55,8 +55,8 @@ class Window(click.ParamType):
 class ManyValuesCommand(click.Command):
     """A command whose options marked `multiple` take several values after one name.
 
-    `--heuristics vllm sarathi` is read as `--heuristics vllm --heuristics sarathi`. The values end at the next
-    option, or at an existing file, which is the trace.
+    `--heuristics vllm sarathi` is read as `--heuristics vllm --heuristics sarathi`. The values end at the
+    next option, or at an existing file, which is the trace.
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -118,9 +118,9 @@ hardware_options = _stack(
 serving_options = _stack(
     hardware_options,
     click.option("--cost", help="Cost model: a name (see 'cspsched costs') or a TOML/JSON file."),
-    click.option("--kv-tokens", type=click.IntRange(min=1), help="KV capacity in tokens, instead of the plan."),
-    click.option("--kv-blocks", type=click.IntRange(min=1), help="KV capacity in blocks, instead of the plan."),
-    click.option("--max-model-len", type=click.IntRange(min=1), help="Longest prompt + output that is taken."),
+    click.option("--kv-tokens", type=click.IntRange(min=1), help="KV capacity, instead of the plan's."),
+    click.option("--kv-blocks", type=click.IntRange(min=1), help="KV capacity, instead of the plan's."),
+    click.option("--max-model-len", type=click.IntRange(min=1), help="Longest prompt + output taken."),
 )
 """Everything that turns a trace into an instance; collected by `instance_serving`."""
 
@@ -141,8 +141,8 @@ optional_trace_argument = click.argument("trace", type=click.Path(path_type=Path
 out_type = click.Path(path_type=Path, file_okay=False)
 
 SERVING_NAMES = (
-    "model", "device", "tensor_parallel", "cost", "block_tokens", "kv_tokens", "kv_blocks", "max_batch_tokens",
-    "max_batch_requests", "max_model_len", "gpu_memory_utilization",
+    "model", "device", "tensor_parallel", "cost", "block_tokens", "kv_tokens", "kv_blocks",
+    "max_batch_tokens", "max_batch_requests", "max_model_len", "gpu_memory_utilization",
 )  # fmt: skip
 
 

@@ -33,18 +33,37 @@ if TYPE_CHECKING:
 @trace_argument
 @objective_option
 @click.option("--time-limit", type=Duration(), default="60s", show_default=True, help="For the search.")
-@click.option("--out", type=out_type, default=Path("cspsched-solve"), show_default=True,
-              help="Folder for schedule.json and the two pictures.")
-@click.option("--heuristics", multiple=True, default=("vllm", "sarathi"), show_default="vllm sarathi",
-              metavar="POLICY...", help="Policies that the result must never be worse than.")
+@click.option(
+    "--out",
+    type=out_type,
+    default=Path("cspsched-solve"),
+    show_default=True,
+    help="Folder for schedule.json and the two pictures.",
+)
+@click.option(
+    "--heuristics",
+    multiple=True,
+    default=("vllm", "sarathi"),
+    show_default="vllm sarathi",
+    metavar="POLICY...",
+    help="Policies that the result must never be worse than.",
+)
 @click.option("--chunking/--no-chunking", default=True, help="May a prompt be processed in several batches?")
 @click.option("--hybrid/--no-hybrid", default=True, help="May prefill and decode share a batch?")
 @click.option("--holding/--no-holding", default=True, help="May a resident request sit out a batch?")
-@click.option("--preemption", type=click.Choice(["none", "recompute"]), default="recompute", show_default=True,
-              help="May a request lose its KV cache and be computed again?")
-@click.option("--reservation/--no-reservation", default=False,
-              help="Does a request occupy its peak memory from its admission on?")
-@click.option("--drop-rejected", is_flag=True, help="Leave out requests that can never fit instead of stopping.")
+@click.option(
+    "--preemption",
+    type=click.Choice(["none", "recompute"]),
+    default="recompute",
+    show_default=True,
+    help="May a request lose its KV cache and be computed again?",
+)
+@click.option(
+    "--reservation/--no-reservation",
+    default=False,
+    help="Does a request occupy its peak memory from its admission on?",
+)
+@click.option("--drop-rejected", is_flag=True, help="Leave out requests that can never fit.")
 @json_option
 @workers_option
 @seed_option

@@ -7,11 +7,11 @@ from itertools import pairwise
 
 from ortools.sat.python import cp_model
 
-from cspsched.exact.grid import Grid, build_grid
+from cspsched.exact.grid import Cell, Grid, build_grid
 from cspsched.exact.model import Decisions, ExactModel, identical_requests
 from cspsched.exact.pricing import Amount, BatchExpressions
 from cspsched.exact.rules import add_rules
-from cspsched.exact.timeline import Timeline, Waiting, add_timeline
+from cspsched.exact.timeline import Waiting, add_timeline
 from cspsched.problem.cost import triangle
 from cspsched.problem.instance import Instance
 from cspsched.problem.metrics import Objective
@@ -28,7 +28,8 @@ class BatchModel(ExactModel):
         add_rules(self.grid)
         add_volume_cut(self.grid)
         add_completion_order(self.grid)
-        timeline = add_timeline(self.grid.model, instance, list(_batches(self.grid)), _presence(self.grid))
+        # A request is first processed in a prefill, and its later batches come later.
+        timeline = add_timeline(self.grid.model, instance, list(_batches(self.grid)), self.grid.prefills)
         super().__init__(timeline, objective, _waiting(self.grid, objective))
 
     def assignment(self, schedule: Schedule) -> Iterator[tuple[cp_model.IntVar, int]]:
@@ -36,7 +37,9 @@ class BatchModel(ExactModel):
         grid = self.grid
         tokens = dict.fromkeys(grid.tokens, 0)
         evicted = dict.fromkeys(grid.evicted, 0)
-        columns = zip(schedule.request.tolist(), schedule.batch_of_entry.tolist(), schedule.tokens.tolist())
+        columns = zip(
+            schedule.request.tolist(), schedule.batch_of_entry.tolist(), schedule.tokens.tolist(), strict=True
+        )
         renamed = _completion_names(grid.instance, schedule)
         for i, j, count in columns:
             tokens[renamed[i], j] = count
@@ -55,17 +58,6 @@ class BatchModel(ExactModel):
             evictions.append([i for i in grid.requests if value(grid.evicted[i, j])])
         num_used = sum(map(bool, batches))
         return batches[:num_used], evictions[:num_used]
-
-
-def _presence(grid: Grid) -> Callable[[int, int], cp_model.IntVar]:
-    """Literals for 'request i is processed in batch j', made when asked for."""
-
-    def literal(i: int, j: int) -> cp_model.IntVar:
-        active = grid.model.new_bool_var(f"active[{i},{j}]")
-        grid.model.add(active == grid.active(i, j))
-        return active
-
-    return literal
 
 
 def _batches(grid: Grid) -> Iterator[BatchExpressions]:
@@ -145,8 +137,8 @@ def _decode_context(grid: Grid, i: int, j: int) -> cp_model.IntVar:
 
 def _waiting(grid: Grid, objective: Objective) -> Waiting:
     """Requests wait for their last token (latency) or their first (TTFT)."""
+    pending: dict[Cell, cp_model.LiteralT] = {}
     if objective is Objective.TTFT:
-        pending = {}
         for i in grid.requests:
             for j in grid.batches:
                 pending[i, j] = grid.model.new_bool_var(f"tokenless[{i},{j}]")

@@ -2,7 +2,7 @@
 
 In a given order, a request is admitted as soon as its KV cache fits until it finishes, all lengths known
 (the admission test of MC-SF, arXiv 2502.07115, with block rounding), its prompt in one piece if the budget
-allows. Nothing is held or evicted, so the schedule is in every class that lets prefill and decode share a batch.
+allows. Nothing is held or evicted, so the schedule is in every class with hybrid batches.
 """
 
 from __future__ import annotations
@@ -31,9 +31,7 @@ def list_schedules(instance: Instance) -> Iterable[tuple[str, Schedule]]:
     """One schedule for each order, with its name."""
     for name, key in ORDERS.items():
         order = sorted(range(len(instance.requests)), key=lambda i: key(instance.requests[i]))
-        if not _prompts_fit(instance):
-            yield f"one at a time, {name}", one_at_a_time(instance, order)
-        elif instance.switches.hybrid_batches:
+        if instance.switches.hybrid_batches and _prompts_fit(instance):
             yield f"list schedule, {name}", list_schedule(instance, order)
         else:
             yield f"one at a time, {name}", one_at_a_time(instance, order)
@@ -59,7 +57,8 @@ def one_at_a_time(instance: Instance, order: Sequence[int]) -> Schedule:
 def list_schedule(instance: Instance, order: Sequence[int]) -> Schedule:
     """Admit requests in an order, each as soon as it can run to completion beside those admitted before.
 
-    Every prompt must fit the token budget. Requests that have not arrived when a batch starts are passed over.
+    Every prompt must fit the token budget. Requests that have not arrived when a batch starts are passed
+    over.
     """
     limits, requests = instance.limits, instance.requests
     horizon = sum(request.output_tokens for request in requests)

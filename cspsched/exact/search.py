@@ -6,6 +6,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from ortools.sat.python import cp_model
@@ -17,12 +18,12 @@ from cspsched.problem.schedule import Schedule
 
 EXACT_FLOAT = 2**53
 """Integers up to here are exact in the solver's floating-point bound."""
-HINT_SECONDS = 20.0
+IMPOSSIBLE = (cp_model.INFEASIBLE, cp_model.MODEL_INVALID)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchLimits:
-    """How long and with what CP-SAT searches."""
+    """How long a solve may take, model building included, and with what CP-SAT searches."""
 
     time_limit_s: float = 60.0
     num_workers: int = 2
@@ -31,24 +32,51 @@ class SearchLimits:
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """One live line. Values in nanoseconds; None means not known."""
+    """One live line. Values in nanoseconds."""
 
     elapsed_s: float
-    best_ns: int | None
-    bound_ns: int | None
+    best_ns: int
+    bound_ns: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchOutcome:
-    """What CP-SAT found. `bound_ns` holds for schedules within the model's horizon."""
+    """What CP-SAT found; None where it found nothing. `bound_ns` holds within the model's horizon."""
 
     decisions: Decisions | None
     bound_ns: int | None
-    proven: bool
     stop_reason: StopReason
 
 
-def complete_hint(model: ExactModel, schedule: Schedule) -> tuple[int, list[int]] | None:
+class Watch:
+    """The clock of a solve, and the best value and bound known so far, told to whoever listens."""
+
+    def __init__(
+        self, limits: SearchLimits, best_ns: int, bound_ns: int, listener: Callable[[Progress], None] | None
+    ) -> None:
+        self._started = time.monotonic()
+        self._limit_s = limits.time_limit_s
+        self._best_ns = best_ns
+        self._bound_ns = bound_ns
+        self._listener = listener
+        self._lock = threading.Lock()
+
+    @property
+    def remaining_s(self) -> float:
+        """Seconds left of the time limit."""
+        return max(0.0, self._limit_s - (time.monotonic() - self._started))
+
+    def tell(self, *, best_ns: int | None = None, bound_ns: int | None = None) -> None:
+        """Take note of a value or a bound, and pass the state on."""
+        with self._lock:
+            self._best_ns = self._best_ns if best_ns is None else min(self._best_ns, best_ns)
+            self._bound_ns = self._bound_ns if bound_ns is None else max(self._bound_ns, bound_ns)
+            if self._listener is not None:
+                elapsed = time.monotonic() - self._started
+                self._listener(Progress(elapsed_s=elapsed, best_ns=self._best_ns, bound_ns=self._bound_ns))
+
+
+def complete_hint(model: ExactModel, schedule: Schedule, time_limit_s: float) -> tuple[int, list[int]] | None:
     """Value of a schedule in the model, and a value for every variable; None if that takes too long.
 
     The decisions are fixed in a copy of the model and CP-SAT completes them.
@@ -57,15 +85,19 @@ def complete_hint(model: ExactModel, schedule: Schedule) -> tuple[int, list[int]
     ------
     InternalError
         If the model refuses the schedule.
+    KeyboardInterrupt
+        At Ctrl-C.
     """
     fixed = model.model.clone()
     for variable, value in model.assignment(schedule):
         fixed.add(fixed.get_int_var_from_proto_index(variable.index) == value)
     solver = cp_model.CpSolver()
     solver.parameters.num_workers = 1
-    solver.parameters.max_time_in_seconds = HINT_SECONDS
-    status = solver.solve(fixed)
-    if status in (cp_model.INFEASIBLE, cp_model.MODEL_INVALID):
+    solver.parameters.max_time_in_seconds = time_limit_s
+    status, interrupted = _solve_interruptibly(solver, fixed)
+    if interrupted:
+        raise KeyboardInterrupt
+    if status in IMPOSSIBLE:
         raise InternalError(
             f"the {model.name} model refuses a feasible schedule; please report this instance"
         )
@@ -76,33 +108,26 @@ def complete_hint(model: ExactModel, schedule: Schedule) -> tuple[int, list[int]
 
 def add_hint(model: ExactModel, values: list[int]) -> None:
     """Hint every variable once."""
-    model.model.clear_hints()
     for index, value in enumerate(values):
         model.model.add_hint(model.model.get_int_var_from_proto_index(index), value)
 
 
-def search(
-    model: ExactModel, limits: SearchLimits, on_progress: Callable[[Progress], None] | None = None
-) -> SearchOutcome:
+def search(model: ExactModel, limits: SearchLimits, watch: Watch) -> SearchOutcome:
     """Minimise until proven, the time limit, or Ctrl-C; the best solution is kept in every case."""
     solver = cp_model.CpSolver()
     solver.parameters.num_workers = limits.num_workers
-    solver.parameters.max_time_in_seconds = limits.time_limit_s
+    solver.parameters.max_time_in_seconds = watch.remaining_s
     solver.parameters.random_seed = limits.seed
-    solver.parameters.catch_sigint_signal = False
-    reporter = _Reporter(on_progress)
-    solver.best_bound_callback = reporter.on_bound
-    status, interrupted = _solve_interruptibly(solver, model.model, reporter)
-    found = status in (cp_model.OPTIMAL, cp_model.FEASIBLE)
-    if status in (cp_model.INFEASIBLE, cp_model.MODEL_INVALID):
+    solver.best_bound_callback = lambda bound: watch.tell(bound_ns=_safe_bound(bound))
+    status, interrupted = _solve_interruptibly(solver, model.model, _SolutionTeller(watch))
+    if status in IMPOSSIBLE:
         raise InternalError(f"the {model.name} model has no solution, but a schedule is known; please report")
-    proven = status == cp_model.OPTIMAL
     reason = StopReason.INTERRUPTED if interrupted else StopReason.TIME_LIMIT
+    found = status in (cp_model.OPTIMAL, cp_model.FEASIBLE)
     return SearchOutcome(
         decisions=model.decisions(solver.value) if found else None,
-        bound_ns=_safe_bound(solver.best_objective_bound) if found else reporter.bound_ns,
-        proven=proven,
-        stop_reason=StopReason.PROVEN if proven else reason,
+        bound_ns=_safe_bound(solver.best_objective_bound),
+        stop_reason=StopReason.PROVEN if status == cp_model.OPTIMAL else reason,
     )
 
 
@@ -115,45 +140,30 @@ def _safe_bound(bound: float) -> int | None:
     return math.floor(math.nextafter(bound, -math.inf))
 
 
-class _Reporter(cp_model.CpSolverSolutionCallback):
-    """Turns the solver's callbacks into live progress."""
+class _SolutionTeller(cp_model.CpSolverSolutionCallback):
+    """Passes the value of every solution on."""
 
-    def __init__(self, on_progress: Callable[[Progress], None] | None) -> None:
+    def __init__(self, watch: Watch) -> None:
         super().__init__()
-        self._on_progress = on_progress
-        self._started = time.monotonic()
-        self._lock = threading.Lock()
-        self.best_ns: int | None = None
-        self.bound_ns: int | None = None
+        self._watch = watch
 
     def on_solution_callback(self) -> None:
-        with self._lock:
-            self.best_ns = round(self.objective_value)
-            self._report()
-
-    def on_bound(self, bound: float) -> None:
-        with self._lock:
-            self.bound_ns = _safe_bound(bound)
-            self._report()
-
-    def _report(self) -> None:
-        if self._on_progress is not None:
-            elapsed = time.monotonic() - self._started
-            self._on_progress(Progress(elapsed_s=elapsed, best_ns=self.best_ns, bound_ns=self.bound_ns))
+        self._watch.tell(best_ns=round(self.objective_value))
 
 
 def _solve_interruptibly(
-    solver: cp_model.CpSolver, model: cp_model.CpModel, reporter: _Reporter
+    solver: cp_model.CpSolver, model: cp_model.CpModel, callback: _SolutionTeller | None = None
 ) -> tuple[cp_model.CpSolverStatus, bool]:
     """Solve in a thread, so that Ctrl-C reaches Python at once and stops the search instead of losing it."""
-    statuses: list[cp_model.CpSolverStatus] = []
-    worker = threading.Thread(target=lambda: statuses.append(solver.solve(model, reporter)), daemon=True)
-    worker.start()
+    solver.parameters.catch_sigint_signal = False
     interrupted = False
-    while worker.is_alive():
-        try:
-            worker.join(timeout=0.1)
-        except KeyboardInterrupt:
-            interrupted = True
-            solver.stop_search()
-    return statuses[0], interrupted
+    with ThreadPoolExecutor(max_workers=1) as executor:
+        future = executor.submit(solver.solve, model, callback)
+        while True:
+            try:
+                return future.result(timeout=0.1), interrupted
+            except TimeoutError:
+                continue
+            except KeyboardInterrupt:
+                interrupted = True
+                solver.stop_search()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 
 from cspsched.bounds import best_bound
 from cspsched.errors import InternalError
@@ -11,7 +11,15 @@ from cspsched.exact.batch_model import BatchModel
 from cspsched.exact.horizon import certified_horizon
 from cspsched.exact.list_schedule import list_schedules
 from cspsched.exact.model import ExactModel
-from cspsched.exact.search import Progress, SearchLimits, SearchOutcome, add_hint, complete_hint, search
+from cspsched.exact.search import (
+    Progress,
+    SearchLimits,
+    SearchOutcome,
+    Watch,
+    add_hint,
+    complete_hint,
+    search,
+)
 from cspsched.exact.start_model import StartModel
 from cspsched.exact.timeline import WORST_SUM
 from cspsched.problem.instance import Instance
@@ -57,35 +65,67 @@ def solve_exactly(
     """
     incumbent = best_incumbent(instance, objective, [*list_schedules(instance), *candidates])
     bound = best_bound(instance, objective)
-    dual, certificate = bound.value_ns, bound.name
-    if dual == incumbent.value_ns:
-        return _result(instance, objective, incumbent, dual, certificate, StopReason.PROVEN, limits, {})
+    watch = Watch(limits, incumbent.value_ns, bound.value_ns, on_progress)
+    watch.tell()
+    proof = Proof(dual_ns=bound.value_ns, certificate=bound.name, stop_reason=StopReason.PROVEN)
+    if proof.dual_ns < incumbent.value_ns:
+        try:
+            incumbent, proof = _search(instance, objective, limits, incumbent, proof, watch)
+        except KeyboardInterrupt:
+            proof = replace(proof, stop_reason=StopReason.INTERRUPTED)
+    return _result(instance, objective, incumbent, proof, limits)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proof:
+    """Lower bound, the name of its certificate, why the search for it stopped, and on which model."""
+
+    dual_ns: int
+    certificate: str
+    stop_reason: StopReason
+    model: Mapping[str, str | int | bool] = field(default_factory=dict)
+
+
+def _search(
+    instance: Instance,
+    objective: Objective,
+    limits: SearchLimits,
+    incumbent: Incumbent,
+    proof: Proof,
+    watch: Watch,
+) -> tuple[Incumbent, Proof]:
+    """Better incumbent and bound by CP-SAT, as far as the model is affordable and the time goes."""
     horizon, certified = _horizon(instance, objective, incumbent)
     if horizon is None:
-        return _result(instance, objective, incumbent, dual, certificate, StopReason.TOO_LARGE, limits, {})
+        return incumbent, replace(proof, stop_reason=StopReason.TOO_LARGE)
     model = _build(instance, objective, horizon)
+    details: dict[str, str | int | bool] = {
+        "name": model.name,
+        "horizon_batches": horizon,
+        "horizon_certified": certified,
+    }
     if model.worst_sum >= WORST_SUM:
-        return _result(instance, objective, incumbent, dual, certificate, StopReason.TOO_LARGE, limits, {})
-    model.bound_objective(dual, incumbent.value_ns)
-    hint = complete_hint(model, incumbent.schedule)
+        return incumbent, replace(proof, stop_reason=StopReason.TOO_LARGE, model=details)
+    model.bound_objective(proof.dual_ns, incumbent.value_ns)
+    hint = complete_hint(model, incumbent.schedule, watch.remaining_s / 2)
     if hint is not None:
+        value, values = hint
         _expect(
-            hint[0] == incumbent.value_ns, f"the model prices {incumbent.found_by} at {hint[0]} ns", incumbent
+            value == incumbent.value_ns, f"the model prices {incumbent.found_by} at {value} ns", incumbent
         )
-        add_hint(model, hint[1])
-    outcome = search(model, limits, on_progress)
+        add_hint(model, values)
+    outcome = search(model, limits, watch)
     incumbent = _improved(instance, objective, model, outcome, incumbent)
-    stop_reason = outcome.stop_reason
-    if certified and outcome.bound_ns is not None and outcome.bound_ns > dual:
-        dual, certificate = outcome.bound_ns, model.name
-        _expect(dual <= incumbent.value_ns, f"{certificate} proves a bound of {dual} ns", incumbent)
-    elif stop_reason is StopReason.PROVEN:
-        stop_reason = StopReason.FINISHED
-    details = {"model": model.name, "horizon_batches": horizon, "horizon_certified": certified}
-    return _result(instance, objective, incumbent, dual, certificate, stop_reason, limits, details)
+    proof = replace(proof, stop_reason=outcome.stop_reason, model=details)
+    if certified and outcome.bound_ns is not None and outcome.bound_ns > proof.dual_ns:
+        proof = replace(proof, dual_ns=outcome.bound_ns, certificate=model.name)
+        _expect(proof.dual_ns <= incumbent.value_ns, f"{model.name} proves {proof.dual_ns} ns", incumbent)
+    elif outcome.stop_reason is StopReason.PROVEN and not certified:
+        proof = replace(proof, stop_reason=StopReason.FINISHED)
+    return incumbent, proof
 
 
-def _expect(condition: bool, claim: str, incumbent: Incumbent) -> None:
+def _expect(condition: bool, claim: str, incumbent: Incumbent) -> None:  # noqa: FBT001 - reads as assert
     """Two numbers that must agree do not: say so instead of reporting either."""
     if not condition:
         raise InternalError(f"{claim}, the referee at {incumbent.value_ns} ns; please report this instance")
@@ -139,30 +179,22 @@ def _improved(
 
 
 def _result(
-    instance: Instance,
-    objective: Objective,
-    incumbent: Incumbent,
-    dual_ns: int,
-    certificate: str,
-    stop_reason: StopReason,
-    limits: SearchLimits,
-    details: dict[str, str | int],
+    instance: Instance, objective: Objective, incumbent: Incumbent, proof: Proof, limits: SearchLimits
 ) -> Result:
-    proven = dual_ns == incumbent.value_ns
-    parameters = {
-        "time_limit_s": limits.time_limit_s,
-        "num_workers": limits.num_workers,
-        "seed": limits.seed,
-    }
+    proven = proof.dual_ns == incumbent.value_ns
     return Result(
         instance=instance,
         objective=objective,
         schedule=incumbent.schedule,
         primal_ns=incumbent.value_ns,
-        dual_ns=dual_ns,
+        dual_ns=proof.dual_ns,
         status=Status.OPTIMAL if proven else Status.FEASIBLE,
-        stop_reason=StopReason.PROVEN if proven else stop_reason,
+        stop_reason=StopReason.PROVEN if proven else proof.stop_reason,
         found_by=incumbent.found_by,
-        certificate=certificate,
-        provenance={"versions": tool_versions(), "parameters": parameters, **details},
+        certificate=proof.certificate,
+        provenance={
+            "versions": tool_versions(),
+            "parameters": asdict(limits),
+            "model": dict(proof.model),
+        },
     )

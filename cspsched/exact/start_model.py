@@ -62,7 +62,7 @@ class StartModel(ExactModel):
         add_budget(self.grid)
         add_start_order(self.grid)
         batches = _batches(self.grid)
-        timeline = add_timeline(model, instance, batches, _presence(self.grid))
+        timeline = add_timeline(model, instance, batches, starts)
         super().__init__(timeline, objective, _waiting(self.grid, objective))
 
     def assignment(self, schedule: Schedule) -> Iterator[tuple[cp_model.IntVar, int]]:
@@ -124,7 +124,8 @@ def add_start_order(grid: Starts) -> None:
 
 
 def _batches(grid: Starts) -> list[BatchExpressions]:
-    model, batches = grid.model, []
+    model = grid.model
+    batches: list[BatchExpressions] = []
     for j in range(grid.num_batches):
         used = model.new_bool_var(f"used[{j}]")
         has_prefill = model.new_bool_var(f"has_prefill[{j}]")
@@ -151,18 +152,6 @@ def _features(grid: Starts, running: list[tuple[int, int, cp_model.IntVar]]) -> 
         terms = [part[k] * literal for _, literal, part in shares if part[k]]
         features[name] = Amount(cp_model.LinearExpr.sum(terms) if terms else 0, sum(most.values()))
     return features
-
-
-def _presence(grid: Starts) -> Callable[[int, int], cp_model.IntVar]:
-    """Literals for 'request i is processed in batch j', made when asked for."""
-
-    def literal(i: int, j: int) -> cp_model.IntVar:
-        present = grid.model.new_bool_var(f"present[{i},{j}]")
-        ages = [start for k, _, start in grid.running(j) if k == i]
-        grid.model.add(cp_model.LinearExpr.sum(ages) == present)
-        return present
-
-    return literal
 
 
 def _waiting(grid: Starts, objective: Objective) -> Waiting:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ortools.sat.python import cp_model
@@ -28,13 +28,13 @@ class Waiting:
         For each batch, how many requests wait when it starts.
     """
 
-    literals: Sequence[tuple[int, int, cp_model.IntVar]]
+    literals: Sequence[tuple[int, int, cp_model.LiteralT]]
     counts: Sequence[Amount]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Timeline:
-    """Batches of a model in time. `present(i, j)` is a literal: request i is processed in batch j."""
+    """Batches of a model in time."""
 
     model: cp_model.CpModel
     instance: Instance
@@ -48,18 +48,22 @@ def add_timeline(
     model: cp_model.CpModel,
     instance: Instance,
     batches: Sequence[BatchExpressions],
-    present: Callable[[int, int], cp_model.IntVar],
+    first_use: Mapping[tuple[int, int], cp_model.IntVar],
 ) -> Timeline:
-    r"""Rule 7: $S_j \ge S_{j-1} + T_{j-1}$, and $S_j \ge a_i$ for every i processed in batch j."""
+    r"""Rule 7: $S_j \ge S_{j-1} + T_{j-1}$, and $S_j \ge a_i$ for every i processed in batch j.
+
+    `first_use[i, j]` must be true for the first batch j of request i, if j is possible for it.
+    """
     amounts = [add_duration(model, instance.cost, batch) for batch in batches]
     arrivals = [request.arrival_ns for request in instance.requests]
     latest = max(arrivals) + sum(amount.most for amount in amounts)
-    durations, ends = [], []
-    previous: cp_model.LinearExprT = 0
+    durations: list[cp_model.IntVar] = []
+    ends: list[cp_model.IntVar] = []
     for j, amount in enumerate(amounts):
         duration = model.new_int_var(0, amount.most, f"duration[{j}]")
         model.add(duration == amount.expression)
         end = model.new_int_var(0, latest, f"end[{j}]")
+        previous = ends[-1] if ends else 0
         if max(arrivals) == 0:
             model.add(end == previous + duration)
         else:
@@ -67,11 +71,10 @@ def add_timeline(
             model.add(start >= previous)
             model.add(end == start + duration)
             for i, arrival in enumerate(arrivals):
-                if arrival:
-                    model.add(start >= arrival).only_enforce_if(present(i, j))
+                if arrival and (i, j) in first_use:
+                    model.add(start >= arrival).only_enforce_if(first_use[i, j])
         durations.append(duration)
         ends.append(end)
-        previous = end
     return Timeline(
         model=model, instance=instance, batches=batches, durations=durations, ends=ends, latest_ns=latest
     )

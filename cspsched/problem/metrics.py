@@ -80,7 +80,8 @@ class Metrics:
     @cached_property
     def ttft_ns(self) -> IntArray:
         """First token - arrival, shape (num_requests,)."""
-        return self.token_ns[self._last_token - self.output_tokens] - self.arrival_ns
+        first: IntArray = self.token_ns[self._last_token - self.output_tokens]
+        return first - self.arrival_ns
 
     @cached_property
     def tpot_ns(self) -> npt.NDArray[np.float64]:

@@ -51,7 +51,7 @@ def memory_figure(history: History, title: str) -> Figure:
         middle, (highest,) = _binned(history, np.maximum, occupied_blocks(history) * limits.block_tokens)
         axes.fill_between(middle, highest, step="mid", color=DECODE, alpha=0.6, label="occupied, highest")
         axes.set_ylabel("tokens of occupied KV blocks")
-    low, high = axes.get_ylim()
+    high = axes.get_ylim()[1]
     if limits.kv_tokens <= 4 * high:
         axes.axhline(limits.kv_tokens, color=LINE, linestyle="--", label=f"capacity {limits.kv_tokens:,}")
     else:
@@ -167,8 +167,8 @@ def _mark_prefills(axes: Axes, history: History) -> None:
     evicting = np.unique(schedule.evicted_batch)
     if len(evicting):
         axes.plot(
-            starts[evicting], np.zeros(len(evicting)), "X", color="red", markersize=7, label="eviction before",
-            clip_on=False, zorder=5,
+            starts[evicting], np.zeros(len(evicting)), "X", color="red", markersize=7,
+            label="eviction before", clip_on=False, zorder=5,
         )  # fmt: skip
 
 

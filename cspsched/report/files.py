@@ -41,13 +41,12 @@ def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
         pictures[f"memory-{name}"] = figures.memory_figure(row.metrics.history, row.policy)
     images = {name: _png(figure) for name, figure in pictures.items()}
     title = f"{' and '.join(row.policy for row in comparison.rows)} against the optimum"
-    text = f"# {title}\n\n{table.markdown(comparison)}\n" + "\n".join(f"![{name}]({name}.png)" for name in images)
-    page = _page(
-        title, table.header(comparison), table.rows(comparison), table.footnotes(comparison), images
-    )
+    links = "\n".join(f"![{name}]({name}.png)" for name in images)
+    text = f"# {title}\n\n{table.markdown(comparison)}\n{links}\n"
+    page = _page(title, table.header(comparison), table.rows(comparison), table.footnotes(comparison), images)
     files: dict[str, str | bytes] = {
         "report.html": page,
-        "report.md": text + "\n",
+        "report.md": text,
         "comparison.json": json.dumps(comparison.to_json(), indent=1) + "\n",
         **{f"{name}.png": image for name, image in images.items()},
     }

@@ -5,8 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from cspsched.compare import CLAIRVOYANT, Comparison, PolicyRow, Reference
+from cspsched.compare import CLAIRVOYANT, Comparison, PolicyRow
+from cspsched.problem.metrics import Objective
+from cspsched.problem.result import StopReason
+from cspsched.units import NS_PER_S
 
+ARRIVAL_DOMINATED = 0.9
+WHY_OPEN = {
+    StopReason.TOO_LARGE: "the trace is too large for the exact solver",
+    StopReason.TIME_LIMIT: "the exact solver ran into the time limit",
+    StopReason.INTERRUPTED: "the exact solver was interrupted",
+    StopReason.FINISHED: "the exact solver searched schedules of limited length only",
+}
 Column = tuple[str, Callable[[PolicyRow, dict[str, Any]], str]]
 
 COLUMNS: tuple[Column, ...] = (
@@ -39,35 +49,43 @@ def rows(comparison: Comparison) -> list[list[str]]:
 
 def footnotes(comparison: Comparison) -> list[str]:
     """What the reference is, what was rejected, and what the reader must know."""
-    notes = [reference_sentence(comparison), CLAIRVOYANT]
+    notes = [reference_sentence(comparison), *arrival_note(comparison), CLAIRVOYANT]
     if comparison.rejections:
         count, first = len(comparison.rejections), comparison.rejections[0].reason
-        notes.append(f"{count} requests were rejected and left out, the same for every policy; the first: {first}.")
+        notes.append(f"{count} rejected and left out, the same for every policy; the first: {first}.")
     return notes
 
 
 def reference_sentence(comparison: Comparison) -> str:
     """What the excess is measured against, in one sentence."""
     reference, requests = comparison.reference, len(comparison.instance.requests)
-    what = "makespan" if comparison.objective.value == "makespan" else f"mean {comparison.objective}"
-
-    def value(value_ns: int) -> str:
-        return seconds(comparison.objective.mean_s(value_ns, requests))
-
+    what = "makespan" if comparison.objective is Objective.MAKESPAN else f"mean {comparison.objective}"
+    best, bound = (
+        f"{comparison.objective.mean_s(value_ns, requests):,.6f} s"
+        for value_ns in (reference.best_known_ns, reference.bound_ns)
+    )
     if reference.is_optimum:
         return (
-            f"Reference: the optimum, {what} {value(reference.best_known_ns)}, found by "
-            f"{reference.best_known_by}, proven by {reference.certificate}."
+            f"Reference: the optimum, {what} {best}, found by {reference.best_known_by}, "
+            f"proven by {reference.certificate}."
         )
     return (
-        f"Reference: the optimal {what} lies between {value(reference.bound_ns)} (certificate: "
-        f"{reference.certificate}) and {value(reference.best_known_ns)} (schedule: {reference.best_known_by}), "
-        f"so each excess is an interval{_why_open(reference)}."
+        f"Reference: the optimal {what} is proven to lie between {bound} (certificate "
+        f"{reference.certificate}) and {best} (schedule of {reference.best_known_by}), so each excess is an "
+        f"interval ({WHY_OPEN[reference.stop_reason]})."
     )
 
 
-def _why_open(reference: Reference) -> str:
-    return f"; the search stopped: {reference.stop_reason}"
+def arrival_note(comparison: Comparison) -> list[str]:
+    """A warning where the makespan says little, because the last arrivals decide it."""
+    last_s = max(request.arrival_ns for request in comparison.instance.requests) / NS_PER_S
+    best_s = comparison.reference.best_known_ns / NS_PER_S
+    if comparison.objective is not Objective.MAKESPAN or last_s < ARRIVAL_DOMINATED * best_s:
+        return []
+    return [
+        f"The last request arrives at {last_s:,.1f} s of {best_s:,.1f} s: the makespan is decided by the "
+        "arrivals and says little about a policy; try --objective latency."
+    ]
 
 
 def markdown(comparison: Comparison) -> str:
