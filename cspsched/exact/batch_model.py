@@ -22,6 +22,7 @@ class BatchModel(ExactModel):
     """Variables for every request and batch; exact for every combination of switches."""
 
     name = "batch-indexed CP-SAT"
+    subsolvers = ("lb_tree_search", "default_lp", "no_lp")
 
     def __init__(self, instance: Instance, objective: Objective, num_batches: int) -> None:
         self.grid = build_grid(instance, num_batches)

@@ -60,43 +60,59 @@ def list_schedule(instance: Instance, order: Sequence[int]) -> Schedule:
     Every prompt must fit the token budget. Requests that have not arrived when a batch starts are passed
     over.
     """
-    limits, requests = instance.limits, instance.requests
-    horizon = sum(request.output_tokens for request in requests)
-    blocks, tokens, seats = (np.zeros(horizon, dtype=np.int64) for _ in range(3))
+    requests = instance.requests
+    last_arrival = max(request.arrival_ns for request in requests)
+    profile = _Profile(instance)
     batches: list[list[tuple[int, int]]] = []
     waiting, running, clock = list(order), dict[int, int](), 0
     while waiting or running:
-        j = len(batches)
         if not running:
             clock = max(clock, min(requests[i].arrival_ns for i in waiting))
-        for i in [i for i in waiting if requests[i].arrival_ns <= clock]:
-            span = slice(j, j + requests[i].output_tokens)
-            shape = _footprint(instance, requests[i])
-            if not (
-                np.all(blocks[span] + shape[0] <= limits.kv_blocks)
-                and np.all(tokens[span] + shape[1] <= limits.max_batch_tokens)
-                and np.all(seats[span] < limits.max_batch_requests)
-            ):
+        for i in tuple(waiting):
+            if requests[i].arrival_ns > clock:
+                continue
+            if not profile.admit(i, len(batches)):
                 break
-            blocks[span] += shape[0]
-            tokens[span] += shape[1]
-            seats[span] += 1
             running[i] = 0
             waiting.remove(i)
-        batches.append([(i, requests[i].prompt_tokens if age == 0 else 1) for i, age in running.items()])
-        clock += _duration(instance, running)
+        batches.append([(i, share(requests[i], age).tokens) for i, age in running.items()])
+        if clock < last_arrival:
+            clock += _duration(instance, running)
         running = {i: age + 1 for i, age in running.items() if age + 1 < requests[i].output_tokens}
     return schedule_asap(instance, batches, [[] for _ in batches])
 
 
-def _footprint(instance: Instance, request: Request) -> tuple[IntArray, IntArray]:
-    """Blocks and tokens of a request in each batch of its run, shape (output_tokens,) each."""
+class _Profile:
+    """What the admitted requests use in every batch to come: rows of blocks, tokens and seats."""
+
+    def __init__(self, instance: Instance) -> None:
+        horizon = sum(request.output_tokens for request in instance.requests)
+        limits = instance.limits
+        self._used = np.zeros((3, horizon), dtype=np.int64)
+        self._limits = np.array(
+            [[limits.kv_blocks], [limits.max_batch_tokens], [limits.max_batch_requests]], dtype=np.int64
+        )
+        self._footprints = [_footprint(instance, request) for request in instance.requests]
+
+    def admit(self, i: int, batch: int) -> bool:
+        """Let request i start in a batch if it fits until it finishes."""
+        footprint = self._footprints[i]
+        span = self._used[:, batch : batch + footprint.shape[1]]
+        if np.any(span + footprint > self._limits):
+            return False
+        span += footprint
+        return True
+
+
+def _footprint(instance: Instance, request: Request) -> IntArray:
+    """Blocks, tokens and seats of a request in each batch of its run, shape (3, output_tokens)."""
     held = request.prompt_tokens + np.arange(request.output_tokens, dtype=np.int64)
     if instance.switches.reservation:
         held[:] = request.peak_kv_tokens
-    processed = np.ones(request.output_tokens, dtype=np.int64)
-    processed[0] = request.prompt_tokens
-    return -(-held // instance.limits.block_tokens), processed
+    seats = np.ones_like(held)
+    tokens = seats.copy()
+    tokens[0] = request.prompt_tokens
+    return np.stack([-(-held // instance.limits.block_tokens), tokens, seats])
 
 
 def _duration(instance: Instance, running: dict[int, int]) -> int:

@@ -18,6 +18,8 @@ from cspsched.problem.schedule import Schedule
 
 EXACT_FLOAT = 2**53
 """Integers up to here are exact in the solver's floating-point bound."""
+MOST_CHOSEN_WORKERS = 4
+"""With more threads CP-SAT's own portfolio is wide enough; with one it alternates by itself."""
 IMPOSSIBLE = (cp_model.INFEASIBLE, cp_model.MODEL_INVALID)
 
 
@@ -116,6 +118,9 @@ def search(model: ExactModel, limits: SearchLimits, watch: Watch) -> SearchOutco
     """Minimise until proven, the time limit, or Ctrl-C; the best solution is kept in every case."""
     solver = cp_model.CpSolver()
     solver.parameters.num_workers = limits.num_workers
+    if 1 < limits.num_workers <= MOST_CHOSEN_WORKERS:
+        solver.parameters.num_workers = max(limits.num_workers, len(model.subsolvers))
+        solver.parameters.subsolvers.extend(model.subsolvers)
     solver.parameters.max_time_in_seconds = watch.remaining_s
     solver.parameters.random_seed = limits.seed
     solver.best_bound_callback = lambda bound: watch.tell(bound_ns=_safe_bound(bound))

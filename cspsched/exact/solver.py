@@ -154,7 +154,7 @@ def _horizon(instance: Instance, objective: Objective, incumbent: Incumbent) -> 
     """Batches to model, and whether they are proven to be enough; None if even the incumbent is too long."""
     affordable = MOST_CELLS // len(instance.requests)
     needed = certified_horizon(instance, objective, incumbent.value_ns)
-    if needed is not None and needed <= affordable:
+    if needed <= affordable:
         return max(needed, incumbent.schedule.num_batches), True
     if incumbent.schedule.num_batches > affordable:
         return None, False

@@ -48,6 +48,7 @@ class StartModel(ExactModel):
     """Run-to-completion schedules only; see `Switches.run_to_completion`."""
 
     name = "run-to-completion CP-SAT"
+    subsolvers = ("lb_tree_search", "no_lp")
 
     def __init__(self, instance: Instance, objective: Objective, num_batches: int) -> None:
         model = cp_model.CpModel()
