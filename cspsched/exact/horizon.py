@@ -13,12 +13,12 @@ from cspsched.units import ceil_div
 def certified_horizon(instance: Instance, objective: Objective, upper_ns: int) -> int:
     """Some optimal schedule has at most this many batches, given that the optimum is at most `upper_ns`.
 
-    Two arguments, the better of which counts. By work: without chunking every request in a batch generates,
+    Two arguments, the better of which counts. By work: without chunking whoever is in a batch generates,
     so there are at most sum O batches; without preemption nothing is processed twice, so there are at most
     sum (I + O - 1). By time: batch times sum up to at least alpha B + work (see `cspsched.bounds`) and to at
     most the makespan. For the sum of latencies, whoever finishes last waits at most `upper_ns` less what the
-    others wait in any schedule of theirs. TTFT says nothing about the batches after the last first token; those can be replaced
-    by the plainest completion.
+    others wait in any schedule of theirs. TTFT says nothing about the batches after the last first token;
+    those can be replaced by the plainest completion.
     """
     return min([_most_by_time(instance, objective, upper_ns), *_most_by_work(instance)])
 

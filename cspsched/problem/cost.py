@@ -9,6 +9,7 @@ once per batch; T is their sum. Monotone in every feature by construction.
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
 from dataclasses import dataclass, fields
 from fractions import Fraction
@@ -20,12 +21,14 @@ import numpy as np
 import numpy.typing as npt
 
 from cspsched.errors import CostError
-from cspsched.problem.json_io import require_keys, require_schema
+from cspsched.problem.json_io import require_keys, require_schema, require_text
 
 IntArray = npt.NDArray[np.int64]
 Count = TypeVar("Count", int, IntArray)
 
 # Products of int64 arrays stay exact below this; larger models are evaluated with Python integers.
+SANE_NUMBER = re.compile(r"[-+]?[0-9./]{1,60}(?:[eE][-+]?[0-9]{1,2})?")
+"""Exact numbers are short: `1e999999999` would be a number of a billion digits."""
 INT64_SAFE = 2**62
 
 
@@ -126,12 +129,16 @@ class PiecewiseLinear:
         """Values at many points in nanoseconds, rounded up; falls back to Python integers near overflow."""
         if self.is_zero or len(x) == 0:
             return np.zeros(len(x), dtype=np.int64)
-        if self.numerator(int(x.max())) >= INT64_SAFE:
+        largest = int(x.max())
+        # One further, so that the last slope is covered too; knots beyond may be of any size.
+        if max(self.numerator(largest + 1), self.denominator) >= INT64_SAFE:
             return np.array([self.ceil(int(value)) for value in x], dtype=np.int64)
-        k = np.searchsorted(np.array(self.knots), x, side="right") - 1
-        base = np.array(self.knot_numerators, dtype=np.int64)[k]
-        slope = np.array(self.slope_numerators, dtype=np.int64)[k]
-        numerators: IntArray = base + slope * (x - np.array(self.knots)[k])
+        reached = slice(bisect_right(self.knots, largest))
+        knots = np.array(self.knots[reached], dtype=np.int64)
+        k = np.searchsorted(knots, x, side="right") - 1
+        base = np.array(self.knot_numerators[reached], dtype=np.int64)[k]
+        slope = np.array(self.slope_numerators[reached], dtype=np.int64)[k]
+        numerators: IntArray = base + slope * (x - knots[k])
         return -(-numerators // self.denominator)
 
     def to_json(self) -> dict[str, Any]:
@@ -156,7 +163,7 @@ class PiecewiseLinear:
 def read_rational(text: Any, where: str) -> Fraction:
     """Read an exact number from text such as `97.76`, `8.6e-8` or `2444/25`."""
     try:
-        if isinstance(text, bool) or not isinstance(text, str | int):
+        if isinstance(text, bool) or not isinstance(text, str | int) or not SANE_NUMBER.fullmatch(str(text)):
             raise ValueError
         return Fraction(text)
     except (ValueError, ZeroDivisionError):
@@ -247,7 +254,14 @@ class CostModel:
         return time_ns
 
     def batch_times_ns(self, batches: BatchFeatures[IntArray]) -> IntArray:
-        """Durations of many batches, int64 of shape (num_batches,); the same numbers as `batch_time_ns`."""
+        """Durations of many batches, int64 of shape (num_batches,); the same numbers as `batch_time_ns`.
+
+        Raises
+        ------
+        CostError
+            If a duration could reach 2^63 ns.
+        """
+        self._require_int64(batches)
         times = np.full(len(batches.tokens), self.step_ceil, dtype=np.int64)
         for index, function in self._functions:
             times += function.ceil_array(batches[index])
@@ -256,6 +270,12 @@ class CostModel:
         times += self.prefill_batch_ceil * (batches.num_prefills > 0)
         times += self.decode_batch_ceil * (batches.num_decodes > 0)
         return times
+
+    def _require_int64(self, batches: BatchFeatures[IntArray]) -> None:
+        if len(batches.tokens):
+            worst = self.batch_time_ns(BatchFeatures(*(int(feature.max()) for feature in batches)))
+            if worst >= 2**63:
+                raise CostError(f"cost model {self.name!r}: a batch may take {worst} ns, 64 bits are too few")
 
     def to_json(self) -> dict[str, Any]:
         """Exact JSON: rationals as text."""
@@ -294,7 +314,7 @@ class CostModel:
             for name in FUNCTION_FEATURES
             if name in data
         }
-        return cls(name=str(data["name"]), **terms)
+        return cls(name=require_text(data, "name", where), **terms)
 
 
 def _ceil(value: Fraction) -> int:

@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Any
 
 from cspsched.errors import InputError
-from cspsched.problem.cost import CostModel
+from cspsched.problem.cost import INT64_SAFE, CostModel
 from cspsched.problem.json_io import require_int, require_keys, require_schema
 from cspsched.problem.request import Request
 from cspsched.units import ceil_div
@@ -42,6 +42,8 @@ class Limits:
             value = getattr(self, limit.name)
             if value is not None and value < 1:
                 raise InputError(f"{limit.name} is {value}, expected at least 1")
+            if value is not None and value >= INT64_SAFE:
+                raise InputError(f"{limit.name} is {value}, expected less than {INT64_SAFE}")
 
     @property
     def kv_tokens(self) -> int:
@@ -179,6 +181,8 @@ class Instance:
         """
         require_schema(data, INSTANCE_SCHEMA, where)
         require_keys(data, where, required=("requests", "limits", "switches", "cost"), optional=())
+        if not isinstance(data["requests"], list):
+            raise InputError(f"{where}: requests must be a list, got {type(data['requests']).__name__}")
         return cls(
             requests=tuple(
                 Request.from_json(row, f"{where}: requests[{k}]") for k, row in enumerate(data["requests"])

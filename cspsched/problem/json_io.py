@@ -42,6 +42,10 @@ def read_json(path: Path) -> Any:
         return json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise InputError(f"{path} line {error.lineno}: no valid JSON ({error.msg})") from None
+    except ValueError:
+        raise InputError(f"{path}: no valid JSON (a number of thousands of digits)") from None
+    except RecursionError:
+        raise InputError(f"{path}: no valid JSON (nested too deeply)") from None
 
 
 def require_schema(data: Any, schema: str, where: str) -> None:
@@ -68,6 +72,14 @@ def require_keys(
         unknown = sorted(set(data) - {*required, *optional, "schema"})
         if unknown:
             raise InputError(f"{where}: unknown key {unknown[0]!r}")
+
+
+def require_text(data: dict[str, Any], key: str, where: str) -> str:
+    """Text under a key, refused with a sentence if it is anything else."""
+    value = data.get(key)
+    if not isinstance(value, str):
+        raise InputError(f"{where}: {key} is {value!r}, expected text")
+    return value
 
 
 def require_int(data: dict[str, Any], key: str, where: str) -> int:

@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cspsched.errors import CostError
 from cspsched.problem.cost import IntArray
 from cspsched.problem.history import History, follow
 from cspsched.problem.instance import Instance, Preemption
+from cspsched.problem.request import MAX_TOKENS
 from cspsched.problem.schedule import Schedule
 
 SHOWN_PER_RULE = 20
@@ -57,27 +59,28 @@ def check_form(instance: Instance, schedule: Schedule) -> Iterator[Violation]:
     """Requests and batches exist, batches are not empty, nobody is twice in a batch or evicted twice."""
     count, batches = len(instance.requests), schedule.num_batches
     in_range = (schedule.request >= 0) & (schedule.request < count)
-    yield from _entries_where(
-        "form", schedule, ~in_range, "request index {value} does not exist", schedule.request
-    )
-    yield from _entries_where(
-        "form", schedule, schedule.tokens < 1, "processes {value} tokens", schedule.tokens
-    )
-    for j in _first(np.diff(schedule.first_entry) == 0):
-        yield Violation(rule="form", batch=j, message=f"batch {j} is empty")
-    bad = (schedule.evicted_request < 0) | (schedule.evicted_request >= count)
-    bad |= (schedule.evicted_batch < 0) | (schedule.evicted_batch >= batches)
-    for k in _first(bad):
+    yield from _entries_where(schedule, ~in_range, "request index {value} does not exist", schedule.request)
+    # More tokens than any request may have would not even add up in 64 bits.
+    absurd = (schedule.tokens < 1) | (schedule.tokens > 2 * MAX_TOKENS)
+    yield from _entries_where(schedule, absurd, "processes {value} tokens", schedule.tokens)
+    empty = np.diff(schedule.first_entry) == 0
+    yield from _report_batches("form", empty, lambda j: f"batch {j} is empty")
+    evicted = (schedule.evicted_request >= 0) & (schedule.evicted_request < count)
+    evicted &= (schedule.evicted_batch >= 0) & (schedule.evicted_batch < batches)
+    for k in _first(~evicted):
         i, j = int(schedule.evicted_request[k]), int(schedule.evicted_batch[k])
         yield Violation(rule="form", message=f"eviction of request index {i} before batch {j} does not exist")
+    yield from _count_rest("form", ~evicted, "evictions do not exist")
     for what, batch, request in (
-        ("processed", schedule.batch_of_entry, schedule.request),
-        ("evicted", schedule.evicted_batch, schedule.evicted_request),
+        ("processed", schedule.batch_of_entry[in_range], schedule.request[in_range]),
+        ("evicted", schedule.evicted_batch[evicted], schedule.evicted_request[evicted]),
     ):
         keys, counts = np.unique(batch * count + request, return_counts=True)
-        for key in keys[counts > 1][:SHOWN_PER_RULE].tolist():
-            message = f"request index {key % count} is {what} twice in batch {key // count}"
-            yield Violation(rule="form", batch=key // count, message=message)
+        for k in _first(counts > 1):
+            j, i = divmod(int(keys[k]), count)
+            message = f"request index {i} is {what} twice in batch {j}"
+            yield Violation(rule="form", batch=j, message=message)
+        yield from _count_rest("form", counts > 1, f"requests are {what} twice in a batch")
 
 
 def check_known_tokens(history: History) -> Iterator[Violation]:
@@ -112,9 +115,11 @@ def check_capacity(history: History) -> Iterator[Violation]:
     """Rule 4: the blocks of all residents fit on the device, in every batch."""
     occupied = occupied_blocks(history)
     capacity = history.instance.limits.kv_blocks
-    for j in _first(occupied > capacity):
-        message = f"batch {j} occupies {occupied[j]} KV blocks, the device offers {capacity}"
-        yield Violation(rule="capacity", batch=j, message=message)
+    yield from _report_batches(
+        "capacity",
+        occupied > capacity,
+        lambda j: f"batch {j} occupies {occupied[j]} KV blocks, the device offers {capacity}",
+    )
 
 
 def occupied_blocks(history: History) -> IntArray:
@@ -148,14 +153,17 @@ def _resident_total(history: History, *, gained: IntArray, released: IntArray, l
 def check_budget(history: History) -> Iterator[Violation]:
     """Rule 5: at most C tokens and R requests in a batch."""
     limits, features = history.instance.limits, history.features
-    requests = features.num_prefills + features.num_decodes
-    for name, used, limit in (
-        ("tokens", features.tokens, limits.max_batch_tokens),
-        ("requests", requests, limits.max_batch_requests),
-    ):
-        for j in _first(used > limit):
-            message = f"batch {j} processes {used[j]} {name}, the limit is {limit}"
-            yield Violation(rule="budget", batch=j, message=message)
+    tokens, requests = features.tokens, features.num_prefills + features.num_decodes
+    yield from _report_batches(
+        "budget",
+        tokens > limits.max_batch_tokens,
+        lambda j: f"batch {j} processes {tokens[j]} tokens, the limit is {limits.max_batch_tokens}",
+    )
+    yield from _report_batches(
+        "budget",
+        requests > limits.max_batch_requests,
+        lambda j: f"batch {j} processes {requests[j]} requests, the limit is {limits.max_batch_requests}",
+    )
 
 
 def check_completion(history: History) -> Iterator[Violation]:
@@ -166,6 +174,7 @@ def check_completion(history: History) -> Iterator[Violation]:
     for i in _first(generated != outputs):
         message = f"generates {generated[i]} tokens, expected {outputs[i]}"
         yield _about(history, "completion", message, request=i)
+    yield from _count_rest("completion", generated != outputs, "requests generate another number of tokens")
     finished_before = history.generated_before >= outputs[history.schedule.request]
     yield from _report("completion", history, finished_before, lambda e: "is processed after its last token")
 
@@ -174,14 +183,12 @@ def check_time(history: History) -> Iterator[Violation]:
     """Rule 7: batches do not overlap, take the time of their composition, and start after the arrivals."""
     schedule, requests = history.schedule, history.instance.requests
     previous_end = np.concatenate(([0], schedule.end_ns[:-1]))
-    for j in _first(schedule.start_ns < previous_end):
-        message = f"batch {j} starts at {schedule.start_ns[j]} ns, before {previous_end[j]} ns"
-        yield Violation(rule="time", batch=j, message=message)
-    expected = history.instance.cost.batch_times_ns(history.features)
-    stated = schedule.end_ns - schedule.start_ns
-    for j in _first(stated != expected):
-        message = f"batch {j} takes {stated[j]} ns, its composition costs {expected[j]} ns"
-        yield Violation(rule="time", batch=j, message=message)
+    yield from _report_batches(
+        "time",
+        schedule.start_ns < previous_end,
+        lambda j: f"batch {j} starts at {schedule.start_ns[j]} ns, before {previous_end[j]} ns",
+    )
+    yield from _check_durations(history)
     arrivals = np.array([request.arrival_ns for request in requests], dtype=np.int64)[schedule.request]
     starts = schedule.start_ns[schedule.batch_of_entry]
     yield from _report(
@@ -189,6 +196,21 @@ def check_time(history: History) -> Iterator[Violation]:
         history,
         starts < arrivals,
         lambda e: f"arrives at {arrivals[e]} ns, its batch starts at {starts[e]} ns",
+    )
+
+
+def _check_durations(history: History) -> Iterator[Violation]:
+    start, end = history.schedule.start_ns, history.schedule.end_ns
+    try:
+        expected = history.instance.cost.batch_times_ns(history.features)
+    except CostError as error:
+        yield Violation(rule="time", message=str(error))
+        return
+    # The difference of two 64-bit times may wrap around to the right number, so their order counts too.
+    yield from _report_batches(
+        "time",
+        (end - start != expected) | (end < start),
+        lambda j: f"batch {j} takes {int(end[j]) - int(start[j])} ns, its composition costs {expected[j]} ns",
     )
 
 
@@ -201,11 +223,14 @@ def check_preemption(history: History) -> Iterator[Violation]:
     for k in _first(history.kv_lost == 0):
         i, j = int(schedule.evicted_request[k]), int(schedule.evicted_batch[k])
         yield _about(history, "preemption", "is evicted but holds no KV cache", request=i, batch=j)
+    yield from _count_rest("preemption", history.kv_lost == 0, "evicted requests hold no KV cache")
     last = np.full(len(history.instance.requests), schedule.num_batches, dtype=np.int64)
     last[schedule.request[history.finishes]] = schedule.batch_of_entry[history.finishes]
-    for k in _first(schedule.evicted_batch > last[schedule.evicted_request]):
+    late = schedule.evicted_batch > last[schedule.evicted_request]
+    for k in _first(late):
         i, j = int(schedule.evicted_request[k]), int(schedule.evicted_batch[k])
         yield _about(history, "preemption", "is evicted after its last token", request=i, batch=j)
+    yield from _count_rest("preemption", late, "requests are evicted after their last token")
 
 
 def check_chunking(history: History) -> Iterator[Violation]:
@@ -218,12 +243,12 @@ def check_chunking(history: History) -> Iterator[Violation]:
 def check_hybrid(history: History) -> Iterator[Violation]:
     """Without hybrid batches a batch holds prefills or decodes, not both."""
     if not history.instance.switches.hybrid_batches:
-        features = history.features
-        for j in _first((features.num_prefills > 0) & (features.num_decodes > 0)):
-            message = (
-                f"batch {j} mixes {features.num_prefills[j]} prefills with {features.num_decodes[j]} decodes"
-            )
-            yield Violation(rule="hybrid batches", batch=j, message=message)
+        prefills, decodes = history.features.num_prefills, history.features.num_decodes
+        yield from _report_batches(
+            "hybrid batches",
+            (prefills > 0) & (decodes > 0),
+            lambda j: f"batch {j} mixes {prefills[j]} prefills with {decodes[j]} decodes",
+        )
 
 
 def check_holding(history: History) -> Iterator[Violation]:
@@ -234,9 +259,11 @@ def check_holding(history: History) -> Iterator[Violation]:
         evicted = (history.kv_lost > 0).astype(np.int64)
         residents = _resident_total(history, gained=admitted, released=ones, lost=evicted)
         processed = np.diff(history.schedule.first_entry)
-        for j in _first(residents > processed):
-            message = f"batch {j} processes {processed[j]} of {residents[j]} resident requests"
-            yield Violation(rule="holding", batch=j, message=message)
+        yield from _report_batches(
+            "holding",
+            residents > processed,
+            lambda j: f"batch {j} processes {processed[j]} of {residents[j]} resident requests",
+        )
 
 
 CHECKS: tuple[Callable[[History], Iterator[Violation]], ...] = (
@@ -277,15 +304,29 @@ def _report(
     for entry in _first(broken):
         j = int(np.searchsorted(schedule.first_entry, entry, side="right")) - 1
         yield _about(history, rule, describe(entry), request=int(schedule.request[entry]), batch=j)
+    yield from _count_rest(rule, broken, "entries break this rule")
+
+
+def _report_batches(
+    rule: str, broken: npt.NDArray[np.bool_], describe: Callable[[int], str]
+) -> Iterator[Violation]:
+    """One violation for each of the first broken batches, and one that counts the rest."""
+    for j in _first(broken):
+        yield Violation(rule=rule, batch=j, message=describe(j))
+    yield from _count_rest(rule, broken, "batches break this rule")
+
+
+def _count_rest(rule: str, broken: npt.NDArray[np.bool_], what: str) -> Iterator[Violation]:
     more = int(broken.sum()) - SHOWN_PER_RULE
     if more > 0:
-        yield Violation(rule=rule, message=f"{more} more entries break this rule")
+        yield Violation(rule=rule, message=f"{more} more {what}")
 
 
 def _entries_where(
-    rule: str, schedule: Schedule, broken: npt.NDArray[np.bool_], template: str, values: IntArray
+    schedule: Schedule, broken: npt.NDArray[np.bool_], template: str, values: IntArray
 ) -> Iterator[Violation]:
     for entry in _first(broken):
         j = int(np.searchsorted(schedule.first_entry, entry, side="right")) - 1
         text = template.format(value=values[entry])
-        yield Violation(rule=rule, batch=j, message=f"entry {entry} of batch {j}: {text}")
+        yield Violation(rule="form", batch=j, message=f"entry {entry} of batch {j}: {text}")
+    yield from _count_rest("form", broken, "entries break this rule")

@@ -6,7 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from cspsched.errors import TraceError
-from cspsched.problem.json_io import require_int, require_keys
+from cspsched.problem.json_io import require_int, require_keys, require_text
+
+# Sums and squares of these still fit into 64 bits.
+MAX_TOKENS = 1_000_000_000
+MAX_ARRIVAL_NS = 9 * 10**18
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +35,16 @@ class Request:
             )
         if self.arrival_ns < 0:
             raise TraceError(f"request {self.request_id!r}: arrival_ns is {self.arrival_ns}, expected >= 0")
+        for name, largest in (
+            ("prompt_tokens", MAX_TOKENS),
+            ("output_tokens", MAX_TOKENS),
+            ("arrival_ns", MAX_ARRIVAL_NS),
+        ):
+            value = getattr(self, name)
+            if value > largest:
+                raise TraceError(
+                    f"request {self.request_id!r}: {name} is {value}, expected at most {largest}"
+                )
 
     @property
     def peak_kv_tokens(self) -> int:
@@ -53,7 +67,7 @@ class Request:
         numbers = ("arrival_ns", "prompt_tokens", "output_tokens", "priority")
         require_keys(data, where, required=("request_id", *numbers), optional=())
         return cls(
-            request_id=str(data["request_id"]),
+            request_id=require_text(data, "request_id", where),
             arrival_ns=require_int(data, "arrival_ns", where),
             prompt_tokens=require_int(data, "prompt_tokens", where),
             output_tokens=require_int(data, "output_tokens", where),

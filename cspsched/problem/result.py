@@ -59,7 +59,7 @@ class Result:
     @property
     def gap(self) -> float | None:
         """(U - L) / U: how far the proof is from closed."""
-        if self.primal_ns is None or self.dual_ns is None:
+        if not self.primal_ns or self.dual_ns is None:
             return None
         return (self.primal_ns - self.dual_ns) / self.primal_ns
 
@@ -94,14 +94,25 @@ class Result:
         require_schema(data, RESULT_SCHEMA, where)
         require_keys(data, where, required=("instance", "schedule", "objective", "status", "stop_reason"))
         for key in ("primal_ns", "dual_ns"):
-            if data.get(key) is not None and type(data[key]) is not int:
-                raise InputError(f"{where}: {key} is {data[key]!r}, expected a whole number or null")
+            if data.get(key) is not None and (type(data[key]) is not int or data[key] < 0):
+                raise InputError(f"{where}: {key} is {data[key]!r}, expected a whole number >= 0 or null")
+        for key in ("found_by", "certificate"):
+            if not isinstance(data.get(key), str | None):
+                raise InputError(f"{where}: {key} is {data[key]!r}, expected text or null")
+        if not isinstance(data.get("provenance", {}), dict):
+            raise InputError(f"{where}: provenance is {data['provenance']!r}, expected a table")
         try:
             objective, status = Objective(data["objective"]), Status(data["status"])
             stop_reason = StopReason(data["stop_reason"])
         except ValueError as error:
             raise InputError(f"{where}: {error}") from None
         instance = Instance.from_json(data["instance"], f"{where}: instance")
+        stated = data.get("fingerprint", instance.fingerprint())
+        if stated != instance.fingerprint():
+            raise InputError(
+                f"{where}: fingerprint is {stated!r}, its instance has {instance.fingerprint()!r}; "
+                "the instance was changed after the result was written"
+            )
         schedule = data["schedule"]
         return cls(
             instance=instance,
@@ -143,6 +154,9 @@ class Result:
         if self.dual_ns is not None and self.dual_ns > value:
             message = f"states the bound {self.dual_ns} ns, above its own schedule's {value} ns"
             broken.append(Violation(rule="bound", message=message))
+        if self.status is Status.OPTIMAL and self.dual_ns != value:
+            message = f"states that it is optimal, its bound is {self.dual_ns} ns and its value {value} ns"
+            broken.append(Violation(rule="status", message=message))
         return broken
 
 

@@ -32,7 +32,7 @@ def schedule_asap(
     arrivals = [request.arrival_ns for request in instance.requests]
     clock, starts, ends = 0, [], []
     for entries, duration in zip(batches, durations, strict=True):
-        start = max(clock, *(arrivals[i] for i, _ in entries))
+        start = max([clock, *(arrivals[i] for i, _ in entries)])
         clock = start + duration
         starts.append(start)
         ends.append(clock)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
+from cspsched.problem.request import MAX_TOKENS
 from cspsched.units import NS_PER_S, seconds_to_ns
 
-MAX_TOKENS = 1_000_000_000
 MAX_PRIORITY = 1_000_000_000
 # Seconds since 1970 fit with room, and so many nanoseconds still fit into 64 bits.
 MAX_ARRIVAL_S = 9_000_000_000

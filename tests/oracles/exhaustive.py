@@ -79,14 +79,14 @@ def _options(instance: Instance, state: State, i: int) -> list[Move]:
         return [(False, 0)]
     known = request.prompt_tokens + generated
 
-    def amounts(held: int, in_decode: bool) -> list[int]:
+    def amounts(held: int, *, in_decode: bool) -> list[int]:
         if in_decode:
             return [0, 1]
         return list(range(known - held + 1)) if switches.chunked_prefill else [0, known - held]
 
-    options = [(False, c) for c in amounts(kv, decoding) if c or kv == 0 or switches.holding]
+    options = [(False, c) for c in amounts(kv, in_decode=decoding) if c or kv == 0 or switches.holding]
     if kv and switches.preemption is not Preemption.NONE:
-        options += [(True, c) for c in amounts(0, False)]
+        options += [(True, c) for c in amounts(0, in_decode=False)]
     return options
 
 

@@ -1,0 +1,149 @@
+"""A second referee: problem.md section 2 read literally, one dict and one loop at a time.
+
+Shares the values (instance, schedule) with the package and nothing else: no history, no referee, not even the
+evaluation of the cost model, which is done here in fractions.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from itertools import pairwise
+from math import ceil
+
+from cspsched.problem.cost import CostModel, PiecewiseLinear
+from cspsched.problem.instance import Instance
+from cspsched.problem.schedule import Schedule
+
+Chunk = tuple[int, int]
+"""KV entries carried, tokens processed."""
+
+
+def height(function: PiecewiseLinear, x: int) -> Fraction:
+    """Exact value of a piecewise-linear term: the slopes times the lengths that they cover up to x."""
+    ends = [*function.knots[1:], max(x, function.knots[-1])]
+    value = Fraction(0)
+    for begin, end, slope in zip(function.knots, ends, function.slopes, strict=True):
+        value += slope * max(0, min(end, x) - begin)
+    return value
+
+
+def naive_duration(cost: CostModel, chunks: list[Chunk], contexts: list[int], generating: int) -> int:
+    """Duration of a batch of prefill chunks and of decodes that read so many KV entries (section 4)."""
+    terms = [
+        Fraction(cost.step),
+        height(cost.tokens, sum(c for _, c in chunks) + len(contexts)),
+        # W(n + c) - W(n): the k-th token of a prompt looks at k tokens.
+        height(cost.prefill_attention, sum(sum(range(n + 1, n + c + 1)) for n, c in chunks)),
+        height(cost.prefill_tokens, sum(c for _, c in chunks)),
+        height(cost.prefill_context, sum(n for n, _ in chunks)),
+        height(cost.decode_context, sum(contexts)),
+        height(cost.head, generating),
+        cost.prefill_request * len(chunks),
+        cost.decode_request * len(contexts),
+        cost.prefill_batch if chunks else Fraction(0),
+        cost.decode_batch if contexts else Fraction(0),
+    ]
+    return sum(ceil(term) for term in terms)
+
+
+def broken_rules(instance: Instance, schedule: Schedule) -> set[str]:
+    """Names of the rules that a schedule breaks, in the referee's words; empty if it is feasible."""
+    batches = _batches(schedule)
+    evictions = list(zip(schedule.evicted_batch.tolist(), schedule.evicted_request.tolist(), strict=True))
+    if _is_malformed(instance, batches, evictions):
+        return {"form"}
+    broken: set[str] = set()
+    everybody = range(len(instance.requests))
+    memory = dict.fromkeys(everybody, 0)
+    generated = dict.fromkeys(everybody, 0)
+    decoding = dict.fromkeys(everybody, False)
+    finished = dict.fromkeys(everybody, False)
+    clock = 0
+    for j, entries in enumerate(batches):
+        for batch, i in evictions:
+            if batch == j:
+                if instance.switches.preemption.value == "none" or memory[i] == 0 or finished[i]:
+                    broken.add("preemption")
+                memory[i] = 0
+                decoding[i] = False
+        residents = {i for i in everybody if memory[i] > 0}
+        chunks, contexts, generating, leaving = [], [], 0, []
+        for i, tokens, stated in entries:
+            request = instance.requests[i]
+            known = request.prompt_tokens + generated[i]
+            if finished[i]:
+                broken.add("completion")
+            if memory[i] + tokens > known:
+                broken.add("known tokens")
+            if decoding[i]:
+                contexts.append(memory[i])
+            else:
+                chunks.append((memory[i], tokens))
+            memory[i] += tokens
+            if stated != memory[i]:
+                broken.add("memory")
+            decoding[i] = memory[i] == known
+            if memory[i] == known:
+                generating += 1
+                generated[i] += 1
+                if generated[i] == request.output_tokens:
+                    leaving.append(i)
+            elif not instance.switches.chunked_prefill:
+                broken.add("chunked prefill")
+            if int(schedule.start_ns[j]) < request.arrival_ns:
+                broken.add("time")
+        if _blocks(instance, memory) > instance.limits.kv_blocks:
+            broken.add("capacity")
+        if sum(tokens for _, tokens, _ in entries) > instance.limits.max_batch_tokens:
+            broken.add("budget")
+        if len(entries) > instance.limits.max_batch_requests:
+            broken.add("budget")
+        if not instance.switches.hybrid_batches and chunks and contexts:
+            broken.add("hybrid batches")
+        if not instance.switches.holding and residents - {i for i, _, _ in entries}:
+            broken.add("holding")
+        start, end = int(schedule.start_ns[j]), int(schedule.end_ns[j])
+        if start < clock or end - start != naive_duration(instance.cost, chunks, contexts, generating):
+            broken.add("time")
+        clock = end
+        for i in leaving:
+            finished[i] = True
+            memory[i] = 0
+    if any(generated[i] != instance.requests[i].output_tokens for i in everybody):
+        broken.add("completion")
+    return broken
+
+
+def _batches(schedule: Schedule) -> list[list[tuple[int, int, int]]]:
+    rows = list(
+        zip(schedule.request.tolist(), schedule.tokens.tolist(), schedule.kv_tokens.tolist(), strict=True)
+    )
+    offsets = schedule.first_entry.tolist()
+    return [rows[begin:end] for begin, end in pairwise(offsets)]
+
+
+def _is_malformed(
+    instance: Instance, batches: list[list[tuple[int, int, int]]], evictions: list[tuple[int, int]]
+) -> bool:
+    everybody = range(len(instance.requests))
+    if len(set(evictions)) < len(evictions):
+        return True
+    if any(j not in range(len(batches)) or i not in everybody for j, i in evictions):
+        return True
+    for entries in batches:
+        names = [i for i, _, _ in entries]
+        if not names or len(set(names)) < len(names):
+            return True
+        if any(i not in everybody or tokens < 1 for i, tokens, _ in entries):
+            return True
+    return False
+
+
+def _blocks(instance: Instance, memory: dict[int, int]) -> int:
+    """Blocks of all residents; under reservation everybody who is there occupies its peak."""
+    total = 0
+    for i, held in memory.items():
+        if held and instance.switches.reservation:
+            held = instance.requests[i].prompt_tokens + instance.requests[i].output_tokens - 1
+        total += ceil(Fraction(held, instance.limits.block_tokens))
+    return total

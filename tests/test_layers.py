@@ -1,0 +1,140 @@
+"""Imports point one way, and nobody loads torch but the profiler."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import cspsched
+
+ROOT = Path(cspsched.__file__).parent
+
+BASE = {"errors", "units", "resources"}
+MAY_IMPORT = {
+    "errors": set(),
+    "units": set(),
+    "resources": {"errors"},
+    "problem": {"errors", "units"},
+    "trace": {"problem"},
+    "costs": {"problem"},
+    "bounds": {"problem", "costs"},
+    "exact": {"problem", "costs", "bounds"},
+    "simulate": {"problem"},
+    "policies": {"problem", "simulate"},
+    "improve": {"problem", "costs", "bounds", "exact", "simulate", "policies"},
+    "cluster": {"problem", "costs", "trace", "simulate", "policies"},
+    "search": {"problem", "costs", "trace", "simulate", "policies", "cluster"},
+    "profiler": {"costs"},
+    "serving": {"problem", "costs", "trace"},
+    "solving": {"problem", "costs", "bounds", "exact", "simulate", "policies", "improve"},
+    "compare": {"problem", "bounds", "exact", "simulate", "policies", "improve", "solving", "serving"},
+    "report": {"problem", "trace", "costs", "bounds", "compare", "solving", "serving"},
+}
+"""What each part may import beside itself and (from resources on up) the base; cli and the root may all."""
+
+EVERYTHING = {"", "__main__", "cli"}
+"""The public names, the entry point and the command line stand above all others."""
+
+
+def modules() -> list[tuple[str, ast.Module]]:
+    """Dotted path below cspsched and syntax tree of every module."""
+    found = []
+    for path in sorted(ROOT.rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        found.append((name, ast.parse(path.read_text(encoding="utf-8"))))
+    return found
+
+
+def imports_of(tree: ast.AST) -> set[str]:
+    """Dotted names that a tree imports, anywhere in it; `from a import b` counts as a and as a.b."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute here"
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def parts_of(names: set[str]) -> set[str]:
+    """Parts of cspsched (first name below it) among imported names."""
+    known = {path.stem for path in ROOT.iterdir()}
+    return {name.split(".")[1] for name in names if name.startswith("cspsched.")} & known
+
+
+MODULES = modules()
+
+
+def test_every_part_has_its_place():
+    """A new part of cspsched must be given its layer here."""
+    parts = {name.split(".")[0] for name, _ in MODULES}
+
+    assert parts - set(MAY_IMPORT) - EVERYTHING == set()
+
+
+def test_the_layers_have_no_cycle():
+    """The table above is an order: whoever is imported imports nothing of the importer."""
+    done: set[str] = set()
+    while ready := {part for part, below in MAY_IMPORT.items() if below <= done} - done:
+        done |= ready
+
+    assert done == set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize(("name", "tree"), MODULES, ids=[name or "cspsched" for name, _ in MODULES])
+def test_imports_point_one_way(name, tree):
+    """A module imports its own part and the layers below it."""
+    part = name.split(".")[0]
+    if part in EVERYTHING:
+        return
+    base = set() if part in BASE | {"problem"} else BASE
+    upwards = parts_of(imports_of(tree)) - MAY_IMPORT[part] - base - {part}
+
+    assert upwards == set()
+
+
+def test_the_command_line_is_imported_by_nobody():
+    """Only the entry point knows the command line."""
+    importers = {name for name, tree in MODULES if "cli" in parts_of(imports_of(tree))}
+
+    assert {name for name in importers if not name.startswith("cli")} <= {"__main__"}
+
+
+def test_the_referee_stands_alone():
+    """Referee, history and metrics reach, directly or not, nothing but problem, errors and units."""
+    trees = {f"cspsched.{name}": tree for name, tree in MODULES}
+    reached, queue = set(), ["cspsched.problem.referee", "cspsched.problem.metrics"]
+    while queue:
+        module = queue.pop()
+        if module in trees and module not in reached:
+            reached.add(module)
+            queue += imports_of(trees[module])
+
+    assert {module.split(".")[1] for module in reached} == {"problem", "errors", "units"}
+
+
+@pytest.mark.parametrize("package", ["problem", "trace", "costs", "bounds", "simulate", "policies"])
+def test_the_solver_is_loaded_by_the_exact_part_only(package):
+    """OR-Tools is imported by nothing that the solver is checked with."""
+    users = {
+        name
+        for name, tree in MODULES
+        if name.split(".")[0] == package and any(used.startswith("ortools") for used in imports_of(tree))
+    }
+
+    assert users == set()
+
+
+def test_only_the_profiler_may_import_torch():
+    """Torch is an extra: no module outside the profiler names it in an import."""
+    users = {
+        name
+        for name, tree in MODULES
+        if any(used.split(".")[0] in ("torch", "triton") for used in imports_of(tree))
+    }
+
+    assert {name for name in users if name.split(".")[0] != "profiler"} == set()
