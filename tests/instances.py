@@ -58,6 +58,12 @@ def four_mixed(switches: Switches | None = None) -> Instance:
     return instance_of(shapes, kv_blocks=16, max_batch_tokens=32, switches=switches)
 
 
+def late_mixed() -> Instance:
+    """E4 with the last request a nanosecond late: small, but not for the state search."""
+    shapes = [(4, 4), (2, 8), (6, 3), (1, 6, 1)]
+    return instance_of(shapes, kv_blocks=16, max_batch_tokens=32)
+
+
 def waves(kv_tokens: int) -> Instance:
     """E6: 1024 requests (32, 1024) at 0 under reservation, C = 4096, R = 1024."""
     return instance_of(
@@ -77,6 +83,4 @@ def hindsight(seed: int) -> Instance:
     for _ in range(count):
         start = rng.randint(1, 5)
         shapes.append((start + 1, rng.randint(1, kv_tokens - start)))
-    return instance_of(
-        shapes, kv_blocks=kv_tokens, cost=load_cost("unit"), switches=RUN_TO_COMPLETION
-    )
+    return instance_of(shapes, kv_blocks=kv_tokens, cost=load_cost("unit"), switches=RUN_TO_COMPLETION)

@@ -14,7 +14,7 @@ from cspsched.problem.referee import find_violations
 from cspsched.problem.result import Result, Status, StopReason
 from cspsched.simulate import simulate
 from cspsched.solving import solve
-from tests.instances import NO_PREEMPTION, RUN_TO_COMPLETION, four_mixed, instance_of, three_equal
+from tests.instances import NO_PREEMPTION, RUN_TO_COMPLETION, four_mixed, instance_of, late_mixed, three_equal
 
 SHORT = SearchLimits(time_limit_s=5)
 
@@ -45,7 +45,7 @@ def test_candidates_of_another_class_are_not_taken():
 
 def test_time_limit_keeps_the_incumbent_and_says_so():
     """Out of time: the best schedule, the closed-form bound, its name, and the reason."""
-    result = solve_exactly(four_mixed(), Objective.LATENCY, SearchLimits(time_limit_s=0.05))
+    result = solve_exactly(late_mixed(), Objective.LATENCY, SearchLimits(time_limit_s=0.05))
 
     assert result.status is Status.FEASIBLE
     assert result.stop_reason is StopReason.TIME_LIMIT
@@ -60,7 +60,7 @@ def test_interruption_keeps_the_incumbent(monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(solver_module, "complete_hint", interrupted)
-    result = solve_exactly(four_mixed(), Objective.LATENCY, SHORT)
+    result = solve_exactly(late_mixed(), Objective.LATENCY, SHORT)
 
     assert result.stop_reason is StopReason.INTERRUPTED
     assert result.violations() == []
@@ -71,12 +71,12 @@ def test_a_disagreement_between_model_and_referee_is_said(monkeypatch):
     monkeypatch.setattr(solver_module, "complete_hint", lambda *_: (1, []))
 
     with pytest.raises(InternalError, match=r"the model prices .* at 1 ns"):
-        solve_exactly(four_mixed(), Objective.LATENCY, SHORT)
+        solve_exactly(late_mixed(), Objective.LATENCY, SHORT)
 
 
 def test_bound_of_an_uncertified_horizon_is_not_used(monkeypatch):
     """A model that is cut short proves nothing about longer schedules: only closed-form bounds remain."""
-    instance = four_mixed()
+    instance = late_mixed()
     closed_form = solver_module.best_bound(instance, Objective.MAKESPAN)
     longest = best_incumbent(instance, Objective.MAKESPAN, list_schedules(instance)).schedule.num_batches
     monkeypatch.setattr(solver_module, "MOST_CELLS", longest * len(instance.requests))
@@ -91,7 +91,7 @@ def test_bound_of_an_uncertified_horizon_is_not_used(monkeypatch):
 def test_too_large_instances_get_the_closed_form_bound(monkeypatch):
     """Where no model is affordable the result says so and is still certified."""
     monkeypatch.setattr(solver_module, "MOST_CELLS", 3)
-    result = solve_exactly(four_mixed(), Objective.LATENCY, SHORT)
+    result = solve_exactly(late_mixed(), Objective.LATENCY, SHORT)
 
     assert result.stop_reason is StopReason.TOO_LARGE
     assert result.violations() == []
@@ -139,9 +139,7 @@ def test_policy_class_is_named():
 )
 def test_first_incumbents_are_feasible_in_every_class(switches):
     """List schedules obey whatever switches the instance has, with arrivals and prompts beyond the budget."""
-    chunked = instance_of(
-        [(7, 3), (2, 2, 10**7), (5, 1)], kv_blocks=9, max_batch_tokens=4, switches=switches
-    )
+    chunked = instance_of([(7, 3), (2, 2, 10**7), (5, 1)], kv_blocks=9, max_batch_tokens=4, switches=switches)
     whole = instance_of([(3, 3), (2, 2, 10**7), (4, 1)], kv_blocks=6, max_batch_tokens=4, switches=switches)
 
     for instance in (whole,) if not switches.chunked_prefill else (whole, chunked):

@@ -10,17 +10,18 @@ from cspsched.errors import InternalError
 from cspsched.exact.batch_model import BatchModel
 from cspsched.exact.horizon import certified_horizon
 from cspsched.exact.list_schedule import list_schedules
-from cspsched.exact.model import ExactModel
+from cspsched.exact.model import Decisions, ExactModel
 from cspsched.exact.search import (
     Progress,
     SearchLimits,
-    SearchOutcome,
     Watch,
     add_hint,
     complete_hint,
     search,
 )
 from cspsched.exact.start_model import StartModel
+from cspsched.exact.state_search import STATE_SEARCH, search_states
+from cspsched.exact.state_space import build_state_space
 from cspsched.exact.timeline import WORST_SUM
 from cspsched.problem.instance import Instance
 from cspsched.problem.metrics import Objective, measure
@@ -68,11 +69,12 @@ def solve_exactly(
     watch = Watch(limits, incumbent.value_ns, bound.value_ns, on_progress)
     watch.tell()
     proof = Proof(dual_ns=bound.value_ns, certificate=bound.name, stop_reason=StopReason.PROVEN)
-    if proof.dual_ns < incumbent.value_ns:
-        try:
-            incumbent, proof = _search(instance, objective, limits, incumbent, proof, watch)
-        except KeyboardInterrupt:
-            proof = replace(proof, stop_reason=StopReason.INTERRUPTED)
+    try:
+        for member in (_search_states, _search_model):
+            if proof.dual_ns < incumbent.value_ns and not proof.exhausted:
+                incumbent, proof = member(instance, objective, limits, incumbent, proof, watch)
+    except KeyboardInterrupt:
+        proof = replace(proof, stop_reason=StopReason.INTERRUPTED)
     return _result(instance, objective, incumbent, proof, limits)
 
 
@@ -83,10 +85,12 @@ class Proof:
     dual_ns: int
     certificate: str
     stop_reason: StopReason
+    exhausted: bool = False
+    """Nothing is left to search: what remains of the gap is rounding, or the user asked to stop."""
     model: Mapping[str, str | int | bool] = field(default_factory=dict)
 
 
-def _search(
+def _search_states(
     instance: Instance,
     objective: Objective,
     limits: SearchLimits,
@@ -94,7 +98,41 @@ def _search(
     proof: Proof,
     watch: Watch,
 ) -> tuple[Incumbent, Proof]:
-    """Better incumbent and bound by CP-SAT, as far as the model is affordable and the time goes."""
+    """Find a better incumbent and bound by the state search, where it is exact, in half of the time.
+
+    Run-to-completion instances are left to the model of start variables, which proves them sooner.
+    """
+    if instance.switches.run_to_completion or limits.time_limit_s <= 0:
+        return incumbent, proof
+    space = build_state_space(instance, objective, incumbent.value_ns)
+    if space is None:
+        return incumbent, proof
+    deadline = watch.remaining_s / 2
+    outcome = search_states(
+        space,
+        incumbent.value_ns,
+        lambda: watch.remaining_s - deadline,
+        lambda bound_ns: watch.tell(bound_ns=bound_ns),
+    )
+    incumbent = _improved(instance, objective, STATE_SEARCH, outcome.decisions, incumbent)
+    watch.tell(best_ns=incumbent.value_ns)
+    details: dict[str, str | int | bool] = {"name": STATE_SEARCH, "states": outcome.num_states}
+    if outcome.bound_ns > proof.dual_ns:
+        proof = replace(proof, dual_ns=outcome.bound_ns, certificate=STATE_SEARCH, model=details)
+        _expect(proof.dual_ns <= incumbent.value_ns, f"{STATE_SEARCH} proves {proof.dual_ns} ns", incumbent)
+    exhausted = outcome.stop_reason in (StopReason.ROUNDING, StopReason.INTERRUPTED)
+    return incumbent, replace(proof, stop_reason=outcome.stop_reason, exhausted=exhausted)
+
+
+def _search_model(
+    instance: Instance,
+    objective: Objective,
+    limits: SearchLimits,
+    incumbent: Incumbent,
+    proof: Proof,
+    watch: Watch,
+) -> tuple[Incumbent, Proof]:
+    """Find a better incumbent and bound by CP-SAT, as far as the model is affordable and the time goes."""
     horizon, certified = _horizon(instance, objective, incumbent)
     if horizon is None:
         return incumbent, replace(proof, stop_reason=StopReason.TOO_LARGE)
@@ -115,7 +153,7 @@ def _search(
         )
         add_hint(model, values)
     outcome = search(model, limits, watch)
-    incumbent = _improved(instance, objective, model, outcome, incumbent)
+    incumbent = _improved(instance, objective, model.name, outcome.decisions, incumbent)
     proof = replace(proof, stop_reason=outcome.stop_reason, model=details)
     if certified and outcome.bound_ns is not None and outcome.bound_ns > proof.dual_ns:
         proof = replace(proof, dual_ns=outcome.bound_ns, certificate=model.name)
@@ -164,17 +202,15 @@ def _horizon(instance: Instance, objective: Objective, incumbent: Incumbent) -> 
 def _improved(
     instance: Instance,
     objective: Objective,
-    model: ExactModel,
-    outcome: SearchOutcome,
+    name: str,
+    decisions: Decisions | None,
     incumbent: Incumbent,
 ) -> Incumbent:
-    """Better of the incumbent and the solution of the model, timed and judged from its decisions alone."""
-    if outcome.decisions is None:
+    """Better of the incumbent and what a search decided, timed and judged from its decisions alone."""
+    if decisions is None:
         return incumbent
-    schedule = schedule_asap(instance, *outcome.decisions)
-    found = best_incumbent(
-        instance, objective, [(incumbent.found_by, incumbent.schedule), (model.name, schedule)]
-    )
+    schedule = schedule_asap(instance, *decisions)
+    found = best_incumbent(instance, objective, [(incumbent.found_by, incumbent.schedule), (name, schedule)])
     return incumbent if found.value_ns == incumbent.value_ns else found
 
 

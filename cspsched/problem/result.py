@@ -32,6 +32,7 @@ class StopReason(StrEnum):
     """Why we stopped."""
 
     PROVEN = "proven"
+    ROUNDING = "proven up to rounding"
     FINISHED = "finished"
     TIME_LIMIT = "time limit"
     INTERRUPTED = "interrupted"

@@ -1,0 +1,158 @@
+"""The state search answers to exhaustive search wherever it says that it is exact."""
+
+from dataclasses import replace
+from fractions import Fraction
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cspsched.exact.list_schedule import list_schedules
+from cspsched.exact.search import SearchLimits
+from cspsched.exact.solver import best_incumbent, solve_exactly
+from cspsched.exact.state_search import STATE_SEARCH, search_states
+from cspsched.exact.state_space import build_state_space
+from cspsched.exact.unchunked import chunks_are_dominated, is_linear
+from cspsched.problem.cost import CostModel, PiecewiseLinear
+from cspsched.problem.metrics import Objective, measure
+from cspsched.problem.referee import find_violations
+from cspsched.problem.result import Status, StopReason
+from cspsched.problem.timing import schedule_asap
+from tests.instances import NO_PREEMPTION, four_mixed, instance_of, three_equal
+from tests.oracles.exhaustive import exhaustive_optimum
+from tests.test_exact_oracle import FLAT, tiny_instances
+
+WHOLE_SLOPES = CostModel(
+    name="whole slopes",
+    step=Fraction(50),
+    prefill_batch=Fraction(40),
+    decode_batch=Fraction(25),
+    prefill_request=Fraction(4),
+    decode_request=Fraction(3),
+    tokens=PiecewiseLinear((0, 1), (Fraction(9), Fraction(7))),
+    prefill_attention=PiecewiseLinear.linear(2),
+    decode_context=PiecewiseLinear.linear(Fraction(1, 3)),
+    head=PiecewiseLinear((0, 1), (Fraction(10), Fraction(1))),
+)
+"""A decode batch is dear enough that refilling a resident beside a prefill can pay."""
+DEAR_DECODES = replace(WHOLE_SLOPES, name="dear decodes", decode_context=PiecewiseLinear.linear(60))
+THIRDS = replace(WHOLE_SLOPES, name="thirds", tokens=PiecewiseLinear.linear(Fraction(22, 3)))
+
+
+def searched(instance, objective):
+    """Best value and bound of the search alone, or None where it does not apply."""
+    start = best_incumbent(instance, objective, list_schedules(instance))
+    space = build_state_space(instance, objective, start.value_ns)
+    if space is None:
+        return None
+    outcome = search_states(space, start.value_ns, lambda: 60.0, lambda _: None)
+    assert outcome.stop_reason is StopReason.ROUNDING
+    if outcome.decisions is None:
+        return start.value_ns, outcome.bound_ns
+    schedule = schedule_asap(instance, *outcome.decisions)
+    assert find_violations(instance, schedule) == []
+    return measure(instance, schedule).objective_ns(objective), outcome.bound_ns
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(
+    tiny_instances(arrivals=False),
+    st.sampled_from([WHOLE_SLOPES, DEAR_DECODES, FLAT]),
+    st.sampled_from(Objective),
+)
+def test_search_agrees_with_exhaustive_search(instance, cost, objective):
+    """Where slopes are whole numbers the search proves the optimum to the nanosecond."""
+    instance = replace(instance, cost=cost)
+    found = searched(instance, objective)
+
+    if found is not None:
+        optimum = exhaustive_optimum(instance, objective)
+        assert found == (optimum, optimum)
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(tiny_instances(arrivals=False), st.sampled_from(Objective))
+def test_bound_holds_where_rounding_matters(instance, objective):
+    """With slopes in thirds the bound is below the optimum and the schedule above, by rounding only."""
+    instance = replace(instance, cost=THIRDS)
+    found = searched(instance, objective)
+
+    if found is not None:
+        value, bound = found
+        assert bound <= exhaustive_optimum(instance, objective) <= value <= bound + 50
+
+
+def test_chunking_off_is_exact_for_any_cost():
+    """Without chunking the search needs no condition on the cost model, nor on the budget."""
+    instance = instance_of(
+        [(3, 3), (2, 3)],
+        kv_blocks=6,
+        max_batch_tokens=4,
+        switches=replace(three_equal().switches, chunked_prefill=False),
+    )
+
+    assert searched(instance, Objective.LATENCY)[1] == exhaustive_optimum(instance, Objective.LATENCY)
+
+
+@pytest.mark.parametrize(
+    ("change", "dominated"),
+    [
+        ({}, True),
+        ({"arrival": 5}, False),
+        ({"budget": 14}, False),
+        ({"knots": (0, 10)}, False),
+        ({"knots": (0, 20)}, True),
+        ({"knots": (0, 1)}, True),
+    ],
+)
+def test_chunks_are_dominated_only_under_the_conditions(change, dominated):
+    """All at 0, a budget that cannot be exceeded (15 tokens in all), one slope on what can be reached."""
+    knots = change.get("knots", (0,))
+    cost = CostModel(
+        name="bent",
+        step=Fraction(5),
+        tokens=PiecewiseLinear(knots, tuple(map(Fraction, range(1, len(knots) + 1)))),
+    )
+    instance = instance_of(
+        [(4, 4), (6, 3, change.get("arrival", 0))],
+        kv_blocks=20,
+        max_batch_tokens=change.get("budget", 15),
+        cost=cost,
+    )
+
+    assert chunks_are_dominated(instance) == dominated
+
+
+def test_a_first_token_with_a_price_of_its_own_is_linear():
+    """A batch that keeps no token is dropped, so the piece from 0 to 1 may have any slope."""
+    assert is_linear(PiecewiseLinear((0, 1, 9), (Fraction(8), Fraction(2), Fraction(3))), 9)
+    assert not is_linear(PiecewiseLinear((0, 2), (Fraction(8), Fraction(2))), 9)
+
+
+@pytest.mark.parametrize("switches", [None, NO_PREEMPTION])
+def test_solver_takes_the_proof_of_the_search(switches):
+    """Four mixed requests: proven by the state search, without a CP-SAT model."""
+    result = solve_exactly(four_mixed(switches), Objective.LATENCY, SearchLimits(time_limit_s=60))
+
+    assert result.status is Status.OPTIMAL
+    assert result.certificate == STATE_SEARCH
+    assert result.violations() == []
+
+
+def test_full_tables_and_time_keep_a_valid_bound():
+    """Out of room or time, the bound is that of the open states: between nothing and the optimum."""
+    instance = four_mixed()
+    upper = best_incumbent(instance, Objective.MAKESPAN, list_schedules(instance)).value_ns
+    space = build_state_space(instance, Objective.MAKESPAN, upper)
+    full = search_states(space, upper, lambda: 60.0, lambda _: None, most_labels=100)
+    late = search_states(space, upper, lambda: 0.0, lambda _: None)
+
+    assert full.stop_reason is StopReason.TOO_LARGE
+    assert (
+        0
+        < full.bound_ns
+        <= exhaustive_optimum(
+            replace(instance, switches=replace(instance.switches, chunked_prefill=False)), Objective.MAKESPAN
+        )
+    )
+    assert (late.stop_reason, late.bound_ns, late.decisions) == (StopReason.TIME_LIMIT, 0, None)
