@@ -146,4 +146,4 @@ def test_unknown_shipped_trace_is_refused():
     with pytest.raises(UsageError) as caught:
         shipped_trace_path("chat")
 
-    assert str(caught.value) == "no shipped trace is called 'chat'; there are chat-2000, tiny-12"
+    assert str(caught.value) == "no shipped trace is called 'chat'; there are burst-6, chat-2000, tiny-12"
