@@ -61,9 +61,10 @@ def make_instance(trace: Trace, serving: Serving | None = None) -> Instance:
     """
     serving = serving or Serving()
     model, device, tensor_parallel = _hardware(serving)
-    cost = serving.cost or default_cost_name(model, device, tensor_parallel)
+    # The facts come first: a misspelt name is told as such, not as a pair that nobody measured.
     max_model_len = serving.max_model_len or load_model(model).max_model_len
     batch_tokens, batch_requests = _batch_limits(serving, device)
+    cost = serving.cost or default_cost_name(model, device, tensor_parallel)
     limits = Limits(
         kv_blocks=_kv_blocks(serving),
         block_tokens=serving.block_tokens,

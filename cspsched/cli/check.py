@@ -16,10 +16,10 @@ GATE_FAILED = 3
 @click.argument("schedule", type=click.Path(path_type=Path))
 @json_option
 def check_command(schedule: Path, as_json: bool) -> int:  # noqa: FBT001 - click passes flags so
-    """Judge SCHEDULE (a file that 'solve' or 'simulate --save' wrote) by the referee.
+    """Judge SCHEDULE by the referee.
 
-    Every rule of the problem is checked, all times and the objective are derived again. Exit code 3 if
-    anything is violated.
+    SCHEDULE is a file that 'solve' or 'simulate --save' wrote. Every rule of the problem is checked, all
+    times and the objective are derived again. Exit code 3 if anything is violated.
 
     \b
     cspsched check cspsched-solve/schedule.json

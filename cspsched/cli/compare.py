@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from cspsched.cli.console import LiveLine, tell
+from cspsched.cli.console import LiveLine, counted, tell
+from cspsched.cli.group import INTERRUPTED
 from cspsched.cli.options import (
     Duration,
     ManyValuesCommand,
+    heuristics_option,
     instance_serving,
     json_option,
     objective_option,
@@ -24,17 +26,15 @@ from cspsched.cli.options import (
     workers_option,
 )
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from cspsched.compare import Comparison
+
 
 @click.command("compare", cls=ManyValuesCommand)
 @optional_trace_argument
-@click.option(
-    "--heuristics",
-    multiple=True,
-    default=("vllm", "sarathi"),
-    show_default="vllm sarathi",
-    metavar="POLICY...",
-    help="Policies with their settings, such as vllm:max_num_seqs=256 sarathi:chunk=512.",
-)
+@heuristics_option
 @objective_option
 @click.option(
     "--time-limit",
@@ -44,9 +44,9 @@ from cspsched.cli.options import (
     help="For the exact optimum, tried where the trace is small; 0s leaves it out.",
 )
 @click.option(
-    "--markdown", type=click.Path(path_type=Path, dir_okay=False), help="Write the table to a file."
+    "--markdown", type=click.Path(path_type=Path, dir_okay=False), help="File for the table in Markdown."
 )
-@click.option("--out", type=out_type, help="Write report.html, tables and pictures to a folder.")
+@click.option("--out", type=out_type, help="Folder for report.html, tables and pictures.")
 @json_option
 @workers_option
 @seed_option
@@ -63,11 +63,12 @@ def compare_command(
     workers: int,
     seed: int,
     **options: Any,
-) -> None:
-    """How far policies are from the best possible schedule of TRACE (a bundled one if none is given).
+) -> int:
+    """How far policies are from the best possible schedule of TRACE.
 
-    The excess is certified: the optimum is either proven, or lies between a proven bound and the best known
-    schedule, and the excess is given for both ends.
+    TRACE is a CSV file or a bundled name; chat-2000 if none is given. The excess is certified: the optimum
+    is either proven, or lies between a proven bound and the best known schedule, and the excess is given for
+    both ends.
 
     \b
     cspsched compare --heuristics vllm sarathi
@@ -77,22 +78,24 @@ def compare_command(
     from cspsched.compare import compare_policies
     from cspsched.exact.search import SearchLimits
     from cspsched.problem.metrics import Objective
-    from cspsched.report.files import write_comparison, write_files
+    from cspsched.problem.result import StopReason
+    from cspsched.report.output import require_writable, write_files
     from cspsched.report.table import markdown as as_markdown
     from cspsched.serving import make_instance
 
+    for folder in filter(None, (out, markdown and markdown.parent)):
+        require_writable(folder)
     requests = selected_trace(trace, options)
     instance = make_instance(requests, instance_serving(options))
-    live = LiveLine(Objective(objective), len(instance.requests))
-    comparison = compare_policies(
-        instance,
-        heuristics,
-        Objective(objective),
-        limits=SearchLimits(time_limit_s=time_limit, num_workers=workers, seed=seed),
-        on_step=tell,
-        on_progress=live,
-    )
-    live.close()
+    with LiveLine(Objective(objective), len(instance.requests)) as live:
+        comparison = compare_policies(
+            instance,
+            heuristics,
+            Objective(objective),
+            limits=SearchLimits(time_limit_s=time_limit, num_workers=workers, seed=seed),
+            on_step=tell,
+            on_progress=live,
+        )
     if as_json:
         click.echo(json.dumps(comparison.to_json(), indent=1))
     else:
@@ -100,30 +103,52 @@ def compare_command(
     if markdown is not None:
         write_files(markdown.parent, {markdown.name: as_markdown(comparison)})
     if out is not None:
+        from cspsched.report.files import write_comparison
+
         written = write_comparison(comparison, out)
         tell(f"wrote {written[0]} and {len(written) - 1} more files to {out}")
+    return INTERRUPTED if comparison.reference.stop_reason is StopReason.INTERRUPTED else 0
 
 
-def _show(name: str, comparison: Any) -> None:
+def _show(name: str, comparison: Comparison) -> None:
+    """Print the table, turned on its side where a terminal is too narrow for it."""
     from rich.console import Console
-    from rich.table import Table
 
     from cspsched.report.table import footnotes, header, rows
 
-    instance = comparison.instance
-    limits = instance.limits
-    table = Table(
-        title=f"{name}: {len(instance.requests):,} requests, {instance.cost.name}, "
+    instance, limits = comparison.instance, comparison.instance.limits
+    click.echo(
+        f"{name}: {counted(len(instance.requests), 'request')}, {instance.cost.name}, "
         f"{limits.kv_blocks:,} KV blocks of {limits.block_tokens}, C {limits.max_batch_tokens:,}, "
-        f"R {limits.max_batch_requests:,}",
+        f"R {limits.max_batch_requests:,}"
     )
-    for position, column in enumerate(header(comparison)):
-        table.add_column(column, justify="right" if position else "left")
-    for row in rows(comparison):
-        table.add_row(*row)
+    lines = [header(comparison), *rows(comparison)]
     console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=180)
-    console.print(table)
+    turned = list(map(list, zip(*lines, strict=True)))
+    if console.is_terminal and _width(lines) > console.width >= _width(turned):
+        lines = turned
+    # A table that fits neither way is wrapped by the terminal: nothing may be cut off.
+    width = max(console.width, _width(lines))
+    Console(highlight=False, width=width, height=console.height).print(_table(lines))
     for note in footnotes(comparison):
         click.echo(note)
+
+
+def _table(lines: list[list[str]]) -> Table:
+    """Table of a header and rows, numbers to the right."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table()
+    for position, title in enumerate(lines[0]):
+        table.add_column(Text(title), justify="right" if position else "left", no_wrap=True)
+    for row in lines[1:]:
+        table.add_row(*map(Text, row))
+    return table
+
+
+def _width(lines: list[list[str]]) -> int:
+    """Columns of a terminal that the table takes: a cell has a blank on either side and a line after it."""
+    from rich.cells import cell_len
+
+    return 1 + sum(max(map(cell_len, column)) + 3 for column in zip(*lines, strict=True))

@@ -4,20 +4,40 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Self
 
 import click
 
 if TYPE_CHECKING:
     from cspsched.exact.search import Progress
+    from cspsched.problem.instance import Rejection
     from cspsched.problem.metrics import Objective
 
 PLAIN_LINE_SECONDS = 5.0
+ERASE = "\x1b[K"
+"""Clears what a longer text left on the line."""
+
+
+MOST_REJECTIONS_TOLD = 3
 
 
 def tell(message: str) -> None:
     """One line of talk."""
     click.echo(message, err=True)
+
+
+def tell_rejections(rejections: Sequence[Rejection]) -> None:
+    """How many requests nobody can serve, and why, for the first few."""
+    for rejection in rejections[:MOST_REJECTIONS_TOLD]:
+        tell(f"rejected: {rejection.reason}")
+    if len(rejections) > MOST_REJECTIONS_TOLD:
+        tell(f"rejected: {counted(len(rejections), 'request')} in all, the others not shown")
+
+
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """A number with its noun, in the plural where it is one."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
 class LiveLine:
@@ -38,12 +58,15 @@ class LiveLine:
         gap = (progress.best_ns - progress.bound_ns) / progress.best_ns
         text = f"{progress.elapsed_s:6.1f} s  best {self._seconds(progress.best_ns)}"
         text += f"  bound {self._seconds(progress.bound_ns)}  gap {gap:.2%}"
-        click.echo(f"\r{text}" if self._terminal else text, err=True, nl=not self._terminal)
+        click.echo(f"\r{text}{ERASE}" if self._terminal else text, err=True, nl=not self._terminal)
 
-    def close(self) -> None:
-        """End the line on a terminal."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """End the line on a terminal, also where the search was cut short."""
         if self._terminal and self._last_line:
             click.echo(err=True)
 
     def _seconds(self, value_ns: int) -> str:
-        return f"{self._objective.mean_s(value_ns, self._num_requests):.6f} s"
+        return f"{self._objective.mean_s(value_ns, self._num_requests):.9f} s"

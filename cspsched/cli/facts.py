@@ -10,25 +10,36 @@ import click
 from cspsched.cli.options import hardware_options, instance_serving, json_option
 
 GIB = 2**30
+LIMIT_DECIDES = "the instance's"
+Rows = list[dict[str, Any]]
 
 
-def _show(rows: list[dict[str, Any]], schema: str, *, as_json: bool) -> None:
-    """Print rows as JSON, or as a table with the keys as header."""
+def _show(rows: Rows, schema: str, *, as_json: bool, sums: dict[str, Any] | None = None) -> None:
+    """Print rows, and sums over them, as JSON; or the rows as a table, numbers to the right."""
     if as_json:
-        click.echo(json.dumps({"schema": schema, "rows": rows}, indent=1))
+        click.echo(json.dumps({"schema": schema, "rows": rows, **(sums or {})}, indent=1))
         return
-    texts = [[str(value) for value in row.values()] for row in rows]
-    lines = [list(rows[0]), *texts]
-    widths = [max(len(line[k]) for line in lines) for k in range(len(rows[0]))]
+    header = [name.replace("_", " ") for name in rows[0]]
+    lines = [header, *([_text(value) for value in row.values()] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    numbers = [isinstance(value, int | float) for value in rows[0].values()]
     for line in lines:
-        click.echo("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+        columns = zip(line, widths, numbers, strict=True)
+        cells = [cell.rjust(width) if number else cell.ljust(width) for cell, width, number in columns]
+        click.echo("  ".join(cells).rstrip())
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.3f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 @click.command("capacity")
 @hardware_options
 @json_option
 def capacity_command(as_json: bool, **options: Any) -> None:  # noqa: FBT001 - click passes flags so
-    """Where the GPU memory goes, byte by byte, and how many KV blocks remain.
+    """Where the GPU memory goes, byte by byte, and the KV blocks left.
 
     \b
     cspsched capacity --model llama-3.1-70b --device h100 --tensor-parallel 4
@@ -36,11 +47,13 @@ def capacity_command(as_json: bool, **options: Any) -> None:  # noqa: FBT001 - c
     from cspsched.serving import plan_memory
 
     plan = plan_memory(instance_serving(options))
-    rows = [
-        {"share": label, "bytes": size if as_json else f"{size:>15,}", "GiB": round(size / GIB, 3)}
-        for label, size in plan.rows()
-    ]
-    _show(rows, "cspsched/capacity/1", as_json=as_json)
+    rows: Rows = [{"share": label, "bytes": size, "GiB": size / GIB} for label, size in plan.rows()]
+    sums = {
+        "kv_blocks": plan.kv_blocks,
+        "block_tokens": plan.block_tokens,
+        "kv_tokens": plan.kv_tokens,
+    }
+    _show(rows, "cspsched/capacity/1", as_json=as_json, sums=sums)
     if not as_json:
         click.echo(
             f"{plan.kv_blocks:,} usable KV blocks of {plan.block_tokens} tokens = {plan.kv_tokens:,} tokens"
@@ -50,33 +63,60 @@ def capacity_command(as_json: bool, **options: Any) -> None:  # noqa: FBT001 - c
 @click.command("policies")
 @json_option
 def policies_command(as_json: bool) -> None:  # noqa: FBT001
-    """List the policies, what each follows, and its settings."""
+    """List the policies with what they follow and their settings.
+
+    \b
+    cspsched policies
+    cspsched compare --heuristics vllm:max_num_seqs=256
+    """  # noqa: D301
     from cspsched.policies.base import make_policy, policy_names
 
-    rows = []
+    rows: Rows = []
     for name in policy_names():
         policy = make_policy(name)
-        follows = (type(policy).__doc__ or "").strip().splitlines()
-        rows.append({"policy": name, "follows": follows[0] if follows else ""})
-    _show(rows, "cspsched/policies/1", as_json=as_json)
+        follows = (type(policy).__doc__ or "").strip().partition("\n")[0]
+        rows.append({"policy": name, "follows": follows, "settings": _settings(policy)})
+    if as_json:
+        _show(rows, "cspsched/policies/1", as_json=True)
+        return
+    for row in rows:
+        click.echo(f"{row['policy']}: {row['follows']}")
+        for setting, default in row["settings"].items():
+            click.echo(f"    {setting} = {json.dumps(default) if default is not None else LIMIT_DECIDES}")
+
+
+def _settings(policy: object) -> dict[str, Any]:
+    """Settings of a policy with their defaults; None where the instance decides."""
+    from dataclasses import fields
+
+    settings_type = getattr(policy, "settings_type", None)
+    if settings_type is None:
+        return {}
+    settings = settings_type()
+    return {field.name: getattr(settings, field.name) for field in fields(settings)}
 
 
 @click.command("models")
 @json_option
 def models_command(as_json: bool) -> None:  # noqa: FBT001
-    """List the LLM architectures that ship with cspsched."""
+    """List the LLM architectures.
+
+    \b
+    cspsched models
+    cspsched capacity --model qwen2.5-7b
+    """  # noqa: D301
     from cspsched.costs.models import load_model, model_names
 
-    rows = []
+    rows: Rows = []
     for name in model_names():
         model = load_model(name)
         rows.append(
             {
                 "model": name,
-                "parameters": model.num_parameters if as_json else f"{model.num_parameters:,}",
+                "parameters": model.num_parameters,
                 "layers": model.num_layers,
-                "KV heads": model.num_kv_heads,
-                "KV bytes per token": model.kv_bytes_per_token(),
+                "kv_heads": model.num_kv_heads,
+                "kv_bytes_per_token": model.kv_bytes_per_token(),
                 "title": model.title,
             }
         )
@@ -86,17 +126,25 @@ def models_command(as_json: bool) -> None:  # noqa: FBT001
 @click.command("devices")
 @json_option
 def devices_command(as_json: bool) -> None:  # noqa: FBT001
-    """List the devices that ship with cspsched."""
-    from cspsched.costs.models import device_names, load_device
+    """List the devices, with the default C and R of vLLM V1 there.
 
-    rows = []
+    \b
+    cspsched devices
+    cspsched capacity --device a100-80
+    """  # noqa: D301
+    from cspsched.costs.models import device_names, engine_defaults, load_device
+
+    rows: Rows = []
     for name in device_names():
         device = load_device(name)
+        defaults = engine_defaults(device)
         rows.append(
             {
                 "device": name,
-                "memory GiB": round(device.memory_bytes / GIB, 2),
-                "bandwidth GB/s": round(device.memory_bandwidth_bytes_per_s / 1e9),
+                "memory_GiB": device.memory_bytes / GIB,
+                "bandwidth_GB_per_s": round(device.memory_bandwidth_bytes_per_s / 1e9),
+                "max_batch_tokens": defaults.max_batch_tokens,
+                "max_batch_requests": defaults.max_batch_requests,
                 "title": device.title,
             }
         )
@@ -107,19 +155,23 @@ def devices_command(as_json: bool) -> None:  # noqa: FBT001
 @click.argument("name", required=False)
 @json_option
 def costs_command(name: str | None, as_json: bool) -> None:  # noqa: FBT001
-    """List the cost models, or show where one comes from, its fit error, and what it leaves out."""
+    """List the cost models, or show where NAME comes from.
+
+    \b
+    cspsched costs
+    cspsched costs h100-llama-3.1-8b
+    """  # noqa: D301
     from cspsched.costs.presets import cost_names, describe_cost
 
     if name is None:
-        infos = [describe_cost(known) for known in cost_names()]
-        rows = [{"cost": info.name, "title": info.title} for info in infos]
-        _show(rows, "cspsched/costs/1", as_json=as_json)
+        known: Rows = [{"cost": info.name, "title": info.title} for info in map(describe_cost, cost_names())]
+        _show(known, "cspsched/costs/1", as_json=as_json)
         return
     info = describe_cost(name)
-    rows = [
+    rows: Rows = [
         {"what": "title", "text": info.title},
         {"what": "source", "text": info.source},
         *({"what": f"fit error: {term}", "text": text} for term, text in info.fit_error.items()),
         {"what": "leaves out", "text": info.leaves_out},
     ]
-    _show(rows, "cspsched/costs/1", as_json=as_json)
+    _show(rows, "cspsched/cost-description/1", as_json=as_json)

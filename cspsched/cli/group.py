@@ -7,23 +7,45 @@ from importlib import import_module
 
 import click
 
-from cspsched.errors import CspschedError
+from cspsched.errors import CspschedError, InputError
 
 INTERRUPTED = 130
 
 COMMANDS = {
-    "solve": ("cspsched.cli.solve:solve_command", "Best schedule of a small trace, with a certified bound."),
-    "compare": ("cspsched.cli.compare:compare_command", "How far policies are from optimal on a trace."),
-    "simulate": ("cspsched.cli.simulate:simulate_command", "Run one policy over a trace."),
-    "bound": ("cspsched.cli.bound:bound_command", "Certified lower bounds that no schedule can beat."),
-    "check": ("cspsched.cli.check:check_command", "Judge a schedule file by the referee."),
+    "solve": ("cspsched.cli.solve:solve_command", "Best schedule of TRACE with a certified bound."),
+    "compare": (
+        "cspsched.cli.compare:compare_command",
+        "How far policies are from the best possible schedule of TRACE.",
+    ),
+    "simulate": (
+        "cspsched.cli.simulate:simulate_command",
+        "Run one policy over TRACE and print its metrics.",
+    ),
+    "bound": (
+        "cspsched.cli.bound:bound_command",
+        "Certified lower bounds on what any scheduler can reach on TRACE.",
+    ),
+    "check": ("cspsched.cli.check:check_command", "Judge SCHEDULE by the referee."),
     "trace": ("cspsched.cli.trace:trace_group", "Describe and generate traces."),
-    "capacity": ("cspsched.cli.facts:capacity_command", "Where the GPU memory goes, and the KV blocks left."),
-    "policies": ("cspsched.cli.facts:policies_command", "List the policies and their settings."),
+    "capacity": (
+        "cspsched.cli.facts:capacity_command",
+        "Where the GPU memory goes, byte by byte, and the KV blocks left.",
+    ),
+    "policies": (
+        "cspsched.cli.facts:policies_command",
+        "List the policies with what they follow and their settings.",
+    ),
     "models": ("cspsched.cli.facts:models_command", "List the LLM architectures."),
-    "devices": ("cspsched.cli.facts:devices_command", "List the devices."),
-    "costs": ("cspsched.cli.facts:costs_command", "List the cost models with source and fit error."),
+    "devices": (
+        "cspsched.cli.facts:devices_command",
+        "List the devices, with the default C and R of vLLM V1 there.",
+    ),
+    "costs": (
+        "cspsched.cli.facts:costs_command",
+        "List the cost models, or show where NAME comes from.",
+    ),
 }
+"""Where each command is, and the first sentence of its help, known without importing it."""
 
 
 class LazyGroup(click.Group):
@@ -49,8 +71,9 @@ class LazyGroup(click.Group):
             from difflib import get_close_matches
 
             near = get_close_matches(args[0], COMMANDS, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise click.UsageError(f"no such command {args[0]!r}{hint} There are: {', '.join(COMMANDS)}")
+            hint = f", did you mean {near[0]!r}?" if near else ""
+            known = ", ".join(COMMANDS)
+            raise click.UsageError(f"no such command {args[0]!r}{hint}; there are: {known}", ctx)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -78,8 +101,8 @@ def run(command: click.Command, arguments: Sequence[str]) -> int:
         click.echo(error.format_message(), err=True)
         return error.exit_code
     except click.ClickException as error:
-        where = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "cspsched"
-        click.echo(f"error: {_one_line(error.format_message())} (see '{where} --help')", err=True)
+        message, place = _one_line(error.format_message()), _place(error, arguments)
+        click.echo(f"error: {message} (see '{place} --help')", err=True)
         return error.exit_code
     except CspschedError as error:
         click.echo(f"error: {_one_line(str(error))}", err=True)
@@ -87,7 +110,18 @@ def run(command: click.Command, arguments: Sequence[str]) -> int:
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)
         return INTERRUPTED
+    except OSError as error:
+        click.echo(f"error: {error.filename or 'output'}: {error.strerror}", err=True)
+        return InputError.exit_code
     return code if isinstance(code, int) else 0
+
+
+def _place(error: click.ClickException, arguments: Sequence[str]) -> str:
+    """The command whose help says more."""
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    if context is not None:
+        return context.command_path
+    return " ".join(["cspsched", *(name for name in arguments[:1] if name in COMMANDS)])
 
 
 def _one_line(message: str) -> str:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 BUNDLED_TRACE = "chat-2000"
+MOST_SEED = 2**31 - 1
 SECONDS = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0}
 
 
@@ -56,7 +57,7 @@ class ManyValuesCommand(click.Command):
     """A command whose options marked `multiple` take several values after one name.
 
     `--heuristics vllm sarathi` is read as `--heuristics vllm --heuristics sarathi`. The values end at the
-    next option, or at an existing file, which is the trace.
+    next option, or at what looks like a trace.
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -70,7 +71,7 @@ class ManyValuesCommand(click.Command):
                 name = argument.partition("=")[0]
                 option = name if name in many else None
                 expects_value = option is not None and "=" not in argument
-            elif option is not None and Path(argument).is_file():
+            elif option is not None and not expects_value and _looks_like_trace(argument):
                 option = None
             elif option is not None:
                 if not expects_value:
@@ -78,6 +79,15 @@ class ManyValuesCommand(click.Command):
                 expects_value = False
             spread.append(argument)
         return super().parse_args(ctx, spread)
+
+
+def _looks_like_trace(argument: str) -> bool:
+    """Whether a value is no policy: an existing file, a path, or the name of a bundled trace."""
+    from cspsched.trace.shipped import shipped_traces
+
+    path = Path(argument)
+    has_folder = ":" not in argument and path.name != argument
+    return has_folder or path.suffix == ".csv" or path.is_file() or argument in shipped_traces()
 
 
 def _takes_many(parameter: click.Parameter) -> bool:
@@ -103,7 +113,8 @@ trace_options = _stack(
 hardware_options = _stack(
     click.option("--model", help="LLM architecture (see 'cspsched models').  [default: llama-3.1-8b]"),
     click.option("--device", help="GPU (see 'cspsched devices').  [default: h100]"),
-    click.option("--tensor-parallel", type=click.IntRange(min=1), help="GPUs that share the model."),
+    click.option("--tensor-parallel", type=click.IntRange(min=1),
+                 help="GPUs that share the model.  [default: the cost model's, else 1]"),
     click.option("--block-tokens", type=click.IntRange(min=1), default=16, show_default=True,
                  help="Tokens of a KV block."),
     click.option("--max-batch-tokens", type=click.IntRange(min=1),
@@ -117,11 +128,15 @@ hardware_options = _stack(
 
 serving_options = _stack(
     hardware_options,
-    click.option("--cost", help="Cost model: a name (see 'cspsched costs') or a TOML/JSON file."),
-    click.option("--kv-tokens", type=click.IntRange(min=1), help="KV capacity, instead of the plan's."),
-    click.option("--kv-blocks", type=click.IntRange(min=1), help="KV capacity, instead of the plan's."),
-    click.option("--max-model-len", type=click.IntRange(min=1), help="Longest prompt + output taken."),
-)
+    click.option("--cost",
+                 help="Cost model: a name (see 'cspsched costs') or a TOML/JSON file.  "
+                 "[default: the one measured on model and device]"),
+    click.option("--kv-tokens", type=click.IntRange(min=1),
+                 help="KV capacity in tokens, rounded down to blocks.  [default: see 'cspsched capacity']"),
+    click.option("--kv-blocks", type=click.IntRange(min=1), help="KV capacity in blocks, instead of tokens."),
+    click.option("--max-model-len", type=click.IntRange(min=1),
+                 help="Longest prompt + output - 1 taken.  [default: the model's]"),
+)  # fmt: skip
 """Everything that turns a trace into an instance; collected by `instance_serving`."""
 
 objective_option = click.option(
@@ -135,7 +150,21 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON w
 workers_option = click.option(
     "--workers", type=click.IntRange(min=1), default=2, show_default=True, help="Threads of the exact solver."
 )
-seed_option = click.option("--seed", type=int, default=0, show_default=True, help="Seed of the exact solver.")
+seed_option = click.option(
+    "--seed",
+    type=click.IntRange(min=0, max=MOST_SEED),
+    default=0,
+    show_default=True,
+    help="Seed of the exact solver.",
+)
+heuristics_option = click.option(
+    "--heuristics",
+    multiple=True,
+    default=("vllm", "sarathi"),
+    metavar="POLICY...",
+    help="Policies with their settings, such as vllm:max_num_seqs=256 sarathi:chunk=512.  "
+    "[default: vllm sarathi]",
+)
 trace_argument = click.argument("trace", type=click.Path(path_type=Path))
 optional_trace_argument = click.argument("trace", type=click.Path(path_type=Path), required=False)
 out_type = click.Path(path_type=Path, file_okay=False)
@@ -147,12 +176,14 @@ SERVING_NAMES = (
 
 
 def selected_trace(trace: Path | None, options: dict[str, Any]) -> Trace:
-    """Trace of a path, or the bundled one, with the selection taken out of the options."""
+    """Trace of a path or of a bundled name, with the selection taken out of the options."""
     from cspsched.trace import read_trace
-    from cspsched.trace.shipped import shipped_trace_path
+    from cspsched.trace.shipped import shipped_trace_path, shipped_traces
 
     selection = {name: options.pop(name) for name in ("limit", "window", "scale_rate")}
-    return read_trace(trace or shipped_trace_path(BUNDLED_TRACE), **selection)
+    if trace is None or (str(trace) in shipped_traces() and not trace.exists()):
+        trace = shipped_trace_path(str(trace or BUNDLED_TRACE))
+    return read_trace(trace, **selection)
 
 
 def instance_serving(options: dict[str, Any], **extra: Any) -> Serving:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from cspsched.cli.console import tell
+from cspsched.cli.console import tell, tell_rejections
 from cspsched.cli.options import (
     instance_serving,
     json_option,
@@ -22,7 +22,13 @@ from cspsched.cli.options import (
 
 @click.command("simulate")
 @optional_trace_argument
-@click.option("--policy", default="vllm", show_default=True, help="Policy with its settings.")
+@click.option(
+    "--policy",
+    default="vllm",
+    show_default=True,
+    metavar="POLICY",
+    help="Policy with its settings, such as sarathi:chunk=512 (see 'cspsched policies').",
+)
 @click.option("--save", type=click.Path(path_type=Path, dir_okay=False), help="Write the schedule to a file.")
 @objective_option
 @json_option
@@ -36,9 +42,10 @@ def simulate_command(
     as_json: bool,  # noqa: FBT001 - click passes flags so
     **options: Any,
 ) -> None:
-    """Run one policy over TRACE (a bundled one if none is given) and print its metrics.
+    """Run one policy over TRACE and print its metrics.
 
-    The saved schedule states the value of the objective, so that 'cspsched check' can judge it.
+    TRACE is a CSV file or a bundled name; chat-2000 if none is given. The saved schedule states the value of
+    the objective, so that 'cspsched check' can judge it.
 
     \b
     cspsched simulate trace.csv --policy sarathi:chunk=512 --save schedule.json
@@ -46,16 +53,18 @@ def simulate_command(
     from cspsched.policies.base import make_policy
     from cspsched.problem.metrics import Objective, measure
     from cspsched.problem.result import Result, Status, StopReason, tool_versions
+    from cspsched.report.output import require_writable, write_files
     from cspsched.serving import make_instance
     from cspsched.simulate import simulate
 
+    if save is not None:
+        require_writable(save.parent)
     requests = selected_trace(trace, options)
     instance, rejections = make_instance(requests, instance_serving(options)).split_rejected()
     chosen = make_policy(policy)
     schedule = simulate(instance, chosen).schedule
     metrics = measure(instance, schedule)
-    for rejection in rejections[:3]:
-        tell(f"rejected: {rejection.reason}")
+    tell_rejections(rejections)
     summary = {"policy": chosen.label, "rejected": len(rejections), **metrics.to_json()}
     if as_json:
         click.echo(json.dumps({"schema": "cspsched/metrics/1", **summary}, indent=1))
@@ -73,7 +82,7 @@ def simulate_command(
             found_by=chosen.label,
             provenance={"versions": tool_versions()},
         )
-        result.write(save)
+        write_files(save.parent, {save.name: json.dumps(result.to_json()) + "\n"})
         tell(f"wrote {save}")
 
 

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cspsched.cli.console import LiveLine, tell
+from cspsched.cli.console import LiveLine, counted, tell
 from cspsched.cli.group import INTERRUPTED
 from cspsched.cli.options import (
     Duration,
     ManyValuesCommand,
+    heuristics_option,
     instance_serving,
     json_option,
     objective_option,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 @click.command("solve", cls=ManyValuesCommand)
 @trace_argument
 @objective_option
-@click.option("--time-limit", type=Duration(), default="60s", show_default=True, help="For the search.")
+@click.option("--time-limit", type=Duration(), default="60s", show_default=True, help="Longest search.")
 @click.option(
     "--out",
     type=out_type,
@@ -40,17 +41,19 @@ if TYPE_CHECKING:
     show_default=True,
     help="Folder for schedule.json and the two pictures.",
 )
+@heuristics_option
 @click.option(
-    "--heuristics",
-    multiple=True,
-    default=("vllm", "sarathi"),
-    show_default="vllm sarathi",
-    metavar="POLICY...",
-    help="Policies that the result must never be worse than.",
+    "--chunking/--no-chunking",
+    default=True,
+    show_default=True,
+    help="May a prompt be processed in several batches?",
 )
-@click.option("--chunking/--no-chunking", default=True, help="May a prompt be processed in several batches?")
-@click.option("--hybrid/--no-hybrid", default=True, help="May prefill and decode share a batch?")
-@click.option("--holding/--no-holding", default=True, help="May a resident request sit out a batch?")
+@click.option(
+    "--hybrid/--no-hybrid", default=True, show_default=True, help="May prefill and decode share a batch?"
+)
+@click.option(
+    "--holding/--no-holding", default=True, show_default=True, help="May a resident request sit out a batch?"
+)
 @click.option(
     "--preemption",
     type=click.Choice(["none", "recompute"]),
@@ -61,6 +64,7 @@ if TYPE_CHECKING:
 @click.option(
     "--reservation/--no-reservation",
     default=False,
+    show_default=True,
     help="Does a request occupy its peak memory from its admission on?",
 )
 @click.option("--drop-rejected", is_flag=True, help="Leave out requests that can never fit.")
@@ -81,7 +85,10 @@ def solve_command(
     seed: int,
     **options: Any,
 ) -> int:
-    """Best schedule of TRACE with a certified bound, at least as good as every heuristic.
+    """Best schedule of TRACE with a certified bound.
+
+    TRACE is a CSV file or a bundled name, such as tiny-12. The schedule is at least
+    as good as that of every policy under --heuristics.
 
     Ctrl-C and the time limit keep the best schedule found. Switches restrict the class of schedules that is
     searched; the verdict names it.
@@ -95,7 +102,7 @@ def solve_command(
     from cspsched.problem.instance import Preemption, Switches
     from cspsched.problem.metrics import Objective
     from cspsched.problem.result import StopReason
-    from cspsched.report.files import write_solution
+    from cspsched.report.output import require_writable
     from cspsched.serving import make_instance
     from cspsched.solving import solve
 
@@ -106,18 +113,20 @@ def solve_command(
         preemption=Preemption(options.pop("preemption")),
         reservation=options.pop("reservation"),
     )
+    require_writable(out)
     requests = selected_trace(trace, options)
     instance = make_instance(requests, instance_serving(options, switches=switches))
-    live = LiveLine(Objective(objective), len(instance.requests))
-    solution = solve(
-        instance,
-        Objective(objective),
-        limits=SearchLimits(time_limit_s=time_limit, num_workers=workers, seed=seed),
-        heuristics=heuristics,
-        drop_rejected=drop_rejected,
-        on_progress=live,
-    )
-    live.close()
+    with LiveLine(Objective(objective), len(instance.requests)) as live:
+        solution = solve(
+            instance,
+            Objective(objective),
+            limits=SearchLimits(time_limit_s=time_limit, num_workers=workers, seed=seed),
+            heuristics=heuristics,
+            drop_rejected=drop_rejected,
+            on_progress=live,
+        )
+    from cspsched.report.files import write_solution
+
     written = write_solution(solution.result, out)
     click.echo(json.dumps(_summary(solution), indent=1) if as_json else _verdict(solution))
     tell(f"wrote {', '.join(map(str, written))}")
@@ -139,7 +148,7 @@ def _summary(solution: Solution) -> dict[str, Any]:
 def _verdict(solution: Solution) -> str:
     """What is proven, and the schedule in numbers."""
     from cspsched.problem.metrics import Objective, measure
-    from cspsched.problem.result import Status
+    from cspsched.problem.result import Status, StopReason
     from cspsched.report.table import percent, seconds
 
     result = solution.result
@@ -150,7 +159,12 @@ def _verdict(solution: Solution) -> str:
     what = "makespan" if result.objective is Objective.MAKESPAN else f"mean {result.objective}"
     best = f"{result.objective.mean_s(result.primal_ns, count):.9f} s"
     klass = result.instance.switches.policy_class
-    if result.status is Status.OPTIMAL:
+    if result.stop_reason is StopReason.ROUNDING:
+        head = (
+            f"OPTIMAL up to rounding: {what} {best}, within {result.primal_ns - result.dual_ns} ns in total "
+            f"of what {result.certificate} proves (class: {klass})"
+        )
+    elif result.status is Status.OPTIMAL:
         head = f"OPTIMAL: {what} {best}, proven by {result.certificate} (class: {klass})"
     else:
         bound = f"{result.objective.mean_s(result.dual_ns, count):.9f} s"
@@ -162,11 +176,14 @@ def _verdict(solution: Solution) -> str:
     summary = measure(result.instance, result.schedule).to_json()
     lines = [
         head,
-        f"schedule found by {result.found_by}: {count} requests, {summary['num_batches']} batches, "
-        f"{summary['preemptions']} preemptions, {summary['recomputed_tokens']} recomputed tokens",
+        f"schedule found by {result.found_by}: {counted(count, 'request')}, "
+        f"{counted(summary['num_batches'], 'batch', 'batches')}, "
+        f"{counted(summary['preemptions'], 'preemption')}, "
+        f"{counted(summary['recomputed_tokens'], 'recomputed token')}",
         f"makespan {seconds(summary['makespan_s'])}, latency mean {seconds(summary['latency_s']['mean'])} "
         f"p99 {seconds(summary['latency_s']['p99'])}, TTFT mean {seconds(summary['ttft_s']['mean'])}",
     ]
     if solution.rejections:
-        lines.append(f"{len(solution.rejections)} requests left out; {solution.rejections[0].reason}")
+        left_out = counted(len(solution.rejections), "request")
+        lines.append(f"{left_out} left out; the first: {solution.rejections[0].reason}")
     return "\n".join(lines)

@@ -8,12 +8,18 @@ from typing import Any
 
 import click
 
+from cspsched.cli.console import counted, tell
 from cspsched.cli.options import json_option, optional_trace_argument, selected_trace, trace_options
 
 
 @click.group("trace")
 def trace_group() -> None:
-    """Describe and generate traces."""
+    """Describe and generate traces.
+
+    \b
+    cspsched trace describe
+    cspsched trace generate --requests 100 --out trace.csv
+    """  # noqa: D301 - click's marker for text that is not to be wrapped
 
 
 @trace_group.command("describe")
@@ -25,31 +31,80 @@ def describe_command(
     as_json: bool,  # noqa: FBT001 - click passes flags so
     **options: Any,
 ) -> None:
-    """Statistics of TRACE: how many requests, how fast, how long, how bursty."""
+    """Statistics of TRACE: how many requests, how fast, how long, how bursty.
+
+    TRACE is a CSV file or a bundled name; chat-2000 if none is given.
+
+    \b
+    cspsched trace describe trace.csv --window 0:60
+    """  # noqa: D301 - click's marker for text that is not to be wrapped
     from cspsched.trace import describe
 
     data = describe(selected_trace(trace, options)).to_json()
     if as_json:
         click.echo(json.dumps(data, indent=1))
         return
+    warnings = data.pop("warnings")
+    del data["schema"]
     for name, value in data.items():
-        if isinstance(value, dict):
-            value = ", ".join(f"{key} {number:,.6g}" for key, number in value.items())
-        click.echo(f"{name:24} {value:,.6g}" if isinstance(value, float) else f"{name:24} {value}")
+        click.echo(f"{name:24} {_text(value)}")
+    for warning in warnings:
+        click.echo(f"warning: {warning}")
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {number:,.6g}" for key, number in value.items())
+    return f"{value:,.6g}" if isinstance(value, float) else f"{value:,}"
 
 
 @trace_group.command("generate")
-@click.option("--profile", type=click.Choice(["chat", "tiny"]), default="chat", show_default=True)
-@click.option("--requests", "num_requests", type=click.IntRange(min=1), default=1000, show_default=True)
+@click.option(
+    "--profile",
+    type=click.Choice(["chat", "tiny"]),
+    default="chat",
+    show_default=True,
+    help="Lengths: of a chat service, or so short that the optimum can be found.",
+)
+@click.option(
+    "--requests",
+    "num_requests",
+    type=click.IntRange(min=1),
+    default=1000,
+    show_default=True,
+    help="How many requests.",
+)
 @click.option("--rate", "rate_per_s", type=float, default=5.0, show_default=True, help="Requests per second.")
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="CSV file.")
-def generate_command(profile: str, num_requests: int, rate_per_s: float, seed: int, out: Path) -> None:
-    """Make a synthetic trace; the same seed gives the same bytes."""
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the generator."
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="CSV file to write."
+)
+@json_option
+def generate_command(
+    profile: str,
+    num_requests: int,
+    rate_per_s: float,
+    seed: int,
+    out: Path,
+    as_json: bool,  # noqa: FBT001 - click passes flags so
+) -> None:
+    """Make a synthetic trace; the same seed gives the same bytes.
+
+    \b
+    cspsched trace generate --profile chat --requests 500 --rate 8 --out trace.csv
+    """  # noqa: D301 - click's marker for text that is not to be wrapped
     from cspsched.trace import generate, write_trace
 
     profiles = {"chat": generate.CHAT, "tiny": generate.TINY}
+    asked = {"num_requests": num_requests, "rate_per_s": rate_per_s, "seed": seed}
     made = generate.generate_trace(
         profiles[profile], num_requests=num_requests, rate_per_s=rate_per_s, seed=seed
     )
     write_trace(made.requests, out)
+    if as_json:
+        click.echo(json.dumps({"schema": "cspsched/generated-trace/1", "file": str(out), **asked}, indent=1))
+    tell(f"wrote {counted(num_requests, 'request')} to {out}")

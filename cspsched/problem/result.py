@@ -64,6 +64,11 @@ class Result:
             return None
         return (self.primal_ns - self.dual_ns) / self.primal_ns
 
+    @property
+    def verdict(self) -> str:
+        """What to call the schedule: its status, or that nothing but rounding is left of the gap."""
+        return "optimal up to rounding" if self.stop_reason is StopReason.ROUNDING else self.status.value
+
     def to_json(self) -> dict[str, Any]:
         """Everything that is needed to check the result, with a schema version."""
         return {

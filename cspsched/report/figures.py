@@ -9,9 +9,11 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from cspsched.problem.history import History
 from cspsched.problem.referee import occupied_blocks
+from cspsched.report.table import UNITS, excess
 from cspsched.units import NS_PER_S
 
 if TYPE_CHECKING:
@@ -23,6 +25,12 @@ if TYPE_CHECKING:
 MOST_COLOURED_REQUESTS = 20
 MOST_COLOURED_BATCHES = 400
 BINS = 400
+MOST_LEGEND_ENTRIES = 22
+MOST_LABEL_LETTERS = 32
+MOST_TITLE_LETTERS = 90
+ROW_INCHES = 0.45
+MANY_DECADES = 100
+DASHES = ("-", "--", "-.", ":")
 PREFILL, DECODE, LINE = "#c44e52", "#4c72b0", "#333333"
 
 FloatArray = npt.NDArray[np.float64]
@@ -30,23 +38,25 @@ FloatArray = npt.NDArray[np.float64]
 
 def batch_figure(history: History, title: str) -> Figure:
     """Tokens processed in every batch over time: c_ij by request where few, else by phase."""
-    figure, axes = _figure(f"Batch composition: {title}", "tokens in the batch (c)")
+    figure, axes = _figure(f"Batch composition: {title}")
     if is_small(history):
         _stack_by_request(axes, history, _matrix(history, history.schedule.tokens, keep=False))
         axes.set_ylabel("tokens in the batch (c)")
-        _mark_prefills(axes, history)
+        _mark_batches(axes, history)
     else:
         _plot_phases(axes, history)
+    _scale(axes, history)
     _legend(axes)
     return figure
 
 
 def memory_figure(history: History, title: str) -> Figure:
     """KV cache over time: m_ij by request where few, else all blocks; the line is the capacity."""
-    figure, axes = _figure(f"KV cache: {title}", "KV entries on the device (m)")
+    figure, axes = _figure(f"KV cache: {title}")
     limits = history.instance.limits
     if is_small(history):
         _stack_by_request(axes, history, _matrix(history, history.kv_after, keep=True))
+        axes.set_ylabel("KV entries on the device (m)")
     else:
         middle, (highest,) = _binned(history, np.maximum, occupied_blocks(history) * limits.block_tokens)
         axes.fill_between(middle, highest, step="mid", color=DECODE, alpha=0.6, label="occupied, highest")
@@ -56,26 +66,32 @@ def memory_figure(history: History, title: str) -> Figure:
         axes.axhline(limits.kv_tokens, color=LINE, linestyle="--", label=f"capacity {limits.kv_tokens:,}")
     else:
         axes.set_title(axes.get_title() + f"  (capacity {limits.kv_tokens:,} tokens)")
+    _scale(axes, history)
     _legend(axes)
     return figure
 
 
 def excess_figure(comparison: Comparison) -> Figure:
     """Certified excess of each policy: the interval from the best known schedule to the bound."""
-    figure, axes = _figure(f"Certified excess over the optimal {comparison.objective}", "")
+    height = 1.6 + ROW_INCHES * len(comparison.rows)
+    figure, axes = _figure(f"Certified excess over the optimal {comparison.objective}", height=height)
+    low, high = 100 * np.array([row.excess for row in comparison.rows]).T
+    positions = np.arange(len(comparison.rows))
+    axes.barh(positions, low, height=0.6, color=PREFILL, label="certain")
+    if np.any(high > low):
+        axes.barh(
+            positions, high - low, height=0.6, left=low, color=PREFILL, alpha=0.35,
+            label="possible: the optimum is not known exactly",
+        )  # fmt: skip
+        figure.legend(frameon=False, loc="outside lower right", ncols=2)
     for position, row in enumerate(comparison.rows):
-        low, high = (100 * value for value in row.excess)
-        axes.barh(position, low, color=PREFILL, label="certain" if position == 0 else None)
-        label = "possible (the optimum is not known exactly)" if position == 0 and high > low else None
-        axes.barh(position, high - low, left=low, color=PREFILL, alpha=0.35, label=label)
-        text = f" {low:.2f} %" if high - low < 5e-3 else f" {low:.2f} to {high:.2f} %"
-        axes.text(high, position, text, va="center", ha="left")
-    axes.set_yticks(range(len(comparison.rows)), [row.policy for row in comparison.rows])
-    axes.invert_yaxis()
-    axes.margins(x=0.25)
-    axes.set_xlim(left=0)
+        axes.text(high[position], position, f" {excess(row.excess)}", va="center", ha="left")
+    axes.set_yticks(positions, [_shown(row.policy) for row in comparison.rows])
+    axes.set_ylim(len(comparison.rows) - 0.5, -0.5)
+    # Room for the text at the end of the longest bar; a perfect score still gets an axis.
+    axes.set_xlim(0, 1.3 * high.max() or 1)
+    axes.grid(visible=False, axis="y")
     axes.set_xlabel("worse than the best possible schedule by [%]")
-    _legend(axes)
     return figure
 
 
@@ -83,15 +99,19 @@ def latency_figure(metrics: Mapping[str, Metrics]) -> Figure:
     """Cumulative distribution of end-to-end latency and of time to first token, by policy."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     for axes, name in zip(figure.subplots(1, 2, sharey=True), ("latency", "TTFT"), strict=True):
-        for policy, measured in metrics.items():
+        for position, (policy, measured) in enumerate(metrics.items()):
             times = measured.latency_ns if name == "latency" else measured.ttft_ns
-            ordered = np.sort(times) / NS_PER_S
-            axes.step(ordered, np.arange(1, len(ordered) + 1) / len(ordered), where="post", label=policy)
+            ordered = np.sort(times)[[0, *range(len(times))]] / NS_PER_S
+            # Every policy has its own dashes, so that equal curves do not hide each other.
+            axes.step(
+                ordered, np.arange(len(ordered)) / len(times), where="post", label=_shown(policy),
+                linestyle=DASHES[position % len(DASHES)], alpha=0.9,
+            )  # fmt: skip
         axes.set_xlabel(f"{name} [s]")
-        axes.set_xscale("log")
+        _scale_logarithmically(axes)
         axes.grid(visible=True, alpha=0.3)
     figure.axes[0].set_ylabel("share of requests")
-    figure.axes[0].legend(frameon=False)
+    _legend(figure.axes[-1])
     figure.suptitle("Latency and time to first token")
     return figure
 
@@ -104,20 +124,51 @@ def is_small(history: History) -> bool:
     )
 
 
-def _figure(title: str, ylabel: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(10, 4), layout="constrained")
+def _figure(title: str, height: float = 4) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(10, height), layout="constrained")
     axes = figure.subplots()
-    axes.set_title(title)
-    axes.set_xlabel("time [s]")
-    axes.set_ylabel(ylabel)
+    axes.set_title(_shown(title, MOST_TITLE_LETTERS))
     axes.grid(visible=True, alpha=0.3)
     axes.set_axisbelow(True)
     return figure, axes
 
 
+def _scale(axes: Axes, history: History) -> None:
+    """From 0 to the end of the last batch in a unit that fits, and whole tokens with room above them."""
+    end = history.schedule.end_ns[-1] / NS_PER_S
+    unit, seconds = next((pair for pair in UNITS if end >= pair[1]), UNITS[-1])
+    axes.set_xlabel(f"time [{unit}]")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value / seconds:,.6g}")
+    axes.set_xlim(-0.01 * end, 1.01 * end)
+    axes.set_ylim(0, 1.08 * axes.dataLim.y1)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_formatter("{x:,.0f}")
+
+
+def _scale_logarithmically(axes: Axes) -> None:
+    """Plain numbers at 1, 2 and 5 of every decade, or at 1 where there are many decades."""
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < MANY_DECADES * low else (1,)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
 def _legend(axes: Axes) -> None:
-    if axes.get_legend_handles_labels()[1]:
-        axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize="small")
+    handles, labels = axes.get_legend_handles_labels()
+    left_out = len(labels) - MOST_LEGEND_ENTRIES
+    title = f"and {left_out} more" if left_out > 0 else None
+    if handles:
+        axes.legend(
+            handles[:MOST_LEGEND_ENTRIES], labels[:MOST_LEGEND_ENTRIES], title=title, frameon=False,
+            loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize="small",
+        )  # fmt: skip
+
+
+def _shown(name: str, most_letters: int = MOST_LABEL_LETTERS) -> str:
+    """A name as text: no formula, no label that matplotlib hides, and short enough to leave room."""
+    short = name if len(name) <= most_letters else name[: most_letters - 1] + "\N{HORIZONTAL ELLIPSIS}"
+    return (" " + short if short.startswith("_") else short).replace("$", r"\$")
 
 
 def _matrix(history: History, column: npt.NDArray[np.int64], *, keep: bool) -> FloatArray:
@@ -148,7 +199,7 @@ def _stack_by_request(axes: Axes, history: History, matrix: FloatArray) -> None:
     bottom = np.zeros(schedule.num_batches)
     colours = colormaps["tab20"]
     for i, row in enumerate(matrix):
-        name = history.instance.requests[i].request_id
+        name = _shown(history.instance.requests[i].request_id)
         axes.bar(
             starts, row, widths, bottom=bottom, align="edge", color=colours(i % 20), edgecolor="white",
             linewidth=0.3, label=name,
@@ -156,14 +207,16 @@ def _stack_by_request(axes: Axes, history: History, matrix: FloatArray) -> None:
         bottom += row
 
 
-def _mark_prefills(axes: Axes, history: History) -> None:
-    """A tick above every batch that carries a prefill or refill, a cross where somebody was evicted."""
+def _mark_batches(axes: Axes, history: History) -> None:
+    """A mark above every batch that carries a prefill or refill, a cross where somebody was evicted."""
     schedule, features = history.schedule, history.features
     starts = schedule.start_ns / NS_PER_S
+    middle = (starts + schedule.end_ns / NS_PER_S) / 2
     prefilling = features.num_prefills > 0
     axes.plot(
-        starts[prefilling], features.tokens[prefilling], "v", color=LINE, markersize=4, label="has a prefill"
-    )
+        middle[prefilling], 1.02 * features.tokens[prefilling], "v", color=LINE, markersize=4,
+        label="has a prefill",
+    )  # fmt: skip
     evicting = np.unique(schedule.evicted_batch)
     if len(evicting):
         axes.plot(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,15 +13,18 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from cspsched.compare import Comparison
-from cspsched.errors import InputError
 from cspsched.problem.metrics import measure
 from cspsched.problem.result import Result
 from cspsched.report import figures, table
+from cspsched.report.output import write_files
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DPI = 110
+MOST_NAMED_POLICIES = 4
+MOST_PICTURED_POLICIES = 12
+MOST_NAME_LETTERS = 60
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
@@ -31,19 +35,12 @@ def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
     InputError
         If the folder cannot be written.
     """
-    pictures = {
-        "excess": figures.excess_figure(comparison),
-        "latency": figures.latency_figure({row.policy: row.metrics for row in comparison.rows}),
-    }
-    for row in comparison.rows:
-        name = _file_name(row.policy)
-        pictures[f"batches-{name}"] = figures.batch_figure(row.metrics.history, row.policy)
-        pictures[f"memory-{name}"] = figures.memory_figure(row.metrics.history, row.policy)
-    images = {name: _png(figure) for name, figure in pictures.items()}
-    title = f"{' and '.join(row.policy for row in comparison.rows)} against the optimum"
-    links = "\n".join(f"![{name}]({name}.png)" for name in images)
+    images = {name: _png(figure) for name, figure in _pictures(comparison)}
+    title = _title([row.policy for row in comparison.rows])
+    notes = [*table.footnotes(comparison), *_picture_note(comparison)]
+    links = "\n\n".join(f"![{name}]({name}.png)" for name in images)
     text = f"# {title}\n\n{table.markdown(comparison)}\n{links}\n"
-    page = _page(title, table.header(comparison), table.rows(comparison), table.footnotes(comparison), images)
+    page = _page(title, table.header(comparison), table.rows(comparison), notes, images)
     files: dict[str, str | bytes] = {
         "report.html": page,
         "report.md": text,
@@ -58,31 +55,47 @@ def write_solution(result: Result, folder: Path) -> list[Path]:
     files: dict[str, str | bytes] = {"schedule.json": json.dumps(result.to_json()) + "\n"}
     if result.schedule is not None:
         history = measure(result.instance, result.schedule).history
-        files["batches.png"] = _png(figures.batch_figure(history, f"{result.status} schedule"))
-        files["memory.png"] = _png(figures.memory_figure(history, f"{result.status} schedule"))
+        files["batches.png"] = _png(figures.batch_figure(history, f"{result.verdict} schedule"))
+        files["memory.png"] = _png(figures.memory_figure(history, f"{result.verdict} schedule"))
     return write_files(folder, files)
-
-
-def write_files(folder: Path, files: Mapping[str, str | bytes]) -> list[Path]:
-    """Write files into a folder, made if it is missing."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
-            data = content.encode() if isinstance(content, str) else content
-            (folder / name).write_bytes(data)
-    except OSError as error:
-        raise InputError(f"{folder} cannot be written: {error.strerror}") from None
-    return [folder / name for name in files]
 
 
 def _png(figure: Figure) -> bytes:
     buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI)
+    with warnings.catch_warnings():
+        # A name in a script that the font lacks shows as boxes; the tables have it in full.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(buffer, format="png", dpi=DPI)
     return buffer.getvalue()
 
 
-def _file_name(policy: str) -> str:
-    return "".join(letter if letter.isalnum() else "-" for letter in policy)
+def _pictures(comparison: Comparison) -> Iterator[tuple[str, Figure]]:
+    """Pictures by file name, one at a time: a figure is large."""
+    yield "excess", figures.excess_figure(comparison)
+    yield "latency", figures.latency_figure({row.policy: row.metrics for row in comparison.rows})
+    for position, row in enumerate(comparison.rows[:MOST_PICTURED_POLICIES]):
+        name = _file_name(row.policy, position)
+        yield f"batches-{name}", figures.batch_figure(row.metrics.history, row.policy)
+        yield f"memory-{name}", figures.memory_figure(row.metrics.history, row.policy)
+
+
+def _title(policies: list[str]) -> str:
+    *others, last = policies
+    if len(policies) > MOST_NAMED_POLICIES:
+        return f"{len(policies)} policies against the optimum"
+    return f"{', '.join(others)} and {last} against the optimum" if others else f"{last} against the optimum"
+
+
+def _picture_note(comparison: Comparison) -> list[str]:
+    if len(comparison.rows) <= MOST_PICTURED_POLICIES:
+        return []
+    return [f"Schedules are drawn for the first {MOST_PICTURED_POLICIES} policies only."]
+
+
+def _file_name(policy: str, position: int) -> str:
+    """Letters and digits of a policy, with its number where that is not the whole name."""
+    name = "".join(letter if letter.isalnum() else "-" for letter in policy)[:MOST_NAME_LETTERS]
+    return name if name == policy else f"{position + 1}-{name}"
 
 
 def _page(

@@ -17,6 +17,7 @@ WHY_OPEN = {
     StopReason.INTERRUPTED: "the exact solver was interrupted",
     StopReason.FINISHED: "the exact solver searched schedules of limited length only",
 }
+UNITS = (("s", 1.0), ("ms", 1e-3), ("us", 1e-6), ("ns", 1e-9))
 Column = tuple[str, Callable[[PolicyRow, dict[str, Any]], str]]
 
 COLUMNS: tuple[Column, ...] = (
@@ -52,7 +53,8 @@ def footnotes(comparison: Comparison) -> list[str]:
     notes = [reference_sentence(comparison), *arrival_note(comparison), CLAIRVOYANT]
     if comparison.rejections:
         count, first = len(comparison.rejections), comparison.rejections[0].reason
-        notes.append(f"{count} rejected and left out, the same for every policy; the first: {first}.")
+        requests = "request is" if count == 1 else "requests are"
+        notes.append(f"{count:,} {requests} rejected, the same for every policy; the first: {first}.")
     return notes
 
 
@@ -61,9 +63,14 @@ def reference_sentence(comparison: Comparison) -> str:
     reference, requests = comparison.reference, len(comparison.instance.requests)
     what = "makespan" if comparison.objective is Objective.MAKESPAN else f"mean {comparison.objective}"
     best, bound = (
-        f"{comparison.objective.mean_s(value_ns, requests):,.6f} s"
+        f"{comparison.objective.mean_s(value_ns, requests):,.9f} s"
         for value_ns in (reference.best_known_ns, reference.bound_ns)
     )
+    if reference.stop_reason is StopReason.ROUNDING:
+        return (
+            f"Reference: the optimum up to rounding, {what} {best}, found by {reference.best_known_by}, "
+            f"within {reference.best_known_ns - reference.bound_ns} ns of what {reference.certificate} proves."
+        )
     if reference.is_optimum:
         return (
             f"Reference: the optimum, {what} {best}, found by {reference.best_known_by}, "
@@ -83,24 +90,29 @@ def arrival_note(comparison: Comparison) -> list[str]:
     if comparison.objective is not Objective.MAKESPAN or last_s < ARRIVAL_DOMINATED * best_s:
         return []
     return [
-        f"The last request arrives at {last_s:,.1f} s of {best_s:,.1f} s: the makespan is decided by the "
+        f"The last request arrives at {seconds(last_s)} of {seconds(best_s)}: the makespan is decided by the "
         "arrivals and says little about a policy; try --objective latency."
     ]
 
 
 def markdown(comparison: Comparison) -> str:
     """Table and footnotes in Markdown."""
-    lines = [header(comparison), ["---"] * len(COLUMNS), *rows(comparison)]
-    table = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    lines = [header(comparison), ["---", *["---:"] * (len(COLUMNS) - 1)], *rows(comparison)]
+    table = "\n".join("| " + " | ".join(map(_escaped, cells)) + " |" for cells in lines)
     return table + "\n\n" + "\n".join(f"- {note}" for note in footnotes(comparison)) + "\n"
 
 
+def _escaped(cell: str) -> str:
+    return cell.replace("|", "\\|")
+
+
 def seconds(value: float) -> str:
-    """A time with the unit that fits it."""
-    for unit, scale in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
-        if value >= scale:
-            return f"{value / scale:,.4g} {unit}" if value < 1e4 else f"{value:,.1f} s"
-    return f"{value * 1e9:,.4g} ns"
+    """A time in the unit that fits it, with four significant digits or to a tenth of a second."""
+    if value >= 1e3:
+        return f"{value:,.1f} s"
+    rounded = float(f"{value:.4g}")
+    unit, scale = next((pair for pair in UNITS if rounded >= pair[1]), UNITS[-1])
+    return f"{f'{rounded / scale:#.4g}'.rstrip('.')} {unit}" if value else "0 s"
 
 
 def excess(interval: Sequence[float]) -> str:
@@ -110,9 +122,8 @@ def excess(interval: Sequence[float]) -> str:
 
 
 def percent(value: float) -> str:
-    """A ratio in percent with two decimals, more where it is small."""
-    digits = 2 if value == 0 or value >= 1e-4 else 4
-    return f"{value * 100:.{digits}f} %"
+    """A ratio in percent: two decimals, or two significant digits where that is more."""
+    return f"{value * 100:.2f} %" if value == 0 or value >= 1e-3 else f"{value * 100:.2g} %"
 
 
 def _mean(summary: dict[str, float] | None) -> str:

@@ -1,0 +1,193 @@
+"""Policies against the best possible schedule: the excess is certified, consistent, and the same for all."""
+
+from __future__ import annotations
+
+import pytest
+
+from cspsched.compare import COMPARISON_SCHEMA, SMALL_CELLS, Comparison, compare_policies
+from cspsched.errors import InputError, UsageError
+from cspsched.exact.search import SearchLimits
+from cspsched.problem.instance import Instance, Limits
+from cspsched.problem.metrics import Objective, measure
+from cspsched.problem.referee import find_violations
+from cspsched.problem.request import Request
+from cspsched.problem.result import StopReason
+from cspsched.serving import Serving, make_instance
+from cspsched.solving import solve
+from cspsched.trace import read_trace
+from cspsched.trace.shipped import shipped_trace_path
+
+NO_SEARCH = SearchLimits(time_limit_s=0)
+POLICIES = ("vllm", "sarathi:chunk=4")
+
+
+MIXED = ((4, 4), (2, 8), (6, 3), (1, 6))
+
+
+def crowded(shapes: tuple[tuple[int, int], ...] = MIXED, **limits: int) -> Instance:
+    """Requests that arrive together in 16 tokens of KV cache; a batch costs a base time and its tokens."""
+    requests = tuple(
+        Request(request_id=f"r{i}", arrival_ns=0, prompt_tokens=prompt, output_tokens=output)
+        for i, (prompt, output) in enumerate(shapes)
+    )
+    values = {"kv_blocks": 16, "block_tokens": 1, "max_batch_tokens": 32, "max_batch_requests": 8, **limits}
+    cost = make_instance(read_trace(shipped_trace_path("tiny-12")), Serving(cost="infermax-7b")).cost
+    return Instance(requests=requests, limits=Limits(**values), cost=cost)
+
+
+@pytest.fixture(scope="module", params=list(Objective), ids=str)
+def comparison(request: pytest.FixtureRequest) -> Comparison:
+    """Both policies on the crowded instance without a search, by each objective."""
+    return compare_policies(crowded(), POLICIES, request.param, limits=NO_SEARCH)
+
+
+def test_rows_are_the_policies_in_the_order_of_the_call(comparison):
+    """One row a policy, under its label."""
+    assert [row.policy for row in comparison.rows] == list(POLICIES)
+
+
+def test_value_of_a_row_is_that_of_its_metrics(comparison):
+    """The excess is of the same number that the metrics give for the objective, in nanoseconds."""
+    for row in comparison.rows:
+        assert row.value_ns == row.metrics.objective_ns(comparison.objective)
+
+
+def test_every_schedule_is_accepted_by_the_referee(comparison):
+    """What is compared is feasible."""
+    for row in comparison.rows:
+        assert find_violations(comparison.instance, row.metrics.history.schedule) == []
+
+
+def test_excess_is_an_interval_around_the_unknown_optimum(comparison):
+    """Lower end over the best known schedule, upper end over the bound; all from the values in the report."""
+    reference = comparison.reference
+
+    assert 0 < reference.bound_ns <= reference.best_known_ns
+    for row in comparison.rows:
+        low, high = row.excess
+        assert 0 <= low <= high
+        assert low == (row.value_ns - reference.best_known_ns) / reference.best_known_ns
+        assert high == (row.value_ns - reference.bound_ns) / reference.bound_ns
+
+
+def test_best_known_is_at_least_as_good_as_every_policy(comparison):
+    """No policy beats the reference that it is measured against."""
+    assert comparison.reference.best_known_ns <= min(row.value_ns for row in comparison.rows)
+
+
+def test_a_policy_that_is_the_best_known_has_no_certain_excess(comparison):
+    """If the best known schedule is a policy's own, its interval starts at exactly 0."""
+    for row in comparison.rows:
+        if row.policy == comparison.reference.best_known_by:
+            assert row.excess[0] == 0.0
+
+
+def test_small_instance_is_solved_to_the_optimum():
+    """On a small trace the reference is the exact optimum, and each excess is one number over it."""
+    instance = crowded(shapes=((2, 4), (3, 3), (2, 2)), kv_blocks=9)
+    comparison = compare_policies(instance, POLICIES)
+    optimum = solve(instance).result
+
+    assert comparison.reference.is_optimum
+    assert comparison.reference.stop_reason is StopReason.PROVEN
+    assert comparison.reference.best_known_ns == optimum.primal_ns == optimum.dual_ns
+    for row in comparison.rows:
+        assert row.excess[0] == row.excess[1] == (row.value_ns - optimum.primal_ns) / optimum.primal_ns
+
+
+def test_large_instance_is_bounded_without_a_search(monkeypatch):
+    """Beyond the size for the exact solver the reference is the best policy and the best certificate."""
+    monkeypatch.setattr("cspsched.compare.SMALL_CELLS", 10)
+    comparison = compare_policies(crowded(), POLICIES)
+    best = min(comparison.rows, key=lambda row: row.value_ns)
+
+    assert comparison.reference.stop_reason is StopReason.TOO_LARGE
+    assert comparison.reference.best_known_by == best.policy
+    assert best.excess[0] == 0.0
+    assert SMALL_CELLS > 10
+
+
+def test_rejections_are_the_same_for_all_policies():
+    """A request that can never fit is left out once, before any policy sees it."""
+    comparison = compare_policies(crowded(kv_blocks=8), POLICIES, limits=NO_SEARCH)
+
+    assert [rejection.request.request_id for rejection in comparison.rejections] == ["r1"]
+    assert [request.request_id for request in comparison.instance.requests] == ["r0", "r2", "r3"]
+    for row in comparison.rows:
+        assert row.metrics.to_json()["num_requests"] == 3
+
+
+def test_one_policy_is_enough():
+    """A comparison of one policy says how far it is from the best possible."""
+    comparison = compare_policies(crowded(), ["sarathi"], limits=NO_SEARCH)
+
+    assert [row.policy for row in comparison.rows] == ["sarathi"]
+
+
+def test_settings_make_a_policy_another_one():
+    """The same scheduler under two settings is two policies."""
+    comparison = compare_policies(crowded(), ["vllm", "vllm:max_num_seqs=1"], limits=NO_SEARCH)
+    free, alone = comparison.rows
+
+    assert (free.policy, alone.policy) == ("vllm", "vllm:max_num_seqs=1")
+    assert free.value_ns < alone.value_ns
+
+
+@pytest.mark.parametrize(
+    ("policies", "message"),
+    [
+        ([], "name at least one policy, and each once; got: none"),
+        (["vllm", "vllm"], "got: vllm, vllm"),
+        (["vllm", "vllm:"], "got: vllm, vllm"),
+        (["sarathi", "sarathi:chunk=512"], "got: sarathi, sarathi"),
+        (["vlm"], "did you mean 'vllm'"),
+    ],
+)
+def test_policies_that_make_no_comparison_are_refused(policies, message):
+    """None, an unknown one, and the same one twice, also where only the spelling differs."""
+    with pytest.raises(UsageError, match=message):
+        compare_policies(crowded(), policies)
+
+
+def test_nothing_to_serve_is_an_error():
+    """If every request is too large, the first reason is given."""
+    with pytest.raises(Exception, match="no request can be served; the first: request 'r0'") as caught:
+        compare_policies(crowded(kv_blocks=1), POLICIES)
+
+    assert isinstance(caught.value, InputError) or caught.value.exit_code == 4
+
+
+def test_steps_are_told_in_order():
+    """Each policy and the bound are announced."""
+    steps: list[str] = []
+    compare_policies(crowded(), POLICIES, limits=NO_SEARCH, on_step=steps.append)
+
+    assert [step.split()[:2] for step in steps] == [
+        ["simulating", "vllm"],
+        ["simulating", "sarathi:chunk=4"],
+        ["bounding", "makespan"],
+    ]
+
+
+def test_json_has_values_units_and_the_caveat(comparison):
+    """The JSON repeats the numbers of the objects, per request where the objective is a sum."""
+    data = comparison.to_json()
+    count = 1 if comparison.objective is Objective.MAKESPAN else 4
+
+    assert data["schema"] == COMPARISON_SCHEMA
+    assert data["num_requests"] == 4
+    assert data["fingerprint"] == comparison.instance.fingerprint()
+    assert "clairvoyant" in data["reference"]["note"]
+    assert data["reference"]["bound_s"] == pytest.approx(comparison.reference.bound_ns / 1e9 / count)
+    for shown, row in zip(data["policies"], comparison.rows, strict=True):
+        assert (shown["policy"], shown["value_ns"]) == (row.policy, row.value_ns)
+        assert [shown["excess_at_least"], shown["excess_at_most"]] == list(row.excess)
+        again = measure(comparison.instance, row.metrics.history.schedule)
+        assert shown["makespan_s"] == again.to_json()["makespan_s"]
+
+
+def test_comparison_repeats_to_the_byte():
+    """Twice the same instance and policies give the same JSON."""
+    first, second = (compare_policies(crowded(), POLICIES, limits=NO_SEARCH).to_json() for _ in range(2))
+
+    assert first == second
