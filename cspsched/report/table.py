@@ -67,9 +67,10 @@ def reference_sentence(comparison: Comparison) -> str:
         for value_ns in (reference.best_known_ns, reference.bound_ns)
     )
     if reference.stop_reason is StopReason.ROUNDING:
+        gap_ns = reference.best_known_ns - reference.bound_ns
         return (
             f"Reference: the optimum up to rounding, {what} {best}, found by {reference.best_known_by}, "
-            f"within {reference.best_known_ns - reference.bound_ns} ns of what {reference.certificate} proves."
+            f"within {gap_ns} ns in total of what {reference.certificate} proves."
         )
     if reference.is_optimum:
         return (
