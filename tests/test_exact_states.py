@@ -102,7 +102,7 @@ def test_chunking_off_is_exact_for_any_cost():
         ({"budget": 14}, False),
         ({"knots": (0, 10)}, False),
         ({"knots": (0, 20)}, True),
-        ({"knots": (0, 1)}, True),
+        ({"knots": (0, 1)}, False),
     ],
 )
 def test_chunks_are_dominated_only_under_the_conditions(change, dominated):
@@ -123,10 +123,23 @@ def test_chunks_are_dominated_only_under_the_conditions(change, dominated):
     assert chunks_are_dominated(instance) == dominated
 
 
-def test_a_first_token_with_a_price_of_its_own_is_linear():
-    """A batch that keeps no token is dropped, so the piece from 0 to 1 may have any slope."""
+def test_a_first_token_may_only_be_dearer():
+    """A batch left without tokens saves the piece from 0 to 1, so that one may be steeper, not flatter."""
     assert is_linear(PiecewiseLinear((0, 1, 9), (Fraction(8), Fraction(2), Fraction(3))), 9)
+    assert not is_linear(PiecewiseLinear((0, 1), (Fraction(1), Fraction(2))), 9)
     assert not is_linear(PiecewiseLinear((0, 2), (Fraction(8), Fraction(2))), 9)
+
+
+@pytest.mark.parametrize("term", ["tokens", "prefill_tokens", "prefill_attention"])
+def test_a_free_first_token_makes_chunks_pay(term):
+    """Where the first token of a batch is free, one-token chunks are best, and the solver does not miss it."""
+    cost = CostModel(
+        name="free", step=Fraction(1), **{term: PiecewiseLinear((0, 1), (Fraction(0), Fraction(100)))}
+    )
+    instance = instance_of([(4, 1)], kv_blocks=20, cost=cost)
+    result = solve_exactly(instance, Objective.MAKESPAN, SearchLimits(time_limit_s=60))
+
+    assert result.primal_ns == exhaustive_optimum(instance)
 
 
 @pytest.mark.parametrize("switches", [None, NO_PREEMPTION])

@@ -71,7 +71,7 @@ def solve_exactly(
     proof = Proof(dual_ns=bound.value_ns, certificate=bound.name, stop_reason=StopReason.PROVEN)
     try:
         for member in (_search_states, _search_model):
-            if proof.dual_ns < incumbent.value_ns and not proof.exhausted:
+            if proof.dual_ns < incumbent.value_ns and not proof.is_final:
                 incumbent, proof = member(instance, objective, limits, incumbent, proof, watch)
     except KeyboardInterrupt:
         proof = replace(proof, stop_reason=StopReason.INTERRUPTED)
@@ -85,8 +85,8 @@ class Proof:
     dual_ns: int
     certificate: str
     stop_reason: StopReason
-    exhausted: bool = False
-    """Nothing is left to search: what remains of the gap is rounding, or the user asked to stop."""
+    is_final: bool = False
+    """No further search: what remains of the gap is rounding, or the user asked to stop."""
     model: Mapping[str, str | int | bool] = field(default_factory=dict)
 
 
@@ -120,8 +120,8 @@ def _search_states(
     if outcome.bound_ns > proof.dual_ns:
         proof = replace(proof, dual_ns=outcome.bound_ns, certificate=STATE_SEARCH, model=details)
         _expect(proof.dual_ns <= incumbent.value_ns, f"{STATE_SEARCH} proves {proof.dual_ns} ns", incumbent)
-    exhausted = outcome.stop_reason in (StopReason.ROUNDING, StopReason.INTERRUPTED)
-    return incumbent, replace(proof, stop_reason=outcome.stop_reason, exhausted=exhausted)
+    is_final = outcome.stop_reason in (StopReason.ROUNDING, StopReason.INTERRUPTED)
+    return incumbent, replace(proof, stop_reason=outcome.stop_reason, is_final=is_final)
 
 
 def _search_model(

@@ -13,6 +13,7 @@ search prices these three terms unrounded, which bounds the optimum from below.
 
 from __future__ import annotations
 
+from fractions import Fraction
 from math import lcm
 
 from cspsched.problem.cost import PiecewiseLinear, triangle
@@ -38,15 +39,18 @@ def chunks_are_dominated(instance: Instance) -> bool:
 
 
 def is_linear(function: PiecewiseLinear, most: int) -> bool:
-    """Whether a term has one slope on [1, most]; a batch that keeps no token is dropped altogether."""
-    slopes = {
+    """Whether a term has one slope on [1, most] and no smaller one before it.
+
+    Moving tokens into a batch that has some costs that slope; a batch that is left without any saves at
+    least as much.
+    """
+    ends = (*function.knots[1:], most + 1)
+    slopes = [
         slope
-        for knot, slope, end in zip(
-            function.knots, function.slopes, (*function.knots[1:], most + 1), strict=True
-        )
+        for knot, slope, end in zip(function.knots, function.slopes, ends, strict=True)
         if knot < most and end > 1
-    }
-    return len(slopes) <= 1
+    ]
+    return len(set(slopes)) <= 1 and function.slopes[0] >= max(slopes, default=Fraction(0))
 
 
 def unrounded_scale(instance: Instance) -> int:
