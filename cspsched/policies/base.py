@@ -20,6 +20,22 @@ ENTRY_POINT_GROUP = "cspsched.policies"
 BUILT_IN = {
     "vllm": "cspsched.policies.vllm_v1:VllmV1",
     "sarathi": "cspsched.policies.sarathi:Sarathi",
+    "vllm-v0": "cspsched.policies.vllm_v0:VllmV0",
+    "sarathi-vllm": "cspsched.policies.sarathi_vllm:SarathiVllm",
+    "orca": "cspsched.policies.orca:Orca",
+    "faster-transformer": "cspsched.policies.faster_transformer:FasterTransformer",
+    "simple-chunking": "cspsched.policies.simple_chunking:SimpleChunking",
+    "sglang": "cspsched.policies.sglang:Sglang",
+    "tensorrt-llm": "cspsched.policies.tensorrt_llm:TensorrtLlm",
+    "lightllm": "cspsched.policies.lightllm:Lightllm",
+    "tgi": "cspsched.policies.tgi:Tgi",
+    "mc-sf": "cspsched.policies.mc_sf:McSf",
+    "smallest-volume": "cspsched.policies.smallest_volume:SmallestVolume",
+    "sjf": "cspsched.policies.sjf:Sjf",
+    "srpt": "cspsched.policies.srpt:Srpt",
+    "trail": "cspsched.policies.srpt:Trail",
+    "fastserve": "cspsched.policies.fastserve:Fastserve",
+    "infermax": "cspsched.policies.infermax:Infermax",
 }
 """Known without any installed metadata, and not to be replaced by an entry point."""
 
