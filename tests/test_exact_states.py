@@ -132,7 +132,7 @@ def test_a_first_token_may_only_be_dearer():
 
 @pytest.mark.parametrize("term", ["tokens", "prefill_tokens", "prefill_attention"])
 def test_a_free_first_token_makes_chunks_pay(term):
-    """Where the first token of a batch is free, one-token chunks are best, and the solver does not miss it."""
+    """Where the first token of a batch is free, one-token chunks are best, and the solver finds them."""
     free_first = PiecewiseLinear((0, 1), (Fraction(0), Fraction(100)))
     cost = CostModel(name="free", step=Fraction(1), **{term: free_first})
     instance = instance_of([(4, 1)], kv_blocks=20, cost=cost)

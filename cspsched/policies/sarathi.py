@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from cspsched.errors import UsageError
 from cspsched.policies.batching import Configured
-from cspsched.policies.sarathi_family import FamilyRun
+from cspsched.policies.sarathi_family import FamilyRun, OwnLimits
 from cspsched.policies.settings import require_at_least, require_fraction
 from cspsched.problem.instance import Instance
 from cspsched.simulate import Step
@@ -82,9 +82,8 @@ class SarathiRun(FamilyRun):
     """Queues of one run."""
 
     def __init__(self, instance: Instance, settings: SarathiSettings, label: str) -> None:
-        super().__init__(
-            instance, label=label, max_num_seqs=settings.max_num_seqs, watermark=settings.watermark
-        )
+        own = OwnLimits(label=label, max_num_seqs=settings.max_num_seqs, watermark=settings.watermark)
+        super().__init__(instance, own)
         self._stage_tokens, sizes = settings.stages()
         self._chunks = [min(size, self.max_tokens) for size in sizes]
 
