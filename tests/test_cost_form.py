@@ -98,9 +98,7 @@ def test_arrays_are_priced_like_single_batches(cost, drawn):
     assert [cost.batch_time_ns(batch) for batch in batches] == times.tolist()
 
 
-@given(
-    cost_models(), chunk_lists, context_lists, st.sampled_from(BatchFeatures._fields), st.integers(1, 25)
-)
+@given(cost_models(), chunk_lists, context_lists, st.sampled_from(BatchFeatures._fields), st.integers(1, 25))
 @check_briefly
 def test_batch_time_is_monotone_in_every_feature(cost, chunks, contexts, feature, more):
     """More of any feature never makes a batch shorter."""

@@ -42,8 +42,7 @@ def exhaustive_schedule(
         labels.append((accrued, clock))
         for moves in _batches(instance, state):
             begin = max(
-                [clock]
-                + [r.arrival_ns for r, (_, c) in zip(instance.requests, moves, strict=True) if c]
+                [clock] + [r.arrival_ns for r, (_, c) in zip(instance.requests, moves, strict=True) if c]
             )
             end = begin + instance.cost.batch_time_ns(_features(instance, state, moves))
             gained = _accrual(instance, objective, state, clock, end)
