@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from cspsched.compare import COMPARISON_SCHEMA, SMALL_CELLS, Comparison, compare_policies
+from cspsched.costs.presets import load_cost
 from cspsched.errors import InputError, UsageError
 from cspsched.exact.search import SearchLimits
 from cspsched.problem.instance import Instance, Limits
@@ -12,10 +15,7 @@ from cspsched.problem.metrics import Objective, measure
 from cspsched.problem.referee import find_violations
 from cspsched.problem.request import Request
 from cspsched.problem.result import StopReason
-from cspsched.serving import Serving, make_instance
 from cspsched.solving import solve
-from cspsched.trace import read_trace
-from cspsched.trace.shipped import shipped_trace_path
 
 NO_SEARCH = SearchLimits(time_limit_s=0)
 POLICIES = ("vllm", "sarathi:chunk=4")
@@ -31,8 +31,7 @@ def crowded(shapes: tuple[tuple[int, int], ...] = MIXED, **limits: int) -> Insta
         for i, (prompt, output) in enumerate(shapes)
     )
     values = {"kv_blocks": 16, "block_tokens": 1, "max_batch_tokens": 32, "max_batch_requests": 8, **limits}
-    cost = make_instance(read_trace(shipped_trace_path("tiny-12")), Serving(cost="infermax-7b")).cost
-    return Instance(requests=requests, limits=Limits(**values), cost=cost)
+    return Instance(requests=requests, limits=Limits(**values), cost=load_cost("infermax-7b"))
 
 
 @pytest.fixture(scope="module", params=list(Objective), ids=str)
@@ -85,6 +84,7 @@ def test_a_policy_that_is_the_best_known_has_no_certain_excess(comparison):
 def test_small_instance_is_solved_to_the_optimum():
     """On a small trace the reference is the exact optimum, and each excess is one number over it."""
     instance = crowded(shapes=((2, 4), (3, 3), (2, 2)), kv_blocks=9)
+    instance = replace(instance, cost=load_cost("infermax-70b-linear"))
     comparison = compare_policies(instance, POLICIES)
     optimum = solve(instance).result
 
