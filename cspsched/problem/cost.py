@@ -163,7 +163,9 @@ class PiecewiseLinear:
 def read_rational(text: Any, where: str) -> Fraction:
     """Read an exact number from text such as `97.76`, `8.6e-8` or `2444/25`."""
     try:
-        if isinstance(text, bool) or not isinstance(text, str | int) or not SANE_NUMBER.fullmatch(str(text).strip()):
+        if isinstance(text, bool) or not isinstance(text, str | int):
+            raise ValueError
+        if not SANE_NUMBER.fullmatch(str(text).strip()):
             raise ValueError
         return Fraction(text)
     except (ValueError, ZeroDivisionError):
