@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 
-from cspsched.errors import InputError, TraceError
+from cspsched.errors import InfeasibleError, InputError, TraceError
 from cspsched.problem.instance import Instance, Limits, Preemption, Switches
 from cspsched.problem.request import MAX_ARRIVAL_NS, MAX_TOKENS, Request
 from tests.strategies import UNIT, check, check_briefly, instances, make_instance, one_after_another
@@ -139,7 +139,7 @@ def test_rejected_requests_are_split_off():
 
 def test_an_instance_of_rejected_requests_is_refused():
     """If nobody can be served there is no instance, and the first reason is given."""
-    with pytest.raises(InputError, match="no request can be served; the first: request 'r0' alone needs 17"):
+    with pytest.raises(InfeasibleError, match="no request can be served; the first: request 'r0' alone needs 17"):
         make_instance((9, 9), (9, 9), kv_blocks=4).split_rejected()
 
 

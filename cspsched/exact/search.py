@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 
 from ortools.sat.python import cp_model
@@ -166,9 +167,11 @@ def _solve_interruptibly(
         future = executor.submit(solver.solve, model, callback)
         while True:
             try:
-                return future.result(timeout=0.1), interrupted
-            except TimeoutError:
-                continue
+                while True:
+                    if interrupted:
+                        # Again and again, for a search that has not begun yet cannot be stopped.
+                        solver.stop_search()
+                    with suppress(TimeoutError):
+                        return future.result(timeout=0.1), interrupted
             except KeyboardInterrupt:
                 interrupted = True
-                solver.stop_search()

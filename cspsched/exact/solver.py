@@ -67,9 +67,9 @@ def solve_exactly(
     incumbent = best_incumbent(instance, objective, [*list_schedules(instance), *candidates])
     bound = best_bound(instance, objective)
     watch = Watch(limits, incumbent.value_ns, bound.value_ns, on_progress)
-    watch.tell()
     proof = Proof(dual_ns=bound.value_ns, certificate=bound.name, stop_reason=StopReason.PROVEN)
     try:
+        watch.tell()
         for member in (_search_states, _search_model):
             if proof.dual_ns < incumbent.value_ns and not proof.is_final:
                 incumbent, proof = member(instance, objective, limits, incumbent, proof, watch)

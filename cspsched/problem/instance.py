@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Any
 
-from cspsched.errors import InputError
+from cspsched.errors import InfeasibleError, InputError
 from cspsched.problem.cost import INT64_SAFE, CostModel
 from cspsched.problem.json_io import require_int, require_keys, require_schema
 from cspsched.problem.request import Request
@@ -148,7 +148,7 @@ class Instance:
 
         Raises
         ------
-        InputError
+        InfeasibleError
             If no request remains.
         """
         rejections = tuple(filter(None, map(self.rejection_of, self.requests)))
@@ -157,7 +157,7 @@ class Instance:
         names = {rejection.request.request_id for rejection in rejections}
         kept = tuple(request for request in self.requests if request.request_id not in names)
         if not kept:
-            raise InputError(f"no request can be served; the first: {rejections[0].reason}")
+            raise InfeasibleError(f"no request can be served; the first: {rejections[0].reason}")
         return replace(self, requests=kept), rejections
 
     def to_json(self) -> dict[str, Any]:
