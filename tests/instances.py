@@ -9,6 +9,8 @@ from cspsched.costs.presets import load_cost
 from cspsched.problem.cost import CostModel
 from cspsched.problem.instance import Instance, Limits, Preemption, Switches
 from cspsched.problem.request import Request
+from cspsched.problem.schedule import Schedule
+from cspsched.simulate import LivelockError, Policy, PolicyError, simulate
 
 NO_PREEMPTION = Switches(preemption=Preemption.NONE)
 RUN_TO_COMPLETION = Switches(chunked_prefill=False, holding=False, preemption=Preemption.NONE)
@@ -84,3 +86,15 @@ def hindsight(seed: int) -> Instance:
         start = rng.randint(1, 5)
         shapes.append((start + 1, rng.randint(1, kv_tokens - start)))
     return instance_of(shapes, kv_blocks=kv_tokens, cost=load_cost("unit"), switches=RUN_TO_COMPLETION)
+
+
+def schedule_unless_stuck(instance: Instance, policy: Policy) -> Schedule | None:
+    """Schedule of a policy, or None if it cannot serve the instance by its own rules, and says so."""
+    try:
+        return simulate(instance, policy).schedule
+    except LivelockError:
+        raise
+    except PolicyError as error:
+        if "schedules nothing although nothing more can arrive" in str(error):
+            return None
+        raise

@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 from cspsched.policies.base import make_policy
 from cspsched.policies.sarathi import Sarathi, SarathiSettings
 from cspsched.policies.vllm_v1 import QueueOrder, VllmSettings, VllmV1
-from cspsched.problem.cost import CostModel, PiecewiseLinear
+from cspsched.problem.cost import CostModel
 from cspsched.problem.history import follow
 from cspsched.problem.instance import Instance, Limits
 from cspsched.problem.referee import find_violations, occupied_blocks
 from cspsched.problem.request import Request
 from cspsched.simulate import LivelockError, Policy, Simulation, simulate
 from tests.oracles.naive_simulator import NaiveSarathi, NaiveVllm, naive_simulate
+from tests.strategies import EVERY_TERM
 
 EXAMPLES = int(os.environ.get("CSPSCHED_ORACLE_EXAMPLES", "200"))
 """Examples of each property; a long run sets thousands."""
@@ -31,21 +32,6 @@ check = settings(
     derandomize=True,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
-)
-
-EVERY_TERM = CostModel(
-    name="every-term",
-    step=Fraction(7, 2),
-    prefill_batch=Fraction(2),
-    decode_batch=Fraction(3),
-    prefill_request=Fraction(1, 3),
-    decode_request=Fraction(1, 7),
-    tokens=PiecewiseLinear((0, 4, 9), (Fraction(1), Fraction(0), Fraction(5, 3))),
-    prefill_attention=PiecewiseLinear.linear("1/8"),
-    prefill_tokens=PiecewiseLinear.linear("1/2"),
-    prefill_context=PiecewiseLinear.linear("1/5"),
-    decode_context=PiecewiseLinear((0, 10), (Fraction(1, 6), Fraction(1, 9))),
-    head=PiecewiseLinear.linear("1/4"),
 )
 
 

@@ -1,4 +1,4 @@
-"""The registry of policies: built-in names and entry points of the group `cspsched.policies`.
+"""The registry of policies: built-in names, entry points of the group `cspsched.policies`, users' own files.
 
 A policy is an object behind `Policy` (name, label, `new_run`). A factory, usually its class, is called
 without arguments, or, if it has a `settings_type` (a frozen dataclass), with one object of that type.
@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from inspect import signature
 from typing import Any
 
 from cspsched.errors import UsageError
 from cspsched.policies.settings import nearest, read_settings, split_settings
+from cspsched.policies.user_file import load_from_file, split_file_policy
 from cspsched.simulate import Policy, PolicyRun, Step
 
 __all__ = ["Policy", "PolicyRun", "Step", "make_policy", "policy_names"]
@@ -20,6 +22,22 @@ ENTRY_POINT_GROUP = "cspsched.policies"
 BUILT_IN = {
     "vllm": "cspsched.policies.vllm_v1:VllmV1",
     "sarathi": "cspsched.policies.sarathi:Sarathi",
+    "vllm-v0": "cspsched.policies.vllm_v0:VllmV0",
+    "sarathi-vllm": "cspsched.policies.sarathi_vllm:SarathiVllm",
+    "orca": "cspsched.policies.orca:Orca",
+    "faster-transformer": "cspsched.policies.faster_transformer:FasterTransformer",
+    "simple-chunking": "cspsched.policies.simple_chunking:SimpleChunking",
+    "sglang": "cspsched.policies.sglang:Sglang",
+    "tensorrt-llm": "cspsched.policies.tensorrt_llm:TensorrtLlm",
+    "lightllm": "cspsched.policies.lightllm:Lightllm",
+    "tgi": "cspsched.policies.tgi:Tgi",
+    "mc-sf": "cspsched.policies.mc_sf:McSf",
+    "smallest-volume": "cspsched.policies.smallest_volume:SmallestVolume",
+    "sjf": "cspsched.policies.sjf:Sjf",
+    "srpt": "cspsched.policies.srpt:Srpt",
+    "trail": "cspsched.policies.srpt:Trail",
+    "fastserve": "cspsched.policies.fastserve:Fastserve",
+    "infermax": "cspsched.policies.infermax:Infermax",
 }
 """Known without any installed metadata, and not to be replaced by an entry point."""
 
@@ -33,21 +51,28 @@ def policy_names() -> list[str]:
 def make_policy(text: str) -> Policy:
     """Policy from its name and settings, such as `vllm`, `vllm:max_num_seqs=256` or `sarathi:chunk=512`.
 
+    `my_file.py:MyPolicy`, again with settings behind a colon, is one of the user's own; the file is run.
+
     Raises
     ------
     UsageError
-        If the policy or a setting is unknown, a value is wrong, or a policy of another package cannot be
-        loaded or is none.
+        If the policy or a setting is unknown, a value is wrong, or a policy of another package or of the
+        user's own cannot be loaded or is none.
     """
-    name, _, settings_text = text.strip().partition(":")
-    factory = _load(name)
+    in_file = split_file_policy(text.strip())
+    if in_file:
+        path, attribute, settings_text = in_file
+        name, factory = f"{path}:{attribute}", load_from_file(path, attribute)
+    else:
+        name, _, settings_text = text.strip().partition(":")
+        factory = _load(name)
     settings_type = getattr(factory, "settings_type", None)
     settings = split_settings(settings_text, name)
     if settings_type is not None:
-        return _checked(factory(read_settings(settings_type, settings, name)), name)
+        return _made(name, factory, read_settings(settings_type, settings, name))
     if settings:
         raise UsageError(f"policy {name!r} takes no settings, got {settings_text!r}")
-    return _checked(factory(), name)
+    return _made(name, factory)
 
 
 def _entry_points() -> dict[str, EntryPoint]:
@@ -70,7 +95,13 @@ def _load(name: str) -> Any:
         raise UsageError(f"policy {name!r} cannot be loaded from {where}: {error}") from None
 
 
-def _checked(policy: Any, name: str) -> Policy:
+def _made(name: str, factory: Any, *arguments: Any) -> Policy:
+    """What a factory makes of its arguments, if that is a policy."""
+    try:
+        signature(factory).bind(*arguments)
+    except TypeError as error:
+        raise UsageError(f"policy {name!r} cannot be made: {error}") from None
+    policy = factory(*arguments)
     if not isinstance(policy, Policy):
         raise UsageError(f"policy {name!r} is a {type(policy).__name__} without name, label and new_run")
     return policy

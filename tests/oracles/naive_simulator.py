@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from fractions import Fraction
 from math import ceil
+from typing import Protocol
 
 from cspsched.problem.cost import CostModel, PiecewiseLinear
 from cspsched.problem.instance import Instance
@@ -72,9 +73,10 @@ class NaiveRun:
 
 
 class Device:
-    """All blocks, and the two queues."""
+    """All blocks, the two queues, and the clock."""
 
     def __init__(self, instance: Instance) -> None:
+        self.clock_ns = 0
         self.size = instance.limits.block_tokens
         self.blocks = [Block() for _ in range(instance.limits.kv_blocks)]
         self.running: list[NaiveRequest] = []
@@ -105,6 +107,16 @@ class Device:
             block.owner = None
         request.kv.clear()
         request.in_decode = False
+
+
+class NaivePolicy(Protocol):
+    """A policy of the slow kind."""
+
+    def enter(self, device: Device, request: NaiveRequest) -> None:
+        """Queue an arrival."""
+
+    def plan(self, device: Device) -> Plan:
+        """Decide the next batch."""
 
 
 @dataclass(kw_only=True)
@@ -254,9 +266,7 @@ class NaiveSarathi:
             used += tokens
 
 
-def naive_simulate(
-    instance: Instance, policy: NaiveVllm | NaiveSarathi, max_batches: int | None = None
-) -> NaiveRun:
+def naive_simulate(instance: Instance, policy: NaivePolicy, max_batches: int | None = None) -> NaiveRun:
     """Run a policy over an instance until everything is done.
 
     Raises
@@ -283,6 +293,7 @@ def naive_simulate(
             if request.arrival_ns <= clock and request not in entered:
                 entered.add(request)
                 policy.enter(device, request)
+        device.clock_ns = clock
         plan = policy.plan(device)
         evicted += [request.index for request in plan.evicted]
         if not plan.entries:

@@ -1,0 +1,133 @@
+"""A policy in a user's own file, the page that says how, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from importlib.metadata import EntryPoint, EntryPoints
+from pathlib import Path
+
+import pytest
+
+from cspsched.cli.group import cspsched_group, run
+from cspsched.errors import UsageError
+from cspsched.policies import base
+from cspsched.policies.base import make_policy, policy_names
+from cspsched.problem.referee import find_violations
+from cspsched.simulate import Policy, simulate
+from tests.test_policies_rules import batches, instance_of
+
+PAGE = Path(__file__).parents[1] / "docs" / "adding_a_policy.md"
+TRACE = "request_id,arrival_s,prompt_tokens,output_tokens\na,0,9,3\nb,0,3,6\n"
+
+
+def block(language: str) -> str:
+    """The one code block of the page in a language."""
+    (code,) = re.findall(rf"^```{language}\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.M | re.S)
+    return str(code)
+
+
+@pytest.fixture
+def page_policy(tmp_path: Path) -> Path:
+    """The page's policy in a file."""
+    path = tmp_path / "my_policy.py"
+    path.write_text(block("python"), encoding="utf-8")
+    return path
+
+
+def test_the_policy_of_the_page_runs(page_policy: Path) -> None:
+    """As it stands: shortest prompt first, and the referee has no objection."""
+    instance = instance_of((5, 2), (3, 2), (4, 2), kv_blocks=10)
+    simulation = simulate(instance, make_policy(f"{page_policy}:ShortestFirst"))
+
+    assert batches(simulation) == [[(1, 3), (2, 4)], [(1, 1), (2, 1)], [(0, 5)], [(0, 1)]]
+    assert find_violations(instance, simulation.schedule) == []
+
+
+def test_its_settings_are_read(page_policy: Path) -> None:
+    """Typed by its dataclass, in the words of the page."""
+    policy = make_policy(f"{page_policy}:ShortestFirst:max_num_seqs=1")
+
+    assert policy.label == "shortest-first:max_num_seqs=1"
+    assert len(batches(simulate(instance_of((2, 2), (2, 2)), policy))[0]) == 1
+    with pytest.raises(UsageError, match="has no setting 'max_num_seq', did you mean 'max_num_seqs'"):
+        make_policy(f"{page_policy}:ShortestFirst:max_num_seq=1")
+
+
+def test_the_commands_take_it(page_policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`simulate --policy` and `compare --heuristics`, beside a built-in one."""
+    trace = tmp_path / "trace.csv"
+    trace.write_text(TRACE, encoding="utf-8")
+
+    assert (
+        run(cspsched_group, ["simulate", str(trace), "--policy", f"{page_policy}:ShortestFirst", "--json"])
+        == 0
+    )
+    assert json.loads(capsys.readouterr().out)["policy"] == "shortest-first:max_num_seqs=64"
+    heuristics = ["vllm", f"{page_policy}:ShortestFirst:max_num_seqs=8"]
+    assert run(cspsched_group, ["compare", "--json", str(trace), "--heuristics", *heuristics]) == 0
+    names = [row["policy"] for row in json.loads(capsys.readouterr().out)["policies"]]
+    assert names == ["vllm", "shortest-first:max_num_seqs=8"]
+
+
+def test_the_entry_point_of_the_page_is_found(page_policy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page's metadata, as an installed package would bring it."""
+    groups = tomllib.loads(block("toml"))["project"]["entry-points"]
+    points = EntryPoints(
+        EntryPoint(name, value, group) for group, names in groups.items() for name, value in names.items()
+    )
+    monkeypatch.setattr(base, "entry_points", lambda *, group: points.select(group=group))
+    monkeypatch.syspath_prepend(page_policy.parent)
+
+    assert policy_names()[-1] == "shortest-first"
+    assert isinstance(make_policy("shortest-first:max_num_seqs=2"), Policy)
+
+
+def test_a_changed_file_is_read_again(page_policy: Path) -> None:
+    """Each call runs the file; nothing is remembered from the one before."""
+    make_policy(f"{page_policy}:ShortestFirst")
+    code = page_policy.read_text(encoding="utf-8")
+    page_policy.write_text(code.replace('"shortest-first"', '"shorter-first"'), encoding="utf-8")
+
+    assert make_policy(f"{page_policy}:ShortestFirst").name == "shorter-first"
+
+
+@pytest.mark.parametrize(
+    ("code", "name", "message"),
+    [
+        ("", "", r"mine.py' names no class, expected such as .*mine.py:MyPolicy"),
+        ("class Other: ...\nimport json", "Mine", r"mine.py has no 'Mine'; it has: Other"),
+        ("", "Mine", r"mine.py has no 'Mine'; it has: nothing"),
+        ("import no_such_module", "Mine", r"cannot be imported: ModuleNotFoundError: No module named 'no_su"),
+        ("def broken(:", "Mine", r"cannot be imported: SyntaxError: invalid syntax .*line 1"),
+        ("missing", "Mine", r"cannot be imported: NameError: name 'missing'"),
+        ("class Mine: ...", "Mine", r"mine.py:Mine' is a Mine without name, label and new_run"),
+        ("Mine = 5", "Mine", r"mine.py:Mine' cannot be made: 5 is not a callable"),
+        (
+            "class Mine:\n def __init__(self, x): ...",
+            "Mine",
+            r"cannot be made: missing a required argument: 'x'",
+        ),
+        ("class Mine: ...", "Mine:most=2", r"mine.py:Mine' takes no settings, got 'most=2'"),
+    ],
+)
+def test_a_bad_file_is_refused(tmp_path: Path, code: str, name: str, message: str) -> None:
+    """Each with one sentence that names the file."""
+    path = tmp_path / "mine.py"
+    path.write_text(code, encoding="utf-8")
+    with pytest.raises(UsageError, match=message):
+        make_policy(f"{path}:{name}")
+
+
+@pytest.mark.parametrize("text", ["nowhere/mine.py:Mine", "nowhere/mine.py:Mine:most=2", "nowhere/mine.py"])
+def test_a_missing_file_is_refused(text: str) -> None:
+    """Or one without a class."""
+    with pytest.raises(UsageError, match=r"nowhere/mine.py( does not exist|' names no class)"):
+        make_policy(text)
+
+
+def test_what_is_no_file_is_a_name() -> None:
+    """Only `.py` before the first colon or the end is a file."""
+    with pytest.raises(UsageError, match=r"unknown policy 'mine\.pyx'"):
+        make_policy("mine.pyx:Mine")
