@@ -17,6 +17,7 @@ from cspsched.bounds import (
     check_certificate,
     solo_ns,
 )
+from cspsched.exact.list_schedule import list_schedules
 from cspsched.problem.cost import CostModel
 from cspsched.problem.instance import Preemption, Switches
 from cspsched.problem.metrics import Objective, measure
@@ -166,11 +167,20 @@ def test_certificates_come_best_first(instance, objective):
     more=st.integers(1, 9),
 )
 def test_bounds_fall_with_more_memory_and_slots(objective, instance, more):
-    """Affine costs: the best bound never rises when memory or slots are added."""
-    base = best_bound(instance, objective).value_ns
+    """More memory or slots: the makespan bound never rises; no bound passes what less of them can reach.
+
+    The bounds on sums are not monotone: SRPT's processing times are rounded, and the argument that counts
+    the prefill batches is chosen before its share is. Both values are valid all the same.
+    """
+    if objective is Objective.MAKESPAN:
+        most = best_bound(instance, objective).value_ns
+    else:
+        most = min(
+            measure(instance, schedule).objective_ns(objective) for _, schedule in list_schedules(instance)
+        )
     for name in ("kv_blocks", "max_batch_requests"):
         limits = replace(instance.limits, **{name: getattr(instance.limits, name) + more})
-        assert best_bound(replace(instance, limits=limits), objective).value_ns <= base
+        assert best_bound(replace(instance, limits=limits), objective).value_ns <= most
 
 
 @settings(max_examples=40, deadline=None)
