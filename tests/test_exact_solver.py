@@ -97,6 +97,18 @@ def test_too_large_instances_get_the_closed_form_bound(monkeypatch):
     assert result.violations() == []
 
 
+def test_no_horizon_is_certified_for_a_model_that_is_not_built(monkeypatch):
+    """The horizon costs a bound for each request: on a large trace it would outlast any time limit."""
+
+    def too_dear(*_):
+        raise AssertionError("certified the horizon of a model that is too large")
+
+    monkeypatch.setattr(solver_module, "MOST_CELLS", 3)
+    monkeypatch.setattr(solver_module, "certified_horizon", too_dear)
+
+    assert solve_exactly(late_mixed(), Objective.LATENCY, SHORT).stop_reason is StopReason.TOO_LARGE
+
+
 def test_a_tight_closed_form_bound_needs_no_search():
     """One request: the critical path is the optimum, proven without a model."""
     result = solve_exactly(instance_of([(5, 3)], kv_blocks=10), Objective.LATENCY, SHORT)

@@ -7,6 +7,7 @@ allows. Nothing is held or evicted, so the schedule is in every class with hybri
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -64,17 +65,16 @@ def list_schedule(instance: Instance, order: Sequence[int]) -> Schedule:
     last_arrival = max(request.arrival_ns for request in requests)
     profile = _Profile(instance)
     batches: list[list[tuple[int, int]]] = []
-    waiting, running, clock = list(order), dict[int, int](), 0
-    while waiting or running:
-        if not running:
-            clock = max(clock, min(requests[i].arrival_ns for i in waiting))
-        for i in tuple(waiting):
-            if requests[i].arrival_ns > clock:
-                continue
-            if not profile.admit(i, len(batches)):
-                break
-            running[i] = 0
-            waiting.remove(i)
+    # Latest arrival first, so that the next one is popped from the end; the queue holds ranks in the order.
+    to_come = sorted(range(len(order)), key=lambda rank: requests[order[rank]].arrival_ns, reverse=True)
+    queue, running, clock = list[int](), dict[int, int](), 0
+    while to_come or queue or running:
+        if not queue and not running:
+            clock = max(clock, requests[order[to_come[-1]]].arrival_ns)
+        while to_come and requests[order[to_come[-1]]].arrival_ns <= clock:
+            insort(queue, to_come.pop())
+        while queue and profile.admit(order[queue[0]], len(batches)):
+            running[order[queue.pop(0)]] = 0
         batches.append([(i, share(requests[i], age).tokens) for i, age in running.items()])
         if clock < last_arrival:
             clock += _duration(instance, running)

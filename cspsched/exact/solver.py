@@ -191,11 +191,11 @@ def _build(instance: Instance, objective: Objective, num_batches: int) -> ExactM
 def _horizon(instance: Instance, objective: Objective, incumbent: Incumbent) -> tuple[int | None, bool]:
     """Batches to model, and whether they are proven to be enough; None if even the incumbent is too long."""
     affordable = MOST_CELLS // len(instance.requests)
+    if incumbent.schedule.num_batches > affordable:
+        return None, False
     needed = certified_horizon(instance, objective, incumbent.value_ns)
     if needed <= affordable:
         return max(needed, incumbent.schedule.num_batches), True
-    if incumbent.schedule.num_batches > affordable:
-        return None, False
     return min(affordable, incumbent.schedule.num_batches * 5 // 4), False
 
 
