@@ -15,7 +15,7 @@ from cspsched.problem.cost import BatchFeatures, CostModel
 from cspsched.problem.history import History, follow
 from cspsched.problem.metrics import measure
 from cspsched.problem.referee import find_violations, occupied_blocks
-from cspsched.problem.schedule import COLUMNS, Schedule
+from cspsched.problem.schedule import COLUMNS, REQUIRED_COLUMNS, Schedule
 from cspsched.problem.timing import schedule_asap
 from tests.strategies import (
     Batches,
@@ -219,7 +219,7 @@ def test_a_schedule_of_nothing():
         ("first_entry", [0, 3, 2], "first_entry must rise from 0 to 2"),
         ("tokens", [1], "request, tokens and kv_tokens differ in length"),
         ("kv_tokens", [1, 2, 3], "request, tokens and kv_tokens differ in length"),
-        ("evicted_batch", [1], "evicted_batch and evicted_request differ in length"),
+        ("evicted_batch", [1], "evicted_batch, evicted_request, evicted_to_host differ in length"),
     ],
 )
 def test_ragged_columns_are_refused(name, column, message):
@@ -231,7 +231,7 @@ def test_ragged_columns_are_refused(name, column, message):
     assert message in str(caught.value)
 
 
-@pytest.mark.parametrize("name", [name for name in COLUMNS if name != "first_entry"])
+@pytest.mark.parametrize("name", [name for name in REQUIRED_COLUMNS if name != "first_entry"])
 def test_schedules_are_equal_by_value(name):
     """Equal columns make equal schedules, and one number in any of them makes another."""
     schedule = Schedule.from_batches([[(0, 1)], [(0, 2)]], [[], [0]], [0, 1], [1, 2])

@@ -31,6 +31,9 @@ class WaitingQueue(Protocol):
     def pop(self) -> int:
         """Remove the head."""
 
+    def remove(self, request: int) -> None:
+        """Remove a request, wherever it stands."""
+
     def victim(self, running: Sequence[int]) -> int:
         """Position in `running` (not empty, in order of admission) of the request to preempt."""
 
@@ -61,6 +64,10 @@ class FcfsQueue:
     def pop(self) -> int:
         """Remove the first."""
         return self._requests.popleft()
+
+    def remove(self, request: int) -> None:
+        """Remove a request."""
+        self._requests.remove(request)
 
     def victim(self, running: Sequence[int]) -> int:
         """The last admitted, whenever it arrived."""
@@ -99,6 +106,11 @@ class PriorityQueue:
     def pop(self) -> int:
         """Remove the lowest."""
         return self._order[heapq.heappop(self._ranks)]
+
+    def remove(self, request: int) -> None:
+        """Remove a request."""
+        self._ranks.remove(self._rank[request])
+        heapq.heapify(self._ranks)
 
     def victim(self, running: Sequence[int]) -> int:
         """The first among those of the largest (priority, arrival)."""

@@ -46,6 +46,8 @@ class VllmSettings:
     """Share of the blocks that an admission leaves free while others are running."""
     policy: QueueOrder = QueueOrder.FCFS
     """Order of the queue and choice of the victim."""
+    async_scheduling: bool = False
+    """Decide the next batch while one runs, before its tokens are known."""
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "max_num_seqs", "max_num_batched_tokens", policy="vllm")
@@ -88,6 +90,7 @@ class VllmRun:
         # The real pool has one block more, its null block, and takes the watermark of that number.
         self._watermark_blocks = int(settings.watermark * (limits.kv_blocks + 1))
         self._block_tokens = limits.block_tokens
+        self.batches_in_flight = 2 if settings.async_scheduling else 1
         self._running: list[int] = []
         self._waiting: WaitingQueue = (
             PriorityQueue(instance) if settings.policy is QueueOrder.PRIORITY else FcfsQueue()
@@ -98,8 +101,10 @@ class VllmRun:
         self._waiting.push(request)
 
     def retire(self, requests: Sequence[int]) -> None:
-        """Drop finished requests from the running list."""
+        """Drop finished requests; those preempted with their last token in flight are in the queue."""
         finished = set(requests)
+        for request in finished.difference(self._running):
+            self._waiting.remove(request)
         self._running = [request for request in self._running if request not in finished]
 
     def schedule(self, step: Step) -> None:
@@ -118,6 +123,10 @@ class VllmRun:
         while budget and position < len(running):
             request = running[position]
             tokens = known[request] - computed[request]
+            if not tokens:
+                # Its last token is in flight.
+                position += 1
+                continue
             if tokens > 1:
                 tokens = min(tokens, longest_chunk, budget)
             blocks = -(-(computed[request] + tokens) // block_tokens) - held[request]
@@ -152,8 +161,12 @@ class VllmRun:
     def _admit(self, step: Step, longest_chunk: int, budget: int) -> None:
         """Admit from the head of the queue, strictly in its order, until something does not fit."""
         waiting, running = self._waiting, self._running
+        skipped: list[int] = []
         while budget and waiting and len(running) < self._max_running:
             request = waiting.head()
+            if request in step.undelivered:
+                skipped.append(waiting.pop())
+                continue
             known = step.known_tokens[request]
             tokens = min(known, longest_chunk)
             if tokens > budget and not self._chunked:
@@ -166,3 +179,5 @@ class VllmRun:
             step.schedule(request, tokens, step.missing_blocks(request, tokens))
             running.append(waiting.pop())
             budget -= tokens
+        for request in reversed(skipped):
+            waiting.push_back(request)

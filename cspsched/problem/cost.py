@@ -189,6 +189,8 @@ class CostModel:
     """c_p: each prefilling request."""
     decode_request: Fraction = Fraction(0)
     """c_d: each decoding request."""
+    swap_block: Fraction = Fraction(0)
+    """Each KV block moved between device and host; no part of the batch, it delays its start."""
     tokens: PiecewiseLinear = PiecewiseLinear()
     """f_tok over N."""
     prefill_attention: PiecewiseLinear = PiecewiseLinear()
@@ -255,6 +257,10 @@ class CostModel:
             time_ns += self.decode_batch_ceil + self.decode_request_term.ceil(batch.num_decodes)
         return time_ns
 
+    def swap_time_ns(self, num_blocks: int) -> int:
+        """Time to move KV blocks between device and host at the boundary before a batch, rounded up."""
+        return _ceil(self.swap_block * num_blocks)
+
     def batch_times_ns(self, batches: BatchFeatures[IntArray]) -> IntArray:
         """Durations of many batches, int64 of shape (num_batches,); the same numbers as `batch_time_ns`.
 
@@ -283,7 +289,9 @@ class CostModel:
         """Exact JSON: rationals as text."""
         data: dict[str, Any] = {"schema": COST_SCHEMA, "name": self.name}
         for name in CONSTANT_TERMS:
-            data[f"{name}_ns"] = str(getattr(self, name))
+            # Instances without swap keep the fingerprint that they had before there was any.
+            if name != "swap_block" or self.swap_block:
+                data[f"{name}_ns"] = str(getattr(self, name))
         for name in FUNCTION_FEATURES:
             data[name] = getattr(self, name).to_json()
         return data

@@ -33,8 +33,39 @@ class History:
     """g_ij: the batch generates an output token of the request."""
     decodes: BoolArray
     """The request is in its decode phase (it generated when last processed, and was not evicted since)."""
-    kv_lost: IntArray
-    """KV entries lost at each eviction, shape (num_evictions,)."""
+    kv_evicted: IntArray
+    """KV entries that leave the device at each eviction, shape (num_evictions,)."""
+    kv_restored: IntArray
+    """KV entries that come back from host memory at each restoration, shape (num_restored,)."""
+    hit_carries: BoolArray
+    """The request holds KV entries already where the prefix cache is said to help, shape (num_hits,)."""
+    on_host: BoolArray
+    """The request is processed although its KV cache is in host memory."""
+
+    @property
+    def kv_lost(self) -> IntArray:
+        """KV entries lost at each eviction, shape (num_evictions,); 0 where they are swapped."""
+        lost: IntArray = self.kv_evicted * (self.schedule.evicted_to_host == 0)
+        return lost
+
+    @cached_property
+    def moved_blocks(self) -> IntArray:
+        """KV blocks that move between device and host at the boundary before each batch."""
+        moved = np.zeros(self.schedule.num_batches, dtype=np.int64)
+        np.add.at(moved, self.schedule.evicted_batch, self._blocks(self.kv_evicted - self.kv_lost))
+        np.add.at(moved, self.schedule.restored_batch, self._blocks(self.kv_restored))
+        return moved
+
+    @cached_property
+    def host_blocks(self) -> IntArray:
+        """KV blocks in host memory during each batch."""
+        change = np.zeros(self.schedule.num_batches, dtype=np.int64)
+        np.add.at(change, self.schedule.evicted_batch, self._blocks(self.kv_evicted - self.kv_lost))
+        np.add.at(change, self.schedule.restored_batch, -self._blocks(self.kv_restored))
+        return np.cumsum(change)
+
+    def _blocks(self, kv_tokens: IntArray) -> IntArray:
+        return -(-kv_tokens // self.instance.limits.block_tokens)
 
     @cached_property
     def kv_after(self) -> IntArray:
@@ -84,16 +115,33 @@ def follow(instance: Instance, schedule: Schedule) -> History:
     generated_before: list[int] = []
     generates: list[bool] = []
     decodes: list[bool] = []
-    kv_lost = np.zeros(schedule.num_preemptions, dtype=np.int64)
-    evictions = _evictions_by_batch(schedule)
+    on_host: list[bool] = []
+    host = [0] * len(prompts)
+    decoding_on_host = [False] * len(prompts)
+    kv_evicted = np.zeros(schedule.num_preemptions, dtype=np.int64)
+    kv_restored = np.zeros(len(schedule.restored_batch), dtype=np.int64)
+    hit_carries = np.zeros(len(schedule.hit_batch), dtype=bool)
+    evictions = _by_batch(schedule.evicted_batch, schedule.evicted_request)
+    restorations = _by_batch(schedule.restored_batch, schedule.restored_request)
+    hits = _by_batch(schedule.hit_batch, schedule.hit_request)
+    to_host, hit_tokens = schedule.evicted_to_host.tolist(), schedule.hit_tokens.tolist()
     request_column, token_column = schedule.request.tolist(), schedule.tokens.tolist()
     offsets = schedule.first_entry.tolist()
     for j in range(schedule.num_batches):
         for k, i in evictions.get(j, ()):
-            kv_lost[k] = kv[i]
+            kv_evicted[k] = kv[i]
+            if to_host[k]:
+                host[i], decoding_on_host[i] = kv[i], decoding[i]
             kv[i], decoding[i] = 0, False
+        for k, i in restorations.get(j, ()):
+            kv_restored[k] = kv[i] = host[i]
+            decoding[i], host[i] = decoding_on_host[i], 0
+        for k, i in hits.get(j, ()):
+            hit_carries[k] = kv[i] > 0
+            kv[i] = hit_tokens[k]
         for entry in range(offsets[j], offsets[j + 1]):
             i = request_column[entry]
+            on_host.append(host[i] > 0)
             before.append(kv[i])
             generated_before.append(generated[i])
             decodes.append(decoding[i])
@@ -109,14 +157,16 @@ def follow(instance: Instance, schedule: Schedule) -> History:
         generated_before=np.array(generated_before, dtype=np.int64),
         generates=np.array(generates, dtype=bool),
         decodes=np.array(decodes, dtype=bool),
-        kv_lost=kv_lost,
+        kv_evicted=kv_evicted,
+        kv_restored=kv_restored,
+        hit_carries=hit_carries,
+        on_host=np.array(on_host, dtype=bool),
     )
 
 
-def _evictions_by_batch(schedule: Schedule) -> dict[int, list[tuple[int, int]]]:
+def _by_batch(batches: IntArray, requests: IntArray) -> dict[int, list[tuple[int, int]]]:
+    """(position in the columns, request) of the events at the boundary before each batch."""
     grouped: dict[int, list[tuple[int, int]]] = {}
-    for k, (j, i) in enumerate(
-        zip(schedule.evicted_batch.tolist(), schedule.evicted_request.tolist(), strict=True)
-    ):
+    for k, (j, i) in enumerate(zip(batches.tolist(), requests.tolist(), strict=True)):
         grouped.setdefault(j, []).append((k, i))
     return grouped

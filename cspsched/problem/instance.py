@@ -20,6 +20,20 @@ class Preemption(StrEnum):
 
     NONE = "none"
     RECOMPUTE = "recompute"
+    """It is dropped, and computed again when the request goes on."""
+    SWAP = "swap"
+    """It is moved to host memory and back."""
+    EITHER = "either"
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether KV entries may be dropped."""
+        return self in (Preemption.RECOMPUTE, Preemption.EITHER)
+
+    @property
+    def swaps(self) -> bool:
+        """Whether KV entries may be moved to host memory."""
+        return self in (Preemption.SWAP, Preemption.EITHER)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,12 +50,15 @@ class Limits:
     """R: most requests processed in a batch."""
     max_model_len: int | None = None
     """Longest request (I + O - 1) that the engine takes, if it has such a limit."""
+    host_kv_blocks: int = 0
+    """KV blocks in host memory, for preemption by swap."""
 
     def __post_init__(self) -> None:
         for limit in fields(self):
             value = getattr(self, limit.name)
-            if value is not None and value < 1:
-                raise InputError(f"{limit.name} is {value}, expected at least 1")
+            least = 0 if limit.name == "host_kv_blocks" else 1
+            if value is not None and value < least:
+                raise InputError(f"{limit.name} is {value}, expected at least {least}")
             if value is not None and value >= INT64_SAFE:
                 raise InputError(f"{limit.name} is {value}, expected less than {INT64_SAFE}")
 
@@ -53,6 +70,14 @@ class Limits:
     def blocks_of(self, tokens: int) -> int:
         """KV blocks that a number of resident tokens occupies."""
         return ceil_div(tokens, self.block_tokens)
+
+
+POLICY_CLASS_OF_PREEMPTION = {
+    Preemption.NONE: "no preemption",
+    Preemption.RECOMPUTE: "",
+    Preemption.SWAP: "swap",
+    Preemption.EITHER: "recompute or swap",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +102,7 @@ class Switches:
             "" if self.chunked_prefill else "no chunking",
             "" if self.hybrid_batches else "no hybrid batches",
             "" if self.holding else "no holding",
-            "no preemption" if self.preemption is Preemption.NONE else "",
+            POLICY_CLASS_OF_PREEMPTION[self.preemption],
             "reservation" if self.reservation else "",
         ]
         return ", ".join(name for name in names if name)
@@ -165,7 +190,12 @@ class Instance:
         return {
             "schema": INSTANCE_SCHEMA,
             "requests": [request.to_json() for request in self.requests],
-            "limits": {limit.name: getattr(self.limits, limit.name) for limit in fields(Limits)},
+            "limits": {
+                limit.name: getattr(self.limits, limit.name)
+                for limit in fields(Limits)
+                # Instances without swap keep the fingerprint that they had before there was any.
+                if limit.name != "host_kv_blocks" or self.limits.host_kv_blocks
+            },
             "switches": {switch.name: getattr(self.switches, switch.name) for switch in fields(Switches)},
             "cost": self.cost.to_json(),
         }
@@ -200,9 +230,14 @@ class Instance:
 
 def _limits_from_json(data: Any, where: str) -> Limits:
     names = [limit.name for limit in fields(Limits)]
-    require_keys(data, where, required=names, optional=())
-    optional = {"max_model_len"} if data["max_model_len"] is None else set()
-    return Limits(**{name: require_int(data, name, where) for name in names if name not in optional})
+    # Files written before there was a host memory lack it.
+    require_keys(data, where, required=set(names) - {"host_kv_blocks"}, optional=("host_kv_blocks",))
+    given = [
+        name
+        for name in names
+        if data.get(name) is not None or name not in ("max_model_len", "host_kv_blocks")
+    ]
+    return Limits(**{name: require_int(data, name, where) for name in given})
 
 
 def _switches_from_json(data: Any, where: str) -> Switches:
@@ -215,5 +250,5 @@ def _switches_from_json(data: Any, where: str) -> Switches:
         return Switches(**{**data, "preemption": Preemption(data["preemption"])})
     except ValueError:
         raise InputError(
-            f"{where}: preemption is {data['preemption']!r}, expected none or recompute"
+            f"{where}: preemption is {data['preemption']!r}, expected one of {', '.join(Preemption)}"
         ) from None

@@ -7,39 +7,20 @@ feasible for the instance with the times and memory that it states.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from cspsched.errors import CostError
-from cspsched.problem.cost import IntArray
+from cspsched.problem.cost import INT64_SAFE, IntArray
 from cspsched.problem.history import History, follow
-from cspsched.problem.instance import Instance, Preemption
+from cspsched.problem.instance import Instance
+from cspsched.problem.referee_boundary import check_preemption, check_prefix_cache, check_swap
 from cspsched.problem.request import MAX_TOKENS
 from cspsched.problem.schedule import Schedule
+from cspsched.problem.violation import Violation, about, count_rest, first, report, report_batches
 
-SHOWN_PER_RULE = 20
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Violation:
-    """One broken rule, with where and by how much."""
-
-    rule: str
-    message: str
-    batch: int | None = None
-    request_id: str | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return {
-            "rule": self.rule,
-            "batch": self.batch,
-            "request_id": self.request_id,
-            "message": self.message,
-        }
+__all__ = ["Violation", "find_violations"]
 
 
 def find_violations(instance: Instance, schedule: Schedule) -> list[Violation]:
@@ -64,29 +45,40 @@ def check_form(instance: Instance, schedule: Schedule) -> Iterator[Violation]:
     absurd = (schedule.tokens < 1) | (schedule.tokens > 2 * MAX_TOKENS)
     yield from _entries_where(schedule, absurd, "processes {value} tokens", schedule.tokens)
     empty = np.diff(schedule.first_entry) == 0
-    yield from _report_batches("form", empty, lambda j: f"batch {j} is empty")
-    evicted = (schedule.evicted_request >= 0) & (schedule.evicted_request < count)
-    evicted &= (schedule.evicted_batch >= 0) & (schedule.evicted_batch < batches)
-    for k in _first(~evicted):
-        i, j = int(schedule.evicted_request[k]), int(schedule.evicted_batch[k])
-        yield Violation(rule="form", message=f"eviction of request index {i} before batch {j} does not exist")
-    yield from _count_rest("form", ~evicted, "evictions do not exist")
-    for what, batch, request in (
-        ("processed", schedule.batch_of_entry[in_range], schedule.request[in_range]),
-        ("evicted", schedule.evicted_batch[evicted], schedule.evicted_request[evicted]),
+    yield from report_batches("form", empty, lambda j: f"batch {j} is empty")
+    yield from _check_hits_form(schedule)
+    seen = [("processed", schedule.batch_of_entry[in_range], schedule.request[in_range])]
+    for what, event, batch, request in (
+        ("evicted", "eviction", schedule.evicted_batch, schedule.evicted_request),
+        ("restored", "restoration", schedule.restored_batch, schedule.restored_request),
+        ("given cached tokens", "prefix cache hit", schedule.hit_batch, schedule.hit_request),
     ):
+        exists = (request >= 0) & (request < count) & (batch >= 0) & (batch < batches)
+        for k in first(~exists):
+            message = f"{event} of request index {request[k]} before batch {batch[k]} does not exist"
+            yield Violation(rule="form", message=message)
+        yield from count_rest("form", ~exists, f"{event}s do not exist")
+        seen.append((what, batch[exists], request[exists]))
+    for what, batch, request in seen:
         keys, counts = np.unique(batch * count + request, return_counts=True)
-        for k in _first(counts > 1):
+        for k in first(counts > 1):
             j, i = divmod(int(keys[k]), count)
             message = f"request index {i} is {what} twice in batch {j}"
             yield Violation(rule="form", batch=j, message=message)
-        yield from _count_rest("form", counts > 1, f"requests are {what} twice in a batch")
+        yield from count_rest("form", counts > 1, f"requests are {what} twice in a batch")
+
+
+def _check_hits_form(schedule: Schedule) -> Iterator[Violation]:
+    absurd = (schedule.hit_tokens < 1) | (schedule.hit_tokens > 2 * MAX_TOKENS)
+    for k in first(absurd):
+        yield Violation(rule="form", message=f"prefix cache hit {k} has {schedule.hit_tokens[k]} tokens")
+    yield from count_rest("form", absurd, "prefix cache hits have such numbers")
 
 
 def check_known_tokens(history: History) -> Iterator[Violation]:
     """Rule 1: n_ij + c_ij <= I_i + G_ij."""
     known = _prompts(history) + history.generated_before
-    yield from _report(
+    yield from report(
         "known tokens",
         history,
         history.kv_after > known,
@@ -100,7 +92,7 @@ def check_known_tokens(history: History) -> Iterator[Violation]:
 def check_memory(history: History) -> Iterator[Violation]:
     """Rule 3: m_ij = n_ij + c_ij."""
     stated = history.schedule.kv_tokens
-    yield from _report(
+    yield from report(
         "memory",
         history,
         stated != history.kv_after,
@@ -115,7 +107,7 @@ def check_capacity(history: History) -> Iterator[Violation]:
     """Rule 4: the blocks of all residents fit on the device, in every batch."""
     occupied = occupied_blocks(history)
     capacity = history.instance.limits.kv_blocks
-    yield from _report_batches(
+    yield from report_batches(
         "capacity",
         occupied > capacity,
         lambda j: f"batch {j} occupies {occupied[j]} KV blocks, the device offers {capacity}",
@@ -131,22 +123,27 @@ def occupied_blocks(history: History) -> IntArray:
     block = history.instance.limits.block_tokens
     after = -(-history.kv_after // block)
     before = -(-history.kv_before // block)
-    lost = -(-history.kv_lost // block)
+    lost = -(-history.kv_evicted // block)
+    restored = -(-history.kv_restored // block)
     if history.instance.switches.reservation:
         peaks = np.array([request.peak_kv_tokens for request in history.instance.requests], dtype=np.int64)
         after = -(-peaks[history.schedule.request] // block)
         before = after * (history.kv_before > 0)
-        lost = -(-peaks[history.schedule.evicted_request] // block) * (history.kv_lost > 0)
-    return _resident_total(history, gained=after - before, released=after, lost=lost)
+        lost = -(-peaks[history.schedule.evicted_request] // block) * (history.kv_evicted > 0)
+        restored = -(-peaks[history.schedule.restored_request] // block) * (history.kv_restored > 0)
+    return _resident_total(history, gained=after - before, released=after, lost=lost, restored=restored)
 
 
-def _resident_total(history: History, *, gained: IntArray, released: IntArray, lost: IntArray) -> IntArray:
-    """Running total per batch of what entries gain, finished requests release and evictions lose."""
+def _resident_total(
+    history: History, *, gained: IntArray, released: IntArray, lost: IntArray, restored: IntArray
+) -> IntArray:
+    """Running total per batch of what entries and restorations gain, finished and evicted requests lose."""
     schedule = history.schedule
     change = np.zeros(schedule.num_batches + 1, dtype=np.int64)
     np.add.at(change, schedule.batch_of_entry, gained)
     np.add.at(change, schedule.batch_of_entry[history.finishes] + 1, -released[history.finishes])
     np.add.at(change, schedule.evicted_batch, -lost)
+    np.add.at(change, schedule.restored_batch, restored)
     return np.cumsum(change)[:-1]
 
 
@@ -154,12 +151,12 @@ def check_budget(history: History) -> Iterator[Violation]:
     """Rule 5: at most C tokens and R requests in a batch."""
     limits, features = history.instance.limits, history.features
     tokens, requests = features.tokens, features.num_prefills + features.num_decodes
-    yield from _report_batches(
+    yield from report_batches(
         "budget",
         tokens > limits.max_batch_tokens,
         lambda j: f"batch {j} processes {tokens[j]} tokens, the limit is {limits.max_batch_tokens}",
     )
-    yield from _report_batches(
+    yield from report_batches(
         "budget",
         requests > limits.max_batch_requests,
         lambda j: f"batch {j} processes {requests[j]} requests, the limit is {limits.max_batch_requests}",
@@ -171,27 +168,29 @@ def check_completion(history: History) -> Iterator[Violation]:
     requests = history.instance.requests
     generated = np.bincount(history.schedule.request[history.generates], minlength=len(requests))
     outputs = np.array([request.output_tokens for request in requests], dtype=np.int64)
-    for i in _first(generated != outputs):
+    for i in first(generated != outputs):
         message = f"generates {generated[i]} tokens, expected {outputs[i]}"
-        yield _about(history, "completion", message, request=i)
-    yield from _count_rest("completion", generated != outputs, "requests generate another number of tokens")
+        yield about(history, "completion", message, request=i)
+    yield from count_rest("completion", generated != outputs, "requests generate another number of tokens")
     finished_before = history.generated_before >= outputs[history.schedule.request]
-    yield from _report("completion", history, finished_before, lambda e: "is processed after its last token")
+    yield from report("completion", history, finished_before, lambda e: "is processed after its last token")
 
 
 def check_time(history: History) -> Iterator[Violation]:
-    """Rule 7: batches do not overlap, take the time of their composition, and start after the arrivals."""
+    """Rules 7 and 8: batches wait for each other, for swaps and arrivals, and take their time."""
     schedule, requests = history.schedule, history.instance.requests
-    previous_end = np.concatenate(([0], schedule.end_ns[:-1]))
-    yield from _report_batches(
+    cost = history.instance.cost
+    swap_ns = [min(cost.swap_time_ns(blocks), INT64_SAFE) for blocks in history.moved_blocks.tolist()]
+    earliest = np.concatenate(([0], schedule.end_ns[:-1])) + np.array(swap_ns, dtype=np.int64)
+    yield from report_batches(
         "time",
-        schedule.start_ns < previous_end,
-        lambda j: f"batch {j} starts at {schedule.start_ns[j]} ns, before {previous_end[j]} ns",
+        schedule.start_ns < earliest,
+        lambda j: f"batch {j} starts at {schedule.start_ns[j]} ns, before {earliest[j]} ns",
     )
     yield from _check_durations(history)
     arrivals = np.array([request.arrival_ns for request in requests], dtype=np.int64)[schedule.request]
     starts = schedule.start_ns[schedule.batch_of_entry]
-    yield from _report(
+    yield from report(
         "time",
         history,
         starts < arrivals,
@@ -207,44 +206,25 @@ def _check_durations(history: History) -> Iterator[Violation]:
         yield Violation(rule="time", message=str(error))
         return
     # The difference of two 64-bit times may wrap around to the right number, so their order counts too.
-    yield from _report_batches(
+    yield from report_batches(
         "time",
         (end - start != expected) | (end < start),
         lambda j: f"batch {j} takes {int(end[j]) - int(start[j])} ns, its composition costs {expected[j]} ns",
     )
 
 
-def check_preemption(history: History) -> Iterator[Violation]:
-    """Rule 8: only a resident, unfinished request is evicted, and only if preemption is on."""
-    schedule = history.schedule
-    if history.instance.switches.preemption is Preemption.NONE and schedule.num_preemptions:
-        message = f"{schedule.num_preemptions} evictions, but preemption is none"
-        yield Violation(rule="preemption", message=message)
-    for k in _first(history.kv_lost == 0):
-        i, j = int(schedule.evicted_request[k]), int(schedule.evicted_batch[k])
-        yield _about(history, "preemption", "is evicted but holds no KV cache", request=i, batch=j)
-    yield from _count_rest("preemption", history.kv_lost == 0, "evicted requests hold no KV cache")
-    last = np.full(len(history.instance.requests), schedule.num_batches, dtype=np.int64)
-    last[schedule.request[history.finishes]] = schedule.batch_of_entry[history.finishes]
-    late = schedule.evicted_batch > last[schedule.evicted_request]
-    for k in _first(late):
-        i, j = int(schedule.evicted_request[k]), int(schedule.evicted_batch[k])
-        yield _about(history, "preemption", "is evicted after its last token", request=i, batch=j)
-    yield from _count_rest("preemption", late, "requests are evicted after their last token")
-
-
 def check_chunking(history: History) -> Iterator[Violation]:
     """Without chunked prefill a prompt or refill is processed in one batch."""
     if not history.instance.switches.chunked_prefill:
         partial = ~history.decodes & ~history.generates
-        yield from _report("chunked prefill", history, partial, lambda e: "gets a chunk, but chunking is off")
+        yield from report("chunked prefill", history, partial, lambda e: "gets a chunk, but chunking is off")
 
 
 def check_hybrid(history: History) -> Iterator[Violation]:
     """Without hybrid batches a batch holds prefills or decodes, not both."""
     if not history.instance.switches.hybrid_batches:
         prefills, decodes = history.features.num_prefills, history.features.num_decodes
-        yield from _report_batches(
+        yield from report_batches(
             "hybrid batches",
             (prefills > 0) & (decodes > 0),
             lambda j: f"batch {j} mixes {prefills[j]} prefills with {decodes[j]} decodes",
@@ -255,11 +235,15 @@ def check_holding(history: History) -> Iterator[Violation]:
     """Without holding every resident request is processed in every batch."""
     if not history.instance.switches.holding:
         admitted = (history.kv_before == 0).astype(np.int64)
-        ones = np.ones(len(admitted), dtype=np.int64)
-        evicted = (history.kv_lost > 0).astype(np.int64)
-        residents = _resident_total(history, gained=admitted, released=ones, lost=evicted)
+        residents = _resident_total(
+            history,
+            gained=admitted,
+            released=np.ones(len(admitted), dtype=np.int64),
+            lost=(history.kv_evicted > 0).astype(np.int64),
+            restored=(history.kv_restored > 0).astype(np.int64),
+        )
         processed = np.diff(history.schedule.first_entry)
-        yield from _report_batches(
+        yield from report_batches(
             "holding",
             residents > processed,
             lambda j: f"batch {j} processes {processed[j]} of {residents[j]} resident requests",
@@ -274,6 +258,8 @@ CHECKS: tuple[Callable[[History], Iterator[Violation]], ...] = (
     check_completion,
     check_time,
     check_preemption,
+    check_swap,
+    check_prefix_cache,
     check_chunking,
     check_hybrid,
     check_holding,
@@ -285,48 +271,11 @@ def _prompts(history: History) -> IntArray:
     return prompts[history.schedule.request]
 
 
-def _first(mask: npt.NDArray[np.bool_]) -> list[int]:
-    """Positions of the first true values, at most as many as are shown."""
-    return [int(k) for k in np.flatnonzero(mask)[:SHOWN_PER_RULE]]
-
-
-def _about(history: History, rule: str, message: str, *, request: int, batch: int | None = None) -> Violation:
-    name = history.instance.requests[request].request_id
-    where = "" if batch is None else f" in batch {batch}"
-    return Violation(rule=rule, batch=batch, request_id=name, message=f"request {name!r}{where} {message}")
-
-
-def _report(
-    rule: str, history: History, broken: npt.NDArray[np.bool_], describe: Callable[[int], str]
-) -> Iterator[Violation]:
-    """One violation for each of the first broken entries, and one that counts the rest."""
-    schedule = history.schedule
-    for entry in _first(broken):
-        j = int(np.searchsorted(schedule.first_entry, entry, side="right")) - 1
-        yield _about(history, rule, describe(entry), request=int(schedule.request[entry]), batch=j)
-    yield from _count_rest(rule, broken, "entries break this rule")
-
-
-def _report_batches(
-    rule: str, broken: npt.NDArray[np.bool_], describe: Callable[[int], str]
-) -> Iterator[Violation]:
-    """One violation for each of the first broken batches, and one that counts the rest."""
-    for j in _first(broken):
-        yield Violation(rule=rule, batch=j, message=describe(j))
-    yield from _count_rest(rule, broken, "batches break this rule")
-
-
-def _count_rest(rule: str, broken: npt.NDArray[np.bool_], what: str) -> Iterator[Violation]:
-    more = int(broken.sum()) - SHOWN_PER_RULE
-    if more > 0:
-        yield Violation(rule=rule, message=f"{more} more {what}")
-
-
 def _entries_where(
     schedule: Schedule, broken: npt.NDArray[np.bool_], template: str, values: IntArray
 ) -> Iterator[Violation]:
-    for entry in _first(broken):
+    for entry in first(broken):
         j = int(np.searchsorted(schedule.first_entry, entry, side="right")) - 1
         text = template.format(value=values[entry])
         yield Violation(rule="form", batch=j, message=f"entry {entry} of batch {j}: {text}")
-    yield from _count_rest("form", broken, "entries break this rule")
+    yield from count_rest("form", broken, "entries break this rule")

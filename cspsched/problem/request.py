@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from cspsched.errors import TraceError
+from cspsched.errors import InputError, TraceError
 from cspsched.problem.json_io import require_int, require_keys, require_text
 
 # Sums and squares of these still fit into 64 bits.
@@ -23,6 +23,15 @@ class Request:
     output_tokens: int
     priority: int = 0
     """Smaller is served first, by policies that look at it."""
+    client_id: str = ""
+    """Whose request it is, for policies that are fair to clients."""
+    ttft_limit_ns: int | None = None
+    """SLO: longest time to the first token, if there is a limit."""
+    tpot_limit_ns: int | None = None
+    """SLO: longest time per output token after the first, if there is a limit."""
+    prefix: tuple[tuple[str, int], ...] = ()
+    """What the prompt begins with, as (stream, tokens) segments: the first tokens of a named stream of text.
+    Prompts share their tokens as far as their segments agree; the rest is the request's own."""
 
     def __post_init__(self) -> None:
         if self.prompt_tokens < 1:
@@ -35,6 +44,16 @@ class Request:
             )
         if self.arrival_ns < 0:
             raise TraceError(f"request {self.request_id!r}: arrival_ns is {self.arrival_ns}, expected >= 0")
+        for name in ("ttft_limit_ns", "tpot_limit_ns"):
+            limit = getattr(self, name)
+            if limit is not None and limit < 1:
+                raise TraceError(f"request {self.request_id!r}: {name} is {limit}, expected at least 1")
+        shared = sum(tokens for _, tokens in self.prefix)
+        if any(tokens < 1 for _, tokens in self.prefix) or shared > self.prompt_tokens:
+            raise TraceError(
+                f"request {self.request_id!r}: prefix has segments of {[t for _, t in self.prefix]} tokens, "
+                f"expected at least 1 each and together at most the prompt, {self.prompt_tokens}"
+            )
         for name, largest in (
             ("prompt_tokens", MAX_TOKENS),
             ("output_tokens", MAX_TOKENS),
@@ -52,24 +71,46 @@ class Request:
         return self.prompt_tokens + self.output_tokens - 1
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Plain values; client, limits and prefix only where there are any."""
+        extra = {
+            "client_id": self.client_id,
+            "ttft_limit_ns": self.ttft_limit_ns,
+            "tpot_limit_ns": self.tpot_limit_ns,
+            "prefix": [list(segment) for segment in self.prefix],
+        }
         return {
             "request_id": self.request_id,
             "arrival_ns": self.arrival_ns,
             "prompt_tokens": self.prompt_tokens,
             "output_tokens": self.output_tokens,
             "priority": self.priority,
+            **{name: value for name, value in extra.items() if value},
         }
 
     @classmethod
     def from_json(cls, data: Any, where: str) -> Request:
         """Read what `to_json` wrote."""
         numbers = ("arrival_ns", "prompt_tokens", "output_tokens", "priority")
-        require_keys(data, where, required=("request_id", *numbers), optional=())
+        limits = ("ttft_limit_ns", "tpot_limit_ns")
+        require_keys(
+            data, where, required=("request_id", *numbers), optional=("client_id", "prefix", *limits)
+        )
         return cls(
             request_id=require_text(data, "request_id", where),
-            arrival_ns=require_int(data, "arrival_ns", where),
-            prompt_tokens=require_int(data, "prompt_tokens", where),
-            output_tokens=require_int(data, "output_tokens", where),
-            priority=require_int(data, "priority", where),
+            **{name: require_int(data, name, where) for name in numbers},
+            **{name: require_int(data, name, where) for name in limits if name in data},
+            client_id=require_text(data, "client_id", where) if "client_id" in data else "",
+            prefix=_prefix_from_json(data.get("prefix", []), f"{where}: prefix"),
         )
+
+
+def _prefix_from_json(data: Any, where: str) -> tuple[tuple[str, int], ...]:
+    if not isinstance(data, list):
+        raise InputError(f"{where} is {data!r}, expected a list of [stream, tokens]")
+    for segment in data:
+        match segment:
+            case [str(), int()]:
+                continue
+            case _:
+                raise InputError(f"{where} has {segment!r}, expected [stream, tokens]")
+    return tuple((stream, tokens) for stream, tokens in data)

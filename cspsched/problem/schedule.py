@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,10 @@ from cspsched.problem.cost import IntArray
 from cspsched.problem.json_io import require_keys, require_schema
 
 SCHEDULE_SCHEMA = "cspsched/schedule/1"
+
+
+def _no_entries() -> IntArray:
+    return np.zeros(0, dtype=np.int64)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -31,7 +35,14 @@ class Schedule:
     request, tokens, kv_tokens
         Shape (num_entries,): i, c_ij >= 1 and m_ij (KV entries of i once the batch has run).
     evicted_batch, evicted_request
-        Shape (num_evictions,): request i loses its KV cache at the boundary before batch j.
+        Shape (num_evictions,): the KV cache of request i leaves the device at the boundary before batch j.
+    evicted_to_host
+        Shape (num_evictions,): 1 if it is swapped to host memory, 0 (all, if left out) if it is lost.
+    restored_batch, restored_request
+        Shape (num_restored,): the KV cache of i comes back from host memory at the boundary before batch j.
+    hit_batch, hit_request, hit_tokens
+        Shape (num_hits,): request i, with no KV cache of its own, starts in batch j with so many tokens that
+        the prefix cache holds.
     """
 
     start_ns: IntArray
@@ -42,10 +53,18 @@ class Schedule:
     kv_tokens: IntArray
     evicted_batch: IntArray
     evicted_request: IntArray
+    evicted_to_host: IntArray = field(default_factory=_no_entries)
+    restored_batch: IntArray = field(default_factory=_no_entries)
+    restored_request: IntArray = field(default_factory=_no_entries)
+    hit_batch: IntArray = field(default_factory=_no_entries)
+    hit_request: IntArray = field(default_factory=_no_entries)
+    hit_tokens: IntArray = field(default_factory=_no_entries)
 
     def __post_init__(self) -> None:
         for name in COLUMNS:
             object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=np.int64))
+        if not len(self.evicted_to_host):
+            object.__setattr__(self, "evicted_to_host", np.zeros(len(self.evicted_batch), dtype=np.int64))
         batches, entries = len(self.start_ns), len(self.request)
         if len(self.end_ns) != batches or len(self.first_entry) != batches + 1:
             raise InputError(
@@ -54,8 +73,9 @@ class Schedule:
             )
         if len(self.tokens) != entries or len(self.kv_tokens) != entries:
             raise InputError("schedule: request, tokens and kv_tokens differ in length")
-        if len(self.evicted_batch) != len(self.evicted_request):
-            raise InputError("schedule: evicted_batch and evicted_request differ in length")
+        for names in EVENT_COLUMNS:
+            if len({len(getattr(self, name)) for name in names}) > 1:
+                raise InputError(f"schedule: {', '.join(names)} differ in length")
         offsets = self.first_entry
         if offsets[0] != 0 or offsets[-1] != entries or np.any(np.diff(offsets) < 0):
             raise InputError(f"schedule: first_entry must rise from 0 to {entries}, the number of entries")
@@ -74,8 +94,13 @@ class Schedule:
 
     @property
     def num_preemptions(self) -> int:
-        """Evictions of unfinished requests."""
+        """Evictions of unfinished requests, recomputed or swapped."""
         return len(self.evicted_batch)
+
+    @property
+    def uses_prefix_cache(self) -> bool:
+        """Whether some request starts with tokens that another, or it itself before, has computed."""
+        return len(self.hit_batch) > 0
 
     @property
     def batch_of_entry(self) -> IntArray:
@@ -110,8 +135,13 @@ class Schedule:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Columns as lists, with a schema version."""
-        return {"schema": SCHEDULE_SCHEMA} | {name: getattr(self, name).tolist() for name in COLUMNS}
+        """Columns as lists with a schema version; those of swap and prefix cache only where there is any."""
+        columns = {name: getattr(self, name).tolist() for name in COLUMNS}
+        told = {name: column for name, column in columns.items() if name in REQUIRED_COLUMNS or any(column)}
+        for names in EVENT_COLUMNS:
+            if any(name in told for name in names):
+                told |= {name: columns[name] for name in names}
+        return {"schema": SCHEDULE_SCHEMA} | told
 
     @classmethod
     def from_json(cls, data: Any, where: str = "schedule") -> Schedule:
@@ -123,17 +153,25 @@ class Schedule:
             If the schema is another one, or a column is missing, ragged, or holds no whole numbers.
         """
         require_schema(data, SCHEDULE_SCHEMA, where)
-        require_keys(data, where, required=COLUMNS, optional=())
-        for name in COLUMNS:
+        optional = [name for name in COLUMNS if name not in REQUIRED_COLUMNS]
+        require_keys(data, where, required=REQUIRED_COLUMNS, optional=optional)
+        given = [name for name in COLUMNS if name in data]
+        for name in given:
             column = data[name]
             if not isinstance(column, list) or any(type(value) is not int for value in column):
                 raise InputError(f"{where}: {name} must be a list of whole numbers")
         try:
-            return cls(**{name: np.array(data[name], dtype=np.int64) for name in COLUMNS})
+            return cls(**{name: np.array(data[name], dtype=np.int64) for name in given})
         except OverflowError:
             raise InputError(f"{where}: a number is beyond 64 bits") from None
 
 
-COLUMNS = (
+REQUIRED_COLUMNS = (
     "start_ns", "end_ns", "first_entry", "request", "tokens", "kv_tokens", "evicted_batch", "evicted_request",
 )  # fmt: skip
+EVENT_COLUMNS = (
+    ("evicted_batch", "evicted_request", "evicted_to_host"),
+    ("restored_batch", "restored_request"),
+    ("hit_batch", "hit_request", "hit_tokens"),
+)
+COLUMNS = (*dict.fromkeys((*REQUIRED_COLUMNS, *(name for names in EVENT_COLUMNS for name in names))),)

@@ -6,7 +6,10 @@ engine adds up itself, so that the referee, who derives them again from the sche
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Set
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from cspsched.errors import InputError
 from cspsched.problem.cost import IntArray
@@ -40,12 +43,19 @@ class Simulation:
         where a policy allocates ahead (Sarathi takes a whole prompt's blocks at once).
     num_waiting
         Shape (num_batches,): requests that have arrived and hold no KV block during the batch.
+    decided_ns
+        Shape (num_batches,): when the policy decided; the start of the batch, or earlier if it decides ahead.
+    preempted
+        (batch, request) of every preemption as the policy told it. Beside the evictions of the schedule there
+        are those of requests whose last token was in flight, which lose nothing.
     """
 
     policy: str
     schedule: Schedule
     held_blocks: IntArray
     num_waiting: IntArray
+    decided_ns: IntArray
+    preempted: tuple[tuple[int, int], ...]
 
 
 def simulate(instance: Instance, policy: Policy) -> Simulation:
@@ -74,7 +84,17 @@ def simulate(instance: Instance, policy: Policy) -> Simulation:
         schedule=engine.log.schedule(),
         held_blocks=engine.log.held_blocks(),
         num_waiting=engine.log.num_waiting(),
+        decided_ns=engine.log.decided_ns(),
+        preempted=tuple(engine.log.preempted),
     )
+
+
+class _InFlight(NamedTuple):
+    """A batch that was decided and has not ended."""
+
+    requests: Set[int]
+    finished: list[int]
+    end_ns: int
 
 
 class _Engine:
@@ -87,6 +107,10 @@ class _Engine:
         self._label = policy.label
         self._run = policy.new_run(instance)
         self._state = State(instance)
+        self._depth: int = getattr(self._run, "batches_in_flight", 1)
+        self._in_flight: deque[_InFlight] = deque()
+        self._busy_until_ns = 0
+        self._moved_blocks = 0
         self._clock_ns = 0
         self._fruitless_evictions = 0
         self._arrival_ns = [request.arrival_ns for request in instance.requests]
@@ -95,15 +119,20 @@ class _Engine:
         self._to_come = order[::-1]
 
     def iterate(self) -> None:
-        """One decision of the policy and, unless it is empty, its batch."""
+        """One decision of the policy and what follows: its batch, or waiting for one to end or to arrive."""
         self._submit_arrivals()
         step = Step(self._state, self._clock_ns, self._label)
         self._run.schedule(step)
-        self.log.add_evictions(step.evicted)
+        self.log.add_boundary(step)
+        self._moved_blocks += step.moved_blocks
         self._refuse_livelock(len(step.evicted))
         if step.batch:
-            self._execute(step)
-        elif not step.evicted:
+            self._launch(step)
+            if len(self._in_flight) == self._depth:
+                self._await_batch()
+        elif self._in_flight:
+            self._await_batch()
+        elif not step.evicted and not step.restored:
             self._wait_for_arrival()
 
     def _submit_arrivals(self) -> None:
@@ -136,21 +165,35 @@ class _Engine:
             )
         self._clock_ns = self._arrival_ns[self._to_come[-1]]
 
-    def _execute(self, step: Step) -> None:
+    def _launch(self, step: Step) -> None:
+        """Queue the batch behind those in flight; its start waits for what is swapped."""
         outcome = self._state.process(step.batch)
-        end_ns = self._clock_ns + self._cost.batch_time_ns(outcome.features)
+        start_ns = max(self._clock_ns, self._busy_until_ns) + self._cost.swap_time_ns(self._moved_blocks)
+        self._busy_until_ns = end_ns = start_ns + self._cost.batch_time_ns(outcome.features)
+        self._moved_blocks = 0
         self.log.add_batch(
             step.batch,
             outcome.kv_tokens,
-            start_ns=self._clock_ns,
+            decided_ns=self._clock_ns,
+            start_ns=start_ns,
             end_ns=end_ns,
             held_blocks=self._state.pool.used,
             num_waiting=self._state.num_waiting,
         )
-        self._clock_ns = end_ns
         if outcome.features.num_generating:
             self._fruitless_evictions = 0
-        if outcome.finished:
-            self._state.retire(outcome.finished)
-            self._run.retire(outcome.finished)
-            self.num_unfinished -= len(outcome.finished)
+        self._in_flight.append(_InFlight(step.batch.keys(), outcome.finished, end_ns))
+        if self._depth > 1:
+            self._state.undelivered |= step.batch.keys()
+
+    def _await_batch(self) -> None:
+        """Let the oldest batch in flight end: its tokens are known, who is finished leaves."""
+        batch = self._in_flight.popleft()
+        self._clock_ns = batch.end_ns
+        if self._depth > 1:
+            self._state.undelivered -= batch.requests
+            self._state.undelivered.update(*(later.requests for later in self._in_flight))
+        if batch.finished:
+            self._state.retire(batch.finished)
+            self._run.retire(batch.finished)
+            self.num_unfinished -= len(batch.finished)

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
 from cspsched.problem.cost import IntArray
 from cspsched.problem.schedule import Schedule
+from cspsched.simulate.step import Step
 
 
 class ScheduleLog:
     """Columns of a schedule under construction, 8 bytes a number."""
 
     __slots__ = (
-        "_end_ns", "_evicted_batch", "_evicted_request", "_first_entry", "_held_blocks", "_kv_tokens",
-        "_num_waiting", "_request", "_start_ns", "_tokens",
+        "_decided_ns", "_end_ns", "_evicted_batch", "_evicted_request", "_evicted_to_host", "_first_entry",
+        "_held_blocks", "_kv_tokens", "_num_waiting", "_request", "_restored_batch", "_restored_request",
+        "_start_ns", "_tokens", "preempted",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -28,20 +30,33 @@ class ScheduleLog:
         self._kv_tokens = array("q")
         self._evicted_batch = array("q")
         self._evicted_request = array("q")
+        self._evicted_to_host = array("q")
+        self._restored_batch = array("q")
+        self._restored_request = array("q")
+        self.preempted: list[tuple[int, int]] = []
+        self._decided_ns = array("q")
         self._held_blocks = array("q")
         self._num_waiting = array("q")
 
-    def add_evictions(self, requests: Iterable[int]) -> None:
-        """Note evictions at the boundary before the next batch."""
-        for request in requests:
-            self._evicted_batch.append(len(self._start_ns))
-            self._evicted_request.append(request)
+    def add_boundary(self, step: Step) -> None:
+        """Note what left the device and what came back at the boundary before the next batch."""
+        batch = len(self._start_ns)
+        for request in step.evicted:
+            self.preempted.append((batch, request))
+            if request not in step.finishing:
+                self._evicted_batch.append(batch)
+                self._evicted_request.append(request)
+                self._evicted_to_host.append(request in step.swapped)
+        for request in step.restored:
+            self._restored_batch.append(batch)
+            self._restored_request.append(request)
 
     def add_batch(
         self,
         batch: Mapping[int, int],
         kv_tokens: list[int],
         *,
+        decided_ns: int,
         start_ns: int,
         end_ns: int,
         held_blocks: int,
@@ -52,6 +67,7 @@ class ScheduleLog:
         self._tokens.fromlist(list(batch.values()))
         self._kv_tokens.fromlist(kv_tokens)
         self._first_entry.append(len(self._request))
+        self._decided_ns.append(decided_ns)
         self._start_ns.append(start_ns)
         self._end_ns.append(end_ns)
         self._held_blocks.append(held_blocks)
@@ -68,7 +84,14 @@ class ScheduleLog:
             kv_tokens=_column(self._kv_tokens),
             evicted_batch=_column(self._evicted_batch),
             evicted_request=_column(self._evicted_request),
+            evicted_to_host=_column(self._evicted_to_host),
+            restored_batch=_column(self._restored_batch),
+            restored_request=_column(self._restored_request),
         )
+
+    def decided_ns(self) -> IntArray:
+        """When each batch was decided, shape (num_batches,)."""
+        return _column(self._decided_ns)
 
     def held_blocks(self) -> IntArray:
         """Blocks held during each batch, shape (num_batches,)."""

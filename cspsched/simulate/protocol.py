@@ -10,7 +10,11 @@ from cspsched.simulate.step import Step
 
 
 class PolicyRun(Protocol):
-    """One run of a policy over one instance: its queues. Requests are positions in the instance."""
+    """One run of a policy over one instance: its queues. Requests are positions in the instance.
+
+    A run that decides ahead says how far by an attribute `batches_in_flight` (1 if there is none): 2 means
+    that the next batch is decided when one starts, before it is known what that one generates.
+    """
 
     def submit(self, request: int) -> None:
         """Take note of an arrival; called in (arrival, file) order."""

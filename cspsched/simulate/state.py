@@ -17,7 +17,7 @@ class Outcome(NamedTuple):
     kv_tokens: list[int]
     """KV entries of each processed request after the batch, in the order of the batch."""
     finished: list[int]
-    """Requests that generated their last token, in the order of the batch."""
+    """Requests that generate their last token, in the order of the batch."""
 
 
 class State:
@@ -26,16 +26,26 @@ class State:
     Attributes
     ----------
     known
-        Prompt and generated tokens; 0 before the request is submitted and after its last token.
+        Prompt and generated tokens that can be processed; 0 before the request is submitted and once it is
+        retired.
     computed
         Tokens whose KV entries are on the device.
     decoding
         The request generated a token when it was last processed, and was not evicted since.
     pool
-        The KV blocks.
+        The KV blocks on the device.
+    host
+        KV entries of every request in host memory.
+    host_free
+        Free KV blocks in host memory.
+    undelivered
+        Requests in a batch that has not ended: what it generates is counted in `known`, nobody has seen it.
     """
 
-    __slots__ = ("_final", "_prompt", "computed", "decoding", "instance", "known", "num_active", "pool")
+    __slots__ = (
+        "_decoding_on_host", "_final", "_prompt", "computed", "decoding", "host", "host_free", "instance",
+        "known", "num_active", "pool", "undelivered",
+    )  # fmt: skip
 
     def __init__(self, instance: Instance) -> None:
         count = len(instance.requests)
@@ -45,12 +55,16 @@ class State:
         self.known = [0] * count
         self.computed = [0] * count
         self.decoding = [False] * count
+        self.host = [0] * count
+        self.host_free = instance.limits.host_kv_blocks
+        self._decoding_on_host = [False] * count
+        self.undelivered: set[int] = set()
         self.num_active = 0
         self.pool = BlockPool(capacity=instance.limits.kv_blocks, num_requests=count)
 
     @property
     def num_waiting(self) -> int:
-        """Requests submitted, unfinished and without a KV block."""
+        """Requests submitted, unfinished and without a KV block on the device."""
         return self.num_active - self.pool.num_holders
 
     def submit(self, request: int) -> None:
@@ -64,17 +78,40 @@ class State:
         self.computed[request] = 0
         self.decoding[request] = False
 
+    def swap_out(self, request: int) -> int:
+        """Move the KV cache of a request to host memory and return the blocks that move."""
+        blocks = self.instance.limits.blocks_of(self.computed[request])
+        self.host[request], self._decoding_on_host[request] = self.computed[request], self.decoding[request]
+        self.host_free -= blocks
+        self.evict(request)
+        return blocks
+
+    def swap_in(self, request: int) -> int:
+        """Move the KV cache of a request back to the device and return the blocks that move."""
+        blocks = self.instance.limits.blocks_of(self.host[request])
+        self.pool.take(request, blocks)
+        self.computed[request], self.decoding[request] = self.host[request], self._decoding_on_host[request]
+        self.host_free += blocks
+        self.host[request] = 0
+        return blocks
+
     def retire(self, requests: Iterable[int]) -> None:
-        """Free what finished requests hold."""
+        """Free what finished requests hold; those preempted with their last token in flight hold nothing."""
         for request in requests:
-            self.evict(request)
+            if self.pool.held[request]:
+                self.evict(request)
             self.known[request] = 0
             self.num_active -= 1
+
+    def is_finishing(self, request: int) -> bool:
+        """Whether the last token of a request is in flight."""
+        return self.computed[request] + 1 == self._final[request]
 
     def process(self, batch: Mapping[int, int]) -> Outcome:
         """Process tokens {request: tokens} of a batch: grow the KV cache, generate, add up the features.
 
-        A decode processes exactly one token and always generates, hence the short branch.
+        Finished requests keep their blocks until they are retired. A decode processes exactly one token
+        and always generates, hence the short branch.
         """
         known, computed, decoding, final = self.known, self.computed, self.decoding, self._final
         attention = prefill_tokens = prefill_context = decode_context = 0
@@ -96,9 +133,10 @@ class State:
                     continue
                 num_generating += 1
                 decoding[request] = True
-            known[request] = after + 1
             if after + 1 == final[request]:
                 finished.append(request)
+            else:
+                known[request] = after + 1
         features = BatchFeatures(
             tokens=prefill_tokens + num_decodes,
             prefill_attention=attention,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 
 from cspsched.errors import CspschedError
 from cspsched.simulate.pool import PoolError
@@ -33,7 +33,12 @@ class Step:
     tokens_left, requests_left
         What remains of the instance's token budget C and request limit R in this batch.
     evicted
-        Requests preempted so far in this step, in order.
+        Requests preempted so far in this step, recomputed or swapped, in order.
+    host_tokens
+        KV entries of every request in host memory.
+    undelivered
+        Requests in batches that have not ended, if the policy decides ahead (`batches_in_flight`). One
+        of them that was preempted must not be scheduled before its batch ends.
     """
 
     __slots__ = (
@@ -46,10 +51,16 @@ class Step:
         "computed_tokens",
         "decoding",
         "evicted",
+        "finishing",
         "held_blocks",
+        "host_tokens",
         "known_tokens",
+        "moved_blocks",
         "requests_left",
+        "restored",
+        "swapped",
         "tokens_left",
+        "undelivered",
     )
 
     def __init__(self, state: State, clock_ns: int, label: str) -> None:
@@ -62,6 +73,12 @@ class Step:
         self.tokens_left = limits.max_batch_tokens
         self.requests_left = limits.max_batch_requests
         self.evicted: list[int] = []
+        self.swapped: set[int] = set()
+        self.restored: list[int] = []
+        self.finishing: list[int] = []
+        self.moved_blocks = 0
+        self.host_tokens: Sequence[int] = state.host
+        self.undelivered: Set[int] = state.undelivered
         self._state = state
         self._pool = state.pool
         self._block_tokens = limits.block_tokens
@@ -78,6 +95,11 @@ class Step:
         """Tokens of every request scheduled so far, in the order of scheduling."""
         return self._batch
 
+    @property
+    def free_host_blocks(self) -> int:
+        """Free KV blocks in host memory."""
+        return self._state.host_free
+
     def missing_blocks(self, request: int, tokens: int) -> int:
         """KV blocks that a request lacks to process a number of tokens (0 if it holds enough)."""
         needed = -(-(self.computed_tokens[request] + tokens) // self._block_tokens)
@@ -93,7 +115,12 @@ class Step:
             is exceeded, the blocks are not free, or they cannot hold the KV entries.
         """
         after = self.computed_tokens[request] + tokens
-        if tokens < 1 or after > self.known_tokens[request] or request in self._batch:
+        if (
+            tokens < 1
+            or after > self.known_tokens[request]
+            or request in self._batch
+            or self.host_tokens[request]
+        ):
             raise self._refusal(request, self._why_not(request, tokens))
         if tokens > self.tokens_left or not self.requests_left:
             raise self._refusal(request, f"does not fit into the batch: {self._room()}, it has {tokens}")
@@ -121,9 +148,60 @@ class Step:
         """
         if not self.held_blocks[request]:
             raise self._refusal(request, "is preempted but holds no KV blocks")
+        if request in self.restored:
+            raise self._refusal(request, "is preempted in the step in which it came back from host memory")
         if self.computed_tokens[request]:
-            self.evicted.append(request)
+            self._note_eviction(request)
         self._state.evict(request)
+        return self._take_out(request)
+
+    def swap_out(self, request: int) -> int:
+        """Evict a resident request to host memory and return the tokens that this takes out of the batch.
+
+        Raises
+        ------
+        PolicyError
+            If the request has no KV entries, the instance has no swap, or host memory is full.
+        """
+        blocks = -(-self.computed_tokens[request] // self._block_tokens)
+        if not blocks or request in self.restored:
+            raise self._refusal(request, "is swapped out but has no KV entries of its own to keep")
+        if not self._state.instance.switches.preemption.swaps:
+            raise self._refusal(request, "is swapped out, but the instance has no swap (switch preemption)")
+        if blocks > self.free_host_blocks:
+            room = f"{self.free_host_blocks} of {self._state.instance.limits.host_kv_blocks} are free"
+            raise self._refusal(request, f"is swapped out with {blocks} KV blocks to host memory, {room}")
+        self._note_eviction(request)
+        if request not in self.finishing:
+            self.swapped.add(request)
+            self.moved_blocks += self._state.swap_out(request)
+        else:
+            self._state.evict(request)
+        return self._take_out(request)
+
+    def swap_in(self, request: int) -> None:
+        """Bring the KV cache of a request back from host memory, into as many blocks as it needs.
+
+        Raises
+        ------
+        PolicyError
+            If the request is not in host memory, was swapped out in this very step, or blocks are missing.
+        """
+        if not self.host_tokens[request] or request in self.swapped:
+            raise self._refusal(request, "is swapped in but was not in host memory before this step")
+        try:
+            self.moved_blocks += self._state.swap_in(request)
+        except PoolError as error:
+            raise self._refusal(request, f"is swapped in without room: {error}") from None
+        self.restored.append(request)
+
+    def _note_eviction(self, request: int) -> None:
+        """An eviction, unless the last token of the request is in flight: then nothing is lost."""
+        if self._state.is_finishing(request):
+            self.finishing.append(request)
+        self.evicted.append(request)
+
+    def _take_out(self, request: int) -> int:
         tokens = self._batch.pop(request, 0)
         if tokens:
             self.tokens_left += tokens
@@ -139,6 +217,8 @@ class Step:
         known = self.known_tokens[request]
         if not known:
             return "is scheduled before its arrival or after its last token"
+        if self.host_tokens[request]:
+            return "is scheduled while its KV cache is in host memory"
         most = known - self.computed_tokens[request]
         return f"is scheduled with {tokens} tokens, expected 1 to {most}"
 

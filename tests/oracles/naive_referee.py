@@ -62,7 +62,7 @@ def broken_rules(instance: Instance, schedule: Schedule) -> set[str]:
     for j, entries in enumerate(batches):
         for batch, i in evictions:
             if batch == j:
-                if instance.switches.preemption.value == "none" or memory[i] == 0 or finished[i]:
+                if instance.switches.preemption.value in ("none", "swap") or memory[i] == 0 or finished[i]:
                     broken.add("preemption")
                 memory[i] = 0
                 decoding[i] = False
