@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Self
 
 import click
@@ -25,6 +26,16 @@ MOST_REJECTIONS_TOLD = 3
 def tell(message: str) -> None:
     """One line of talk."""
     click.echo(message, err=True)
+
+
+def working(what: str) -> AbstractContextManager[object]:
+    """Show on a terminal what is being done while it is done; nothing in a pipe."""
+    if not sys.stderr.isatty():
+        return nullcontext()
+    from rich.console import Console
+    from rich.text import Text
+
+    return Console(stderr=True).status(Text(what))
 
 
 def tell_rejections(rejections: Sequence[Rejection]) -> None:

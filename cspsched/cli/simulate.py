@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from cspsched.cli.console import tell, tell_rejections
+from cspsched.cli.console import counted, tell, tell_rejections, working
 from cspsched.cli.options import (
     instance_serving,
     json_option,
     objective_option,
     optional_trace_argument,
+    out_type,
     selected_trace,
     serving_options,
     trace_options,
 )
+from cspsched.errors import UsageError
+
+if TYPE_CHECKING:
+    from cspsched.problem.instance import Instance, Rejection
+    from cspsched.problem.metrics import Objective
+    from cspsched.report.run import Run
+    from cspsched.simulate import Policy
 
 
 @click.command("simulate")
@@ -30,6 +38,18 @@ from cspsched.cli.options import (
     help="Policy with its settings, such as sarathi:chunk=512 (see 'cspsched policies').",
 )
 @click.option("--save", type=click.Path(path_type=Path, dir_okay=False), help="Write the schedule to a file.")
+@click.option("--out", type=out_type, help="Folder for tables of requests and iterations, and run.json.")
+@click.option(
+    "--format",
+    "table_format",
+    type=click.Choice(["parquet", "csv"]),
+    help="How the tables are written.  [default: parquet]",
+)
+@click.option(
+    "--perfetto",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write a trace for ui.perfetto.dev, to a file that ends in .json or .json.gz.",
+)
 @objective_option
 @json_option
 @trace_options
@@ -38,6 +58,9 @@ def simulate_command(
     trace: Path | None,
     policy: str,
     save: Path | None,
+    out: Path | None,
+    table_format: str | None,
+    perfetto: Path | None,
     objective: str,
     as_json: bool,  # noqa: FBT001 - click passes flags so
     **options: Any,
@@ -45,45 +68,103 @@ def simulate_command(
     """Run one policy over TRACE and print its metrics.
 
     TRACE is a CSV file or a bundled name; chat-2000 if none is given. The saved schedule states the value of
-    the objective, so that 'cspsched check' can judge it.
+    the objective, so that 'cspsched check' can judge it. The Perfetto trace has a track for the batches,
+    one for each request, and counters; the tables have a row for each request and each iteration.
 
     \b
     cspsched simulate trace.csv --policy sarathi:chunk=512 --save schedule.json
+    cspsched simulate trace.csv --out run --format csv
+    cspsched simulate trace.csv --perfetto run.json.gz
     """  # noqa: D301 - click's marker for text that is not to be wrapped
     from cspsched.policies.base import make_policy
-    from cspsched.problem.metrics import Objective, measure
-    from cspsched.problem.result import Result, Status, StopReason, tool_versions
-    from cspsched.report.output import require_writable, write_files
+    from cspsched.problem.metrics import Objective
     from cspsched.serving import make_instance
-    from cspsched.simulate import simulate
 
-    if save is not None:
-        require_writable(save.parent)
+    _require_outputs(save, out, table_format, perfetto)
     requests = selected_trace(trace, options)
     instance, rejections = make_instance(requests, instance_serving(options)).split_rejected()
     chosen = make_policy(policy)
-    schedule = simulate(instance, chosen).schedule
-    metrics = measure(instance, schedule)
+    with working(f"simulating {counted(len(instance.requests), 'request')} under {chosen.label}"):
+        run = _simulated(instance, chosen, rejections)
+        summary = {"policy": run.policy, "rejected": len(rejections), **run.metrics.to_json()}
     tell_rejections(rejections)
-    summary = {"policy": chosen.label, "rejected": len(rejections), **metrics.to_json()}
     if as_json:
         click.echo(json.dumps({"schema": "cspsched/metrics/1", **summary}, indent=1))
     else:
         click.echo("\n".join(_lines(summary)))
     if save is not None:
-        result = Result(
-            instance=instance,
-            objective=Objective(objective),
-            schedule=schedule,
-            primal_ns=metrics.objective_ns(Objective(objective)),
-            dual_ns=None,
-            status=Status.FEASIBLE,
-            stop_reason=StopReason.FINISHED,
-            found_by=chosen.label,
-            provenance={"versions": tool_versions()},
-        )
-        write_files(save.parent, {save.name: json.dumps(result.to_json()) + "\n"})
-        tell(f"wrote {save}")
+        _save(run, Objective(objective), save)
+    if out is not None:
+        _write_tables(run, out, table_format)
+    if perfetto is not None:
+        _write_perfetto(run, perfetto)
+
+
+def _require_outputs(
+    save: Path | None, out: Path | None, table_format: str | None, perfetto: Path | None
+) -> None:
+    """Refuse before the run what could not be written after it."""
+    from cspsched.report.output import require_writable
+
+    if table_format is not None and out is None:
+        raise UsageError("--format says how the tables are written, and --out where; give --out too")
+    if perfetto is not None:
+        from cspsched.report.perfetto import require_perfetto_name
+
+        require_perfetto_name(perfetto)
+    for folder in (save and save.parent, out, perfetto and perfetto.parent):
+        if folder is not None:
+            require_writable(folder)
+
+
+def _simulated(instance: Instance, policy: Policy, rejections: tuple[Rejection, ...]) -> Run:
+    from cspsched.problem.metrics import measure
+    from cspsched.report.run import Run
+    from cspsched.simulate import simulate
+
+    simulation = simulate(instance, policy)
+    return Run(
+        policy=simulation.policy,
+        metrics=measure(instance, simulation.schedule),
+        held_blocks=simulation.held_blocks,
+        num_waiting=simulation.num_waiting,
+        rejections=rejections,
+    )
+
+
+def _save(run: Run, objective: Objective, path: Path) -> None:
+    from cspsched.problem.result import Result, Status, StopReason, tool_versions
+    from cspsched.report.output import write_files
+
+    result = Result(
+        instance=run.history.instance,
+        objective=objective,
+        schedule=run.history.schedule,
+        primal_ns=run.metrics.objective_ns(objective),
+        dual_ns=None,
+        status=Status.FEASIBLE,
+        stop_reason=StopReason.FINISHED,
+        found_by=run.policy,
+        provenance={"versions": tool_versions()},
+    )
+    write_files(path.parent, {path.name: json.dumps(result.to_json()) + "\n"})
+    tell(f"wrote {path}")
+
+
+def _write_tables(run: Run, folder: Path, table_format: str | None) -> None:
+    from cspsched.report.run_tables import TableFormat, write_run_tables
+
+    with working(f"writing {folder}"):
+        written = write_run_tables(run, folder, TableFormat(table_format or TableFormat.PARQUET))
+    tell(f"wrote {', '.join(path.name for path in written)} to {folder}")
+
+
+def _write_perfetto(run: Run, path: Path) -> None:
+    from cspsched.report.perfetto import write_perfetto
+
+    with working(f"writing {path}"):
+        write_perfetto(run, path)
+    tell(f"wrote {path}; open it in https://ui.perfetto.dev")
 
 
 def _lines(summary: dict[str, Any]) -> list[str]:
