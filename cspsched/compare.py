@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from cspsched.bounds import best_bound
-from cspsched.errors import InternalError, UsageError
+from cspsched.errors import InputError, InternalError, UsageError
 from cspsched.exact.search import Progress, SearchLimits
 from cspsched.exact.solver import solve_exactly
 from cspsched.policies.base import make_policy
@@ -105,6 +105,7 @@ def compare_policies(
     heuristics: Iterable[str] = DEFAULT_HEURISTICS,
     objective: Objective = Objective.MAKESPAN,
     *,
+    schedules: Mapping[str, Schedule] | None = None,
     limits: SearchLimits | None = None,
     on_step: Callable[[str], None] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
@@ -118,21 +119,27 @@ def compare_policies(
     ----------
     heuristics
         Policies with their settings, such as `vllm:max_num_seqs=256`.
+    schedules
+        Finished schedules of this very instance by name, such as one imported from a real engine's log; they
+        are judged and measured like those of the policies, and stand above them.
     on_step
         Told in words what is being done.
 
     Raises
     ------
     UsageError
-        If there is no policy, one is named twice, or one is unknown.
+        If there is no policy and no schedule, one is named twice, or one is unknown.
+    InputError
+        If a schedule breaks a rule of the problem, or uses the prefix cache, which the bounds do not know.
     """
     policies = [make_policy(text) for text in heuristics]
-    labels = [policy.label for policy in policies]
-    if not policies or len(set(labels)) < len(labels):
+    given = dict(schedules or {})
+    labels = [*given, *(policy.label for policy in policies)]
+    if not labels or len(set(labels)) < len(labels):
         raise UsageError(f"name at least one policy, and each once; got: {', '.join(labels) or 'none'}")
     tell = on_step or (lambda _: None)
     servable, rejections = instance.split_rejected()
-    measured = {}
+    measured = {name: _judged_input(instance, name, schedule) for name, schedule in given.items()}
     for policy in policies:
         tell(f"simulating {policy.label} on {len(servable.requests)} requests")
         measured[policy.label] = _judged(servable, policy.label, simulate(servable, policy).schedule)
@@ -152,6 +159,19 @@ def _judged(instance: Instance, label: str, schedule: Schedule) -> Metrics:
     violations = find_violations(instance, schedule)
     if violations:
         raise InternalError(f"policy {label} breaks a rule: {violations[0].message}; please report")
+    return measure(instance, schedule)
+
+
+def _judged_input(instance: Instance, name: str, schedule: Schedule) -> Metrics:
+    """Metrics of a schedule from outside."""
+    if schedule.uses_prefix_cache:
+        raise InputError(
+            f"schedule {name!r} uses the prefix cache, which the bounds do not know yet; "
+            "record the engine with prefix caching off"
+        )
+    violations = find_violations(instance, schedule)
+    if violations:
+        raise InputError(f"schedule {name!r} breaks a rule: {violations[0].message}; see 'cspsched check'")
     return measure(instance, schedule)
 
 

@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "search": {"problem", "costs", "trace", "simulate", "policies", "cluster"},
     "profiler": {"costs"},
     "serving": {"problem", "costs", "trace"},
+    "recording": {"problem", "costs", "trace", "simulate", "policies", "serving"},
     "solving": {"problem", "costs", "bounds", "exact", "simulate", "policies", "improve"},
     "compare": {"problem", "bounds", "exact", "simulate", "policies", "improve", "solving", "serving"},
     "report": {"problem", "trace", "costs", "bounds", "compare", "solving", "serving"},

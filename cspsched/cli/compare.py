@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from cspsched.cli.console import LiveLine, counted, tell
 from cspsched.cli.group import INTERRUPTED
 from cspsched.cli.options import (
+    SERVING_NAMES,
     Duration,
     ManyValuesCommand,
     heuristics_option,
@@ -30,11 +32,23 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from cspsched.compare import Comparison
+    from cspsched.problem.instance import Instance
+    from cspsched.problem.schedule import Schedule
+
+
+TRACE_NAMES = ("limit", "window", "scale_rate")
 
 
 @click.command("compare", cls=ManyValuesCommand)
 @optional_trace_argument
 @heuristics_option
+@click.option(
+    "--schedule",
+    "schedules",
+    multiple=True,
+    metavar="NAME=FILE",
+    help="A finished schedule ('import-schedule', 'simulate --save') as a row; its instance replaces TRACE.",
+)
 @objective_option
 @click.option(
     "--time-limit",
@@ -55,6 +69,7 @@ if TYPE_CHECKING:
 def compare_command(
     trace: Path | None,
     heuristics: tuple[str, ...],
+    schedules: tuple[str, ...],
     objective: str,
     time_limit: float,
     markdown: Path | None,
@@ -66,14 +81,16 @@ def compare_command(
 ) -> int:
     """How far policies are from the best possible schedule of TRACE.
 
-    TRACE is a CSV file or a bundled name; chat-2000 if none is given. The excess is certified: the optimum
-    is either proven, or lies between a proven bound and the best known schedule, and the excess is given for
-    both ends.
+    TRACE is a CSV file or a bundled name; chat-2000 if none is given. With --schedule the requests, limits
+    and cost model are those of its file, and policies are simulated on them. The excess is certified: the
+    optimum is either proven, or lies between a proven bound and the best known schedule, and the excess is
+    given for both ends.
 
     \b
     cspsched compare --heuristics vllm sarathi
     cspsched compare trace.csv --objective latency --out report
     cspsched compare trace.csv --limit 500 --heuristics vllm:max_num_seqs=256 sarathi:chunk=512
+    cspsched compare --schedule real=real.json --heuristics vllm
     """  # noqa: D301 - click's marker for text that is not to be wrapped
     from cspsched.compare import compare_policies
     from cspsched.exact.search import SearchLimits
@@ -85,13 +102,18 @@ def compare_command(
 
     for folder in filter(None, (out, markdown and markdown.parent)):
         require_writable(folder)
-    requests = selected_trace(trace, options)
-    instance = make_instance(requests, instance_serving(options))
+    if schedules:
+        _refuse_other_instance()
+        name, (instance, given) = ", ".join(schedules), _read_schedules(schedules)
+    else:
+        requests = selected_trace(trace, options)
+        name, instance, given = requests.name, make_instance(requests, instance_serving(options)), {}
     with LiveLine(Objective(objective), len(instance.requests)) as live:
         comparison = compare_policies(
             instance,
             heuristics,
             Objective(objective),
+            schedules=given,
             limits=SearchLimits(time_limit_s=time_limit, num_workers=workers, seed=seed),
             on_step=tell,
             on_progress=live,
@@ -99,7 +121,7 @@ def compare_command(
     if as_json:
         click.echo(json.dumps(comparison.to_json(), indent=1))
     else:
-        _show(requests.name, comparison)
+        _show(name, comparison)
     if markdown is not None:
         write_files(markdown.parent, {markdown.name: as_markdown(comparison)})
     if out is not None:
@@ -108,6 +130,39 @@ def compare_command(
         written = write_comparison(comparison, out)
         tell(f"wrote {written[0]} and {len(written) - 1} more files to {out}")
     return INTERRUPTED if comparison.reference.stop_reason is StopReason.INTERRUPTED else 0
+
+
+def _refuse_other_instance() -> None:
+    """With a schedule there is nothing left that makes an instance."""
+    context = click.get_current_context()
+    for name in ("trace", *TRACE_NAMES, *SERVING_NAMES):
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            option = name.upper() if name == "trace" else f"--{name.replace('_', '-')}"
+            raise click.UsageError(
+                f"{option} is given with --schedule, whose file holds the whole instance", context
+            )
+
+
+def _read_schedules(texts: tuple[str, ...]) -> tuple[Instance, dict[str, Schedule]]:
+    """The instance that all the files share, and their schedules by name."""
+    from cspsched.errors import InputError, UsageError
+    from cspsched.problem.json_io import read_json
+    from cspsched.problem.result import Result
+
+    found: dict[str, Schedule] = {}
+    instances = []
+    for text in texts:
+        name, equals, path = text.partition("=")
+        if not equals or not name or not path or name in found:
+            raise UsageError(f"--schedule is {text!r}, expected NAME=FILE with a name of its own")
+        result = Result.from_json(read_json(Path(path)), path)
+        if result.schedule is None:
+            raise InputError(f"{path}: holds no schedule to compare")
+        found[name] = result.schedule
+        instances.append(result.instance)
+        if instances[0].fingerprint() != result.instance.fingerprint():
+            raise InputError(f"{path}: is a schedule of another instance than that of {texts[0]}")
+    return instances[0], found
 
 
 def _show(name: str, comparison: Comparison) -> None:

@@ -26,6 +26,14 @@ COMMANDS = {
         "Certified lower bounds on what any scheduler can reach on TRACE.",
     ),
     "check": ("cspsched.cli.check:check_command", "Judge SCHEDULE by the referee."),
+    "conformance": (
+        "cspsched.cli.conformance:conformance_command",
+        "Replay recorded schedules of real engines, batch by batch.",
+    ),
+    "import-schedule": (
+        "cspsched.cli.import_schedule:import_schedule_command",
+        "Turn the log of a real engine's scheduler into a schedule.",
+    ),
     "trace": ("cspsched.cli.trace:trace_group", "Describe and generate traces."),
     "capacity": (
         "cspsched.cli.facts:capacity_command",
@@ -79,7 +87,10 @@ class LazyGroup(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands without importing them."""
         with formatter.section("Commands"):
-            formatter.write_dl([(name, short) for name, (_, short) in COMMANDS.items()])
+            width = max(map(len, COMMANDS))
+            for name, (_, short) in COMMANDS.items():
+                # Not a definition list, which breaks a sentence where the terminal could hold it.
+                formatter.write(f"  {name:{width}}  {short}\n")
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
