@@ -1,4 +1,4 @@
-"""vLLM's V1 scheduler as of vllm 0.33.0: prefix caching off, synchronous scheduling.
+"""vLLM's V1 scheduler as of vllm 0.33.0, with the switches that do not need another kind of model.
 
 Source: rules written down from the behaviour of the real scheduler (`vllm/v1/core/sched/scheduler.py`,
 0.33.0 g4ba787ec9); whole recorded schedules of it are reproduced by `tests/test_conformance.py`.
@@ -6,19 +6,23 @@ Source: rules written down from the behaviour of the real scheduler (`vllm/v1/co
 The cap max_model_len - computed - 1 of the real scheduler is left out on purpose: an engine ends a request
 that reaches max_model_len, whereas here a request longer than that is rejected before
 (I + O - 1 > max_model_len), and at the edge the cap would hold the last decode back for ever.
+
+Like the real one it enters blocks into the prefix cache when they are allocated. So by priority a request
+that is preempted in the step that gave it a chunk leaves blocks in the cache that were never computed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from cspsched.policies.queues import FcfsQueue, PriorityQueue, WaitingQueue
 from cspsched.policies.settings import describe_settings, require_at_least, require_fraction
-from cspsched.problem.instance import Instance
-from cspsched.simulate import Step
+from cspsched.problem.instance import Instance, Limits
+from cspsched.simulate import CachedPrefix, Step
+from cspsched.simulate.kernel.rules import Batch, Chunk, KernelRules, Order, Reserve, Victim
 
 
 class QueueOrder(StrEnum):
@@ -44,15 +48,37 @@ class VllmSettings:
     """Admit a request only if all its known tokens fit, not just its first chunk."""
     watermark: float = 0.0
     """Share of the blocks that an admission leaves free while others are running."""
-    policy: QueueOrder = QueueOrder.FCFS
+    policy: QueueOrder = field(default=QueueOrder.FCFS, metadata={"aliases": ("scheduling_policy",)})
     """Order of the queue and choice of the victim."""
     async_scheduling: bool = False
-    """Decide the next batch while one runs, before its tokens are known."""
+    """Decide the next batch while one runs, before its tokens are known. The engine's default is on."""
+    enable_prefix_caching: bool = False
+    """Start requests with full blocks that others, or they themselves, have computed before.
+
+    The engine's default is on. Here it is off, since bounds and exact solver know no shared blocks, and a
+    comparison would be none.
+    """
+    long_prefill_token_threshold_adaptive: bool = False
+    """Let the longest chunk be at least the token budget over the number of requests there."""
+    prefill_schedule_interval: int = 1
+    """Steps from one with prefills to the next, as long as no request had to wait and somebody decodes."""
+    max_num_active_seqs: int | None = None
+    """Most running requests at an admission, in place of max_num_seqs."""
+    num_lookahead_tokens: int = 0
+    """Tokens for which a request is given KV blocks ahead of those that it processes."""
 
     def __post_init__(self) -> None:
-        require_at_least(self, 1, "max_num_seqs", "max_num_batched_tokens", policy="vllm")
-        require_at_least(self, 0, "long_prefill_token_threshold", policy="vllm")
+        most = ("max_num_seqs", "max_num_batched_tokens", "max_num_active_seqs")
+        require_at_least(self, 1, *most, "prefill_schedule_interval", policy="vllm")
+        require_at_least(self, 0, "long_prefill_token_threshold", "num_lookahead_tokens", policy="vllm")
         require_fraction(self, "watermark", policy="vllm")
+
+
+KERNEL_SETTINGS = (
+    "max_num_seqs", "max_num_batched_tokens", "long_prefill_token_threshold", "enable_chunked_prefill",
+    "scheduler_reserve_full_isl", "watermark", "policy",
+)  # fmt: skip
+"""Settings that the compiled kernel knows; with any other away from its default the clear engine runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +98,21 @@ class VllmV1:
         """Empty queues under the instance's limits and the settings, whichever are tighter."""
         return VllmRun(instance, self.settings)
 
+    def kernel_rules(self, instance: Instance) -> KernelRules | None:
+        """Rules for the compiled kernel under an instance's limits; None if it does not know the settings."""
+        known = {name: getattr(self.settings, name) for name in KERNEL_SETTINGS}
+        if VllmSettings(**known) != self.settings:
+            return None
+        return self.new_run(replace(instance, requests=instance.requests[:1])).kernel_rules(instance.limits)
+
+
+class StepTerms(NamedTuple):
+    """What holds for all requests of a step."""
+
+    longest_chunk: int
+    defers_prefills: bool
+    """No prefill work in this step."""
+
 
 class VllmRun:
     """Queues of one run; `running` is in order of admission."""
@@ -81,11 +122,19 @@ class VllmRun:
         self._budget = min(
             limits.max_batch_tokens, settings.max_num_batched_tokens or limits.max_batch_tokens
         )
-        self._max_running = min(limits.max_batch_requests, settings.max_num_seqs or limits.max_batch_requests)
+        most = settings.max_num_active_seqs or settings.max_num_seqs or limits.max_batch_requests
+        self._max_running = min(limits.max_batch_requests, most)
         chunked = settings.enable_chunked_prefill
         self._chunked = instance.switches.chunked_prefill if chunked is None else chunked
         self._long_prefill = settings.long_prefill_token_threshold
+        self._adaptive = settings.long_prefill_token_threshold_adaptive
         self._no_limit = limits.kv_tokens
+        self._lookahead = settings.num_lookahead_tokens
+        self._max_model_len = limits.max_model_len or limits.kv_tokens + self._lookahead
+        self._interval = settings.prefill_schedule_interval
+        self._num_steps = self._last_prefill_step = 0
+        self._capacity_bound = False
+        self.caches_prefixes = settings.enable_prefix_caching
         self._reserves_prompt = settings.scheduler_reserve_full_isl
         # The real pool has one block more, its null block, and takes the watermark of that number.
         self._watermark_blocks = int(settings.watermark * (limits.kv_blocks + 1))
@@ -94,6 +143,26 @@ class VllmRun:
         self._running: list[int] = []
         self._waiting: WaitingQueue = (
             PriorityQueue(instance) if settings.policy is QueueOrder.PRIORITY else FcfsQueue()
+        )
+
+    def kernel_rules(self, limits: Limits) -> KernelRules | None:
+        """By priority only if all decodes and one whole chunk fit into a batch: else more may sit out."""
+        by_priority = isinstance(self._waiting, PriorityQueue)
+        if by_priority and (self._long_prefill or self._budget < self._max_running):
+            return None
+        return KernelRules(
+            kv_blocks=limits.kv_blocks,
+            block_tokens=self._block_tokens,
+            max_tokens=self._budget,
+            max_running=self._max_running,
+            order=Order.PRIORITY if by_priority else Order.ARRIVAL,
+            batch=Batch.RUNNING_FIRST,
+            reserve=Reserve.CHUNK,
+            chunk=Chunk.ANY if self._chunked else Chunk.NEVER,
+            victim=Victim.LEAST_IMPORTANT if by_priority else Victim.NEWEST,
+            long_prefill=self._long_prefill,
+            watermark_blocks=self._watermark_blocks,
+            test_known=self._reserves_prompt,
         )
 
     def submit(self, request: int) -> None:
@@ -109,27 +178,52 @@ class VllmRun:
 
     def schedule(self, step: Step) -> None:
         """Running requests first; the waiting queue only if nobody had to be preempted."""
-        num_eligible = len(self._running) + len(self._waiting)
-        longest_chunk = self._long_prefill if num_eligible > 1 and self._long_prefill else self._no_limit
-        budget = self._schedule_running(step, longest_chunk)
+        terms = StepTerms(self._longest_chunk(), self._defers_prefills(step))
+        budget = self._schedule_running(step, terms)
+        has_prefill = self._interval > 1 and not all(step.decoding[request] for request in step.batch)
         if not step.evicted:
-            self._admit(step, longest_chunk, budget)
+            has_prefill |= self._admit(step, terms, budget)
+        if step.batch:
+            self._num_steps += 1
+            if has_prefill:
+                self._last_prefill_step = self._num_steps
 
-    def _schedule_running(self, step: Step, longest_chunk: int) -> int:
+    def _longest_chunk(self) -> int:
+        """Tokens that a request may be given at most, before the budget is looked at."""
+        num_eligible = len(self._running) + len(self._waiting)
+        threshold = self._long_prefill if num_eligible > 1 else 0
+        if self._adaptive and num_eligible:
+            threshold = max(threshold, self._budget // num_eligible)
+        return threshold or self._no_limit
+
+    def _defers_prefills(self, step: Step) -> bool:
+        """Whether prefills wait: the last were not long ago, left nobody waiting, and somebody decodes."""
+        return (
+            self._interval > 1
+            and not self._capacity_bound
+            and self._num_steps + 1 - self._last_prefill_step < self._interval
+            and any(step.decoding[request] for request in self._running)
+        )
+
+    def _schedule_running(self, step: Step, terms: StepTerms) -> int:
         """Give every running request what it lacks, in order of admission; return the budget left."""
         running, budget, block_tokens = self._running, self._budget, self._block_tokens
         known, computed, held = step.known_tokens, step.computed_tokens, step.held_blocks
+        defers_prefills, lookahead = terms.defers_prefills, self._lookahead
         position = 0
         while budget and position < len(running):
             request = running[position]
             tokens = known[request] - computed[request]
-            if not tokens:
-                # Its last token is in flight.
+            if not tokens or (defers_prefills and not step.decoding[request]):
+                # Without tokens: its last one is in flight.
                 position += 1
                 continue
             if tokens > 1:
-                tokens = min(tokens, longest_chunk, budget)
-            blocks = -(-(computed[request] + tokens) // block_tokens) - held[request]
+                tokens = min(tokens, terms.longest_chunk, budget)
+            after = computed[request] + tokens
+            if lookahead:
+                after = min(after + lookahead, self._max_model_len)
+            blocks = -(-after // block_tokens) - held[request]
             if blocks > step.free_blocks:
                 position, returned = self._make_room(step, position, blocks)
                 budget += returned
@@ -158,26 +252,49 @@ class VllmRun:
                 position -= 1
         return position, returned
 
-    def _admit(self, step: Step, longest_chunk: int, budget: int) -> None:
-        """Admit from the head of the queue, strictly in its order, until something does not fit."""
+    def _admit(self, step: Step, terms: StepTerms, budget: int) -> bool:
+        """Admit from the head of the queue, strictly in its order, until something does not fit.
+
+        Returns whether there is prefill work among it: more than the one token that a cached prompt lacks.
+        """
         waiting, running = self._waiting, self._running
         skipped: list[int] = []
+        has_prefill = False
         while budget and waiting and len(running) < self._max_running:
             request = waiting.head()
             if request in step.undelivered:
                 skipped.append(waiting.pop())
                 continue
-            known = step.known_tokens[request]
-            tokens = min(known, longest_chunk)
+            cached = step.find_cached(request)
+            lacking = step.known_tokens[request] - len(cached.blocks) * self._block_tokens
+            if terms.defers_prefills and lacking > 1:
+                break
+            tokens = min(lacking, terms.longest_chunk)
             if tokens > budget and not self._chunked:
                 break
             tokens = min(tokens, budget)
-            spare_blocks = step.free_blocks - (self._watermark_blocks if running else 0)
-            reserved_tokens = known if self._reserves_prompt else tokens
-            if step.missing_blocks(request, reserved_tokens) > spare_blocks:
+            blocks = self._new_blocks(step, request, tokens, cached)
+            if blocks is None:
                 break
-            step.schedule(request, tokens, step.missing_blocks(request, tokens))
+            if cached.blocks:
+                step.reuse(request, cached)
+            step.schedule(request, tokens, blocks)
             running.append(waiting.pop())
             budget -= tokens
+            has_prefill |= lacking > 1
         for request in reversed(skipped):
             waiting.push_back(request)
+        if not terms.defers_prefills:
+            self._capacity_bound = len(waiting) > 0
+        return has_prefill
+
+    def _new_blocks(self, step: Step, request: int, tokens: int, cached: CachedPrefix) -> int | None:
+        """Blocks that an admission takes beside the cached ones; None if there is no room for it."""
+        spare = step.free_blocks - (self._watermark_blocks if self._running else 0) - cached.num_free
+        num_cached = len(cached.blocks)
+        known = min(step.known_tokens[request], self._max_model_len)
+        if self._reserves_prompt and -(-known // self._block_tokens) - num_cached > spare:
+            return None
+        after = min(num_cached * self._block_tokens + tokens + self._lookahead, self._max_model_len)
+        blocks = -(-after // self._block_tokens) - num_cached
+        return None if blocks > spare else blocks

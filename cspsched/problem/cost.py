@@ -345,6 +345,7 @@ CONSTANT_TERMS = tuple(
     field.name for field in fields(CostModel) if field.name not in ("name", *FUNCTION_FEATURES)
 )
 DESCRIPTION_KEYS = (
-    "ns_per_unit", "title", "model", "device", "tensor_parallel", "source", "fit_error", "leaves_out",
+    "ns_per_unit", "title", "model", "device", "tensor_parallel", "source", "fit_error", "leaves_out", "band",
+    "domain",
 )  # fmt: skip
 """What a cost file says about itself beside the numbers."""

@@ -105,6 +105,21 @@ class Metrics:
         """KV entries lost to preemption."""
         return int(self.history.kv_lost.sum())
 
+    @property
+    def num_swaps(self) -> int:
+        """Preemptions that move the KV cache to host memory."""
+        return int(np.count_nonzero(self.history.schedule.evicted_to_host))
+
+    @property
+    def swapped_tokens(self) -> int:
+        """KV entries moved to host memory."""
+        return int(self.history.kv_evicted.sum()) - self.recomputed_tokens
+
+    @property
+    def swapped_blocks(self) -> int:
+        """KV blocks moved between device and host memory, out and in."""
+        return int(self.history.moved_blocks.sum())
+
     def objective_ns(self, objective: Objective) -> int:
         """Value of an objective, an exact integer."""
         if objective is Objective.MAKESPAN:
@@ -122,10 +137,18 @@ class Metrics:
             "output_tokens_per_s": int(self.output_tokens.sum()) / span_s,
             "preemptions": self.history.schedule.num_preemptions,
             "recomputed_tokens": self.recomputed_tokens,
+            **(self._swap_to_json() if self._instance.switches.preemption.swaps else {}),
             "latency_s": summary_s(self.latency_ns),
             "ttft_s": summary_s(self.ttft_ns),
             "tpot_s": summary_s(self.tpot_ns),
             "itl_s": summary_s(self.itl_ns),
+        }
+
+    def _swap_to_json(self) -> dict[str, int]:
+        return {
+            "swaps": self.num_swaps,
+            "swapped_tokens": self.swapped_tokens,
+            "swapped_blocks": self.swapped_blocks,
         }
 
 

@@ -13,9 +13,10 @@ import numpy.typing as npt
 
 from cspsched.errors import CostError
 from cspsched.problem.cost import INT64_SAFE, IntArray
-from cspsched.problem.history import History, follow
+from cspsched.problem.history import BoolArray, History, follow
 from cspsched.problem.instance import Instance
 from cspsched.problem.referee_boundary import check_preemption, check_prefix_cache, check_swap
+from cspsched.problem.referee_prefix import shared_occupancy
 from cspsched.problem.request import MAX_TOKENS
 from cspsched.problem.schedule import Schedule
 from cspsched.problem.violation import Violation, about, count_rest, first, report, report_batches
@@ -117,9 +118,12 @@ def check_capacity(history: History) -> Iterator[Violation]:
 def occupied_blocks(history: History) -> IntArray:
     """KV blocks of all residents during every batch, shape (num_batches,).
 
-    A finished request releases its blocks before the next batch. Under reservation a resident occupies the
+    A finished request releases its blocks before the next batch. Blocks that the prefix cache shares are
+    counted once. Under reservation a resident occupies the
     blocks of I + O - 1 tokens from its first batch on.
     """
+    if history.schedule.uses_prefix_cache:
+        return shared_occupancy(history)
     block = history.instance.limits.block_tokens
     after = -(-history.kv_after // block)
     before = -(-history.kv_before // block)
@@ -220,6 +224,15 @@ def check_chunking(history: History) -> Iterator[Violation]:
         yield from report("chunked prefill", history, partial, lambda e: "gets a chunk, but chunking is off")
 
 
+def _starts(history: History) -> BoolArray:
+    """The entry is the first of its request since it holds KV entries, cached ones included."""
+    schedule, count = history.schedule, len(history.instance.requests)
+    hits = schedule.hit_batch * count + schedule.hit_request
+    is_hit = np.isin(schedule.batch_of_entry * count + schedule.request, hits)
+    starts: BoolArray = is_hit | (history.kv_before == 0)
+    return starts
+
+
 def check_hybrid(history: History) -> Iterator[Violation]:
     """Without hybrid batches a batch holds prefills or decodes, not both."""
     if not history.instance.switches.hybrid_batches:
@@ -234,7 +247,7 @@ def check_hybrid(history: History) -> Iterator[Violation]:
 def check_holding(history: History) -> Iterator[Violation]:
     """Without holding every resident request is processed in every batch."""
     if not history.instance.switches.holding:
-        admitted = (history.kv_before == 0).astype(np.int64)
+        admitted = _starts(history).astype(np.int64)
         residents = _resident_total(
             history,
             gained=admitted,

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from cspsched.problem.history import BoolArray, History
+from cspsched.problem.referee_prefix import missing_hits
 from cspsched.problem.violation import Violation, about, count_rest, first, report, report_batches
 
 
@@ -54,7 +55,12 @@ def check_swap(history: History) -> Iterator[Violation]:
 
 
 def check_prefix_cache(history: History) -> Iterator[Violation]:
-    """A hit gives full blocks to a request that holds nothing and is processed in the same batch."""
+    """A hit gives full blocks to a request that holds nothing and is processed in the same batch.
+
+    Somebody has computed their content, and all before it, in that batch or before.
+    """
+    if not history.schedule.uses_prefix_cache:
+        return
     schedule, requests = history.schedule, len(history.instance.requests)
     processed = schedule.batch_of_entry * requests + schedule.request
     idle = ~np.isin(schedule.hit_batch * requests + schedule.hit_request, processed)
@@ -68,3 +74,10 @@ def check_prefix_cache(history: History) -> Iterator[Violation]:
             i, j = int(schedule.hit_request[k]), int(schedule.hit_batch[k])
             yield about(history, "prefix cache", what, request=i, batch=j)
         yield from count_rest("prefix cache", broken, "hits break this rule")
+    missing = missing_hits(history)
+    unknown = np.array([block is not None for block in missing])
+    for k in first(unknown):
+        i, j = int(schedule.hit_request[k]), int(schedule.hit_batch[k])
+        message = f"starts with cached tokens, but nobody has computed those of its block {missing[k]} before"
+        yield about(history, "prefix cache", message, request=i, batch=j)
+    yield from count_rest("prefix cache", unknown, "hits find what nobody has computed")

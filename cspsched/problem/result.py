@@ -37,6 +37,8 @@ class StopReason(StrEnum):
     TIME_LIMIT = "time limit"
     INTERRUPTED = "interrupted"
     TOO_LARGE = "too large"
+    NO_SWAP = "no swap"
+    """The instance allows preemption by swap, which the exact solver does not know yet."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

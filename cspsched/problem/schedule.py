@@ -114,12 +114,23 @@ class Schedule:
         evictions: Sequence[Sequence[int]],
         start_ns: Sequence[int],
         end_ns: Sequence[int],
+        *,
+        swapped: Sequence[Sequence[int]] = (),
+        restored: Sequence[Sequence[int]] = (),
     ) -> Schedule:
-        """Build from [(request, tokens), ...] and [evicted request, ...] of each batch; memory follows."""
+        """Build from [(request, tokens), ...] and [evicted request, ...] of each batch; memory follows.
+
+        `swapped` names for each batch those of the evicted whose KV cache moves to host memory, `restored`
+        whose comes back; no batch has any if they are left out.
+        """
+        swapped, restored = (events or [()] * len(batches) for events in (swapped, restored))
         kv: dict[int, int] = {}
+        host: dict[int, int] = {}
         memory = []
-        for entries, evicted in zip(batches, evictions, strict=True):
+        for entries, evicted, moved, back in zip(batches, evictions, swapped, restored, strict=True):
+            host.update({request: kv.get(request, 0) for request in moved})
             kv.update(dict.fromkeys(evicted, 0))
+            kv.update({request: host.pop(request, 0) for request in back})
             for request, tokens in entries:
                 kv[request] = kv.get(request, 0) + tokens
                 memory.append(kv[request])
@@ -132,6 +143,15 @@ class Schedule:
             kv_tokens=np.array(memory),
             evicted_batch=np.array([j for j, evicted in enumerate(evictions) for _ in evicted]),
             evicted_request=np.array([request for evicted in evictions for request in evicted]),
+            evicted_to_host=np.array(
+                [
+                    request in moved
+                    for evicted, moved in zip(evictions, swapped, strict=True)
+                    for request in evicted
+                ]
+            ),
+            restored_batch=np.array([j for j, back in enumerate(restored) for _ in back]),
+            restored_request=np.array([request for back in restored for request in back]),
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -1,7 +1,18 @@
 """The event simulator: engine, KV block pool, what a policy may see and do, the recorded schedule."""
 
 from cspsched.simulate.engine import LivelockError, Simulation, simulate
-from cspsched.simulate.protocol import Policy, PolicyRun
+from cspsched.simulate.prefix_cache import CachedPrefix
+from cspsched.simulate.protocol import Machine, Policy, PolicyRun
 from cspsched.simulate.step import PolicyError, Step
 
-__all__ = ["LivelockError", "Policy", "PolicyError", "PolicyRun", "Simulation", "Step", "simulate"]
+__all__ = [
+    "CachedPrefix",
+    "LivelockError",
+    "Machine",
+    "Policy",
+    "PolicyError",
+    "PolicyRun",
+    "Simulation",
+    "Step",
+    "simulate",
+]

@@ -16,7 +16,7 @@ from cspsched.problem.cost import IntArray
 from cspsched.problem.instance import Instance
 from cspsched.problem.schedule import Schedule
 from cspsched.simulate.log import ScheduleLog
-from cspsched.simulate.protocol import Policy
+from cspsched.simulate.protocol import Machine, Policy
 from cspsched.simulate.state import State
 from cspsched.simulate.step import PolicyError, Step
 
@@ -58,11 +58,17 @@ class Simulation:
     preempted: tuple[tuple[int, int], ...]
 
 
-def simulate(instance: Instance, policy: Policy) -> Simulation:
+def simulate(instance: Instance, policy: Policy, *, machine: Machine | None = None) -> Simulation:
     """Run a policy over an instance until every request has generated its last token.
 
     Arrivals at or before the clock are submitted in (arrival, file) order before each decision. A decision
     without a batch waits for the next arrival; one that only evicted is asked again at once.
+
+    Parameters
+    ----------
+    machine
+        Runs the batches in place of the instance's cost. On its own times, and batches that overlap as in a
+        pipeline, the referee has no say.
 
     Raises
     ------
@@ -76,7 +82,7 @@ def simulate(instance: Instance, policy: Policy) -> Simulation:
     rejections = instance.split_rejected()[1]
     if rejections:
         raise InputError(f"{rejections[0].reason}; remove such requests first (Instance.split_rejected)")
-    engine = _Engine(instance, policy)
+    engine = _Engine(instance, policy, machine)
     while engine.num_unfinished:
         engine.iterate()
     return Simulation(
@@ -95,19 +101,23 @@ class _InFlight(NamedTuple):
     requests: Set[int]
     finished: list[int]
     end_ns: int
+    generating: list[int]
+    """Who generates in it; kept only if the policy decides ahead."""
 
 
 class _Engine:
     """One run: clock, arrivals still to come, state, log."""
 
-    def __init__(self, instance: Instance, policy: Policy) -> None:
+    def __init__(self, instance: Instance, policy: Policy, machine: Machine | None) -> None:
         self.log = ScheduleLog()
         self.num_unfinished = len(instance.requests)
         self._cost = instance.cost
+        self._machine = machine
         self._label = policy.label
         self._run = policy.new_run(instance)
-        self._state = State(instance)
+        self._state = State(instance, caches_prefixes=getattr(self._run, "caches_prefixes", False))
         self._depth: int = getattr(self._run, "batches_in_flight", 1)
+        self._decides_on_arrival: bool = getattr(self._run, "decides_on_arrival", False)
         self._in_flight: deque[_InFlight] = deque()
         self._busy_until_ns = 0
         self._moved_blocks = 0
@@ -131,7 +141,7 @@ class _Engine:
             if len(self._in_flight) == self._depth:
                 self._await_batch()
         elif self._in_flight:
-            self._await_batch()
+            self._await_batch_or_arrival()
         elif not step.evicted and not step.restored:
             self._wait_for_arrival()
 
@@ -167,9 +177,13 @@ class _Engine:
 
     def _launch(self, step: Step) -> None:
         """Queue the batch behind those in flight; its start waits for what is swapped."""
-        outcome = self._state.process(step.batch)
-        start_ns = max(self._clock_ns, self._busy_until_ns) + self._cost.swap_time_ns(self._moved_blocks)
-        self._busy_until_ns = end_ns = start_ns + self._cost.batch_time_ns(outcome.features)
+        if self._machine is None:
+            outcome = self._state.process(step.batch)
+            start_ns = max(self._clock_ns, self._busy_until_ns) + self._cost.swap_time_ns(self._moved_blocks)
+            self._busy_until_ns = end_ns = start_ns + self._cost.batch_time_ns(outcome.features)
+        else:
+            start_ns, end_ns = self._machine.run(step.batch, step.computed_tokens, ready_ns=self._clock_ns)
+            outcome = self._state.process(step.batch)
         self._moved_blocks = 0
         self.log.add_batch(
             step.batch,
@@ -182,9 +196,20 @@ class _Engine:
         )
         if outcome.features.num_generating:
             self._fruitless_evictions = 0
-        self._in_flight.append(_InFlight(step.batch.keys(), outcome.finished, end_ns))
+        generating: list[int] = []
         if self._depth > 1:
             self._state.undelivered |= step.batch.keys()
+            generating = self._state.launch(step.batch)
+        self._in_flight.append(_InFlight(step.batch.keys(), outcome.finished, end_ns, generating))
+
+    def _await_batch_or_arrival(self) -> None:
+        """Let a batch end, or before that a request arrive for a policy that decides then, too."""
+        if self._decides_on_arrival and self._to_come:
+            arrival_ns = self._arrival_ns[self._to_come[-1]]
+            if arrival_ns < self._in_flight[0].end_ns:
+                self._clock_ns = arrival_ns
+                return
+        self._await_batch()
 
     def _await_batch(self) -> None:
         """Let the oldest batch in flight end: its tokens are known, who is finished leaves."""
@@ -193,6 +218,7 @@ class _Engine:
         if self._depth > 1:
             self._state.undelivered -= batch.requests
             self._state.undelivered.update(*(later.requests for later in self._in_flight))
+            self._state.deliver(batch.generating)
         if batch.finished:
             self._state.retire(batch.finished)
             self._run.retire(batch.finished)

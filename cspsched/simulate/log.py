@@ -17,8 +17,8 @@ class ScheduleLog:
 
     __slots__ = (
         "_decided_ns", "_end_ns", "_evicted_batch", "_evicted_request", "_evicted_to_host", "_first_entry",
-        "_held_blocks", "_kv_tokens", "_num_waiting", "_request", "_restored_batch", "_restored_request",
-        "_start_ns", "_tokens", "preempted",
+        "_held_blocks", "_hit_batch", "_hit_request", "_hit_tokens", "_kv_tokens", "_num_waiting", "_request",
+        "_restored_batch", "_restored_request", "_start_ns", "_tokens", "preempted",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -33,13 +33,16 @@ class ScheduleLog:
         self._evicted_to_host = array("q")
         self._restored_batch = array("q")
         self._restored_request = array("q")
+        self._hit_batch = array("q")
+        self._hit_request = array("q")
+        self._hit_tokens = array("q")
         self.preempted: list[tuple[int, int]] = []
         self._decided_ns = array("q")
         self._held_blocks = array("q")
         self._num_waiting = array("q")
 
     def add_boundary(self, step: Step) -> None:
-        """Note what left the device and what came back at the boundary before the next batch."""
+        """Note what left the device, came back or was found cached at the boundary before the next batch."""
         batch = len(self._start_ns)
         for request in step.evicted:
             self.preempted.append((batch, request))
@@ -50,6 +53,10 @@ class ScheduleLog:
         for request in step.restored:
             self._restored_batch.append(batch)
             self._restored_request.append(request)
+        for request, tokens in step.hits.items():
+            self._hit_batch.append(batch)
+            self._hit_request.append(request)
+            self._hit_tokens.append(tokens)
 
     def add_batch(
         self,
@@ -87,6 +94,9 @@ class ScheduleLog:
             evicted_to_host=_column(self._evicted_to_host),
             restored_batch=_column(self._restored_batch),
             restored_request=_column(self._restored_request),
+            hit_batch=_column(self._hit_batch),
+            hit_request=_column(self._hit_request),
+            hit_tokens=_column(self._hit_tokens),
         )
 
     def decided_ns(self) -> IntArray:

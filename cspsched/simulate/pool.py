@@ -45,8 +45,7 @@ class BlockPool:
         PoolError
             If fewer are free, or the number is not at least 1.
         """
-        if not 1 <= blocks <= self.free:
-            raise PoolError(f"{blocks} KV blocks asked for, {self.free} of {self.capacity} are free")
+        self._require_free(blocks)
         if not self.held[request]:
             self.num_holders += 1
         self.held[request] += blocks
@@ -67,3 +66,7 @@ class BlockPool:
         self.free += blocks
         self.num_holders -= 1
         return blocks
+
+    def _require_free(self, blocks: int) -> None:
+        if not 1 <= blocks <= self.free:
+            raise PoolError(f"{blocks} KV blocks asked for, {self.free} of {self.capacity} are free")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 from cspsched.problem.instance import Instance
@@ -13,7 +13,9 @@ class PolicyRun(Protocol):
     """One run of a policy over one instance: its queues. Requests are positions in the instance.
 
     A run that decides ahead says how far by an attribute `batches_in_flight` (1 if there is none): 2 means
-    that the next batch is decided when one starts, before it is known what that one generates.
+    that the next batch is decided when one starts, before it is known what that one generates. If it has a
+    true attribute `decides_on_arrival` and less in flight than that, it is asked at arrivals, too. A run with
+    a true attribute `caches_prefixes` finds what earlier requests left on the device (`step.find_cached`).
     """
 
     def submit(self, request: int) -> None:
@@ -40,3 +42,13 @@ class Policy(Protocol):
 
     def new_run(self, instance: Instance) -> PolicyRun:
         """Fresh queues for an instance."""
+
+
+class Machine(Protocol):
+    """Where batches run, if not one by one at the instance's cost. Its tick is what it takes for 1 ns."""
+
+    def run(self, batch: Mapping[int, int], computed: Sequence[int], *, ready_ns: int) -> tuple[int, int]:
+        """Run a batch {request: tokens} decided at `ready_ns` and return its start and end.
+
+        `computed` are the KV entries of every request before the batch. Batches end in the order of calls.
+        """

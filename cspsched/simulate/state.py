@@ -8,6 +8,7 @@ from typing import NamedTuple
 from cspsched.problem.cost import BatchFeatures
 from cspsched.problem.instance import Instance
 from cspsched.simulate.pool import BlockPool
+from cspsched.simulate.prefix_cache import PrefixCachePool
 
 
 class Outcome(NamedTuple):
@@ -34,20 +35,25 @@ class State:
         The request generated a token when it was last processed, and was not evicted since.
     pool
         The KV blocks on the device.
+    cache
+        The same pool, if prefixes are cached.
     host
         KV entries of every request in host memory.
     host_free
         Free KV blocks in host memory.
+    restored
+        Requests that came back from host memory since the last batch.
     undelivered
         Requests in a batch that has not ended: what it generates is counted in `known`, nobody has seen it.
     """
 
     __slots__ = (
-        "_decoding_on_host", "_final", "_prompt", "computed", "decoding", "host", "host_free", "instance",
-        "known", "num_active", "pool", "undelivered",
+        "_blocks_on_host", "_decoding_on_host", "_final", "_prompt", "_unseen", "cache", "computed",
+        "decoding", "host", "host_free", "instance", "known", "num_active", "pool", "restored",
+        "undelivered",
     )  # fmt: skip
 
-    def __init__(self, instance: Instance) -> None:
+    def __init__(self, instance: Instance, *, caches_prefixes: bool = False) -> None:
         count = len(instance.requests)
         self.instance = instance
         self._prompt = [request.prompt_tokens for request in instance.requests]
@@ -57,10 +63,14 @@ class State:
         self.decoding = [False] * count
         self.host = [0] * count
         self.host_free = instance.limits.host_kv_blocks
+        self.restored: set[int] = set()
+        self._blocks_on_host = [0] * count
         self._decoding_on_host = [False] * count
         self.undelivered: set[int] = set()
         self.num_active = 0
-        self.pool = BlockPool(capacity=instance.limits.kv_blocks, num_requests=count)
+        self._unseen = [0] * count
+        self.cache = PrefixCachePool(instance) if caches_prefixes else None
+        self.pool = self.cache or BlockPool(capacity=instance.limits.kv_blocks, num_requests=count)
 
     @property
     def num_waiting(self) -> int:
@@ -79,20 +89,21 @@ class State:
         self.decoding[request] = False
 
     def swap_out(self, request: int) -> int:
-        """Move the KV cache of a request to host memory and return the blocks that move."""
-        blocks = self.instance.limits.blocks_of(self.computed[request])
+        """Move all KV blocks of a request to host memory, filled or not, and return how many."""
+        blocks = self._blocks_on_host[request] = self.pool.held[request]
         self.host[request], self._decoding_on_host[request] = self.computed[request], self.decoding[request]
         self.host_free -= blocks
         self.evict(request)
         return blocks
 
     def swap_in(self, request: int) -> int:
-        """Move the KV cache of a request back to the device and return the blocks that move."""
-        blocks = self.instance.limits.blocks_of(self.host[request])
+        """Move the KV blocks of a request back to the device and return how many."""
+        blocks = self._blocks_on_host[request]
         self.pool.take(request, blocks)
         self.computed[request], self.decoding[request] = self.host[request], self._decoding_on_host[request]
         self.host_free += blocks
         self.host[request] = 0
+        self.restored.add(request)
         return blocks
 
     def retire(self, requests: Iterable[int]) -> None:
@@ -107,6 +118,25 @@ class State:
         """Whether the last token of a request is in flight."""
         return self.computed[request] + 1 == self._final[request]
 
+    def enter(self, request: int, tokens: int) -> None:
+        """Let the cache know the first tokens of a request, as far as somebody has seen them."""
+        assert self.cache is not None
+        self.cache.enter(request, min(tokens, self.known[request] - self._unseen[request]))
+
+    def launch(self, batch: Iterable[int]) -> list[int]:
+        """Note that a batch, just processed, has not ended; return who generates in it."""
+        generating = [request for request in batch if self.decoding[request]]
+        for request in generating:
+            self._unseen[request] += 1
+        return generating
+
+    def deliver(self, generating: Iterable[int]) -> None:
+        """Let the tokens of a launched batch be seen, and cached unless their request was evicted."""
+        for request in generating:
+            self._unseen[request] -= 1
+            if self.cache is not None and self.pool.held[request]:
+                self.cache.enter(request, self.computed[request] - self._unseen[request])
+
     def process(self, batch: Mapping[int, int]) -> Outcome:
         """Process tokens {request: tokens} of a batch: grow the KV cache, generate, add up the features.
 
@@ -116,6 +146,7 @@ class State:
         known, computed, decoding, final = self.known, self.computed, self.decoding, self._final
         attention = prefill_tokens = prefill_context = decode_context = 0
         num_decodes = num_generating = 0
+        self.restored.clear()
         kv_tokens: list[int] = []
         finished: list[int] = []
         for request, tokens in batch.items():

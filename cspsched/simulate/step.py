@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence, Set
 
 from cspsched.errors import CspschedError
 from cspsched.simulate.pool import PoolError
+from cspsched.simulate.prefix_cache import NOTHING_CACHED, CachedPrefix
 from cspsched.simulate.state import State
 
 
@@ -34,6 +35,8 @@ class Step:
         What remains of the instance's token budget C and request limit R in this batch.
     evicted
         Requests preempted so far in this step, recomputed or swapped, in order.
+    hits
+        Tokens that requests start with out of the prefix cache in this step, {request: tokens}.
     host_tokens
         KV entries of every request in host memory.
     undelivered
@@ -44,6 +47,7 @@ class Step:
     __slots__ = (
         "_batch",
         "_block_tokens",
+        "_cache",
         "_label",
         "_pool",
         "_state",
@@ -53,6 +57,7 @@ class Step:
         "evicted",
         "finishing",
         "held_blocks",
+        "hits",
         "host_tokens",
         "known_tokens",
         "moved_blocks",
@@ -73,6 +78,7 @@ class Step:
         self.tokens_left = limits.max_batch_tokens
         self.requests_left = limits.max_batch_requests
         self.evicted: list[int] = []
+        self.hits: dict[int, int] = {}
         self.swapped: set[int] = set()
         self.restored: list[int] = []
         self.finishing: list[int] = []
@@ -81,6 +87,7 @@ class Step:
         self.undelivered: Set[int] = state.undelivered
         self._state = state
         self._pool = state.pool
+        self._cache = state.cache
         self._block_tokens = limits.block_tokens
         self._label = label
         self._batch: dict[int, int] = {}
@@ -104,6 +111,31 @@ class Step:
         """KV blocks that a request lacks to process a number of tokens (0 if it holds enough)."""
         needed = -(-(self.computed_tokens[request] + tokens) // self._block_tokens)
         return max(needed - self.held_blocks[request], 0)
+
+    def find_cached(self, request: int) -> CachedPrefix:
+        """The longest run of a request's full blocks in the prefix cache, but not all of its known tokens.
+
+        Nothing is found unless the policy's run has a true attribute `caches_prefixes`.
+        """
+        if self._cache is None:
+            return NOTHING_CACHED
+        return self._cache.find(request, self.known_tokens[request])
+
+    def reuse(self, request: int, cached: CachedPrefix) -> None:
+        """Let a request without KV cache start with what was found for it; then schedule the rest.
+
+        Raises
+        ------
+        PolicyError
+            If the request holds KV blocks or is on the host, nothing was found, or prefixes are not cached.
+        """
+        if self._cache is None or self.host_tokens[request]:
+            raise self._refusal(request, "reuses cached KV blocks but may not")
+        try:
+            self._cache.reuse(request, cached)
+        except PoolError as error:
+            raise self._refusal(request, f"reuses cached KV blocks: {error}") from None
+        self.hits[request] = self._state.computed[request] = len(cached.blocks) * self._block_tokens
 
     def schedule(self, request: int, tokens: int, blocks: int) -> None:
         """Put tokens of a request into the batch and give it so many more KV blocks (0 or more).
@@ -132,6 +164,8 @@ class Step:
         if after > self.held_blocks[request] * self._block_tokens:
             held = self.held_blocks[request]
             raise self._refusal(request, f"needs room for {after} KV entries and holds {held} blocks")
+        if self._cache is not None:
+            self._state.enter(request, after)
         self.tokens_left -= tokens
         self.requests_left -= 1
         self._batch[request] = tokens
@@ -148,23 +182,28 @@ class Step:
         """
         if not self.held_blocks[request]:
             raise self._refusal(request, "is preempted but holds no KV blocks")
-        if request in self.restored:
-            raise self._refusal(request, "is preempted in the step in which it came back from host memory")
-        if self.computed_tokens[request]:
-            self._note_eviction(request)
+        if request in self._state.restored:
+            raise self._refusal(request, "is preempted before a batch since it came back from host memory")
+        if self.hits.pop(request, 0) == self.computed_tokens[request]:
+            # Admitted in this very step: nothing is lost, and what was cached still is.
+            self._state.evict(request)
+            return self._take_out(request)
+        self._note_eviction(request)
         self._state.evict(request)
         return self._take_out(request)
 
     def swap_out(self, request: int) -> int:
         """Evict a resident request to host memory and return the tokens that this takes out of the batch.
 
+        All its blocks move, also those that it holds for tokens to come.
+
         Raises
         ------
         PolicyError
             If the request has no KV entries, the instance has no swap, or host memory is full.
         """
-        blocks = -(-self.computed_tokens[request] // self._block_tokens)
-        if not blocks or request in self.restored:
+        blocks = self.held_blocks[request]
+        if not self.computed_tokens[request] or request in self._state.restored:
             raise self._refusal(request, "is swapped out but has no KV entries of its own to keep")
         if not self._state.instance.switches.preemption.swaps:
             raise self._refusal(request, "is swapped out, but the instance has no swap (switch preemption)")
@@ -180,7 +219,7 @@ class Step:
         return self._take_out(request)
 
     def swap_in(self, request: int) -> None:
-        """Bring the KV cache of a request back from host memory, into as many blocks as it needs.
+        """Bring the KV cache of a request back from host memory, into as many blocks as it held.
 
         Raises
         ------

@@ -1,0 +1,56 @@
+"""What full KV blocks hold: two may be one where their content and everything before it agree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+
+from cspsched.problem.instance import Instance
+
+Content = int | tuple[int, int]
+"""Name of a full block's content and of everything before it; equal names, equal content."""
+Run = tuple[str, int, int]
+"""Stream, offset in it, tokens."""
+
+
+class BlockContents:
+    """Names the content of every full KV block of every request.
+
+    Position p of a prompt holds the token (stream, offset) that the request's prefix says. What follows the
+    prefix, generated tokens too, is the request's own, and the same whenever it is computed again.
+
+    Requests are named by their position. Blocks that the device has no room for are nobody's but their own.
+    """
+
+    def __init__(self, instance: Instance) -> None:
+        self._limits = instance.limits
+        self._names: dict[tuple[int, tuple[Run, ...]], int] = {}
+        self._shared = [self._chain(request.prefix) for request in instance.requests]
+
+    def of(self, request: int, block: int) -> Content:
+        """Content of the block at a position, counted from 0, once it is full."""
+        shared = self._shared[request]
+        return shared[block] if block < len(shared) else (request, block)
+
+    def _chain(self, prefix: Sequence[tuple[str, int]]) -> list[int]:
+        """Names of the blocks that hold nothing but the prefix, each with those before it."""
+        chain: list[int] = []
+        for runs in islice(_full_blocks(prefix, self._limits.block_tokens), self._limits.kv_blocks):
+            parent = chain[-1] if chain else -1
+            chain.append(self._names.setdefault((parent, runs), len(self._names)))
+        return chain
+
+
+def _full_blocks(prefix: Sequence[tuple[str, int]], block_tokens: int) -> Iterator[tuple[Run, ...]]:
+    runs: list[Run] = []
+    room = block_tokens
+    for stream, tokens in prefix:
+        offset = 0
+        while offset < tokens:
+            length = min(room, tokens - offset)
+            runs.append((stream, offset, length))
+            offset += length
+            room -= length
+            if not room:
+                yield tuple(runs)
+                runs, room = [], block_tokens
