@@ -16,7 +16,7 @@ from cspsched.problem.metrics import Metrics, Objective, measure
 from cspsched.problem.referee import find_violations
 from cspsched.problem.result import StopReason, tool_versions
 from cspsched.problem.schedule import Schedule
-from cspsched.simulate import simulate
+from cspsched.simulate import Policy, simulate
 from cspsched.solving import DEFAULT_HEURISTICS
 
 COMPARISON_SCHEMA = "cspsched/comparison/1"
@@ -141,6 +141,7 @@ def compare_policies(
     servable, rejections = instance.split_rejected()
     measured = {name: _judged_input(instance, name, schedule) for name, schedule in given.items()}
     for policy in policies:
+        _refuse_prefix_cache(policy)
         tell(f"simulating {policy.label} on {len(servable.requests)} requests")
         measured[policy.label] = _judged(servable, policy.label, simulate(servable, policy).schedule)
     tell(f"bounding {objective}")
@@ -154,9 +155,23 @@ def compare_policies(
     )
 
 
+def _refuse_prefix_cache(policy: Policy) -> None:
+    """The bounds count shared blocks and cached tokens in full, so they would bound nothing."""
+    if getattr(getattr(policy, "settings", None), "enable_prefix_caching", False):
+        raise UsageError(
+            f"policy {policy.label} caches prefixes, which the bounds do not know: there is no excess; leave "
+            "enable_prefix_caching out, or use 'cspsched simulate'"
+        )
+
+
 def _judged(instance: Instance, label: str, schedule: Schedule) -> Metrics:
     """Metrics of a schedule that the referee accepts."""
     violations = find_violations(instance, schedule)
+    if violations and violations[0].rule == "preemption":
+        raise UsageError(
+            f"policy {label} does what the instance does not allow: {violations[0].message}; "
+            "allow it (--preemption) or choose another policy"
+        )
     if violations:
         raise InternalError(f"policy {label} breaks a rule: {violations[0].message}; please report")
     return measure(instance, schedule)
@@ -189,7 +204,8 @@ def _reference(
 ) -> Reference:
     """Exact optimum where it can be had, else the best policy and the best closed-form bound."""
     batches = min(metrics.history.schedule.num_batches for metrics in measured.values())
-    if limits.time_limit_s > 0 and batches * len(instance.requests) <= SMALL_CELLS:
+    swaps = instance.switches.preemption.swaps
+    if limits.time_limit_s > 0 and batches * len(instance.requests) <= SMALL_CELLS and not swaps:
         candidates = [(label, metrics.history.schedule) for label, metrics in measured.items()]
         result = solve_exactly(instance, objective, limits, candidates=candidates, on_progress=on_progress)
         return Reference(
@@ -204,12 +220,13 @@ def _reference(
         key=lambda found: found[1],
     )
     bound = best_bound(instance, objective)
+    why_not_searched = StopReason.NO_SWAP if swaps else StopReason.TOO_LARGE
     return Reference(
         best_known_ns=best,
         best_known_by=label,
         bound_ns=bound.value_ns,
         certificate=bound.name,
-        stop_reason=StopReason.PROVEN if best == bound.value_ns else StopReason.TOO_LARGE,
+        stop_reason=StopReason.PROVEN if best == bound.value_ns else why_not_searched,
     )
 
 

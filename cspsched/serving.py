@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from pathlib import Path
 
 from cspsched.costs.kv_capacity import KvPlan, plan_kv_capacity
@@ -15,8 +16,16 @@ from cspsched.costs.presets import (
     load_cost,
 )
 from cspsched.errors import InputError, UsageError
+from cspsched.problem.cost import CostModel
 from cspsched.problem.instance import Instance, Limits, Switches
 from cspsched.trace.trace import Trace
+from cspsched.units import NS_PER_S
+
+HOST_MEMORY_BYTES = 4 * 2**30
+"""vLLM's default `swap_space` of each GPU."""
+SWAP_BYTES_PER_S = 25_000_000_000
+"""What is left of PCIe 4.0 x16 (16 GT/s x 16 lanes x 128/130 / 8 bit = 31.5 GB/s in each direction) after
+packets and pinned copies, about 80 %; an assumption, not measured here. PCIe 5.0 has twice as much."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +42,11 @@ class Serving:
         KV capacity; default: what the KV capacity planner leaves.
     max_batch_tokens, max_batch_requests
         C and R; default: those of vLLM V1 on the device.
+    host_memory_bytes
+        Host memory of each GPU for swapped KV cache; default: 4 GiB where the switches allow swap, else none.
+    swap_bytes_per_s
+        Rate at which each GPU moves KV cache from and to host memory; default: that of the cost model if it
+        has one, else 25 GB/s.
     """
 
     model: str | None = None
@@ -46,6 +60,8 @@ class Serving:
     max_batch_requests: int | None = None
     max_model_len: int | None = None
     gpu_memory_utilization: float = 0.92
+    host_memory_bytes: int | None = None
+    swap_bytes_per_s: int | None = None
     switches: Switches = field(default_factory=Switches)
 
 
@@ -55,7 +71,8 @@ def make_instance(trace: Trace, serving: Serving | None = None) -> Instance:
     Raises
     ------
     UsageError
-        If a name is unknown, or both kv_tokens and kv_blocks are given.
+        If a name is unknown, both kv_tokens and kv_blocks are given, or host memory or its rate is given
+        although the switches allow no swap.
     InputError
         If a file cannot be read, or the capacity holds no KV block.
     """
@@ -64,15 +81,43 @@ def make_instance(trace: Trace, serving: Serving | None = None) -> Instance:
     # The facts come first: a misspelt name is told as such, not as a pair that nobody measured.
     max_model_len = serving.max_model_len or load_model(model).max_model_len
     batch_tokens, batch_requests = _batch_limits(serving, device)
-    cost = serving.cost or default_cost_name(model, device, tensor_parallel)
+    cost = load_cost(serving.cost or default_cost_name(model, device, tensor_parallel))
+    block_bytes = serving.block_tokens * load_model(model).kv_bytes_per_token(tensor_parallel)
     limits = Limits(
         kv_blocks=_kv_blocks(serving),
         block_tokens=serving.block_tokens,
         max_batch_tokens=batch_tokens,
         max_batch_requests=batch_requests,
         max_model_len=max_model_len,
+        host_kv_blocks=_host_kv_blocks(serving, block_bytes),
     )
-    return Instance(requests=trace.requests, limits=limits, cost=load_cost(cost), switches=serving.switches)
+    cost = _with_swap(cost, serving, block_bytes)
+    return Instance(requests=trace.requests, limits=limits, cost=cost, switches=serving.switches)
+
+
+def _host_kv_blocks(serving: Serving, block_bytes: int) -> int:
+    """KV blocks that host memory holds; every rank keeps its share of each block."""
+    preemption = serving.switches.preemption
+    if preemption.swaps:
+        given = serving.host_memory_bytes
+        return (HOST_MEMORY_BYTES if given is None else given) // block_bytes
+    if serving.host_memory_bytes is not None or serving.swap_bytes_per_s is not None:
+        raise UsageError(
+            f"host memory or its rate is given, but preemption {preemption} moves nothing there; "
+            "allow swap (--preemption swap or either)"
+        )
+    return 0
+
+
+def _with_swap(cost: CostModel, serving: Serving, block_bytes: int) -> CostModel:
+    """The cost model with the time of a block between device and host; all ranks move theirs at once."""
+    rate = serving.swap_bytes_per_s
+    if not serving.switches.preemption.swaps or (rate is None and cost.swap_block):
+        return cost
+    rate = SWAP_BYTES_PER_S if rate is None else rate
+    if rate < 1:
+        raise UsageError(f"swap_bytes_per_s is {rate}, expected at least 1")
+    return replace(cost, swap_block=Fraction(block_bytes * NS_PER_S, rate))
 
 
 def plan_memory(serving: Serving) -> KvPlan:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from cspsched.errors import InfeasibleError
 from cspsched.exact.search import Progress, SearchLimits
-from cspsched.exact.solver import solve_exactly
+from cspsched.exact.solver import require_no_swap, solve_exactly
 from cspsched.policies.base import make_policy
 from cspsched.problem.instance import Instance, Rejection
 from cspsched.problem.metrics import Objective
@@ -48,7 +48,10 @@ def solve(
     ------
     InfeasibleError
         If a request can never be served.
+    InputError
+        If the instance allows preemption by swap.
     """
+    require_no_swap(instance)
     servable, rejections = instance.split_rejected()
     if rejections and not drop_rejected:
         more = f" (and {len(rejections) - 1} more)" if len(rejections) > 1 else ""

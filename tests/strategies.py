@@ -78,6 +78,7 @@ EVERY_TERM = CostModel(
     decode_batch=Fraction(3),
     prefill_request=Fraction(1, 3),
     decode_request=Fraction(1, 7),
+    swap_block=Fraction(5, 3),
     tokens=PiecewiseLinear((0, 4, 9), (Fraction(1), Fraction(0), Fraction(5, 3))),
     prefill_attention=PiecewiseLinear.linear("1/8"),
     prefill_tokens=PiecewiseLinear.linear("1/2"),
@@ -116,15 +117,16 @@ def instances(draw: st.DrawFn, fewest_requests: int = 1) -> Instance:
     )
     block = draw(st.integers(1, 4))
     largest = max(-(-(prompt + output - 1) // block) for prompt, output in sizes)
+    kinds = [*Preemption, Preemption.RECOMPUTE, Preemption.EITHER]
     switches = Switches(
         chunked_prefill=draw(mostly_on),
         hybrid_batches=draw(mostly_on),
         holding=draw(mostly_on),
-        preemption=draw(st.sampled_from([Preemption.RECOMPUTE, Preemption.RECOMPUTE, Preemption.NONE])),
+        preemption=draw(st.sampled_from(kinds)),
         reservation=not draw(mostly_on),
     )
     fewest = 1 if switches.chunked_prefill else max(prompt for prompt, _ in sizes)
-    if switches.preemption is Preemption.RECOMPUTE and not switches.chunked_prefill:
+    if switches.preemption.recomputes and not switches.chunked_prefill:
         fewest = draw(st.sampled_from([fewest, max(prompt + output - 1 for prompt, output in sizes)]))
     requests = tuple(
         Request(
@@ -142,6 +144,7 @@ def instances(draw: st.DrawFn, fewest_requests: int = 1) -> Instance:
         max_batch_tokens=fewest + draw(st.integers(0, 10)),
         max_batch_requests=draw(st.sampled_from([5, 4, 4, 3, 2, 1])),
         max_model_len=draw(st.none() | st.integers(12, 20)),
+        host_kv_blocks=draw(st.integers(0, 2 * largest)) if switches.preemption.swaps else 0,
     )
     return Instance(
         requests=requests,
@@ -149,6 +152,17 @@ def instances(draw: st.DrawFn, fewest_requests: int = 1) -> Instance:
         cost=draw(st.sampled_from([EVERY_TERM, EVERY_TERM, None])) or draw(cost_models()),
         switches=switches,
     )
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A batch and the boundary before it."""
+
+    entries: list[tuple[int, int]]
+    evicted: list[int]
+    swapped: list[int]
+    """Those of the evicted whose KV cache moves to host memory."""
+    restored: list[int]
 
 
 @dataclass
@@ -160,57 +174,74 @@ class Walker:
     kv: list[int]
     generated: list[int]
     decoding: list[bool]
+    host: dict[int, tuple[int, bool]]
+    """KV entries in host memory, and whether their request is in its decode phase."""
 
     def unfinished(self) -> list[int]:
         """Requests that lack tokens."""
         pairs = zip(self.generated, self.instance.requests, strict=True)
         return [i for i, (generated, request) in enumerate(pairs) if generated < request.output_tokens]
 
-    def step(self) -> tuple[list[tuple[int, int]], list[int]] | None:
-        """One legal batch and the evictions before it, or None if several attempts gave none."""
+    def step(self) -> Decision | None:
+        """One legal batch with its boundary, or None if several attempts gave none."""
         for attempt in range(16):
-            evicted = self._evictions(0.1 + 0.03 * attempt)
-            kept = [0 if i in evicted else held for i, held in enumerate(self.kv)]
-            entries = [(i, c) for i in self._order() if (c := self._tokens(i, kept[i], i in evicted))]
-            if self._is_legal(kept, entries, evicted):
-                self._apply(kept, entries, evicted)
-                return entries, evicted
+            before = list(self.kv), list(self.decoding), dict(self.host)
+            evicted, swapped, restored = self._cross_boundary(0.1 + 0.03 * attempt)
+            entries = [(i, c) for i in self._order() if (c := self._tokens(i))]
+            if self._is_legal(entries):
+                self._apply(entries)
+                return Decision(entries, evicted, swapped, restored)
+            self.kv, self.decoding, self.host = before
         return None
 
     def _order(self) -> list[int]:
         return self.rng.sample(self.unfinished(), len(self.unfinished()))
 
-    def _evictions(self, share: float) -> list[int]:
-        if self.instance.switches.preemption is Preemption.NONE:
-            return []
-        return [i for i in self.unfinished() if self.kv[i] and self.rng.random() < share]
+    def _cross_boundary(self, share: float) -> tuple[list[int], list[int], list[int]]:
+        """Evict and restore at random; who is evicted, which of them to host memory, and who comes back."""
+        preemption = self.instance.switches.preemption
+        evicted = [i for i in self.unfinished() if self.kv[i] and self.rng.random() < share]
+        if preemption is Preemption.NONE:
+            evicted = []
+        swapped = [
+            i for i in evicted if preemption.swaps and (not preemption.recomputes or self.rng.random() < 0.7)
+        ]
+        restored = [i for i in self.host if self.rng.random() < 0.5]
+        self.host |= {i: (self.kv[i], self.decoding[i]) for i in swapped}
+        for i in evicted:
+            self.kv[i], self.decoding[i] = 0, False
+        for i in restored:
+            self.kv[i], self.decoding[i] = self.host.pop(i)
+        return evicted, swapped, restored
 
-    def _tokens(self, i: int, held: int, evicted: bool) -> int:  # noqa: FBT001
+    def _tokens(self, i: int) -> int:
+        held = self.kv[i]
         lacking = self.instance.requests[i].prompt_tokens + self.generated[i] - held
         fewest = 0 if self.instance.switches.holding or not held else 1
-        if (self.decoding[i] and not evicted) or not self.instance.switches.chunked_prefill:
+        if i in self.host:
+            return 0
+        if self.decoding[i] or not self.instance.switches.chunked_prefill:
             return lacking * max(fewest, self.rng.randint(0, 1))
         return self.rng.choice([lacking, self.rng.randint(fewest, lacking)])
 
-    def _is_legal(self, kept: list[int], entries: list[tuple[int, int]], evicted: list[int]) -> bool:
+    def _is_legal(self, entries: list[tuple[int, int]]) -> bool:
         limits, switches = self.instance.limits, self.instance.switches
         if not entries or len(entries) > limits.max_batch_requests:
             return False
-        phases = {self.decoding[i] and i not in evicted for i, _ in entries}
-        if len(phases) > 1 and not switches.hybrid_batches:
+        if len({self.decoding[i] for i, _ in entries}) > 1 and not switches.hybrid_batches:
             return False
-        after = [held + dict(entries).get(i, 0) for i, held in enumerate(kept)]
+        after = [held + dict(entries).get(i, 0) for i, held in enumerate(self.kv)]
         if switches.reservation:
             peaks = [request.peak_kv_tokens for request in self.instance.requests]
             after = [peak if held else 0 for held, peak in zip(after, peaks, strict=True)]
-        return sum(c for _, c in entries) <= limits.max_batch_tokens and (
-            sum(-(-held // limits.block_tokens) for held in after) <= limits.kv_blocks
+        on_host = [held for held, _ in self.host.values()]
+        return (
+            sum(c for _, c in entries) <= limits.max_batch_tokens
+            and sum(-(-held // limits.block_tokens) for held in after) <= limits.kv_blocks
+            and sum(-(-held // limits.block_tokens) for held in on_host) <= limits.host_kv_blocks
         )
 
-    def _apply(self, kept: list[int], entries: list[tuple[int, int]], evicted: list[int]) -> None:
-        self.kv = kept
-        for i in evicted:
-            self.decoding[i] = False
+    def _apply(self, entries: list[tuple[int, int]]) -> None:
         for i, c in entries:
             self.kv[i] += c
             if self.kv[i] == self.instance.requests[i].prompt_tokens + self.generated[i]:
@@ -220,18 +251,28 @@ class Walker:
                     self.kv[i] = 0
 
 
-def random_decisions(instance: Instance, rng: random.Random) -> tuple[Batches, Evictions]:
-    """Batches and evictions of a random feasible schedule; one request after another if luck runs out."""
+def random_decisions(instance: Instance, rng: random.Random) -> list[Decision]:
+    """Batches of a random feasible schedule; one request after another if luck runs out."""
     count = len(instance.requests)
     for _ in range(6):
-        walker = Walker(instance, rng, [0] * count, [0] * count, [False] * count)
+        walker = Walker(instance, rng, [0] * count, [0] * count, [False] * count, {})
         steps = []
         while walker.unfinished() and len(steps) < 80 and (step := walker.step()):
             steps.append(step)
         if not walker.unfinished():
-            return [entries for entries, _ in steps], [evicted for _, evicted in steps]
-    batches = one_after_another(instance)
-    return batches, [[] for _ in batches]
+            return steps
+    return [Decision(entries, [], [], []) for entries in one_after_another(instance)]
+
+
+def run_asap(instance: Instance, decisions: Sequence[Decision]) -> Schedule:
+    """Schedule of the decisions, each batch as early as possible."""
+    return schedule_asap(
+        instance,
+        [decision.entries for decision in decisions],
+        [decision.evicted for decision in decisions],
+        swapped=[decision.swapped for decision in decisions],
+        restored=[decision.restored for decision in decisions],
+    )
 
 
 def one_after_another(instance: Instance) -> Batches:
@@ -250,7 +291,7 @@ def feasible_runs(draw: st.DrawFn) -> tuple[Instance, Schedule]:
     """An instance with a feasible schedule of it, sometimes with idle time between its batches."""
     instance = draw(instances(fewest_requests=draw(st.sampled_from([3, 3, 2, 1]))))
     rng = random.Random(draw(st.integers(0, 2**32)))
-    schedule = schedule_asap(instance, *random_decisions(instance, rng))
+    schedule = run_asap(instance, random_decisions(instance, rng))
     if draw(st.booleans()):
         idle = np.cumsum([rng.choice([0, 0, 7]) for _ in range(schedule.num_batches)])
         schedule = replace(schedule, start_ns=schedule.start_ns + idle, end_ns=schedule.end_ns + idle)

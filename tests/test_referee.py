@@ -419,7 +419,9 @@ class Draft:
 
     instance: Instance
     batches: list[list[list[int]]]
-    evictions: list[list[int]]
+    evictions: list[list[tuple[int, bool]]]
+    """Request, and whether its KV cache moves to host memory."""
+    returns: list[list[int]]
     start_ns: list[int]
     end_ns: list[int]
 
@@ -427,16 +429,24 @@ class Draft:
     def of(cls, instance: Instance, schedule: Schedule) -> Draft:
         """Take a schedule apart."""
         rows = np.stack([schedule.request, schedule.tokens, schedule.kv_tokens], axis=1)
-        evicted = zip(schedule.evicted_batch.tolist(), schedule.evicted_request.tolist(), strict=True)
+        evicted = zip(
+            schedule.evicted_batch.tolist(),
+            schedule.evicted_request.tolist(),
+            schedule.evicted_to_host.tolist(),
+            strict=True,
+        )
         draft = cls(
             instance=instance,
             batches=[part.tolist() for part in np.split(rows, schedule.first_entry[1:-1])],
             evictions=[[] for _ in range(schedule.num_batches)],
+            returns=[[] for _ in range(schedule.num_batches)],
             start_ns=schedule.start_ns.tolist(),
             end_ns=schedule.end_ns.tolist(),
         )
-        for j, i in evicted:
-            draft.evictions[j].append(i)
+        for j, i, to_host in evicted:
+            draft.evictions[j].append((i, bool(to_host)))
+        for j, i in zip(schedule.restored_batch.tolist(), schedule.restored_request.tolist(), strict=True):
+            draft.returns[j].append(i)
         return draft
 
     def schedule(self) -> Schedule:
@@ -450,17 +460,29 @@ class Draft:
             tokens=[entry[1] for entry in entries],
             kv_tokens=[entry[2] for entry in entries],
             evicted_batch=[j for j, evicted in enumerate(self.evictions) for _ in evicted],
-            evicted_request=[i for evicted in self.evictions for i in evicted],
+            evicted_request=[i for evicted in self.evictions for i, _ in evicted],
+            evicted_to_host=[to_host for evicted in self.evictions for _, to_host in evicted],
+            restored_batch=[j for j, returned in enumerate(self.returns) for _ in returned],
+            restored_request=[i for returned in self.returns for i in returned],
         )
 
     def restate(self) -> None:
         """State the memory and the times that the decisions imply, so that only the decisions are judged."""
-        requests = self.instance.requests
+        requests, cost = self.instance.requests, self.instance.cost
         kv, generated, decoding = ([0] * (len(requests) + 1) for _ in range(3))
+        host: dict[int, tuple[int, int]] = {}
         clock = 0
         for j, entries in enumerate(self.batches):
-            for i in self.evictions[j]:
+            moved = 0
+            for i, to_host in self.evictions[j]:
+                if to_host:
+                    host[i] = (kv[i], decoding[i])
+                    moved += self.instance.limits.blocks_of(kv[i])
                 kv[i], decoding[i] = 0, False
+            for i in self.returns[j]:
+                kv[i], decoding[i] = host.pop(i, (0, False))
+                moved += self.instance.limits.blocks_of(kv[i])
+            clock += -(-moved * cost.swap_block.numerator // cost.swap_block.denominator)
             chunks, contexts, generating = [], [], 0
             for entry in entries:
                 i, c, _ = entry
@@ -475,7 +497,7 @@ class Draft:
                 generating += decoding[i]
                 generated[i] += decoding[i]
             self.start_ns[j] = max([clock, *(requests[entry[0]].arrival_ns for entry in entries)])
-            clock = self.start_ns[j] + naive_duration(self.instance.cost, chunks, contexts, generating)
+            clock = self.start_ns[j] + naive_duration(cost, chunks, contexts, generating)
             self.end_ns[j] = clock
 
     def somewhere(self, rng: random.Random) -> tuple[int, int]:
@@ -528,7 +550,7 @@ def change_request(draft: Draft, rng: random.Random) -> None:
 
 def swap_batches(draft: Draft, rng: random.Random) -> None:
     j, k = (rng.randrange(len(draft.batches)) for _ in range(2))
-    for column in rng.sample([draft.batches, draft.evictions], rng.choice([1, 2])):
+    for column in rng.sample([draft.batches, draft.evictions, draft.returns], rng.choice([1, 2, 3])):
         column[j], column[k] = column[k], column[j]
 
 
@@ -540,6 +562,7 @@ def split_batch(draft: Draft, rng: random.Random) -> None:
     j, k = draft.somewhere(rng)
     draft.batches[j : j + 1] = [draft.batches[j][:k], draft.batches[j][k:]]
     draft.evictions.insert(j + 1, [])
+    draft.returns.insert(j + 1, [])
     draft.start_ns.insert(j + 1, draft.end_ns[j])
     draft.end_ns.insert(j + 1, draft.end_ns[j])
 
@@ -549,12 +572,14 @@ def merge_batches(draft: Draft, rng: random.Random) -> None:
         j = rng.randrange(len(draft.batches) - 1)
         draft.batches[j] += draft.batches.pop(j + 1)
         draft.evictions[j] += draft.evictions.pop(j + 1)
+        draft.returns[j] += draft.returns.pop(j + 1)
         del draft.start_ns[j + 1], draft.end_ns[j]
 
 
 def append_batch(draft: Draft, rng: random.Random) -> None:
     draft.batches.append([[rng.randrange(len(draft.instance.requests)), 1, 1]])
     draft.evictions.append([])
+    draft.returns.append([])
     draft.start_ns.append(draft.end_ns[-1])
     draft.end_ns.append(draft.end_ns[-1] + 1)
 
@@ -579,7 +604,8 @@ def shorten_duration(draft: Draft, rng: random.Random) -> None:
 
 
 def evict_somebody(draft: Draft, rng: random.Random) -> None:
-    draft.evictions[rng.randrange(len(draft.batches))].append(rng.randrange(len(draft.instance.requests)))
+    evicted = (rng.randrange(len(draft.instance.requests)), rng.random() < 0.5)
+    draft.evictions[rng.randrange(len(draft.batches))].append(evicted)
 
 
 def forget_eviction(draft: Draft, rng: random.Random) -> None:
@@ -588,9 +614,32 @@ def forget_eviction(draft: Draft, rng: random.Random) -> None:
         draft.evictions[rng.choice(places)].pop()
 
 
+def redirect_eviction(draft: Draft, rng: random.Random) -> None:
+    """Drop what moved to host memory, or move what was dropped."""
+    places = [j for j, evicted in enumerate(draft.evictions) if evicted]
+    if places:
+        evicted = draft.evictions[rng.choice(places)]
+        i, to_host = evicted.pop()
+        evicted.append((i, not to_host))
+
+
+def restore_somebody(draft: Draft, rng: random.Random) -> None:
+    draft.returns[rng.randrange(len(draft.batches))].append(rng.randrange(len(draft.instance.requests)))
+
+
+def move_restoration(draft: Draft, rng: random.Random) -> None:
+    """Bring somebody back from host memory in another batch, or never."""
+    places = [j for j, returned in enumerate(draft.returns) if returned]
+    if places:
+        i = draft.returns[rng.choice(places)].pop()
+        if rng.random() < 0.7:
+            draft.returns[rng.randrange(len(draft.batches))].append(i)
+
+
 def tighten_limit(draft: Draft, rng: random.Random) -> None:
-    name = rng.choice(["kv_blocks", "block_tokens", "max_batch_tokens", "max_batch_requests"])
-    value = max(1, getattr(draft.instance.limits, name) + rng.choice([-1, 1, -2]))
+    names = ["kv_blocks", "block_tokens", "max_batch_tokens", "max_batch_requests", "host_kv_blocks"]
+    name = rng.choice(names)
+    value = max(name != "host_kv_blocks", getattr(draft.instance.limits, name) + rng.choice([-1, 1, -2]))
     draft.instance = with_limits(draft.instance, **{name: value})
 
 
@@ -599,7 +648,7 @@ def turn_switch(draft: Draft, rng: random.Random) -> None:
     name = rng.choice(["chunked_prefill", "hybrid_batches", "holding", "reservation", "preemption"])
     value: Any = not getattr(switches, name)
     if name == "preemption":
-        value = rng.choice([Preemption.NONE, Preemption.RECOMPUTE])
+        value = rng.choice(list(Preemption))
     draft.instance = replace(draft.instance, switches=replace(switches, **{name: value}))
 
 
@@ -614,7 +663,8 @@ def change_request_size(draft: Draft, rng: random.Random) -> None:
 MUTATIONS: list[Callable[[Draft, random.Random], None]] = [
     drop_entry, duplicate_entry, move_entry, change_tokens, shift_token, change_memory, change_request,
     swap_batches, reorder_batch, split_batch, merge_batches, append_batch, shift_start, shift_all,
-    shorten_duration, evict_somebody, forget_eviction, tighten_limit, turn_switch, change_request_size,
+    shorten_duration, evict_somebody, forget_eviction, redirect_eviction, restore_somebody, move_restoration,
+    tighten_limit, turn_switch, change_request_size,
 ]  # fmt: skip
 ALWAYS_WRONG = (drop_entry, change_tokens, change_memory, shorten_duration)
 """Whatever these hit, the schedule is broken unless its memory and times are stated anew."""
@@ -677,7 +727,7 @@ def assert_same_verdict(instance: Instance, schedule: Schedule) -> None:
     said = {violation.rule for violation in find_violations(instance, schedule)}
 
     assert bool(naive) == bool(said)
-    if not naive & {"known tokens", "completion", "preemption"}:
+    if not naive & {"known tokens", "completion", "preemption", "swap"}:
         assert naive == said
     else:
         assert naive & said

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+from fractions import Fraction
+
 import pytest
 
+from cspsched.costs.presets import load_cost
 from cspsched.errors import InputError, UsageError
 from cspsched.problem.instance import Preemption, Switches
 from cspsched.problem.request import Request
@@ -130,3 +135,53 @@ def test_model_that_does_not_fit_says_what_to_do():
         plan_memory(Serving(model="llama-3.1-70b"))
 
     assert plan_memory(Serving(model="llama-3.1-70b", tensor_parallel=4)).kv_blocks > 0
+
+
+def test_swap_has_the_engine_s_host_memory_and_a_stated_rate_by_default():
+    """4 GiB hold 2048 blocks of 16 tokens of 131072 bytes each; one moves at 25 GB/s in 2 MiB / 25 ns."""
+    instance = make_instance(TRACE, Serving(switches=Switches(preemption=Preemption.EITHER)))
+
+    assert instance.limits.host_kv_blocks == 4 * 2**30 // (16 * 131_072) == 2048
+    assert instance.cost.swap_block == Fraction(2**21, 25)
+    assert make_instance(TRACE).limits.host_kv_blocks == make_instance(TRACE).cost.swap_block == 0
+
+
+def test_swap_counts_the_share_of_each_gpu():
+    """With two GPUs a block takes half of the bytes on each, which have memory and a bus of their own."""
+    serving = Serving(
+        cost="unit",
+        kv_blocks=10,
+        tensor_parallel=2,
+        host_memory_bytes=2**21 + 1,
+        swap_bytes_per_s=10**9,
+        switches=Switches(preemption=Preemption.SWAP),
+    )
+    instance = make_instance(TRACE, serving)
+
+    assert instance.limits.host_kv_blocks == 2
+    assert instance.cost.swap_block == 2**20
+
+
+def test_a_cost_model_with_a_rate_of_its_own_keeps_it(tmp_path):
+    """A file that says what a block takes is not overruled by a default, but by what is given."""
+    path = tmp_path / "cost.json"
+    path.write_text(json.dumps(replace(load_cost("unit"), swap_block=Fraction(7, 3)).to_json()))
+    serving = Serving(cost=path, kv_blocks=10, switches=Switches(preemption=Preemption.SWAP))
+
+    assert make_instance(TRACE, serving).cost.swap_block == Fraction(7, 3)
+    given = replace(serving, swap_bytes_per_s=2**21)
+    assert make_instance(TRACE, given).cost.swap_block == 10**9
+
+
+@pytest.mark.parametrize("given", [{"host_memory_bytes": 1}, {"swap_bytes_per_s": 1}])
+def test_host_memory_without_swap_is_refused(given):
+    """What would change nothing is told."""
+    with pytest.raises(UsageError, match=r"preemption recompute moves nothing there; allow swap"):
+        make_instance(TRACE, Serving(**given))
+
+
+def test_a_rate_of_nothing_is_refused():
+    """Nothing ever arrives at 0 bytes a second."""
+    serving = Serving(swap_bytes_per_s=0, switches=Switches(preemption=Preemption.SWAP))
+    with pytest.raises(UsageError, match="swap_bytes_per_s is 0, expected at least 1"):
+        make_instance(TRACE, serving)

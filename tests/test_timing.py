@@ -20,14 +20,18 @@ TEN = CostModel(name="ten", step=Fraction(10))
 
 
 def decisions(schedule):
-    """Batches and evictions of a schedule."""
+    """Batches, evictions, and moves to and from host memory of a schedule, for `schedule_asap`."""
     entries = list(zip(schedule.request.tolist(), schedule.tokens.tolist(), strict=True))
     offsets = schedule.first_entry.tolist()
     batches = [entries[offsets[j] : offsets[j + 1]] for j in range(schedule.num_batches)]
-    evictions = [[] for _ in batches]
-    for j, i in zip(schedule.evicted_batch.tolist(), schedule.evicted_request.tolist(), strict=True):
+    evictions, swapped, restored = ([[] for _ in batches] for _ in range(3))
+    evicted = zip(schedule.evicted_batch.tolist(), schedule.evicted_request.tolist(), strict=True)
+    for (j, i), to_host in zip(evicted, schedule.evicted_to_host.tolist(), strict=True):
         evictions[j].append(i)
-    return batches, evictions
+        swapped[j] += [i] * to_host
+    for j, i in zip(schedule.restored_batch.tolist(), schedule.restored_request.tolist(), strict=True):
+        restored[j].append(i)
+    return {"batches": batches, "evictions": evictions, "swapped": swapped, "restored": restored}
 
 
 @pytest.mark.parametrize(
@@ -76,7 +80,7 @@ def test_no_batches_take_no_time():
 def test_asap_is_feasible_and_never_later(drawn):
     """The decisions of any feasible schedule run as early as possible are feasible, and no batch is later."""
     instance, schedule = drawn
-    earliest = schedule_asap(instance, *decisions(schedule))
+    earliest = schedule_asap(instance, **decisions(schedule))
 
     assert find_violations(instance, earliest) == []
     assert (earliest.start_ns <= schedule.start_ns).all()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,6 +19,8 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 BUNDLED_TRACE = "chat-2000"
 MOST_SEED = 2**31 - 1
 SECONDS = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0}
+BYTES = {"kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
+         "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}  # fmt: skip
 
 
 class Duration(click.ParamType[float]):
@@ -33,6 +36,31 @@ class Duration(click.ParamType[float]):
         if match is None:
             self.fail(f"{value!r} is no time with a unit, such as 60s, 5min or 500ms", param, ctx)
         return float(match[1]) * SECONDS[match[2]]
+
+
+class Size(click.ParamType[int]):
+    """Bytes with their unit, such as 4GiB or 512MB; its value is in bytes."""
+
+    name = "size"
+    suffix = ""
+    what = "size with a unit, such as 4GiB or 512MB"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Bytes of a text, rounded down."""
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(rf"(\d+(?:\.\d+)?)({'|'.join(BYTES)}){self.suffix}", value.strip())
+        if match is None:
+            self.fail(f"{value!r} is no {self.what}", param, ctx)
+        return int(Fraction(match[1]) * BYTES[match[2]])
+
+
+class Rate(Size):
+    """Bytes per second with their unit, such as 25GB/s; its value is in bytes per second."""
+
+    name = "rate"
+    suffix = "/s"
+    what = "rate with a unit, such as 25GB/s"
 
 
 class Window(click.ParamType[tuple[float, float]]):
@@ -136,6 +164,13 @@ serving_options = _stack(
     click.option("--kv-blocks", type=click.IntRange(min=1), help="KV capacity in blocks, instead of tokens."),
     click.option("--max-model-len", type=click.IntRange(min=1),
                  help="Longest prompt + output - 1 taken.  [default: the model's]"),
+    click.option("--preemption", type=click.Choice(["none", "recompute", "swap", "either"]),
+                 default="recompute", show_default=True,
+                 help="May a request lose its KV cache: and compute it again, or move it to host memory?"),
+    click.option("--host-memory", type=Size(),
+                 help="Host memory of each GPU for swapped KV cache.  [default: 4GiB if there is swap]"),
+    click.option("--swap-bandwidth", type=Rate(),
+                 help="Rate of each GPU to and from host memory.  [default: the cost model's, else 25GB/s]"),
 )  # fmt: skip
 """Everything that turns a trace into an instance; collected by `instance_serving`."""
 
@@ -172,7 +207,12 @@ out_type = click.Path(path_type=Path, file_okay=False)
 SERVING_NAMES = (
     "model", "device", "tensor_parallel", "cost", "block_tokens", "kv_tokens", "kv_blocks",
     "max_batch_tokens", "max_batch_requests", "max_model_len", "gpu_memory_utilization",
+    "preemption", "host_memory", "swap_bandwidth",
 )  # fmt: skip
+
+
+FIELDS = {"host_memory": "host_memory_bytes", "swap_bandwidth": "swap_bytes_per_s"}
+"""Fields of the set-up whose options carry the unit in the value instead of the name."""
 
 
 def selected_trace(trace: Path | None, options: dict[str, Any]) -> Trace:
@@ -186,8 +226,13 @@ def selected_trace(trace: Path | None, options: dict[str, Any]) -> Trace:
     return read_trace(trace, **selection)
 
 
-def instance_serving(options: dict[str, Any], **extra: Any) -> Serving:
-    """Serving set-up, taken out of the options."""
+def instance_serving(options: dict[str, Any], **switches: bool) -> Serving:
+    """Serving set-up, taken out of the options, and switches of the instance beside preemption."""
+    from cspsched.problem.instance import Preemption, Switches
     from cspsched.serving import Serving
 
-    return Serving(**{name: options.pop(name) for name in SERVING_NAMES if name in options}, **extra)
+    given = {FIELDS.get(name, name): options.pop(name) for name in SERVING_NAMES if name in options}
+    if "preemption" in given:
+        preemption = Preemption(given.pop("preemption"))
+        given["switches"] = Switches(preemption=preemption, **switches)
+    return Serving(**given)

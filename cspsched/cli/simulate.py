@@ -119,13 +119,20 @@ def _require_outputs(
 
 def _simulated(instance: Instance, policy: Policy, rejections: tuple[Rejection, ...]) -> Run:
     from cspsched.problem.metrics import measure
+    from cspsched.problem.referee_boundary import check_preemption
     from cspsched.report.run import Run
     from cspsched.simulate import simulate
 
     simulation = simulate(instance, policy)
+    metrics = measure(instance, simulation.schedule)
+    for violation in check_preemption(metrics.history):
+        raise UsageError(
+            f"policy {simulation.policy} does what the instance does not allow: {violation.message}; "
+            "allow it (--preemption) or choose another policy"
+        )
     return Run(
         policy=simulation.policy,
-        metrics=measure(instance, simulation.schedule),
+        metrics=metrics,
         held_blocks=simulation.held_blocks,
         num_waiting=simulation.num_waiting,
         rejections=rejections,

@@ -55,13 +55,6 @@ if TYPE_CHECKING:
     "--holding/--no-holding", default=True, show_default=True, help="May a resident request sit out a batch?"
 )
 @click.option(
-    "--preemption",
-    type=click.Choice(["none", "recompute"]),
-    default="recompute",
-    show_default=True,
-    help="May a request lose its KV cache and be computed again?",
-)
-@click.option(
     "--reservation/--no-reservation",
     default=False,
     show_default=True,
@@ -99,23 +92,21 @@ def solve_command(
     cspsched solve trace.csv --kv-tokens 64 --block-tokens 1 --preemption none
     """  # fmt: skip  # noqa: D301 - click's marker for text that is not to be wrapped
     from cspsched.exact.search import SearchLimits
-    from cspsched.problem.instance import Preemption, Switches
     from cspsched.problem.metrics import Objective
     from cspsched.problem.result import StopReason
     from cspsched.report.output import require_writable
     from cspsched.serving import make_instance
     from cspsched.solving import solve
 
-    switches = Switches(
-        chunked_prefill=options.pop("chunking"),
-        hybrid_batches=options.pop("hybrid"),
-        holding=options.pop("holding"),
-        preemption=Preemption(options.pop("preemption")),
-        reservation=options.pop("reservation"),
-    )
+    switches = {
+        "chunked_prefill": options.pop("chunking"),
+        "hybrid_batches": options.pop("hybrid"),
+        "holding": options.pop("holding"),
+        "reservation": options.pop("reservation"),
+    }
     require_writable(out)
     requests = selected_trace(trace, options)
-    instance = make_instance(requests, instance_serving(options, switches=switches))
+    instance = make_instance(requests, instance_serving(options, **switches))
     with LiveLine(Objective(objective), len(instance.requests)) as live:
         solution = solve(
             instance,

@@ -1,4 +1,4 @@
-"""FastServe's skip-join multi-level feedback queue (LLMServe/FastServe), with recompute in place of swap.
+"""FastServe's skip-join multi-level feedback queue (LLMServe/FastServe).
 
 Queue p has the quantum q 2^p, q = 10 ms; there is no last queue. A request joins the first queue whose
 quantum covers the time that the cost model gives its prompt alone. Batches are filled from the highest queue
@@ -6,14 +6,20 @@ down; who has used more than the quantum of its queue goes to the front of the n
 whoever was idle for 3 s goes to the front of queue 0. Whoever lacks memory evicts from the end of the lowest
 queue up.
 
-A schedule here has no swap yet, so that an evicted request is recomputed (and looks for starving requests
-that come more often than a refill takes may evict in a circle, which is an error). Where memory is short
-that is not FastServe's performance: it changes over requests at every quantum, and each change costs a
-refill. The rules about host memory (no prefill below 10 % of CPU blocks, proactive swap-in, blocks in
-reserve for it) have no meaning then and are left out. Left open by the written rules and decided here:
-prefills and decodes share batches; prompts are cut where the instance allows it; the requests of a batch
-keep their order when they are pushed to the front; idle counts from the last batch or, before the first,
-from the arrival; time in a queue is that of the batches it was in.
+Where the instance allows swap (preemption swap or either) an evicted request moves to host memory. No
+prompt starts while less than 10 % of the host blocks are free, and after a batch before which nobody was
+evicted the first of those in host memory, as many as a batch may have, come back ahead of their turn as
+long as the blocks that the running requests need next stay free. (FastServe keeps one block in reserve for
+each request of its small batches instead, which an R of hundreds would not bear.) A victim that host memory
+has no room for is recomputed; if the instance allows swap alone, that is an error.
+
+Where the instance has no swap an evicted request is recomputed (and looks for starving requests that come
+more often than a refill takes may evict in a circle, which is an error). If memory is short that is not
+FastServe's performance: it changes over requests at every quantum, and each change costs a refill. Left
+open by the written rules and decided here: prefills and decodes share batches; prompts are cut where the
+instance allows it; the requests of a batch keep their order when they are pushed to the front; idle counts
+from the last batch or, before the first, from the arrival; time in a queue is that of the batches it was
+in.
 """
 
 from __future__ import annotations
@@ -31,6 +37,8 @@ from cspsched.problem.instance import Instance
 from cspsched.simulate import Step
 
 NS_PER_MS = 1_000_000
+LEAST_HOST_SHARE = 0.1
+"""Share of the host blocks that must be free for a prompt to start."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +66,7 @@ class FastserveSettings:
 
 @dataclass(frozen=True, slots=True)
 class Fastserve(Configured):
-    """FastServe's skip-join MLFQ: who has run long waits behind who has not; recompute in place of swap."""
+    """FastServe's skip-join MLFQ: who has run long waits behind who has not; swap if the instance has it."""
 
     settings: FastserveSettings = FastserveSettings()
     name: ClassVar[str] = "fastserve"
@@ -76,6 +84,8 @@ class FastserveRun(RankedRun):
         super().__init__(
             instance, max_tokens=settings.max_tokens_per_batch, max_requests=settings.max_batch_size
         )
+        self.swaps = instance.switches.preemption.swaps
+        self._least_host_blocks = LEAST_HOST_SHARE * instance.limits.host_kv_blocks
         self._settings = settings
         self._cost = instance.cost
         self._used_ns = [0] * len(instance.requests)
@@ -99,8 +109,23 @@ class FastserveRun(RankedRun):
         if self._num_batches and self._num_batches % self._settings.starvation_period == 0:
             self._rescue(step)
         self.serve(step)
+        if self.swapped and step.batch and not step.evicted:
+            self._bring_back(step)
         self._in_batch, self._batch_start_ns = list(step.batch), step.clock_ns
         self._num_batches += bool(step.batch)
+
+    def may_start(self, step: Step) -> bool:
+        """Whether host memory has room for those who would have to make room."""
+        return not self.swaps or step.free_host_blocks >= self._least_host_blocks
+
+    def _bring_back(self, step: Step) -> None:
+        """Swap in ahead of their turn the first of the swapped requests, while the blocks are to spare."""
+        for request in self.swapped[: self.max_running]:
+            if self.blocks_to_serve(step, request) + self.growing_blocks(step) > step.free_blocks:
+                break
+            step.swap_in(request)
+            self.running.append(request)
+        self.swapped = [request for request in self.swapped if step.host_tokens[request]]
 
     def _prefill_ns(self, tokens: int) -> int:
         """Time of a batch with nothing but a prompt."""
@@ -133,10 +158,12 @@ class FastserveRun(RankedRun):
     def _rescue(self, step: Step) -> None:
         """Move starving requests to the front of the highest queue."""
         threshold_ns = self._settings.starvation_threshold_ms * NS_PER_MS
-        for request in sorted(self.running + self.waiting, key=self.rank.__getitem__, reverse=True):
+        everybody = self.running + self.waiting + self.swapped
+        for request in sorted(everybody, key=self.rank.__getitem__, reverse=True):
             if step.clock_ns - self._idle_since_ns[request] >= threshold_ns:
                 self._push_front(request, 0)
         self.waiting.sort(key=self.rank.__getitem__)
+        self.swapped.sort(key=self.rank.__getitem__)
 
     def _push_front(self, request: int, level: float) -> None:
         self._front -= 1

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 from cspsched.problem.instance import Instance
 from cspsched.simulate import PolicyError, Step
+from cspsched.simulate.kernel.rules import Chunk, KernelRules, Need
 from cspsched.units import ceil_div
 
 
@@ -61,6 +62,7 @@ class FamilyRun:
         self.max_running = min(own.max_num_seqs, limits.max_batch_requests, limits.max_batch_tokens)
         self.watermark_blocks = int(own.watermark * limits.kv_blocks)
         self.block_tokens = limits.block_tokens
+        self.kv_blocks = limits.kv_blocks
         self.arrival_ns = [request.arrival_ns for request in instance.requests]
         self.running: list[int] = []
         self.waiting: deque[int] = deque()
@@ -74,6 +76,19 @@ class FamilyRun:
         """Drop finished requests from the running list."""
         finished = set(requests)
         self.running = [request for request in self.running if request not in finished]
+
+    def kernel_rules(self) -> KernelRules | None:
+        """The same limits and decisions for the compiled kernel; None where it does not know them."""
+        return KernelRules(
+            kv_blocks=self.kv_blocks,
+            block_tokens=self.block_tokens,
+            max_tokens=self.max_tokens,
+            max_running=self.max_running,
+            watermark_blocks=self.watermark_blocks,
+            longest_prompt=self._longest_prompt,
+            chunk=Chunk.TOO_LONG,
+            need=Need.ONE_SPARE,
+        )
 
     # What a scheduler may decide otherwise.
 

@@ -1,15 +1,15 @@
 """vLLM's V0 scheduler as of vllm 0.9.2 (`vllm/core/scheduler.py`): prefix caching off, single-step.
 
 Source: rules written down from the behaviour of the real scheduler; whole recorded schedules of its default
-mode with recompute are reproduced by `tests/test_conformance.py`. Not simulated: preemption by swap, and the
-request that vanishes when its refill outgrows the limits (FINISHED_IGNORED: a bug; here it is an error, see
+mode, with recompute and with swap, are reproduced by `tests/test_conformance.py`. Not simulated: the request
+that vanishes when its refill outgrows the limits (FINISHED_IGNORED: a bug; here it is an error, see
 `sarathi_family.py` for this and for the watermark of an empty device). The engine refuses
-max_num_batched_tokens < max_num_seqs; here the tighter binds.
+max_num_batched_tokens < max_num_seqs; here the tighter binds. For preemption by swap see `vllm_v0_runs.py`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import ClassVar
 
@@ -17,10 +17,10 @@ from cspsched.errors import UsageError
 from cspsched.policies.batching import Configured
 from cspsched.policies.sarathi_family import OwnLimits
 from cspsched.policies.settings import require_at_least, require_fraction
-from cspsched.policies.vllm_v0_runs import PartialPrefills, V0ChunkedRun, V0DefaultRun
+from cspsched.policies.vllm_v0_runs import PartialPrefills, V0ChunkedRun, V0DefaultRun, V0Run
 from cspsched.policies.vllm_v1 import QueueOrder
-from cspsched.problem.instance import Instance, Limits
-from cspsched.simulate import PolicyRun
+from cspsched.problem.instance import Instance, Limits, Preemption
+from cspsched.simulate.kernel.rules import KernelRules
 
 SMALLEST_DEFAULT_BUDGET = 2048
 """Default of max_num_batched_tokens for short models, and with chunked prefill for all."""
@@ -52,7 +52,7 @@ class VllmV0Settings:
     policy: QueueOrder = QueueOrder.FCFS
     """Order of the queue; priority preempts for the sake of a more important request (not chunked)."""
     preemption_mode: PreemptionMode = PreemptionMode.RECOMPUTE
-    """Only recompute."""
+    """What happens to the KV cache of a preempted request; swap needs an instance that allows it."""
     max_num_partial_prefills: int = 1
     """Prefills among which the budget of a batch is split (chunked)."""
     max_long_partial_prefills: int = 1
@@ -69,11 +69,6 @@ class VllmV0Settings:
         require_fraction(self, "watermark", policy="vllm-v0")
         if not 0 <= self.delay_factor < float("inf"):
             raise UsageError(f"policy 'vllm-v0': delay_factor is {self.delay_factor}, expected at least 0")
-        if self.preemption_mode is PreemptionMode.SWAP:
-            raise UsageError(
-                "policy 'vllm-v0': preemption_mode=swap is not simulated, for a schedule cannot say yet what "
-                "is in host memory; use recompute"
-            )
         if self.max_num_partial_prefills > 1 and not self.enable_chunked_prefill:
             raise UsageError("policy 'vllm-v0': max_num_partial_prefills needs enable_chunked_prefill=true")
 
@@ -99,9 +94,13 @@ class VllmV0(Configured):
     name: ClassVar[str] = "vllm-v0"
     settings_type: ClassVar[type[VllmV0Settings]] = VllmV0Settings
 
-    def new_run(self, instance: Instance) -> PolicyRun:
+    def new_run(self, instance: Instance) -> V0Run:
         """Empty queues under the instance's limits and the settings, whichever are tighter."""
         settings, budget = self.settings, self.settings.token_budget(instance.limits)
+        swaps = settings.preemption_mode is PreemptionMode.SWAP
+        by_priority = settings.policy is QueueOrder.PRIORITY
+        if swaps:
+            self._require_swap(instance.switches.preemption, by_priority=by_priority)
         own = OwnLimits(
             label=self.label,
             max_num_seqs=min(settings.max_num_seqs, budget or settings.max_num_seqs),
@@ -114,6 +113,23 @@ class VllmV0(Configured):
                 most_long=settings.max_long_partial_prefills,
                 long_tokens=settings.long_tokens(instance.limits),
             )
-            return V0ChunkedRun(instance, own, partial)
-        by_priority = settings.policy is QueueOrder.PRIORITY
-        return V0DefaultRun(instance, own, delay_factor=settings.delay_factor, by_priority=by_priority)
+            return V0ChunkedRun(instance, own, partial, swaps=swaps)
+        return V0DefaultRun(
+            instance, own, swaps=swaps, delay_factor=settings.delay_factor, by_priority=by_priority
+        )
+
+    def _require_swap(self, allowed: Preemption, *, by_priority: bool) -> None:
+        if not allowed.swaps:
+            raise UsageError(
+                f"policy {self.label}: preemption_mode=swap, but the instance allows preemption {allowed}; "
+                "give it swap or either (--preemption either)"
+            )
+        if by_priority and not allowed.recomputes:
+            raise UsageError(
+                f"policy {self.label}: whoever makes room for a more important request is recomputed, but "
+                "the instance allows swap only; give it either (--preemption either)"
+            )
+
+    def kernel_rules(self, instance: Instance) -> KernelRules | None:
+        """Rules for the compiled kernel under an instance's limits; None if it does not know the settings."""
+        return self.new_run(replace(instance, requests=instance.requests[:1])).kernel_rules()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from fractions import Fraction
+from math import ceil
 
 from tests.oracles.naive_simulator import Device, NaiveRequest, Plan
 
 
 class RefusedError(Exception):
-    """A prompt that the scheduler can never take."""
+    """A prompt that the scheduler can never take, or a victim that host memory has no room for."""
 
 
 def whole(request: NaiveRequest) -> int:
@@ -192,7 +194,35 @@ class NaiveDynamicSarathi(NaiveFamily):
 
 
 @dataclass(kw_only=True)
-class NaiveV0(NaiveFamily):
+class NaiveV0Swap(NaiveFamily):
+    """What both modes of vLLM V0 do with the swapped queue."""
+
+    swap: bool = False
+
+    def evict(self, device: Device, plan: Plan, candidates: list[NaiveRequest]) -> None:
+        """Evict the last one of the candidates to the end of the swapped queue."""
+        if not self.swap:
+            super().evict(device, plan, candidates)
+            return
+        for victim in candidates[-1:]:
+            if ceil(Fraction(victim.length, device.size)) > device.host_room():
+                raise RefusedError
+            device.running.remove(victim)
+            plan.evicted.append(victim)
+            device.park(victim, plan)
+
+    def returns(self, device: Device, num_running: int) -> NaiveRequest | None:
+        """The head of the swapped queue, if blocks for all its tokens are there above the watermark."""
+        kept_free = int(self.watermark * len(device.blocks)) if num_running else 0
+        for head in device.parked[:1]:
+            need = ceil(Fraction(head.length, device.size))
+            if num_running < self.max_seqs and len(device.free()) - need >= kept_free:
+                return head
+        return None
+
+
+@dataclass(kw_only=True)
+class NaiveV0(NaiveV0Swap):
     """vLLM V0 by default: prompts first, with delay and priority."""
 
     delay_factor: float = 0.0
@@ -218,12 +248,20 @@ class NaiveV0(NaiveFamily):
         plan = Plan()
         self.calls.append((device.clock_ns, False))
         self.go_on(plan, [request for request in device.running if not request.in_decode], 0)
-        self.admit(device, plan, 0, self.has_delay_passed)
+        if not device.parked:
+            self.admit(device, plan, 0, self.has_delay_passed)
         self.calls[-1] = (device.clock_ns, bool(plan.entries))
         if not plan.entries:
             if self.priority:
                 self.prefer_important(device, plan)
+            forced = len(plan.evicted)
             self.decode_batch(device, plan, list(device.running))
+            while len(plan.evicted) == forced and (head := self.returns(device, len(device.running))):
+                device.unpark(head, plan)
+                device.running.append(head)
+                if head.in_decode:
+                    device.give(head, device.lacks(head, head.length))
+                    plan.entries.append((head, 1))
         return plan
 
     def prefer_important(self, device: Device, plan: Plan) -> None:
@@ -238,12 +276,12 @@ class NaiveV0(NaiveFamily):
             margin = len(device.free()) - device.lacks(head, head.length)
             if margin >= int(self.watermark * len(device.blocks)) and len(device.running) < self.max_seqs:
                 break
-            self.evict(device, plan, device.running)
+            NaiveFamily.evict(self, device, plan, device.running)
         device.waiting.sort(key=key)
 
 
 @dataclass(kw_only=True)
-class NaiveV0Chunked(NaiveFamily):
+class NaiveV0Chunked(NaiveV0Swap):
     """vLLM V0 with chunked prefill, one or several prefills at a time."""
 
     max_partial: int = 1
@@ -277,23 +315,42 @@ class NaiveV0Chunked(NaiveFamily):
             if request not in device.running or left == 0:
                 continue
             visited.append(request)
-            if not request.in_decode:
-                chunks.append((request, min(request.lacking, left, share)))
-                continue
-            while not device.free() and request in device.running:
+            wants_block = request.in_decode or request.length % device.size != 0
+            while wants_block and not device.free() and request in device.running:
                 later = [r for r in order if r in device.running and r not in visited]
+                if not request.in_decode and not later and not decodes and not chunks:
+                    break
                 self.evict(device, plan, later or [request])
-            if request in device.running:
+            if request in device.running and not request.in_decode:
+                chunks.append((request, min(request.lacking, left, share)))
+            elif request in device.running:
                 device.give(request, device.lacks(request, len(request.kv) + 1))
                 decodes.append(request)
         unvisited = [r for r in order if r in device.running and r not in visited]
         used = len(decodes) + sum(tokens for _, tokens in chunks)
+        back: list[tuple[NaiveRequest, int]] = []
+        device.running = [r for r in order if r in device.running]
+        while not plan.evicted and (head := self.returns(device, len(device.running))):
+            assert head.parked is not None
+            lacking, left = head.length - len(head.parked[0]), self.max_tokens - used
+            tokens = self.max_tokens if lacking > self.max_tokens else lacking
+            if tokens > left:
+                break
+            device.unpark(head, plan)
+            device.running.append(head)
+            device.give(head, device.lacks(head, len(head.kv) + tokens))
+            back.append((head, tokens))
+            used += tokens
         new = self.new_prefills(device, queue, used, share, num_long)
         done = [request for request, tokens in chunks if tokens == request.lacking]
         rest = [request for request, tokens in chunks if tokens < request.lacking]
-        device.running = [*unvisited, *decodes, *done, *rest, *(request for request, _ in new)]
+        back_decodes = [(request, tokens) for request, tokens in back if request.in_decode]
+        back_prefills = [(request, tokens) for request, tokens in back if not request.in_decode]
+        returned = [request for request, _ in back_decodes + back_prefills]
+        started = [*decodes, *done, *rest, *(request for request, _ in new)]
+        device.running = [*unvisited, *returned, *started]
         device.waiting = [r for r in device.waiting if r not in device.running]
-        plan.entries = [*new, *chunks, *((request, 1) for request in decodes)]
+        plan.entries = [*new, *chunks, *back_prefills, *((r, 1) for r in decodes), *back_decodes]
         return plan
 
     def new_prefills(

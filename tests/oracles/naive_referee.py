@@ -50,9 +50,13 @@ def broken_rules(instance: Instance, schedule: Schedule) -> set[str]:
     """Names of the rules that a schedule breaks, in the referee's words; empty if it is feasible."""
     batches = _batches(schedule)
     evictions = list(zip(schedule.evicted_batch.tolist(), schedule.evicted_request.tolist(), strict=True))
-    if _is_malformed(instance, batches, evictions):
+    to_host = schedule.evicted_to_host.tolist()
+    returns = list(zip(schedule.restored_batch.tolist(), schedule.restored_request.tolist(), strict=True))
+    if _is_malformed(instance, batches, evictions) or _is_malformed(instance, batches, returns):
         return {"form"}
     broken: set[str] = set()
+    allowed = instance.switches.preemption.value
+    on_host: dict[int, tuple[int, bool]] = {}
     everybody = range(len(instance.requests))
     memory = dict.fromkeys(everybody, 0)
     generated = dict.fromkeys(everybody, 0)
@@ -60,12 +64,26 @@ def broken_rules(instance: Instance, schedule: Schedule) -> set[str]:
     finished = dict.fromkeys(everybody, False)
     clock = 0
     for j, entries in enumerate(batches):
-        for batch, i in evictions:
+        moved = 0
+        for (batch, i), swaps in zip(evictions, to_host, strict=True):
             if batch == j:
-                if instance.switches.preemption.value in ("none", "swap") or memory[i] == 0 or finished[i]:
+                if allowed not in ("swap" if swaps else "recompute", "either"):
                     broken.add("preemption")
+                if memory[i] == 0 or finished[i]:
+                    broken.add("preemption")
+                if swaps:
+                    on_host[i] = (memory[i], decoding[i])
+                    moved += _block_count(instance, memory[i])
                 memory[i] = 0
                 decoding[i] = False
+        for batch, i in returns:
+            if batch == j:
+                if on_host.get(i, (0, False))[0] == 0:
+                    broken.add("swap")
+                memory[i], decoding[i] = on_host.pop(i, (0, False))
+                moved += _block_count(instance, memory[i])
+        if sum(_block_count(instance, held) for held, _ in on_host.values()) > instance.limits.host_kv_blocks:
+            broken.add("swap")
         residents = {i for i in everybody if memory[i] > 0}
         chunks, contexts, generating, leaving = [], [], 0, []
         for i, tokens, stated in entries:
@@ -73,6 +91,8 @@ def broken_rules(instance: Instance, schedule: Schedule) -> set[str]:
             known = request.prompt_tokens + generated[i]
             if finished[i]:
                 broken.add("completion")
+            if on_host.get(i, (0, False))[0]:
+                broken.add("swap")
             if memory[i] + tokens > known:
                 broken.add("known tokens")
             if decoding[i]:
@@ -103,7 +123,9 @@ def broken_rules(instance: Instance, schedule: Schedule) -> set[str]:
         if not instance.switches.holding and residents - {i for i, _, _ in entries}:
             broken.add("holding")
         start, end = int(schedule.start_ns[j]), int(schedule.end_ns[j])
-        if start < clock or end - start != naive_duration(instance.cost, chunks, contexts, generating):
+        # Nothing else happens while KV blocks move.
+        earliest = clock + ceil(instance.cost.swap_block * moved)
+        if start < earliest or end - start != naive_duration(instance.cost, chunks, contexts, generating):
             broken.add("time")
         clock = end
         for i in leaving:
@@ -139,11 +161,15 @@ def _is_malformed(
     return False
 
 
+def _block_count(instance: Instance, tokens: int) -> int:
+    return ceil(Fraction(tokens, instance.limits.block_tokens))
+
+
 def _blocks(instance: Instance, memory: dict[int, int]) -> int:
     """Blocks of all residents; under reservation everybody who is there occupies its peak."""
     total = 0
     for i, held in memory.items():
         if held and instance.switches.reservation:
             held = instance.requests[i].prompt_tokens + instance.requests[i].output_tokens - 1
-        total += ceil(Fraction(held, instance.limits.block_tokens))
+        total += _block_count(instance, held)
     return total

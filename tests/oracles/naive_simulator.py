@@ -35,6 +35,8 @@ class NaiveRequest:
     emitted: list[str] = field(default_factory=list)
     kv: list[str] = field(default_factory=list)
     in_decode: bool = False
+    parked: tuple[list[str], bool, int] | None = None
+    """KV entries, phase and blocks in host memory."""
 
     @property
     def length(self) -> int:
@@ -58,6 +60,9 @@ class Plan:
 
     entries: list[tuple[NaiveRequest, int]] = field(default_factory=list)
     evicted: list[NaiveRequest] = field(default_factory=list)
+    swapped: list[NaiveRequest] = field(default_factory=list)
+    restored: list[NaiveRequest] = field(default_factory=list)
+    moved_blocks: int = 0
 
     def total(self) -> int:
         """Tokens in the batch."""
@@ -81,6 +86,8 @@ class Device:
         self.blocks = [Block() for _ in range(instance.limits.kv_blocks)]
         self.running: list[NaiveRequest] = []
         self.waiting: list[NaiveRequest] = []
+        self.parked: list[NaiveRequest] = []
+        self.host_blocks = instance.limits.host_kv_blocks
 
     def free(self) -> list[Block]:
         """Blocks without an owner."""
@@ -107,6 +114,29 @@ class Device:
             block.owner = None
         request.kv.clear()
         request.in_decode = False
+
+    def host_room(self) -> int:
+        """Blocks in host memory that nobody uses."""
+        return self.host_blocks - sum(request.parked[2] for request in self.parked if request.parked)
+
+    def park(self, request: NaiveRequest, plan: Plan) -> None:
+        """Move the blocks of a running request to host memory."""
+        blocks = len(self.owned(request))
+        request.parked = (list(request.kv), request.in_decode, blocks)
+        self.drop(request)
+        self.parked.append(request)
+        plan.swapped.append(request)
+        plan.moved_blocks += blocks
+
+    def unpark(self, request: NaiveRequest, plan: Plan) -> None:
+        """Bring them back."""
+        assert request.parked is not None
+        kv, in_decode, blocks = request.parked
+        self.parked.remove(request)
+        self.give(request, blocks)
+        request.kv, request.in_decode, request.parked = kv, in_decode, None
+        plan.restored.append(request)
+        plan.moved_blocks += blocks
 
 
 class NaivePolicy(Protocol):
@@ -281,11 +311,13 @@ def naive_simulate(instance: Instance, policy: NaivePolicy, max_batches: int | N
     device, clock = Device(instance), 0
     entered: set[NaiveRequest] = set()
     batches: list[list[tuple[int, int]]] = []
-    evictions: list[list[int]] = []
     starts: list[int] = []
     ends: list[int] = []
     held: list[int] = []
-    evicted: list[int] = []
+    evicted: list[list[int]] = [[]]
+    swapped: list[list[int]] = [[]]
+    restored: list[list[int]] = [[]]
+    moved_blocks = 0
     while not all(request.done for request in requests):
         if len(batches) == max_batches:
             raise TimeoutError(f"not done after {max_batches} batches")
@@ -295,20 +327,25 @@ def naive_simulate(instance: Instance, policy: NaivePolicy, max_batches: int | N
                 policy.enter(device, request)
         device.clock_ns = clock
         plan = policy.plan(device)
-        evicted += [request.index for request in plan.evicted]
+        for column, them in ((evicted, plan.evicted), (swapped, plan.swapped), (restored, plan.restored)):
+            column[-1] += [request.index for request in them]
+        moved_blocks += plan.moved_blocks
         if not plan.entries:
-            if not plan.evicted:
+            if not plan.evicted and not plan.restored:
                 clock = min(request.arrival_ns for request in requests if request not in entered)
             continue
         batches.append([(request.index, tokens) for request, tokens in plan.entries])
-        evictions.append(evicted)
+        clock += ceil(instance.cost.swap_block * moved_blocks)
         starts.append(clock)
         clock += naive_batch_time_ns(instance.cost, plan)
         ends.append(clock)
         held.append(sum(block.owner is not None for block in device.blocks))
-        evicted = []
+        moved_blocks = 0
+        for column in (evicted, swapped, restored):
+            column.append([])
         run_batch(device, plan)
-    return NaiveRun(Schedule.from_batches(batches, evictions, starts, ends), held)
+    boundaries = {"swapped": swapped[:-1], "restored": restored[:-1]}
+    return NaiveRun(Schedule.from_batches(batches, evicted[:-1], starts, ends, **boundaries), held)
 
 
 def run_batch(device: Device, plan: Plan) -> None:
