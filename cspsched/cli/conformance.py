@@ -31,22 +31,24 @@ def conformance_command(folder: Path, cases: tuple[str, ...], as_json: bool) -> 
     """Replay recorded schedules of real engines, batch by batch.
 
     FOLDER holds manifest.json and the cases that it lists, or just logs with their configurations and traces
-    (docs/recording.md). CASES are names or patterns such as 'v0/*'; all if none is given. A case is equal if
-    every batch is: tokens, order, preemptions, KV blocks, queue and times. Exit code 3 if one differs, 1 if
-    one cannot be read; a case that needs what is not simulated says so and changes neither.
+    (docs/recording.md), or runs of Vidur (docs/vidur.md). CASES are names or patterns such as 'v0/*'; all if
+    none is given. A case is equal if every batch is: tokens, order, preemptions, KV blocks, queue and times.
+    Exit code 3 if one differs, 1 if one cannot be read; a case that needs what is not simulated says so and
+    changes neither.
 
     \b
     cspsched conformance recordings
     cspsched conformance recordings c03_pressure_noapc 'v0/*' --json
     """  # noqa: D301 - click's marker for text that is not to be wrapped
-    from cspsched.recording.cases import find_cases
+    from cspsched.recording.cases import VidurRun, find_cases
     from cspsched.recording.replay import Verdict, replay_case
+    from cspsched.recording.vidur import judge_vidur_run
 
     found = find_cases(folder, cases)
     replays = []
     for position, case in enumerate(found, start=1):
         tell(f"[{position}/{len(found)}] replaying {case.name}")
-        replays.append(replay_case(case))
+        replays.append(judge_vidur_run(case) if isinstance(case, VidurRun) else replay_case(case))
         if not as_json:
             click.echo("\n".join(_lines(replays[-1])))
     counts = Counter(replay.verdict for replay in replays)

@@ -33,11 +33,19 @@ BUILT_IN = {
     "tgi": "cspsched.policies.tgi:Tgi",
     "mc-sf": "cspsched.policies.mc_sf:McSf",
     "smallest-volume": "cspsched.policies.smallest_volume:SmallestVolume",
+    "sorted-f": "cspsched.policies.sorted_f:SortedF",
     "sjf": "cspsched.policies.sjf:Sjf",
     "srpt": "cspsched.policies.srpt:Srpt",
     "trail": "cspsched.policies.srpt:Trail",
     "fastserve": "cspsched.policies.fastserve:Fastserve",
+    "vtc": "cspsched.policies.vtc:Vtc",
+    "niyama": "cspsched.policies.niyama:Niyama",
     "infermax": "cspsched.policies.infermax:Infermax",
+    "vidur-vllm": "cspsched.policies.vidur_vllm:VidurVllm",
+    "vidur-sarathi": "cspsched.policies.vidur_sarathi:VidurSarathi",
+    "vidur-orca": "cspsched.policies.vidur_reserving:VidurOrca",
+    "vidur-faster-transformer": "cspsched.policies.vidur_reserving:VidurFasterTransformer",
+    "vidur-lightllm": "cspsched.policies.vidur_lightllm:VidurLightllm",
 }
 """Known without any installed metadata, and not to be replaced by an entry point."""
 

@@ -13,6 +13,7 @@ from cspsched.problem.json_io import read_json, read_text
 from cspsched.problem.request import Request
 from cspsched.recording.log import Recording, read_recording
 from cspsched.recording.values import read_requests
+from cspsched.recording.vidur_case import find_vidur_cases
 
 MANIFEST = "manifest.json"
 LOG_SUFFIXES = (".log.jsonl.gz", ".log.jsonl")
@@ -74,6 +75,14 @@ class RecordedCase:
         return recording.requests
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VidurRun:
+    """A recorded run of Vidur: a folder of its own."""
+
+    name: str
+    folder: Path
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """A file of an engine's configuration: keys and values as the engine names them.
 
@@ -88,8 +97,8 @@ def read_config(path: Path) -> dict[str, Any]:
     return data
 
 
-def find_cases(folder: Path, names: Iterable[str] = ()) -> list[RecordedCase]:
-    """Cases of a folder, those of its `manifest.json` or else all logs in and below it.
+def find_cases(folder: Path, names: Iterable[str] = ()) -> list[RecordedCase | VidurRun]:
+    """Cases of a folder: those of its `manifest.json` or else all logs in and below it, and Vidur's runs.
 
     Parameters
     ----------
@@ -106,10 +115,12 @@ def find_cases(folder: Path, names: Iterable[str] = ()) -> list[RecordedCase]:
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder, expected one with {MANIFEST} or recorded logs in it")
     manifest = folder / MANIFEST
-    found = _listed(folder, manifest) if manifest.is_file() else _unlisted(folder)
+    found: list[RecordedCase | VidurRun] = []
+    found += _listed(folder, manifest) if manifest.is_file() else _unlisted(folder)
+    found += [VidurRun(name=path.resolve().name, folder=path) for path in find_vidur_cases(folder)]
     if not found:
-        suffixes = " or ".join(f"*{suffix}" for suffix in LOG_SUFFIXES)
-        raise InputError(f"{folder} holds no recorded case: neither {MANIFEST} nor {suffixes}")
+        kinds = " nor ".join([MANIFEST, *(f"*{suffix}" for suffix in LOG_SUFFIXES), "a run of Vidur"])
+        raise InputError(f"{folder} holds no recorded case: neither {kinds}")
     patterns = list(names)
     for pattern in patterns:
         if not any(fnmatchcase(case.name, pattern) for case in found):
