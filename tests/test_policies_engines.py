@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from cspsched.errors import UsageError
 from cspsched.policies.base import make_policy
 from cspsched.policies.lightllm import Lightllm, LightllmSettings
-from cspsched.policies.sglang import SchedulePolicy, Sglang, SglangSettings
-from cspsched.policies.tensorrt_llm import CapacityPolicy, TensorrtLlm, TensorrtLlmSettings
+from cspsched.policies.sglang import RetractionPolicy, SchedulePolicy, Sglang, SglangSettings
+from cspsched.policies.tensorrt_llm import CapacityPolicy, ChunkingPolicy, TensorrtLlm, TensorrtLlmSettings
 from cspsched.policies.tgi import Tgi, TgiSettings
 from cspsched.problem.instance import Instance, Preemption, Switches
 from cspsched.problem.referee import find_violations
@@ -30,13 +30,27 @@ sglang = st.builds(
         max_running_requests=st.none() | st.integers(1, 4),
         schedule_conservativeness=st.sampled_from([0.0, 0.3, 1.0]),
         schedule_policy=st.sampled_from(SchedulePolicy),
+        ignore_eos=st.booleans(),
+        prefill_decode_interval=st.none() | st.integers(0, 3),
+        enable_priority_scheduling=st.booleans(),
+        priority_scheduling_preemption_threshold=st.integers(0, 2),
+        retraction_policy=st.sampled_from(RetractionPolicy),
     ),
 )
+mixed_sglang = sglang.map(lambda policy: Sglang(replace(policy.settings, enable_mixed_chunk=True)))
 tensorrt_llm = st.builds(
     TensorrtLlm,
     st.builds(
         TensorrtLlmSettings,
         capacity_scheduler_policy=st.sampled_from(CapacityPolicy),
+        max_num_tokens=st.sampled_from([4, 6, 8192]),
+        max_batch_size=st.integers(1, 4) | st.just(2048),
+    ),
+) | st.builds(
+    TensorrtLlm,
+    st.builds(
+        TensorrtLlmSettings,
+        context_chunking_policy=st.just(ChunkingPolicy.EQUAL_PROGRESS),
         max_num_tokens=st.sampled_from([4, 6, 8192]),
         max_batch_size=st.integers(1, 4) | st.just(2048),
     ),
@@ -58,11 +72,12 @@ tgi = st.builds(
         TgiSettings,
         max_batch_prefill_tokens=st.none() | st.integers(1, 9),
         max_batch_size=st.none() | st.integers(1, 4),
+        max_batch_total_tokens=st.none() | st.integers(1, 30),
         waiting_served_ratio=st.sampled_from([0.0, 0.3, 1.2, 5.0]),
         max_waiting_tokens=st.integers(0, 3),
     ),
 )
-engines = sglang | tensorrt_llm | lightllm | tgi
+engines = sglang | mixed_sglang | tensorrt_llm | lightllm | tgi
 
 
 def with_switches(instance: Instance, **switches: object) -> Instance:
@@ -136,13 +151,23 @@ def test_a_policy_object_serves_many_runs(instance: Instance, policy: Policy) ->
         ("sglang:max_running_requests=0", "max_running_requests is 0, expected at least 1"),
         ("sglang:schedule_conservativeness=-1", "schedule_conservativeness is -1.0, expected at least 0"),
         ("sglang:schedule_conservativeness=nan", "schedule_conservativeness is nan, expected"),
-        ("sglang:schedule_policy=lpm", "expected one of fcfs, lof, shortest-prefill-first"),
+        (
+            "sglang:schedule_policy=hrrn",
+            "expected one of fcfs, lof, shortest-prefill-first, random, lpm, dfs",
+        ),
+        ("sglang:prefill_decode_interval=-1", "prefill_decode_interval is -1, expected at least 0"),
+        ("sglang:retraction_policy=x", "retraction_policy is 'x', expected one of length, priority"),
+        (
+            "tensorrt-llm:context_chunking_policy=equal_progress,capacity_scheduler_policy=static_batch",
+            "equal_progress is simulated with capacity_scheduler_policy=guaranteed_no_evict only",
+        ),
         ("tensorrt-llm:max_num_tokens=0", "max_num_tokens is 0, expected at least 1"),
         ("tensorrt-llm:capacity_scheduler_policy=x", "expected one of guaranteed_no_evict, max_utilization"),
         ("lightllm:router_token_ratio=1", "router_token_ratio is 1.0, expected at least 0 and below 1"),
         ("lightllm:router_max_wait_tokens=-1", "router_max_wait_tokens is -1, expected at least 0"),
         ("tgi:waiting_served_ratio=-0.1", "waiting_served_ratio is -0.1, expected at least 0"),
         ("tgi:max_batch_size=0", "max_batch_size is 0, expected at least 1"),
+        ("tgi:max_batch_total_tokens=0", "max_batch_total_tokens is 0, expected at least 1"),
     ],
 )
 def test_wrong_settings_are_refused(text: str, message: str) -> None:
@@ -271,7 +296,113 @@ def test_sglang_sorts_the_queue(policy: str, order: list[int]) -> None:
     assert list(dict.fromkeys(simulation.schedule.request.tolist())) == order
 
 
+def test_sglang_draws_the_random_order_from_its_seed() -> None:
+    """The same seed gives the same order; some other seed another one."""
+    instance = instance_of(*[(2, 1)] * 8, max_batch_requests=1)
+    orders = [
+        run(f"sglang:schedule_policy=random,random_seed={seed}", instance).schedule.request.tolist()
+        for seed in (0, 0, 1)
+    ]
+    assert orders[0] == orders[1] != orders[2]
+
+
+def test_sglang_mixes_decodes_into_prefills_if_told() -> None:
+    """r1 comes when r0 decodes: one batch has both, and the decode counts in the budget of 4."""
+    rows = [(2, 3), (4, 2, 1)]
+    apart = batches(run("sglang:chunked_prefill_size=4", instance_of(*rows)))
+    mixed = batches(run("sglang:chunked_prefill_size=4,enable_mixed_chunk=true", instance_of(*rows)))
+
+    assert apart[1] == [(1, 4)]
+    assert mixed[1:3] == [[(1, 3), (0, 1)], [(1, 1), (0, 1)]]
+
+
+@pytest.mark.parametrize(("interval", "decodes"), [(0, 0), (1, 1), (2, 2)])
+def test_sglang_decodes_between_prefills_if_told(interval: int, decodes: int) -> None:
+    """r1 comes after the first prefill and waits for so many decode batches of r0."""
+    text = f"sglang:prefill_decode_interval={interval}"
+    simulation = run(text, instance_of((2, 5), (2, 2, 1)))
+
+    assert batches(simulation)[1 : decodes + 2] == [*[[(0, 1)]] * decodes, [(1, 2)]]
+
+
+@pytest.mark.parametrize(("priority", "second"), [(11, 1), (10, 0)])
+def test_sglang_retracts_for_the_important_beyond_the_threshold(priority: int, second: int) -> None:
+    """r1 of priority 0 needs the memory of r0; 11 is above the threshold of 10, and 10 is not."""
+    instance = instance_of((6, 3, 0, priority), (6, 2, 1, 0), kv_blocks=12)
+    simulation = run("sglang:enable_priority_scheduling=true", instance)
+
+    assert batches(simulation)[1][0][0] == second
+    assert len(evictions(simulation)) == second
+
+
+def test_sglang_priorities_order_the_queue_before_its_policy() -> None:
+    """Smaller first; among equals the longest output."""
+    rows = [(1, 2, 0, 1), (1, 3, 0, 1), (1, 1, 0, 0)]
+    text = "sglang:schedule_policy=lof,enable_priority_scheduling=true"
+    simulation = run(text, instance_of(*rows, max_batch_requests=1))
+
+    assert list(dict.fromkeys(simulation.schedule.request.tolist())) == [2, 1, 0]
+
+
+@pytest.mark.parametrize(("policy", "victim"), [("length", 1), ("priority", 0)])
+def test_sglang_retracts_by_length_or_by_priority(policy: str, victim: int) -> None:
+    """r1 has generated less; r0 has the larger priority value."""
+    instance = instance_of((2, 9, 0, 5), (3, 9, 1, 1), kv_blocks=17)
+    simulation = run(f"sglang:retraction_policy={policy},schedule_conservativeness=0", instance)
+
+    assert evictions(simulation)[0] == (8, victim)
+
+
+def naive_ignore_eos(states: list[tuple[int, int]], free_tokens: int) -> bool:
+    """Walk from end to end: at each the tokens to come of all alive leave more than one for each."""
+    states = sorted(states)
+    while states:
+        left, occupied = states[0]
+        if not free_tokens - left * len(states) > len(states):
+            return False
+        free_tokens += occupied
+        states = states[1:]
+    return True
+
+
+@check
+@given(st.lists(st.tuples(st.integers(1, 6), st.integers(1, 5)), min_size=2, max_size=4), st.integers(0, 40))
+def test_sglang_simulates_requests_that_ignore_the_end(sizes: list[tuple[int, int]], spare: int) -> None:
+    """In one prefill batch at 0: as many are admitted as the walk to the end allows (the first always)."""
+    kv_tokens = max(prompt + output - 1 for prompt, output in sizes) + spare
+    simulation = run("sglang:ignore_eos=true", instance_of(*sizes, kv_blocks=kv_tokens))
+    admitted = [sizes[0]]
+    for prompt, output in sizes[1:]:
+        free = kv_tokens - sum(size[0] for size in admitted) - prompt
+        # One admitted in this batch still has all of its output to come.
+        if not naive_ignore_eos([(size[1], size[0]) for size in [*admitted, (prompt, output)]], free):
+            break
+        admitted.append((prompt, output))
+
+    assert len(batches(simulation)[0]) == len(admitted)
+
+
 # TensorRT-LLM
+
+
+def test_tensorrt_llm_prefill_first_runs_contexts_alone() -> None:
+    """r1 comes when r0 decodes; the default has both in a batch."""
+    rows = [(2, 3), (2, 2, 1)]
+    default = batches(run("tensorrt-llm", instance_of(*rows)))
+    alone = batches(run("tensorrt-llm:capacity_scheduler_policy=prefill_first", instance_of(*rows)))
+
+    assert default[1] == [(0, 1), (1, 2)]
+    assert alone[1:3] == [[(1, 2)], [(0, 1), (1, 1)]]
+
+
+def test_tensorrt_llm_equal_progress_shares_the_budget() -> None:
+    """Contexts of 8, 2 and 8 tokens and 8 a batch, in blocks of 2: 4 + 2 + 2, not 8."""
+    rows = [(8, 1), (2, 1), (8, 1)]
+    instance = instance_of(*rows, block_tokens=2, max_batch_tokens=8)
+    text = "tensorrt-llm:context_chunking_policy=equal_progress"
+
+    assert batches(run("tensorrt-llm", instance))[0] == [(0, 8)]
+    assert batches(run(text, instance)) == [[(0, 4), (1, 2), (2, 2)], [(0, 4), (2, 4)], [(2, 2)]]
 
 
 @pytest.mark.parametrize(("kv_blocks", "together"), [(12, 2), (11, 1)])
@@ -383,6 +514,14 @@ def test_whole_prompts_are_cut_only_if_no_batch_holds_them() -> None:
 
 
 # TGI
+
+
+@pytest.mark.parametrize(("limit", "together"), [(12, 2), (11, 1)])
+def test_tgi_keeps_to_its_total_tokens(limit: int, together: int) -> None:
+    """2 + 4 tokens each."""
+    text = f"tgi:max_batch_total_tokens={limit}"
+
+    assert len(batches(run(text, instance_of((2, 4), (2, 4))))[0]) == together
 
 
 @pytest.mark.parametrize(("kv_blocks", "together"), [(10, 2), (9, 1)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from fractions import Fraction
+from itertools import combinations
 
 import pytest
 from hypothesis import given
@@ -16,9 +17,12 @@ from cspsched.policies.fastserve import Fastserve, FastserveSettings
 from cspsched.policies.future_memory import peak_blocks
 from cspsched.policies.infermax import Eviction, Infermax, InfermaxSettings, Phase
 from cspsched.policies.mc_sf import McSf
+from cspsched.policies.niyama import Niyama, NiyamaSettings
 from cspsched.policies.sjf import Sjf
 from cspsched.policies.smallest_volume import SmallestVolume
+from cspsched.policies.sorted_f import Candidate, Device, SortedF, SortedFSettings, best_set, quality
 from cspsched.policies.srpt import Srpt, Trail, TrailSettings
+from cspsched.policies.vtc import Vtc, VtcSettings
 from cspsched.problem.cost import CostModel, PiecewiseLinear
 from cspsched.problem.instance import Instance, Preemption, Switches
 from cspsched.problem.metrics import Objective, measure
@@ -34,7 +38,7 @@ from tests.instances import (
 )
 from tests.instances import instance_of as requests_at_zero
 from tests.strategies import check, instances
-from tests.test_policies_rules import batches, evictions, instance_of, run
+from tests.test_policies_rules import UNIT, batches, evictions, instance_of, run
 
 infermax = st.builds(
     Infermax,
@@ -59,8 +63,30 @@ fastserve = st.builds(
     ),
 )
 trail = st.builds(Trail, st.builds(TrailSettings, c=st.sampled_from([0.0, 0.3, 0.8, 1.0])))
-planners = st.sampled_from([McSf(), SmallestVolume()])
-policies = planners | st.sampled_from([Sjf(), Srpt()]) | trail | fastserve | infermax
+sorted_f = st.builds(SortedF, st.builds(SortedFSettings, exact_requests=st.sampled_from([0, 10])))
+vtc = st.builds(
+    Vtc,
+    st.builds(
+        VtcSettings,
+        input_price=st.sampled_from([0.0, 1.0]),
+        output_price=st.sampled_from([0.0, 2.0]),
+        running_max_req_size=st.sampled_from([1, 2, 1000]),
+        batch_max_tokens=st.none() | st.integers(1, 9),
+        router_max_wait_tokens=st.integers(0, 2),
+    ),
+)
+niyama = st.builds(
+    Niyama,
+    st.builds(
+        NiyamaSettings,
+        ttft_limit_ms=st.sampled_from([1e-6, 1e-5, 1e-3, 2000.0]),
+        tpot_limit_ms=st.sampled_from([1e-6, 1e-5, 1e-3, 100.0]),
+        alpha=st.sampled_from([0.0, 1.0, 8.0]),
+        relegation=st.booleans(),
+    ),
+)
+planners = st.sampled_from([McSf(), SmallestVolume()]) | sorted_f
+policies = planners | st.sampled_from([Sjf(), Srpt()]) | trail | fastserve | infermax | vtc | niyama
 
 
 # The future-memory test
@@ -195,7 +221,14 @@ def test_a_policy_object_serves_many_runs(instance: Instance, policy: Policy) ->
         ("trail:c=nan", "policy 'trail': c is nan, expected 0 to 1"),
         ("fastserve:quantum_ms=0", "quantum_ms is 0.0, expected at least 1e-6"),
         ("fastserve:starvation_period=0", "starvation_period is 0, expected at least 1"),
-        ("infermax:eviction=oldest", "eviction is 'oldest', expected one of newest, shortest"),
+        ("infermax:eviction=oldest", "eviction is 'oldest', expected one of newest, shortest, histogram"),
+        ("infermax:histogram_threshold=-1", "histogram_threshold is -1, expected at least 0"),
+        ("sorted-f:exact_requests=-1", "exact_requests is -1, expected at least 0"),
+        ("vtc:input_price=-1", "input_price is -1.0, expected at least 0, finite"),
+        ("vtc:output_price=nan", "output_price is nan, expected at least 0, finite"),
+        ("niyama:ttft_limit_ms=0", "ttft_limit_ms is 0.0, expected 1e-6 to 1e12"),
+        ("niyama:tpot_limit_ms=nan", "tpot_limit_ms is nan, expected 1e-6 to 1e12"),
+        ("niyama:alpha=inf", "alpha is inf, expected at least 0, finite"),
         ("mc-sf:c=1", "policy 'mc-sf' takes no settings"),
     ],
 )
@@ -261,6 +294,155 @@ def test_sjf_does_not_interrupt_who_runs() -> None:
 def test_sjf_evicts_the_longest_output() -> None:
     """Memory lacks after two batches; r0 is the longest, though the first."""
     assert evictions(run("sjf", instance_of((2, 6), (2, 4), kv_blocks=7)))[0] == (2, 0)
+
+
+# Sorted-F
+
+
+candidates = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 12)), min_size=1, max_size=6)
+
+
+@check
+@given(candidates, st.integers(0, 20), st.integers(1, 4))
+def test_sorted_f_finds_the_set_of_least_f(sizes: list[tuple[int, int]], spare: int, block: int) -> None:
+    """Exact against all subsets; the greedy filling is feasible and never better."""
+    waiting = [Candidate(output, held, i) for i, (output, held) in enumerate(sizes)]
+    largest = max(-(-candidate.peak_tokens // block) for candidate in waiting)
+    device = Device(largest + spare, block)
+    subsets = (subset for size in range(1, len(sizes) + 1) for subset in combinations(waiting, size))
+    fitting = (
+        subset
+        for subset in subsets
+        if naive_peak_blocks([(c.held_tokens, c.output_tokens - 1) for c in subset], block) <= device[0]
+    )
+    least = min(quality(sum(c.output_tokens for c in subset), len(subset)) for subset in fitting)
+    exact, greedy = best_set(waiting, device, 10), best_set(waiting, device, 0)
+
+    assert quality(sum(c.output_tokens for c in exact), len(exact)) == least
+    assert quality(sum(c.output_tokens for c in greedy), len(greedy)) >= least
+    assert exact == sorted(exact)
+    assert device.holds(greedy)
+
+
+def test_sorted_f_puts_many_small_ones_before_a_long_prompt() -> None:
+    """r0 has the shortest output, F = 2, and fills the device; the others together have F = 9 / 9."""
+    rows = [(9, 2), (1, 3), (1, 3), (1, 3)]
+    first = {name: batches(run(name, instance_of(*rows, kv_blocks=10)))[0] for name in ("sorted-f", "mc-sf")}
+
+    assert first == {"sorted-f": [(1, 1), (2, 1), (3, 1)], "mc-sf": [(0, 9)]}
+
+
+def test_sorted_f_orders_anew_after_an_arrival() -> None:
+    """r1 and r2 wait in this order; r3 comes with less output and goes before both."""
+    rows = [(1, 4), (1, 5), (1, 6), (1, 1, 2)]
+    simulation = run("sorted-f", instance_of(*rows, max_batch_requests=1))
+
+    assert list(dict.fromkeys(simulation.schedule.request.tolist())) == [0, 3, 1, 2]
+
+
+# VTC
+
+
+def of_clients(instance: Instance, clients: str) -> Instance:
+    """The instance with a letter a request as its client."""
+    pairs = zip(instance.requests, clients, strict=True)
+    return replace(instance, requests=tuple(replace(r, client_id=c) for r, c in pairs))
+
+
+def test_vtc_serves_the_client_of_least_service() -> None:
+    """One at a time: a, then b who has got nothing, then in turns; first come, first served has all of a."""
+    instance = of_clients(instance_of(*[(2, 2)] * 6, max_batch_requests=1), "aaaabb")
+
+    assert list(dict.fromkeys(run("vtc", instance).schedule.request.tolist())) == [0, 4, 1, 5, 2, 3]
+
+
+@pytest.mark.parametrize(("prices", "order"), [("", [0, 2, 3, 1]), (":output_price=0", [0, 2, 1, 3])])
+def test_vtc_charges_prompts_and_decode_steps(prices: str, order: list[int]) -> None:
+    """a: 3 + 2 x 4 decode steps = 11, b: 4. Without a price of decodes 3 is below 4."""
+    instance = of_clients(instance_of((3, 5), (3, 1), (4, 1), (4, 1), max_batch_requests=1), "aabb")
+
+    assert list(dict.fromkeys(run(f"vtc{prices}", instance).schedule.request.tolist())) == order
+
+
+def test_vtc_lifts_a_client_that_was_away() -> None:
+    """When b comes a has been charged 18: lifted to that, b takes turns and is not served all at once."""
+    rows = [(9, 1), (9, 1), (9, 1), (9, 1), (9, 1, 2), (9, 1, 2), (9, 1, 2)]
+    instance = of_clients(instance_of(*rows, max_batch_requests=1), "aaaabbb")
+
+    assert list(dict.fromkeys(run("vtc", instance).schedule.request.tolist())) == [0, 1, 2, 4, 3, 5, 6]
+
+
+@check
+@given(instances())
+def test_vtc_with_one_client_is_lightllm(instance: Instance) -> None:
+    """The counters decide between clients only."""
+    instance = replace(instance, switches=Switches())
+
+    assert simulate(instance, Vtc()).schedule == simulate(instance, make_policy("lightllm")).schedule
+
+
+# Niyama
+
+
+def with_limits(instance: Instance, *ttft_limits_ns: int | None) -> Instance:
+    pairs = zip(instance.requests, ttft_limits_ns, strict=True)
+    return replace(instance, requests=tuple(replace(r, ttft_limit_ns=limit) for r, limit in pairs))
+
+
+TOKENS = CostModel(name="tokens", step=Fraction(1), tokens=PiecewiseLinear.linear(1))
+
+
+@pytest.mark.parametrize(("alpha", "order"), [(0, [1, 0]), (9, [0, 1])])
+def test_niyama_goes_by_deadline_and_with_alpha_by_the_work_left(alpha: int, order: list[int]) -> None:
+    """r1 is due first, r0 is shorter: 30 + 3 alpha against 20 + 7 alpha."""
+    instance = with_limits(instance_of((2, 1), (6, 1), max_batch_requests=1, cost=TOKENS), 30, 20)
+
+    assert run(f"niyama:alpha={alpha}", instance).schedule.request.tolist() == order
+
+
+def test_niyama_cuts_chunks_to_the_slack_of_the_decodes() -> None:
+    """r0 is due every 5 ns: a batch takes 1 ns and 1 a token, so that 3 tokens of r1 go beside its decode."""
+    instance = with_limits(instance_of((1, 4), (9, 1, 1), cost=TOKENS), 2, 10_000)
+    first, second = instance.requests
+    instance = replace(instance, requests=(replace(first, tpot_limit_ns=5), second))
+
+    assert batches(run("niyama", instance)) == [[(0, 1)], *[[(0, 1), (1, 3)]] * 3]
+
+
+def test_niyama_cuts_no_chunk_for_a_decode_that_is_late_anyway() -> None:
+    """r0 is due every nanosecond, and a batch of its decode alone takes 2."""
+    instance = with_limits(instance_of((1, 2), (9, 1, 1), cost=TOKENS), 1, 10_000)
+    first, second = instance.requests
+    instance = replace(instance, requests=(replace(first, tpot_limit_ns=1), second))
+
+    assert batches(run("niyama", instance)) == [[(0, 1)], [(0, 1), (1, 9)]]
+
+
+@pytest.mark.parametrize(("relegation", "order"), [("true", [1, 2, 0]), ("false", [0, 1, 2])])
+def test_niyama_relegates_who_would_be_late(relegation: str, order: list[int]) -> None:
+    """r0 is due first and cannot be in time (8 ns of 7); it would make the others late, too."""
+    rows = [(7, 1), (2, 1), (2, 1)]
+    instance = with_limits(instance_of(*rows, max_batch_requests=1, cost=TOKENS), 7, 8, 9)
+    simulation = run(f"niyama:alpha=0,relegation={relegation}", instance)
+
+    assert simulation.schedule.request.tolist() == order
+
+
+def test_niyama_relegates_the_lowest_tier() -> None:
+    """Two of three can be in time; r0 is due first and of the lowest tier (the largest priority value)."""
+    rows = [(2, 1, 0, 9), (3, 1, 0, 0), (3, 1, 0, 0)]
+    instance = with_limits(instance_of(*rows, max_batch_requests=1, cost=TOKENS), 5, 6, 9)
+
+    assert run("niyama:alpha=0", instance).schedule.request.tolist() == [1, 2, 0]
+
+
+def test_niyama_preempts_prefills_not_decodes() -> None:
+    """r1, half prefilled, makes room for r2, which is due sooner; r0, decoding, stays."""
+    rows = [(2, 9), (8, 1), (4, 1, 4)]
+    instance = instance_of(*rows, kv_blocks=18, max_batch_tokens=3, cost=UNIT)
+    simulation = run("niyama:alpha=0", with_limits(instance, 10**6, 10**9, 10))
+
+    assert [request for _, request in evictions(simulation)] == [1]
 
 
 # SRPT and TRAIL
@@ -358,6 +540,25 @@ def test_infermax_evicts_the_newest_or_the_shortest(eviction: str, victim: int) 
     simulation = run(f"infermax:eviction={eviction}", instance_of((2, 6), (6, 6), kv_blocks=12))
 
     assert evictions(simulation)[0] == (3, victim)
+
+
+@pytest.mark.parametrize(("threshold", "evicted"), [(0, 0), (3, 1)])
+def test_infermax_histogram_keeps_room_for_what_like_requests_needed(threshold: int, evicted: int) -> None:
+    """r0 (2, 5) has finished: r2 needs room for 7 tokens beside r1, or one of the two is evicted later."""
+    rows = [(2, 5), (2, 5, 5), (2, 5, 5)]
+    text = f"infermax:eviction=histogram,histogram_threshold={threshold}"
+    simulation = run(text, instance_of(*rows, kv_blocks=8))
+
+    assert len(evictions(simulation)) == evicted
+
+
+def test_infermax_histogram_is_newest_first_before_anybody_has_finished() -> None:
+    """An empty histogram says nothing: the first eviction is that of the default."""
+    instance = three_equal()
+
+    assert [evictions(run(f"infermax{text}", instance))[0] for text in ("", ":eviction=histogram")] == [
+        (2, 2), (2, 2),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -5,27 +5,32 @@ from __future__ import annotations
 import json
 import re
 import tomllib
+from dataclasses import replace
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given
 
 from cspsched.cli.group import cspsched_group, run
 from cspsched.errors import UsageError
 from cspsched.policies import base
 from cspsched.policies.base import make_policy, policy_names
+from cspsched.problem.instance import Instance, Switches
 from cspsched.problem.referee import find_violations
 from cspsched.simulate import Policy, simulate
-from tests.test_policies_rules import batches, instance_of
+from tests.strategies import check, instances
+from tests.test_policies_rules import batches, evictions, instance_of
 
 PAGE = Path(__file__).parents[1] / "docs" / "adding_a_policy.md"
 TRACE = "request_id,arrival_s,prompt_tokens,output_tokens\na,0,9,3\nb,0,3,6\n"
 
 
-def block(language: str) -> str:
-    """The one code block of the page in a language."""
-    (code,) = re.findall(rf"^```{language}\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.M | re.S)
-    return str(code)
+def block(language: str, number: int = 0) -> str:
+    """A code block of the page in a language, by default the first."""
+    blocks = re.findall(rf"^```{language}\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.M | re.S)
+    return str(blocks[number])
 
 
 @pytest.fixture
@@ -43,6 +48,51 @@ def test_the_policy_of_the_page_runs(page_policy: Path) -> None:
 
     assert batches(simulation) == [[(1, 3), (2, 4)], [(1, 1), (2, 1)], [(0, 5)], [(0, 1)]]
     assert find_violations(instance, simulation.schedule) == []
+
+
+@pytest.fixture
+def patient(tmp_path: Path) -> str:
+    """The page's example of every decision."""
+    path = tmp_path / "patient.py"
+    path.write_text(block("python", 1), encoding="utf-8")
+    return f"{path}:Patient"
+
+
+def test_the_decisions_of_the_page_are_taken(patient: str) -> None:
+    """Shortest whole prompts first and alone, above a margin; the longest is evicted and comes back first."""
+    rows = [(6, 9), (5, 9), (9, 1), (2, 1, 1)]
+    simulation = simulate(instance_of(*rows, kv_blocks=20, max_batch_tokens=12), make_policy(patient))
+
+    assert batches(simulation)[0] == [(1, 5), (0, 6)]
+    assert batches(simulation)[1] == [(3, 2)]
+    assert evictions(simulation)[0][1] == 0
+    order = list(dict.fromkeys(request for _, request in evictions(simulation)))
+    later = [request for batch in batches(simulation)[evictions(simulation)[0][0] :] for request, _ in batch]
+    assert order == [0]
+    assert later.index(0) < later.index(2)
+
+
+@check
+@given(instances())
+def test_the_decisions_of_the_page_keep_the_rules(instance: Instance) -> None:
+    """The referee has no objection where a batch holds every refill."""
+    budget = max(request.peak_kv_tokens for request in instance.requests)
+    limits = replace(instance.limits, max_batch_tokens=max(budget, instance.limits.max_batch_tokens))
+    instance = replace(instance, limits=limits, switches=Switches(hybrid_batches=False))
+    scope: dict[str, Any] = {}
+    exec(block("python", 1), scope)
+
+    assert find_violations(instance, simulate(instance, scope["Patient"]()).schedule) == []
+
+
+def test_the_listing_shows_a_policy_of_a_file(page_policy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its first line and its settings; it names no source."""
+    assert run(cspsched_group, ["policies", f"{page_policy}:ShortestFirst"]) == 0
+    text = capsys.readouterr().out
+
+    assert "Shortest prompt first" in text
+    assert "source: -; engine: clear" in text
+    assert "max_num_seqs = 64" in text
 
 
 def test_its_settings_are_read(page_policy: Path) -> None:

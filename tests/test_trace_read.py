@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from datetime import datetime, timedelta
 from fractions import Fraction
 from pathlib import Path
@@ -24,8 +25,12 @@ needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the public traces are
 
 NATIVE_HEADER = "request_id,arrival_s,prompt_tokens,output_tokens\n"
 AZURE_HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
+NATIVE = (
+    "native (request_id,arrival_s,prompt_tokens,output_tokens,"
+    "[priority],[client_id],[ttft_limit_s],[tpot_limit_s],[prefix_id],[prefix_tokens])"
+)
 KNOWN = (
-    "native (request_id,arrival_s,prompt_tokens,output_tokens,[priority]); "
+    f"{NATIVE}; "
     "azure (TIMESTAMP,ContextTokens,GeneratedTokens); "
     "vidur ([arrived_at],num_prefill_tokens,num_decode_tokens)"
 )
@@ -55,6 +60,61 @@ def rows_of(trace):
     return [
         (r.request_id, r.arrival_ns, r.prompt_tokens, r.output_tokens, r.priority) for r in trace.requests
     ]
+
+
+# Optional columns
+
+
+def test_clients_limits_and_prefixes(trace_file):
+    """Each column by itself, in any order; an empty cell is no client, no limit, no prefix."""
+    header = "prefix_tokens,prefix_id,tpot_limit_s,ttft_limit_s,client_id," + NATIVE_HEADER
+    text = "4,sys,0.05,1.5, alice ,a,0,5,3\n,,,,,b,1,5,3\n0,,,2,,c,1,5,3\n"
+    first, second, third = read_trace(trace_file(header + text)).requests
+
+    assert (first.client_id, first.ttft_limit_ns, first.tpot_limit_ns) == ("alice", 1_500_000_000, 50_000_000)
+    assert first.prefix == (("sys", 4),)
+    assert second == Request(request_id="b", arrival_ns=10**9, prompt_tokens=5, output_tokens=3)
+    assert (third.ttft_limit_ns, third.prefix) == (2 * 10**9, ())
+
+
+@pytest.mark.parametrize(
+    ("columns", "cells", "message"),
+    [
+        ("client_id", "a\tb", "client_id is 'a\\tb', expected a name of printable characters"),
+        (
+            "ttft_limit_s",
+            "0",
+            "ttft_limit_s is '0', expected a finite number of seconds above 0, or an empty",
+        ),
+        ("ttft_limit_s", "1e-12", "ttft_limit_s is '1e-12', expected a finite number of seconds above 0"),
+        ("tpot_limit_s", "nan", "tpot_limit_s is 'nan', expected a finite number of seconds above 0"),
+        ("tpot_limit_s", "1e10", "tpot_limit_s is '1e10', expected at most 9000000000 seconds"),
+        ("prefix_id,prefix_tokens", "x,-1", "prefix_tokens is '-1', expected a whole number of at least 0"),
+        ("prefix_id,prefix_tokens", "x,1.5", "prefix_tokens is '1.5', expected a whole number of at least 0"),
+        (
+            "prefix_id,prefix_tokens",
+            "x,",
+            "prefix_id is 'x' and prefix_tokens is 0, expected both or neither",
+        ),
+        ("prefix_id,prefix_tokens", ",3", "prefix_id is '' and prefix_tokens is 3, expected both or neither"),
+        ("prefix_id,prefix_tokens", "x,6", "prefix_tokens is 6, expected at most the prompt, 5"),
+    ],
+)
+def test_wrong_optional_cells_are_refused(trace_file, columns, cells, message):
+    """With line, column, what was got and what to do."""
+    said = refusal(trace_file(f"{NATIVE_HEADER.strip()},{columns}\na,0,5,3,{cells}\n"))
+
+    assert said.startswith(f"trace.csv line 2: {message}")
+    assert said.endswith(SKIP_ROW)
+
+
+@pytest.mark.parametrize(
+    ("column", "other"), [("prefix_id", "prefix_tokens"), ("prefix_tokens", "prefix_id")]
+)
+def test_half_a_prefix_is_refused(trace_file, column, other):
+    """The two columns make one segment."""
+    expected = f"trace.csv line 1: column {column!r} needs {other!r} beside it (add or remove one)"
+    assert expected == refusal(trace_file(f"{NATIVE_HEADER.strip()},{column}\na,0,5,3,1\n"))
 
 
 # Formats
@@ -251,10 +311,7 @@ def test_missing_columns_are_refused(trace_file):
 
 def test_unknown_column_of_a_native_file_is_refused(trace_file):
     """A misspelt optional column is not ignored."""
-    expected = (
-        "trace.csv line 1: column 'prio' is unknown, expected "
-        "native (request_id,arrival_s,prompt_tokens,output_tokens,[priority]) (remove or rename it)"
-    )
+    expected = f"trace.csv line 1: column 'prio' is unknown, expected {NATIVE} (remove or rename it)"
     assert expected == refusal(trace_file(NATIVE_HEADER.strip() + ",prio\na,0,1,1,1\n"))
 
 
@@ -540,9 +597,13 @@ def test_rate_factor_of_one_changes_nothing(five_arrivals):
 NAMES = st.text(max_size=12).filter(lambda name: name.isprintable() and name.strip() == name != "")
 
 
+LIMITS_NS = st.none() | st.integers(1, 10**12)
+PREFIXES = st.just(()) | st.tuples(st.tuples(NAMES, st.just(1)))
+
+
 @st.composite
 def request_lists(draw):
-    """Requests with unique printable names, sorted by arrival, the first at 0."""
+    """Requests with unique printable names, sorted by arrival, the first at 0; whatever a row can hold."""
     names = draw(st.lists(NAMES, min_size=1, max_size=8, unique=True))
     size = len(names)
     times = sorted(draw(st.lists(st.integers(0, 10**18), min_size=size, max_size=size)))
@@ -554,6 +615,10 @@ def request_lists(draw):
             prompt_tokens=draw(tokens),
             output_tokens=draw(tokens),
             priority=draw(st.integers(-5, 5)),
+            client_id=draw(st.just("") | NAMES),
+            ttft_limit_ns=draw(LIMITS_NS),
+            tpot_limit_ns=draw(LIMITS_NS),
+            prefix=draw(PREFIXES),
         )
         for name, time in zip(names, times, strict=True)
     ]
@@ -576,6 +641,39 @@ def test_native_text_is_short_and_exact():
         Request(request_id="d", arrival_ns=10_000_000_001, prompt_tokens=5, output_tokens=3),
     ]
     assert trace_text(requests) == NATIVE_HEADER + 'a,0,5,3\n"b,c",1.5,5,3\nd,10.000000001,5,3\n'
+
+
+def test_optional_columns_are_written_where_there_is_something_in_them():
+    """A limit of one request makes a column; a prefix makes two; the rest stays away."""
+    plain = Request(request_id="a", arrival_ns=0, prompt_tokens=5, output_tokens=3)
+    columns = "request_id,arrival_s,prompt_tokens,output_tokens"
+
+    assert trace_text([plain, replace(plain, request_id="b", ttft_limit_ns=1_500_000_000)]) == (
+        f"{columns},ttft_limit_s\na,0,5,3,\nb,0,5,3,1.5\n"
+    )
+    assert trace_text([plain, replace(plain, request_id="b", client_id="x", prefix=(("sys", 4),))]) == (
+        f"{columns},client_id,prefix_id,prefix_tokens\na,0,5,3,,,0\nb,0,5,3,x,sys,4\n"
+    )
+
+
+def test_several_segments_are_not_written():
+    """A row has one prefix; the sentence says where several can go."""
+    request = Request(
+        request_id="a", arrival_ns=0, prompt_tokens=5, output_tokens=3, prefix=(("x", 2), ("y", 2))
+    )
+    with pytest.raises(TraceError, match=r"request 'a': its prefix has 2 segments, .* as JSON instead"):
+        trace_text([request])
+
+
+@pytest.mark.parametrize(
+    "change", [{"client_id": " x"}, {"client_id": "x\ny"}, {"prefix": (("", 2),)}, {"prefix": (("x ", 2),)}]
+)
+def test_names_that_would_not_survive_are_not_written(change):
+    """Clients and prefixes are names as requests are; a prefix without one has no segment to come back as."""
+    request = Request(request_id="a", arrival_ns=0, prompt_tokens=5, output_tokens=3, **change)
+
+    with pytest.raises(TraceError, match=r"request 'a': .* expected printable characters without blanks"):
+        trace_text([request])
 
 
 def test_nothing_to_write_is_refused(tmp_path):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from cspsched.cli.options import hardware_options, instance_serving, json_option
+
+if TYPE_CHECKING:
+    from cspsched.policies.catalogue import Entry, Setting
 
 GIB = 2**30
 LIMIT_DECIDES = "the instance's"
@@ -61,39 +64,59 @@ def capacity_command(as_json: bool, **options: Any) -> None:  # noqa: FBT001 - c
 
 
 @click.command("policies")
+@click.argument("name", required=False)
 @json_option
-def policies_command(as_json: bool) -> None:  # noqa: FBT001
+def policies_command(name: str | None, as_json: bool) -> None:  # noqa: FBT001
     """List the policies with what they follow and their settings.
+
+    With NAME only that one, with the meaning of its settings; it may be FILE.py:CLASS. The engine is the one
+    that runs the default settings: the compiled kernel, or the clear one.
 
     \b
     cspsched policies
+    cspsched policies vllm
     cspsched compare --heuristics vllm:max_num_seqs=256
     """  # noqa: D301
-    from cspsched.policies.base import make_policy, policy_names
+    from cspsched.policies.base import policy_names
+    from cspsched.policies.catalogue import describe_policy
 
-    rows: Rows = []
-    for name in policy_names():
-        policy = make_policy(name)
-        follows = (type(policy).__doc__ or "").strip().partition("\n")[0]
-        rows.append({"policy": name, "follows": follows, "settings": _settings(policy)})
+    entries = [describe_policy(policy) for policy in ([name] if name else policy_names())]
     if as_json:
-        _show(rows, "cspsched/policies/1", as_json=True)
+        _show([_policy_row(entry) for entry in entries], "cspsched/policies/1", as_json=True)
         return
-    for row in rows:
-        click.echo(f"{row['policy']}: {row['follows']}")
-        for setting, default in row["settings"].items():
-            click.echo(f"    {setting} = {json.dumps(default) if default is not None else LIMIT_DECIDES}")
+    for entry in entries:
+        source = f"{entry.source.program} {entry.source.version}, {entry.source.url}" if entry.source else "-"
+        click.echo(f"{entry.name}: {entry.follows}")
+        click.echo(f"    source: {source}; engine: {entry.engine}")
+        for setting in entry.settings:
+            click.echo(_setting_text(setting, with_meaning=name is not None))
 
 
-def _settings(policy: object) -> dict[str, Any]:
-    """Settings of a policy with their defaults; None where the instance decides."""
-    from dataclasses import fields
+def _policy_row(entry: Entry) -> dict[str, Any]:
+    """One policy as plain values; a default of None is one that the instance decides."""
+    return {
+        "policy": entry.name,
+        "follows": entry.follows,
+        "program": entry.source and entry.source.program,
+        "version": entry.source and entry.source.version,
+        "source": entry.source and entry.source.url,
+        "engine": entry.engine,
+        "settings": {setting.name: setting.default for setting in entry.settings},
+        "explained": [
+            {"setting": setting.name, "choices": list(setting.values), "meaning": setting.meaning}
+            for setting in entry.settings
+        ],
+    }
 
-    settings_type = getattr(policy, "settings_type", None)
-    if settings_type is None:
-        return {}
-    settings = settings_type()
-    return {field.name: getattr(settings, field.name) for field in fields(settings)}
+
+def _setting_text(setting: Setting, *, with_meaning: bool) -> str:
+    """A setting with its default, and with its choices and its meaning if they are asked for."""
+    default = LIMIT_DECIDES if setting.default is None else json.dumps(setting.default)
+    line = f"    {setting.name} = {default}"
+    if not with_meaning:
+        return line
+    choices = f" (one of {', '.join(setting.values)})" if setting.values else ""
+    return f"{line}{choices}\n        {setting.meaning}"
 
 
 @click.command("models")

@@ -14,6 +14,7 @@ from cspsched.policies.settings import describe_settings
 from cspsched.problem.instance import Instance
 from cspsched.problem.request import Request
 from cspsched.simulate import Step
+from cspsched.simulate.kernel.rules import Chunk, KernelRules
 from cspsched.units import ceil_div
 
 
@@ -92,6 +93,22 @@ class QueueRun:
         """Drop finished requests from the running list."""
         finished = set(requests)
         self.running = [request for request in self.running if request not in finished]
+
+    def kernel_rules(self) -> KernelRules | None:
+        """The same limits and decisions for the compiled kernel; None where it does not know them."""
+        return None
+
+    def _base_rules(self) -> KernelRules:
+        """Rules of a run that decides nothing otherwise."""
+        cut = Chunk.BEYOND_BUDGET if self.whole_prompts else Chunk.ANY
+        return KernelRules(
+            kv_blocks=self.kv_blocks,
+            block_tokens=self.block_tokens,
+            max_tokens=self.max_tokens,
+            max_running=self.max_running,
+            chunk=cut if self.chunked else Chunk.NEVER,
+            prefills_first=False,
+        )
 
     # What a policy may decide otherwise.
 

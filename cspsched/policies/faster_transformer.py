@@ -2,12 +2,13 @@
 
 Source: rules written down from the behaviour of the real scheduler; whole recorded schedules of it are
 reproduced by `tests/test_conformance.py`. A batch of requests is admitted when nobody runs, with
-max_model_len tokens reserved for each, and decoded to the end; who finishes leaves and is not replaced.
+max_model_len tokens (at most the device) reserved for each, and decoded to the end; who finishes leaves and
+is not replaced.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from cspsched.policies.batching import Configured
@@ -16,6 +17,7 @@ from cspsched.policies.sarathi_family import OwnLimits
 from cspsched.policies.settings import require_at_least
 from cspsched.problem.instance import Instance
 from cspsched.simulate import Step
+from cspsched.simulate.kernel.rules import Gate, KernelRules
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,19 +40,22 @@ class FasterTransformer(Configured):
     settings_type: ClassVar[type[FasterTransformerSettings]] = FasterTransformerSettings
 
     def new_run(self, instance: Instance) -> FasterTransformerRun:
-        """Empty queues under the instance's limits and the settings, whichever are tighter.
-
-        Raises
-        ------
-        UsageError
-            If max_model_len is not known, or is more than the device holds.
-        """
+        """Empty queues under the instance's limits and the settings, whichever are tighter."""
         own = OwnLimits(label=self.label, max_num_seqs=self.settings.max_num_seqs)
         return FasterTransformerRun(instance, own)
+
+    def kernel_rules(self, instance: Instance) -> KernelRules | None:
+        """Rules for the compiled kernel under an instance's limits; None if it does not know the settings."""
+        return self.new_run(replace(instance, requests=instance.requests[:1])).kernel_rules()
 
 
 class FasterTransformerRun(ReservingRun):
     """Queues of one run."""
+
+    def kernel_rules(self) -> KernelRules | None:
+        """All of it."""
+        rules = super().kernel_rules()
+        return rules and replace(rules, gate=Gate.NOBODY_RUNS)
 
     def may_admit(self, step: Step) -> bool:
         """Only when nobody runs; those admitted in this step do not run yet."""

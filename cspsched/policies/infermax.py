@@ -4,24 +4,32 @@
 * reservation: an admission takes the blocks of I + O - 1 tokens, and nobody is ever evicted. The length is
   the true one, so with reservation it is clairvoyant.
 * eviction, when a decode lacks memory: `newest`, the latest arrival (NRF), or `shortest`, the request with
-  the fewest known tokens (SRF), whose refill is the cheapest.
+  the fewest known tokens (SRF), whose refill is the cheapest. `histogram` evicts the newest and seldom has
+  to: requests are counted by floor(log2 of the prompt), and an admission needs room for the mean of prompt +
+  output of those of its class that have finished, if that is more than the known tokens, though it takes
+  the blocks of these only. Prompts below histogram_threshold are admitted as ever.
 
 The defaults are those of the published comparison of preemption with reservation: decodes first, hybrid,
 chunks where the instance allows them, newest first. Left open by the written rules and decided here: an
 admission needs the blocks of all known tokens, and takes them with the first chunk; evicted requests go back
 to their place in order of arrival; nobody is admitted in a batch before which somebody was evicted; prefills
-that go first leave the blocks that the decodes of the same batch need. Histogram eviction is not simulated.
+that go first leave the blocks that the decodes of the same batch need. The histogram's rule is that of the
+authors' simulator (`histogram` of its scheduler `test`), which names no default threshold; here it is 0.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import ClassVar
 
 from cspsched.policies.batching import Configured, QueueRun
+from cspsched.policies.settings import require_at_least
 from cspsched.problem.instance import Instance
 from cspsched.simulate import Step
+from cspsched.simulate.kernel.rules import Batch, Gate, KernelRules, Reserve
+from cspsched.units import ceil_div
 
 
 class Phase(StrEnum):
@@ -36,6 +44,7 @@ class Eviction(StrEnum):
 
     NEWEST = "newest"
     SHORTEST = "shortest"
+    HISTOGRAM = "histogram"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +60,12 @@ class InfermaxSettings:
     reservation: bool = False
     """Whether an admission takes the blocks of prompt and output."""
     eviction: Eviction = Eviction.NEWEST
-    """Who is evicted first."""
+    """Who is evicted first; histogram avoids evictions by the mean length of requests that have finished."""
+    histogram_threshold: int = 0
+    """Prompt from which on an admission looks at the histogram, in tokens."""
+
+    def __post_init__(self) -> None:
+        require_at_least(self, 0, "histogram_threshold", policy="infermax")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +80,10 @@ class Infermax(Configured):
         """Empty queues under the instance's limits."""
         return InfermaxRun(instance, self.settings)
 
+    def kernel_rules(self, instance: Instance) -> KernelRules | None:
+        """Rules for the compiled kernel under an instance's limits; None if it does not know the settings."""
+        return self.new_run(replace(instance, requests=instance.requests[:1])).kernel_rules()
+
 
 class InfermaxRun(QueueRun):
     """Queues of one run."""
@@ -73,9 +91,24 @@ class InfermaxRun(QueueRun):
     def __init__(self, instance: Instance, settings: InfermaxSettings) -> None:
         super().__init__(instance, chunked=settings.chunked_prefill)
         self._settings = settings
+        self._lengths: dict[int, tuple[int, int]] = {}
         self._phases = [self.decode, self._prefill_unless_evicted]
         if settings.priority is Phase.PREFILL:
             self._phases.reverse()
+
+    def kernel_rules(self) -> KernelRules | None:
+        """Not with prefills first in hybrid batches, which make decodes sit out, and newest first only."""
+        settings = self._settings
+        prefills_first = settings.priority is Phase.PREFILL
+        if (prefills_first and settings.hybrid) or settings.eviction is not Eviction.NEWEST:
+            return None
+        alone = Batch.PREFILL_ONLY if prefills_first else Batch.DECODE_ONLY
+        return replace(
+            self._base_rules(),
+            batch=Batch.MIXED if settings.hybrid else alone,
+            reserve=Reserve.PEAK if settings.reservation else Reserve.KNOWN,
+            gate=Gate.NOT_AFTER_EVICTION,
+        )
 
     def schedule(self, step: Step) -> None:
         """One phase, then the other if the batch may have both or is still empty."""
@@ -91,7 +124,25 @@ class InfermaxRun(QueueRun):
         """Whether its blocks are free beside those that decodes of this batch are still to take."""
         decodes_follow = self._settings.hybrid and self._settings.priority is Phase.PREFILL
         spare_blocks = step.free_blocks - (self.growing_blocks(step) if decodes_follow else 0)
-        return self.blocks_of(self.reserved_tokens(step, request)) <= spare_blocks
+        needed = max(self.reserved_tokens(step, request), self._expected_tokens(request))
+        return self.blocks_of(needed) <= spare_blocks
+
+    def retire(self, requests: Sequence[int]) -> None:
+        """Drop finished requests, and count their lengths."""
+        super().retire(requests)
+        for request in requests:
+            data = self.requests[request]
+            length_class = data.prompt_tokens.bit_length()
+            count, total = self._lengths.get(length_class, (0, 0))
+            self._lengths[length_class] = (count + 1, total + data.prompt_tokens + data.output_tokens)
+
+    def _expected_tokens(self, request: int) -> int:
+        """Mean length of finished requests of like prompt, rounded up; 0 if it is not to be looked at."""
+        prompt, settings = self.requests[request].prompt_tokens, self._settings
+        if settings.eviction is not Eviction.HISTOGRAM or prompt < settings.histogram_threshold:
+            return 0
+        count, total = self._lengths.get(prompt.bit_length(), (1, 0))
+        return ceil_div(total, count)
 
     def reserved_tokens(self, step: Step, request: int) -> int:
         """Known tokens, or with reservation those of the end."""

@@ -16,12 +16,13 @@ router_max_wait_tokens 1 (newer releases; 6 in old ones). Left open by the writt
 * Paused requests lose their KV entries. Tokens are counted in KV blocks; with blocks of one token that is the
   router's own rule. A prompt longer than batch_max_tokens is cut where chunks are allowed.
 
-The variant with chunked prefill (more tokens to come, 16 in reserve) is not simulated.
+Not simulated: the variant with chunked prefill (`chunked_prefill`): the rules give its admission (more tokens
+to come, 16 in reserve), but not which requests share a batch with a chunk; tokens frozen by a prompt cache.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from cspsched.policies.batching import Configured, QueueRun
@@ -29,6 +30,7 @@ from cspsched.policies.future_memory import peak_blocks
 from cspsched.policies.settings import require_at_least, require_fraction
 from cspsched.problem.instance import Instance
 from cspsched.simulate import Step
+from cspsched.simulate.kernel.rules import Admit, Batch, KernelRules
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +66,10 @@ class Lightllm(Configured):
         """Empty queues under the instance's limits and the settings, whichever are tighter."""
         return LightllmRun(instance, self.settings)
 
+    def kernel_rules(self, instance: Instance) -> KernelRules | None:
+        """Rules for the compiled kernel under an instance's limits; None if it does not know the settings."""
+        return self.new_run(replace(instance, requests=instance.requests[:1])).kernel_rules()
+
 
 class LightllmRun(QueueRun):
     """Queues of one run."""
@@ -76,6 +82,19 @@ class LightllmRun(QueueRun):
         )
         self._settings = settings
         self._decode_steps = 0
+
+    def kernel_rules(self) -> KernelRules | None:
+        """While the device counts as busy at all times."""
+        if self._settings.router_token_ratio:
+            return None
+        return replace(
+            self._base_rules(),
+            batch=Batch.DECODE_STEPS,
+            decode_steps=self._settings.router_max_wait_tokens,
+            admit=Admit.FUTURE,
+            future_spare=1,
+            future_extra=1,
+        )
 
     def schedule(self, step: Step) -> None:
         """Prefill every so many decode steps, if something fits; else decode."""

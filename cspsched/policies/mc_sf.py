@@ -12,6 +12,7 @@ recomputed. Without chunks nobody is evicted.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 from cspsched.policies.batching import QueueRun
@@ -19,6 +20,7 @@ from cspsched.policies.future_memory import peak_blocks
 from cspsched.problem.instance import Instance
 from cspsched.problem.request import Request
 from cspsched.simulate import Step
+from cspsched.simulate.kernel.rules import Admit, Gate, KernelRules, Order
 
 
 class McSf:
@@ -31,6 +33,11 @@ class McSf:
         """Empty queues under the instance's limits."""
         return RunToCompletion(instance, key=output_tokens)
 
+    def kernel_rules(self, instance: Instance) -> KernelRules | None:
+        """Rules for the compiled kernel under an instance's limits."""
+        rules = self.new_run(replace(instance, requests=instance.requests[:1])).kernel_rules()
+        return rules and replace(rules, order=Order.OUTPUT)
+
 
 def output_tokens(request: Request) -> int:
     """Key of shortest first."""
@@ -39,6 +46,10 @@ def output_tokens(request: Request) -> int:
 
 class RunToCompletion(QueueRun):
     """Queues of one run; admits only what fits until everybody has finished, in the order of a key."""
+
+    def kernel_rules(self) -> KernelRules | None:
+        """All of it; the order is the policy's to say."""
+        return replace(self._base_rules(), gate=Gate.NOT_AFTER_EVICTION, admit=Admit.FUTURE)
 
     def schedule(self, step: Step) -> None:
         """All decodes, then prompts."""

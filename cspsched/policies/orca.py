@@ -4,11 +4,13 @@ Source: rules written down from the behaviour of the real scheduler; whole recor
 reproduced by `tests/test_conformance.py`, with reservation=max. The two other reservations are the variants
 to which the vLLM paper (SOSP '23, section 6.1) compares: outputs known up to a factor of two, or exactly.
 Without a token budget of its own it runs under the instance's C: a prompt waits for a batch that holds it.
+Where max_model_len is not known or more than the device holds, the whole device is reserved (the real program
+does not start then; a server for this device would be given that length).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from cspsched.policies.batching import Configured
@@ -16,6 +18,7 @@ from cspsched.policies.reserving import Reservation, ReservingRun
 from cspsched.policies.sarathi_family import OwnLimits
 from cspsched.policies.settings import require_at_least
 from cspsched.problem.instance import Instance
+from cspsched.simulate.kernel.rules import KernelRules
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,12 +43,10 @@ class Orca(Configured):
     settings_type: ClassVar[type[OrcaSettings]] = OrcaSettings
 
     def new_run(self, instance: Instance) -> ReservingRun:
-        """Empty queues under the instance's limits and the settings, whichever are tighter.
-
-        Raises
-        ------
-        UsageError
-            If max_model_len is to be reserved and is not known, or is more than the device holds.
-        """
+        """Empty queues under the instance's limits and the settings, whichever are tighter."""
         own = OwnLimits(label=self.label, max_num_seqs=self.settings.max_num_seqs)
         return ReservingRun(instance, own, self.settings.reservation)
+
+    def kernel_rules(self, instance: Instance) -> KernelRules | None:
+        """Rules for the compiled kernel under an instance's limits; None if it does not know the settings."""
+        return self.new_run(replace(instance, requests=instance.requests[:1])).kernel_rules()

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import StrEnum
 
-from cspsched.errors import UsageError
 from cspsched.policies.sarathi_family import FamilyRun, OwnLimits
 from cspsched.problem.instance import Instance
 from cspsched.simulate import Step
+from cspsched.simulate.kernel.rules import KernelRules, Reserve
 
 
 class Reservation(StrEnum):
     """Tokens for which an admission reserves KV blocks."""
 
     MAX = "max"
-    """The longest request that the model takes (max_model_len)."""
+    """The longest request that can be served: max_model_len, or the device if that is less or not known."""
     POW2 = "pow2"
     """The prompt and the output rounded up to a power of two."""
     ORACLE = "oracle"
@@ -28,7 +29,18 @@ class ReservingRun(FamilyRun):
         self, instance: Instance, own: OwnLimits, reservation: Reservation = Reservation.MAX
     ) -> None:
         super().__init__(instance, own)
-        self._blocks = _reserved_blocks(instance, reservation, own.label)
+        self._reservation = reservation
+        self._blocks = _reserved_blocks(instance, reservation)
+
+    def kernel_rules(self) -> KernelRules | None:
+        """All of it."""
+        rules = super().kernel_rules()
+        reserve = {
+            Reservation.MAX: Reserve.FIXED,
+            Reservation.POW2: Reserve.POWER_OF_TWO,
+            Reservation.ORACLE: Reserve.PEAK,
+        }
+        return rules and replace(rules, reserve=reserve[self._reservation], fixed_blocks=self._blocks[0])
 
     def schedule(self, step: Step) -> None:
         """Every decode, then the queue."""
@@ -44,33 +56,17 @@ class ReservingRun(FamilyRun):
         return self._blocks[request]
 
 
-def _reserved_blocks(instance: Instance, reservation: Reservation, label: str) -> list[int]:
-    """Blocks that each request of an instance reserves.
-
-    Raises
-    ------
-    UsageError
-        If max_model_len is to be reserved and is not known, or is more than the device holds.
-    """
+def _reserved_blocks(instance: Instance, reservation: Reservation) -> list[int]:
+    """Blocks that each request of an instance reserves, at most the device."""
     limits = instance.limits
-    if reservation is not Reservation.MAX:
+    if reservation is Reservation.MAX:
+        # Requests beyond the device are rejected, so that no length above it is ever served.
+        tokens = [limits.max_model_len or limits.kv_tokens] * len(instance.requests)
+    elif reservation is Reservation.POW2:
+        tokens = [
+            request.prompt_tokens + (1 << (request.output_tokens - 1).bit_length())
+            for request in instance.requests
+        ]
+    else:
         tokens = [request.peak_kv_tokens for request in instance.requests]
-        if reservation is Reservation.POW2:
-            tokens = [
-                request.prompt_tokens + (1 << (request.output_tokens - 1).bit_length())
-                for request in instance.requests
-            ]
-        # A request fits the device, whatever the rounding makes of it.
-        return [min(limits.blocks_of(reserved), limits.kv_blocks) for reserved in tokens]
-    if limits.max_model_len is None:
-        raise UsageError(
-            f"policy {label} reserves max_model_len tokens for every request, and the instance has no "
-            "max_model_len; give one"
-        )
-    blocks = limits.blocks_of(limits.max_model_len)
-    if blocks > limits.kv_blocks:
-        raise UsageError(
-            f"policy {label} reserves max_model_len = {limits.max_model_len} tokens for every request, "
-            f"{blocks} KV blocks, and the device has {limits.kv_blocks}; give a smaller max_model_len"
-        )
-    return [blocks] * len(instance.requests)
+    return [min(limits.blocks_of(reserved), limits.kv_blocks) for reserved in tokens]

@@ -8,7 +8,7 @@ gives 0 tokens, not a negative number, and beyond `chunk_schedule_max_tokens` th
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from cspsched.errors import UsageError
@@ -17,6 +17,7 @@ from cspsched.policies.sarathi_family import FamilyRun, OwnLimits
 from cspsched.policies.settings import require_at_least, require_fraction
 from cspsched.problem.instance import Instance
 from cspsched.simulate import Step
+from cspsched.simulate.kernel.rules import Chunk, Gate, KernelRules
 from cspsched.units import ceil_div
 
 DYNAMIC = ("low_chunk_size", "high_chunk_size", "chunk_schedule_max_tokens", "chunk_schedule_stages")
@@ -77,6 +78,10 @@ class Sarathi(Configured):
         """Empty queues under the instance's limits and the settings, whichever are tighter."""
         return SarathiRun(instance, self.settings, self.label)
 
+    def kernel_rules(self, instance: Instance) -> KernelRules | None:
+        """Rules for the compiled kernel under an instance's limits; None if it does not know the settings."""
+        return self.new_run(replace(instance, requests=instance.requests[:1])).kernel_rules()
+
 
 class SarathiRun(FamilyRun):
     """Queues of one run."""
@@ -90,6 +95,19 @@ class SarathiRun(FamilyRun):
     def schedule(self, step: Step) -> None:
         """Take decodes, then started prefills, then the queue."""
         self.mixed(step)
+
+    def kernel_rules(self) -> KernelRules | None:
+        """With fixed chunks only: else several requests may have prefill left."""
+        rules = super().kernel_rules()
+        if rules is None or len(self._chunks) > 1:
+            return None
+        return replace(
+            rules,
+            max_tokens=self._chunks[0],
+            longest_prompt=0,
+            chunk=Chunk.ANY,
+            gate=Gate.NOT_AFTER_EVICTION,
+        )
 
     def may_admit(self, step: Step) -> bool:
         """Not after a preemption: the victim at the head has nothing to process until it is reset."""

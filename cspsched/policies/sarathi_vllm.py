@@ -8,7 +8,7 @@ of its family (`sarathi_family.py`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from cspsched.policies.batching import Configured
@@ -16,6 +16,7 @@ from cspsched.policies.sarathi_family import FamilyRun, OwnLimits
 from cspsched.policies.settings import require_at_least, require_fraction
 from cspsched.problem.instance import Instance
 from cspsched.simulate import Step
+from cspsched.simulate.kernel.rules import Batch, KernelRules
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,9 +53,18 @@ class SarathiVllm(Configured):
         )
         return SarathiVllmRun(instance, own)
 
+    def kernel_rules(self, instance: Instance) -> KernelRules | None:
+        """Rules for the compiled kernel under an instance's limits; None if it does not know the settings."""
+        return self.new_run(replace(instance, requests=instance.requests[:1])).kernel_rules()
+
 
 class SarathiVllmRun(FamilyRun):
     """Queues of one run."""
+
+    def kernel_rules(self) -> KernelRules | None:
+        """All of it."""
+        rules = super().kernel_rules()
+        return rules and replace(rules, batch=Batch.PREFILL_ONLY)
 
     def schedule(self, step: Step) -> None:
         """Prompts first; decodes only if there is none."""

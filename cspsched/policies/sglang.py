@@ -1,11 +1,18 @@
-"""SGLang's scheduler as of 0.5.23: radix cache off, no mixed chunks, no priorities.
+"""SGLang's scheduler as of 0.5.23, with the radix cache off.
 
 Source: rules written down from the behaviour of the real scheduler. Prefill goes first and alone. Tokens are
 set aside for outputs: what is left of max_new_tokens (here the request's output), at most 4096, in full for
-the requests of the prefill batch and times a ratio for the running ones. The ratio starts at 0.7 x
+the requests of the prefill batch and times a ratio for the running ones; if requests ignore the end of
+sequence (ignore_eos), their decodes are simulated to the end instead. The ratio starts at 0.7 x
 schedule_conservativeness, falls linearly within 600 decode steps to 0.14 of that, starts again when the
 scheduler is idle, and rises after a retraction. Retracted first: fewest generated tokens, then longest
-prompt.
+prompt (retraction_policy=priority: the least important before that).
+
+With enable_mixed_chunk the decodes of running requests join a prefill batch and count in its budgets. With
+prefill_decode_interval so many decode batches lie between two prefills. With enable_priority_scheduling the
+queue is ordered by `priority` of the trace first (smaller is more important here, as with
+schedule_low_priority_values_first), and a request that does not fit retracts running ones whose priority is
+larger by more than priority_scheduling_preemption_threshold = 10.
 
 Defaults: chunked_prefill_size 8192 (a GPU of 60 to 160 GB), max_prefill_tokens 16384,
 schedule_conservativeness 1, schedule_policy fcfs. Left open by the written rules and decided here:
@@ -15,10 +22,12 @@ schedule_conservativeness 1, schedule_policy fcfs. Left open by the written rule
 * max_prefill_tokens counts like chunked_prefill_size, but a prompt that exceeds what is left of it waits.
 * The KV blocks of a prompt in chunks are all taken with its first chunk; nobody else could take them anyway.
 * The last running request is never aborted: the instance has rejected requests that do not fit alone.
+* Without the cache no prefix is known, so that lpm and dfs-weight are fcfs. random draws a place for every
+  request once, not for every batch.
+* For a more important request the least important are retracted first, the last admitted of equals, and only
+  if that makes room enough for it.
 
-Requests stop by themselves (ignore_eos is off). Not simulated: lpm and dfs-weight (fcfs without the cache),
-random, hrrn (its service estimate is not given), routing keys, the exact test for requests that ignore the
-end of sequence, prefill_decode_interval.
+Not simulated: hrrn (its service estimate is not in the rules), routing keys.
 """
 
 from __future__ import annotations
@@ -27,6 +36,7 @@ from bisect import insort
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from random import Random
 from typing import ClassVar
 
 from cspsched.errors import UsageError
@@ -51,12 +61,25 @@ class SchedulePolicy(StrEnum):
     LOF = "lof"
     """Longest output first."""
     SHORTEST_PREFILL_FIRST = "shortest-prefill-first"
+    RANDOM = "random"
+    LPM = "lpm"
+    """Longest cached prefix."""
+    DFS_WEIGHT = "dfs-weight"
+
+
+class RetractionPolicy(StrEnum):
+    """Who is retracted first."""
+
+    LENGTH = "length"
+    PRIORITY = "priority"
 
 
 KEYS: dict[SchedulePolicy, Callable[[Request], float]] = {
     SchedulePolicy.FCFS: first_come,
     SchedulePolicy.LOF: lambda request: -request.output_tokens,
     SchedulePolicy.SHORTEST_PREFILL_FIRST: lambda request: request.prompt_tokens,
+    SchedulePolicy.LPM: first_come,
+    SchedulePolicy.DFS_WEIGHT: first_come,
 }
 
 
@@ -74,9 +97,25 @@ class SglangSettings:
     """Factor on the share of outputs that is set aside."""
     schedule_policy: SchedulePolicy = SchedulePolicy.FCFS
     """Order of the waiting queue."""
+    random_seed: int = 0
+    """Seed of schedule_policy=random."""
+    enable_mixed_chunk: bool = False
+    """Whether decodes join the batches of prefills."""
+    prefill_decode_interval: int | None = None
+    """Decode batches between two batches with prefills, while there are decodes. Default: none."""
+    ignore_eos: bool = False
+    """Whether requests are known to generate all of max_new_tokens; then admissions simulate them."""
+    enable_priority_scheduling: bool = False
+    """Whether more important requests go first and retract others."""
+    priority_scheduling_preemption_threshold: int = 10
+    """A running request is retracted for one whose priority value is smaller by more than that."""
+    retraction_policy: RetractionPolicy = RetractionPolicy.LENGTH
+    """Who is retracted first when a decode lacks memory."""
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "max_prefill_tokens", "max_running_requests", policy="sglang")
+        at_least_zero = ("prefill_decode_interval", "priority_scheduling_preemption_threshold", "random_seed")
+        require_at_least(self, 0, *at_least_zero, policy="sglang")
         if self.chunked_prefill_size < 1 and self.chunked_prefill_size != -1:
             raise UsageError(
                 f"policy 'sglang': chunked_prefill_size is {self.chunked_prefill_size}, "
@@ -112,8 +151,10 @@ class SglangRun(QueueRun):
             max_tokens=None if chunk == -1 else chunk,
             max_requests=settings.max_running_requests,
             chunked=False if chunk == -1 else None,
-            key=KEYS[settings.schedule_policy],
         )
+        self.rank = [(place, 0) for place in _places(instance.requests, settings)]
+        self._settings = settings
+        self._decode_steps = settings.prefill_decode_interval or 0
         self._max_prefill_tokens = settings.max_prefill_tokens
         self._first_ratio = min(0.7 * settings.schedule_conservativeness, 1.0)
         self._ratio = self._first_ratio
@@ -125,16 +166,27 @@ class SglangRun(QueueRun):
             self._is_full = False
             if not self.waiting:
                 self._ratio = self._first_ratio
-        if not self._is_full:
+        if self._may_prefill(step):
             self.prefill(step)
-        if not step.batch and self.running:
+        is_prefill = bool(step.batch)
+        self._decode_steps = 0 if is_prefill else self._decode_steps + 1
+        if self.running and (not is_prefill or self._settings.enable_mixed_chunk):
             self.decode(step)
+        if self.running and not is_prefill:
             self._update_ratio(step)
 
     def retire(self, requests: Sequence[int]) -> None:
         """Drop finished requests; somebody may fit now."""
         super().retire(requests)
         self._is_full = False
+
+    def _may_prefill(self, step: Step) -> bool:
+        """Whether there have been decodes enough, and the batch is not full."""
+        interval = self._settings.prefill_decode_interval or 0
+        if self._decode_steps < interval and any(step.decoding[request] for request in self.running):
+            return False
+        # Somebody more important may make room.
+        return not self._is_full or self._settings.enable_priority_scheduling
 
     def _update_ratio(self, step: Step) -> None:
         """Decay, or after a retraction expect a few more tokens of everybody than have been generated."""
@@ -151,31 +203,92 @@ class SglangRun(QueueRun):
         return step.known_tokens[request] - self.requests[request].prompt_tokens
 
     def fits(self, step: Step, request: int) -> bool:
-        """Whether prompt, output and a block are less than what is free and not set aside for outputs."""
+        """Whether there is room for a request and the outputs, if need be that of less important ones."""
+        victims = self._victims_for(step, request)
+        freed_blocks = sum(step.held_blocks[victim] for victim in victims)
+        others = [i for i in self.running if i not in victims]
+        self._is_full = not self._has_room(step, request, others, step.free_blocks + freed_blocks)
+        if self._is_full:
+            return False
+        for victim in victims:
+            self.evict(step, victim)
+        return True
+
+    def _victims_for(self, step: Step, request: int) -> list[int]:
+        """As few as make room of those that are less important by more than the threshold; else nobody."""
+        if not self._settings.enable_priority_scheduling:
+            return []
+        free_blocks, others, victims = step.free_blocks, list(self.running), []
+        least = self.requests[request].priority + self._settings.priority_scheduling_preemption_threshold
+        for victim in sorted(self.running, key=lambda i: self.requests[i].priority)[::-1]:
+            if self.requests[victim].priority <= least or self._has_room(step, request, others, free_blocks):
+                break
+            if victim not in step.batch:
+                victims.append(victim)
+                others.remove(victim)
+                free_blocks += step.held_blocks[victim]
+        return victims if self._has_room(step, request, others, free_blocks) else []
+
+    def _has_room(self, step: Step, request: int, others: Sequence[int], free_blocks: int) -> bool:
+        """The test of an admission beside other running requests."""
+        if self._settings.enable_mixed_chunk:
+            free_blocks -= self.growing_blocks(step)
+        if self._settings.ignore_eos:
+            return self._can_run_to_the_end(step, request, others, free_blocks)
         set_aside = sum(
             min(self.output_left(step, i), MOST_NEW_TOKENS) * (1.0 if i in step.batch else self._ratio)
-            for i in self.running
+            for i in others
         )
         needed = self.lacking(step, request) + min(self.output_left(step, request), MOST_NEW_TOKENS)
-        self._is_full = needed + self.block_tokens >= step.free_blocks * self.block_tokens - set_aside
-        return not self._is_full
+        return needed + self.block_tokens < free_blocks * self.block_tokens - set_aside
+
+    def _can_run_to_the_end(self, step: Step, request: int, others: Sequence[int], free_blocks: int) -> bool:
+        """Whether all can decode until each has finished, with a token to spare for everybody then alive."""
+        states = sorted((self.output_left(step, i), step.known_tokens[i]) for i in (*others, request))
+        free_tokens = free_blocks * self.block_tokens - self.lacking(step, request)
+        for position, (left, occupied) in enumerate(states):
+            alive = len(states) - position
+            if free_tokens - left * alive <= alive:
+                return False
+            free_tokens += occupied
+        return True
 
     def chunk(self, step: Step, request: int) -> int:
         """The whole prompt, or whole blocks of it that the budget leaves."""
         lacking, block = self.lacking(step, request), self.block_tokens
         taken = sum(ceil_div(tokens, block) * block for tokens in step.batch.values())
+        num_decodes = 0
+        if self._settings.enable_mixed_chunk:
+            num_decodes = sum(step.decoding[i] for i in self.running)
+            taken += num_decodes
         if taken and taken + lacking > self._max_prefill_tokens:
             return 0
-        budget = max(min(self.max_tokens - taken, step.tokens_left), 0)
+        budget = max(min(self.max_tokens - taken, step.tokens_left - num_decodes), 0)
         if lacking <= budget:
             return lacking
         return budget // block * block if self.chunked else 0
 
     def keep_first(self, step: Step) -> list[int]:
-        """Most generated tokens first, then the shortest prompt."""
-        return sorted(self.running, key=lambda i: (-self._generated(step, i), self.requests[i].prompt_tokens))
+        """Most generated tokens first, then the shortest prompt; before that the important, if asked for."""
+        kept = sorted(self.running, key=lambda i: (-self._generated(step, i), self.requests[i].prompt_tokens))
+        if self._settings.retraction_policy is RetractionPolicy.PRIORITY:
+            kept.sort(key=lambda i: self.requests[i].priority)
+        return kept
 
     def requeue(self, request: int) -> None:
         """At the end of those of the same key."""
         self.rank[request] = (self.rank[request][0], self.next_number())
         insort(self.waiting, request, key=self.rank.__getitem__)
+
+
+def _places(requests: Sequence[Request], settings: SglangSettings) -> list[int]:
+    """Place of every request in the order of the queue; equals have the same, and go by submission."""
+    if settings.schedule_policy is SchedulePolicy.RANDOM:
+        rng = Random(settings.random_seed)
+        keys = [rng.random() for _ in requests]
+    else:
+        keys = [KEYS[settings.schedule_policy](request) for request in requests]
+    levels = [request.priority if settings.enable_priority_scheduling else 0 for request in requests]
+    ordered = sorted(set(zip(levels, keys, strict=True)))
+    place = {pair: position for position, pair in enumerate(ordered)}
+    return [place[pair] for pair in zip(levels, keys, strict=True)]

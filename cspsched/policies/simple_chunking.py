@@ -9,7 +9,7 @@ continues a started prefill admits nobody, whatever the chunk leaves. Deviations
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from cspsched.policies.batching import Configured
@@ -17,6 +17,7 @@ from cspsched.policies.sarathi_family import FamilyRun, OwnLimits
 from cspsched.policies.settings import require_at_least, require_fraction
 from cspsched.problem.instance import Instance
 from cspsched.simulate import Step
+from cspsched.simulate.kernel.rules import Batch, Chunk, Gate, KernelRules
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +48,10 @@ class SimpleChunking(Configured):
         """Empty queues under the instance's limits and the settings, whichever are tighter."""
         return SimpleChunkingRun(instance, self.settings, self.label)
 
+    def kernel_rules(self, instance: Instance) -> KernelRules | None:
+        """Rules for the compiled kernel under an instance's limits; None if it does not know the settings."""
+        return self.new_run(replace(instance, requests=instance.requests[:1])).kernel_rules()
+
 
 class SimpleChunkingRun(FamilyRun):
     """Queues of one run, and whose turn it is."""
@@ -60,6 +65,13 @@ class SimpleChunkingRun(FamilyRun):
         )
         super().__init__(instance, own)
         self._turns = self.prefill_only, self.decode_only
+
+    def kernel_rules(self) -> KernelRules | None:
+        """All of it."""
+        rules = super().kernel_rules()
+        return rules and replace(
+            rules, batch=Batch.TURNS, chunk=Chunk.ANY, gate=Gate.NOTHING_STARTED, longest_prompt=0
+        )
 
     def schedule(self, step: Step) -> None:
         """Take the turn that is due, or the other one if there is nothing to do in it."""

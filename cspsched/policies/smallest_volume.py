@@ -7,11 +7,13 @@ is known, not the admission test; here it is that of MC-SF, so that the two diff
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 from cspsched.policies.mc_sf import RunToCompletion
 from cspsched.problem.instance import Instance
 from cspsched.problem.request import Request
+from cspsched.simulate.kernel.rules import KernelRules, Order
 
 
 class SmallestVolume:
@@ -23,6 +25,11 @@ class SmallestVolume:
     def new_run(self, instance: Instance) -> RunToCompletion:
         """Empty queues under the instance's limits."""
         return RunToCompletion(instance, key=volume)
+
+    def kernel_rules(self, instance: Instance) -> KernelRules | None:
+        """Rules for the compiled kernel under an instance's limits."""
+        rules = self.new_run(replace(instance, requests=instance.requests[:1])).kernel_rules()
+        return rules and replace(rules, order=Order.VOLUME)
 
 
 def volume(request: Request) -> int:

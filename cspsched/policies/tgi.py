@@ -9,11 +9,15 @@ the written rules and decided here:
 * The budget max_batch_prefill_tokens (the instance's C by default) is rounded up to whole blocks, though
   never beyond C. A prompt longer than that is prefilled in chunks, before anything else, where chunks are
   allowed.
+* max_batch_total_tokens bounds the sum of input + max_new_tokens over the batch; the launcher infers it from
+  the device, which the KV blocks stand for here, so that by default it does not bind.
+
+Not simulated: speculation (its slots), prefix caching.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from cspsched.errors import UsageError
@@ -21,6 +25,7 @@ from cspsched.policies.batching import Configured, QueueRun
 from cspsched.policies.settings import require_at_least
 from cspsched.problem.instance import Instance
 from cspsched.simulate import Step
+from cspsched.simulate.kernel.rules import Batch, KernelRules, Reserve
 from cspsched.units import ceil_div
 
 
@@ -32,13 +37,16 @@ class TgiSettings:
     """Token budget of a prefill batch. Default: the instance's C."""
     max_batch_size: int | None = None
     """Most running requests. Default: the instance's R."""
+    max_batch_total_tokens: int | None = None
+    """Most tokens of input and output together that may run. Default: what the KV blocks hold."""
     waiting_served_ratio: float = 0.3
     """Waiting requests per running one from which on decodes stop for a prefill (1.2 before v2)."""
     max_waiting_tokens: int = 20
     """Decode steps after which a prefill is tried however few requests wait."""
 
     def __post_init__(self) -> None:
-        require_at_least(self, 1, "max_batch_prefill_tokens", "max_batch_size", policy="tgi")
+        at_least_one = ("max_batch_prefill_tokens", "max_batch_size", "max_batch_total_tokens")
+        require_at_least(self, 1, *at_least_one, policy="tgi")
         require_at_least(self, 0, "max_waiting_tokens", policy="tgi")
         if not self.waiting_served_ratio >= 0:
             raise UsageError(
@@ -58,6 +66,10 @@ class Tgi(Configured):
         """Empty queues under the instance's limits and the settings, whichever are tighter."""
         return TgiRun(instance, self.settings)
 
+    def kernel_rules(self, instance: Instance) -> KernelRules | None:
+        """Rules for the compiled kernel under an instance's limits; None if it does not know the settings."""
+        return self.new_run(replace(instance, requests=instance.requests[:1])).kernel_rules()
+
 
 class TgiRun(QueueRun):
     """Queues of one run."""
@@ -74,6 +86,18 @@ class TgiRun(QueueRun):
         self._settings = settings
         self._decode_steps = 0
 
+    def kernel_rules(self) -> KernelRules | None:
+        """Not with a budget of total tokens."""
+        if self._settings.max_batch_total_tokens is not None:
+            return None
+        return replace(
+            self._base_rules(),
+            batch=Batch.WAITING_RATIO,
+            reserve=Reserve.PEAK,
+            waiting_ratio=self._settings.waiting_served_ratio,
+            decode_steps=self._settings.max_waiting_tokens,
+        )
+
     def schedule(self, step: Step) -> None:
         """Prefill if it is time and something fits, else decode."""
         if self._is_time_to_prefill(step):
@@ -89,6 +113,12 @@ class TgiRun(QueueRun):
             return True
         enough_wait = len(self.waiting) >= self._settings.waiting_served_ratio * len(self.running)
         return enough_wait or self._decode_steps >= self._settings.max_waiting_tokens
+
+    def fits(self, step: Step, request: int) -> bool:
+        """Whether its blocks are free, and its tokens within the budget of all that run."""
+        total = sum(self.peak_tokens(i) + 1 for i in (*self.running, request))
+        limit = self._settings.max_batch_total_tokens
+        return (limit is None or total <= limit) and super().fits(step, request)
 
     def reserved_tokens(self, step: Step, request: int) -> int:
         """Input + max_new_tokens - 1."""

@@ -39,6 +39,37 @@ def request_name(text: str) -> str:
     return name
 
 
+def name_or_none(text: str) -> str:
+    """Name of a client or a prefix; an empty cell is no name."""
+    return request_name(text) if text.strip() else ""
+
+
+def limit_in_seconds(text: str) -> int | None:
+    """Nanoseconds nearest to a time in seconds above 0; an empty cell is no limit."""
+    number = text.strip()
+    if not number:
+        return None
+    expected = "expected a finite number of seconds above 0, or an empty cell for no limit"
+    if not _DECIMAL_NUMBER.fullmatch(number):
+        raise ValueError(expected)
+    limit_ns = seconds_to_ns(number)
+    if limit_ns < 1:
+        raise ValueError(expected)
+    if limit_ns > MAX_ARRIVAL_S * NS_PER_S:
+        raise ValueError(f"expected at most {MAX_ARRIVAL_S} seconds; is it in milliseconds?")
+    return limit_ns
+
+
+def shared_tokens(text: str) -> int:
+    """Number of tokens that a prompt shares with others; an empty cell is 0."""
+    if not text.strip():
+        return 0
+    count = _whole_number(text, MAX_TOKENS, "expected a whole number of at least 0")
+    if count < 0:
+        raise ValueError("expected a whole number of at least 0")
+    return count
+
+
 def arrival_in_seconds(text: str) -> int:
     """Nanoseconds nearest to a time in seconds, at least 0."""
     number = text.strip()

@@ -21,8 +21,8 @@ class TraceFormat:
     """Nanoseconds since any fixed moment; ValueError says what was expected."""
     id_column: str | None = None
     """Where there is none, requests are named r0, r1, ... by arrival."""
-    priority_column: str | None = None
-    """An optional column."""
+    optional_columns: tuple[str, ...] = ()
+    """What a file may say beside these, by the names of `cspsched.trace.optional`."""
     may_lack_arrivals: bool = False
     """Without the column every request arrives at 0."""
     ignores_other_columns: bool = True
@@ -42,7 +42,7 @@ class TraceFormat:
             self.arrival_column,
             self.prompt_column,
             self.output_column,
-            self.priority_column,
+            *self.optional_columns,
         )
         return tuple(name for name in names if name)
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from cspsched.errors import TraceError
 from cspsched.problem.request import Request
 from cspsched.trace.azure import AZURE
-from cspsched.trace.cells import priority, request_name, token_count
+from cspsched.trace.cells import request_name, token_count
 from cspsched.trace.format import TraceFormat, recognise_format
 from cspsched.trace.native import NATIVE
+from cspsched.trace.optional import read_optional
 from cspsched.trace.selection import Selection
 from cspsched.trace.table import Table, read_table
 from cspsched.trace.trace import Trace
@@ -68,12 +70,13 @@ def read_trace(
     elapsed_ns = [arrivals_ns[row] - arrivals_ns[order[0]] for row in order]
     kept = selection.kept(elapsed_ns)
     rows = order[kept.start : kept.stop]
+    prompts = table.parse(trace_format.prompt_column, token_count, rows, remedy=_DROP_OR_SKIP)
     requests = _requests(
         arrivals_ns=selection.rebased(elapsed_ns[kept.start : kept.stop]),
         names=_names(table, trace_format, rows, kept),
-        priorities=_priorities(table, trace_format, rows),
-        prompts=table.parse(trace_format.prompt_column, token_count, rows, remedy=_DROP_OR_SKIP),
+        prompts=prompts,
         outputs=table.parse(trace_format.output_column, token_count, rows, remedy=_DROP_OR_SKIP),
+        extras=read_optional(table, rows, trace_format.optional_columns, prompts, remedy=_DROP_OR_SKIP),
     )
     return Trace(name=table.path.stem, format=trace_format.name, requests=requests)
 
@@ -106,22 +109,16 @@ def _repeated_name(table: Table, column: str, named_rows: Sequence[tuple[int, st
     )
 
 
-def _priorities(table: Table, trace_format: TraceFormat, rows: Sequence[int]) -> list[int]:
-    if trace_format.priority_column not in table.header:
-        return [0] * len(rows)
-    return table.parse(trace_format.priority_column, priority, rows, remedy=_DROP_OR_SKIP)
-
-
 def _requests(
     *,
     arrivals_ns: Sequence[int],
     names: Sequence[str],
-    priorities: Sequence[int],
     prompts: Sequence[int],
     outputs: Sequence[int],
+    extras: Sequence[dict[str, Any]],
 ) -> tuple[Request, ...]:
-    columns = zip(names, arrivals_ns, prompts, outputs, priorities, strict=True)
+    columns = zip(names, arrivals_ns, prompts, outputs, extras, strict=True)
     return tuple(
-        Request(request_id=name, arrival_ns=time, prompt_tokens=prompt, output_tokens=output, priority=rank)
-        for name, time, prompt, output, rank in columns
+        Request(request_id=name, arrival_ns=time, prompt_tokens=prompt, output_tokens=output, **extra)
+        for name, time, prompt, output, extra in columns
     )

@@ -11,7 +11,7 @@ from cspsched.errors import InputError, TraceError
 from cspsched.problem.request import Request
 from cspsched.trace.cells import request_name
 from cspsched.trace.native import NATIVE
-from cspsched.units import NS_PER_S
+from cspsched.trace.optional import PREFIX_COLUMNS, optional_cells, seconds_text
 
 
 def write_trace(requests: Sequence[Request], path: str | Path) -> None:
@@ -29,7 +29,8 @@ def write_trace(requests: Sequence[Request], path: str | Path) -> None:
     Raises
     ------
     TraceError
-        If there are no requests, or a name is one that `read_trace` would refuse or change.
+        If there are no requests, a name is one that `read_trace` would refuse or change, or a prefix has
+        several segments.
     InputError
         If the file cannot be written.
     """
@@ -41,7 +42,7 @@ def write_trace(requests: Sequence[Request], path: str | Path) -> None:
 
 
 def trace_text(requests: Sequence[Request]) -> str:
-    """Text of the native CSV file; the priority column is there if a priority is not 0.
+    """Text of the native CSV file; an optional column is there if a request has something to put into it.
 
     Raises
     ------
@@ -50,21 +51,25 @@ def trace_text(requests: Sequence[Request]) -> str:
     """
     if not requests:
         raise TraceError("no requests to write, expected at least one")
-    num_columns = 5 if any(request.priority for request in requests) else 4
+    rows = [_cells(request) for request in requests]
+    names = NATIVE.known_columns
+    used = {name for name, *column in zip(names, *rows, strict=True) if any(column)}
+    if used.intersection(PREFIX_COLUMNS):
+        used |= set(PREFIX_COLUMNS)
+    kept = [k for k, name in enumerate(names) if name in NATIVE.required_columns or name in used]
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(NATIVE.known_columns[:num_columns])
-    writer.writerows(_cells(request)[:num_columns] for request in requests)
+    writer.writerows([cells[k] for k in kept] for cells in (names, *rows))
     return buffer.getvalue()
 
 
 def _cells(request: Request) -> tuple[str | int, ...]:
     return (
         _checked_name(request.request_id),
-        _seconds_text(request.arrival_ns),
+        seconds_text(request.arrival_ns),
         request.prompt_tokens,
         request.output_tokens,
-        request.priority,
+        *optional_cells(request),
     )
 
 
@@ -76,9 +81,3 @@ def _checked_name(name: str) -> str:
     if not unchanged:
         raise TraceError(f"request_id {name!r}: expected printable characters without blanks around them")
     return name
-
-
-def _seconds_text(time_ns: int) -> str:
-    """Seconds with up to nine decimals, exact."""
-    seconds, rest_ns = divmod(time_ns, NS_PER_S)
-    return f"{seconds}.{rest_ns:09d}".rstrip("0").rstrip(".")

@@ -1,0 +1,128 @@
+"""Optional columns of a trace: priority, client, SLO limits, and the prefix that prompts share.
+
+A file may have any of them; `prefix_id` and `prefix_tokens` go together and make one segment. An empty cell
+is no client, no limit or no prefix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from cspsched.errors import TraceError
+from cspsched.problem.request import Request
+from cspsched.trace.cells import limit_in_seconds, name_or_none, priority, shared_tokens
+from cspsched.trace.table import Table
+from cspsched.units import NS_PER_S
+
+_CELLS: dict[str, tuple[str, Callable[[str], Any]]] = {
+    "priority": ("priority", priority),
+    "client_id": ("client_id", name_or_none),
+    "ttft_limit_s": ("ttft_limit_ns", limit_in_seconds),
+    "tpot_limit_s": ("tpot_limit_ns", limit_in_seconds),
+}
+"""Field of a request and reader of a cell for every column that stands by itself."""
+PREFIX_COLUMNS = ("prefix_id", "prefix_tokens")
+OPTIONAL_COLUMNS = (*_CELLS, *PREFIX_COLUMNS)
+
+
+def read_optional(
+    table: Table, rows: Sequence[int], columns: Sequence[str], prompts: Sequence[int], *, remedy: str
+) -> list[dict[str, Any]]:
+    """Fields of each request that come from optional columns of a format.
+
+    Parameters
+    ----------
+    table, rows
+        The file, and the rows to read.
+    columns
+        Optional columns that the format has.
+    prompts
+        Prompt tokens of these rows, the most that a prefix may have.
+    remedy
+        What the user can do about a row that is wrong.
+
+    Raises
+    ------
+    TraceError
+        If a cell is wrong, a prefix has only one of its two columns or cells, or is longer than the prompt.
+    """
+    present = [name for name in columns if name in table.header]
+    values: dict[str, Sequence[Any]] = {}
+    for name in present:
+        if name in _CELLS:
+            field, parse = _CELLS[name]
+            values[field] = table.parse(name, parse, rows, remedy=remedy)
+    if any(name in present for name in PREFIX_COLUMNS):
+        values["prefix"] = _prefixes(table, rows, prompts, remedy)
+    return [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)] or [{}] * len(
+        rows
+    )
+
+
+def _prefixes(
+    table: Table, rows: Sequence[int], prompts: Sequence[int], remedy: str
+) -> list[tuple[tuple[str, int], ...]]:
+    for name, other in (PREFIX_COLUMNS, PREFIX_COLUMNS[::-1]):
+        if name not in table.header:
+            where = f"{table.path} line {table.header_line}"
+            raise TraceError(f"{where}: column {other!r} needs {name!r} beside it (add or remove one)")
+    names = table.parse("prefix_id", name_or_none, rows, remedy=remedy)
+    counts = table.parse("prefix_tokens", shared_tokens, rows, remedy=remedy)
+    prefixes: list[tuple[tuple[str, int], ...]] = []
+    for row, name, tokens, prompt in zip(rows, names, counts, prompts, strict=True):
+        if bool(name) != bool(tokens):
+            raise TraceError(
+                f"{table.where(row)}: prefix_id is {name!r} and prefix_tokens is {tokens}, expected both or "
+                f"neither ({remedy})"
+            )
+        if tokens > prompt:
+            raise TraceError(
+                f"{table.where(row)}: prefix_tokens is {tokens}, expected at most the prompt, {prompt} "
+                f"({remedy})"
+            )
+        prefixes.append(((name, tokens),) if name else ())
+    return prefixes
+
+
+def optional_cells(request: Request) -> tuple[str | int, ...]:
+    """Cells of all optional columns of a request, in their order; what it has none of is empty or 0.
+
+    Raises
+    ------
+    TraceError
+        If the prefix has several segments, for which a row has no place, or a name would not survive.
+    """
+    if len(request.prefix) > 1:
+        raise TraceError(
+            f"request {request.request_id!r}: its prefix has {len(request.prefix)} segments, and a CSV file "
+            "holds one (prefix_id, prefix_tokens); save the instance as JSON instead"
+        )
+    prefix_id, prefix_tokens = request.prefix[0] if request.prefix else ("", 0)
+    return (
+        request.priority,
+        _checked("client_id", request.client_id, request),
+        "" if request.ttft_limit_ns is None else seconds_text(request.ttft_limit_ns),
+        "" if request.tpot_limit_ns is None else seconds_text(request.tpot_limit_ns),
+        _checked("prefix_id", prefix_id, request, may_be_empty=not prefix_tokens),
+        prefix_tokens,
+    )
+
+
+def seconds_text(time_ns: int) -> str:
+    """Seconds with up to nine decimals, exact."""
+    seconds, rest_ns = divmod(time_ns, NS_PER_S)
+    return f"{seconds}.{rest_ns:09d}".rstrip("0").rstrip(".")
+
+
+def _checked(column: str, name: str, request: Request, *, may_be_empty: bool = True) -> str:
+    try:
+        unchanged = name_or_none(name) == name and (may_be_empty or name != "")
+    except ValueError:
+        unchanged = False
+    if not unchanged:
+        raise TraceError(
+            f"request {request.request_id!r}: {column} {name!r}: expected printable characters without "
+            "blanks around them"
+        )
+    return name
