@@ -1,0 +1,71 @@
+"""A cost model flattened to int64 arrays, if its numbers are small enough for that."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+
+import numpy as np
+
+from cspsched.problem.cost import FUNCTION_FEATURES, BatchFeatures, CostModel, IntArray, PiecewiseLinear
+from cspsched.simulate.kernel.rules import KernelRules
+
+LARGEST_TERM = 2**58
+"""A dozen terms and a clock of less than 2^61 ns stay below 2^63."""
+
+
+def flatten_cost(cost: CostModel, rules: KernelRules, largest_peak: int) -> IntArray | None:
+    """Flat form of a cost model; None if a batch could take a term beyond 64 bits.
+
+    Rows of four numbers, int64: step, b_p and b_d rounded up, in nanoseconds, and the row of the first knot;
+    each non-zero term (feature, denominator, rows from and to of its knots); each knot (where, value there
+    and slope from there, both times the denominator, 0).
+
+    Parameters
+    ----------
+    largest_peak
+        Most KV entries that a request of the workload holds.
+    """
+    worst = _largest_features(rules, largest_peak)
+    constants = cost.step_ceil, cost.prefill_batch_ceil, cost.decode_batch_ceil
+    functions = _functions(cost)
+    terms: list[tuple[int, ...]] = []
+    knots: list[tuple[int, ...]] = []
+    for feature, function in functions:
+        largest = worst[feature]
+        # One further, so that the last slope is covered, too.
+        if max(function.numerator(largest + 1) + function.denominator, largest) >= LARGEST_TERM:
+            return None
+        reached = bisect_right(function.knots, largest)
+        columns = (function.knots, function.knot_numerators, function.slope_numerators, [0] * reached)
+        row = 1 + len(functions) + len(knots)
+        terms.append((feature, function.denominator, row, row + reached))
+        knots += list(zip(*(column[:reached] for column in columns), strict=True))
+    if max(constants) >= LARGEST_TERM or any(max(knot) >= LARGEST_TERM for knot in knots):
+        return None
+    return np.array([(*constants, 1 + len(functions)), *terms, *knots], dtype=np.int64)
+
+
+def _functions(cost: CostModel) -> list[tuple[int, PiecewiseLinear]]:
+    """Non-zero terms with the position of their feature."""
+    position = {name: k for k, name in enumerate(BatchFeatures._fields)}
+    named = [(position[feature], getattr(cost, name)) for name, feature in FUNCTION_FEATURES.items()]
+    named.append((position["num_prefills"], cost.prefill_request_term))
+    named.append((position["num_decodes"], cost.decode_request_term))
+    return [(feature, function) for feature, function in named if not function.is_zero]
+
+
+def _largest_features(rules: KernelRules, largest_peak: int) -> BatchFeatures[int]:
+    """No batch has more of anything."""
+    kv_tokens = rules.kv_blocks * rules.block_tokens
+    tokens = min(rules.max_tokens + rules.max_running, kv_tokens)
+    requests = min(rules.max_running, kv_tokens)
+    return BatchFeatures(
+        tokens=tokens,
+        prefill_attention=tokens * (largest_peak + 1),
+        prefill_tokens=tokens,
+        prefill_context=kv_tokens,
+        decode_context=kv_tokens,
+        num_generating=requests,
+        num_prefills=requests,
+        num_decodes=requests,
+    )

@@ -1,0 +1,43 @@
+"""How the kernel is compiled. Under NUMBA_DISABLE_JIT=1 the same source runs as plain Python."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar, cast
+from zlib import crc32
+
+import numba as nb
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+COMMON: dict[str, Any] = {"nogil": True, "error_model": "numpy", "_nrt": False}
+"""Nothing in the kernel allocates memory, so arrays are passed without counting references to them: the
+counts are atomic, and cost several times what the kernel does in an iteration."""
+
+
+def inner(function: Function) -> Function:
+    """Compile a function that only compiled functions call.
+
+    It needs no entry from Python, which would take as long to compile as the function itself.
+    """
+    options: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    return cast(Function, nb.njit(**COMMON, **options)(function))
+
+
+def outer(function: Function) -> Function:
+    """Compile a function that Python calls, and keep the machine code on disk.
+
+    Numba renews what it keeps when the file of this one function changes. The name under which it is kept
+    says which state of all the sources it was compiled from.
+    """
+    function.__qualname__ += f"_{_source_version():08x}"
+    return cast(Function, nb.njit(**COMMON, cache=True)(function))
+
+
+def _source_version() -> int:
+    """Checksum of all sources of the kernel."""
+    version = 0
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        version = crc32(path.read_bytes(), version)
+    return version

@@ -1,0 +1,94 @@
+"""Memory of the kernel: flat arrays, and the numbers by which compiled code finds its way in them.
+
+The state of a request is a row of `rows`; requests that decode in lockstep change no row from step to step:
+who entered with `CONTEXT` tokens at decode step `SINCE` has CONTEXT + STEPS - SINCE tokens now. What a step
+needs of all of them together is in `now` (count, sum of contexts) and `residues` (contexts modulo the block).
+A loop that chooses per request every step can work on the same rows with `HELD` in place of `DECODES`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from cspsched.problem.cost import IntArray
+from cspsched.simulate.kernel.rules import KernelRules
+from cspsched.simulate.kernel.workload import Int32Array
+
+# Columns of `rows`.
+(
+    PHASE, GENERATED, CONTEXT, SINCE, BLOCKS, NUMBER, PLACE, NEXT, PREVIOUS, PREEMPTIONS, PROMPT, OUTPUT,
+    RANK, IMPORTANCE,
+) = range(14)  # fmt: skip
+# Values of PHASE: in the queue (or finished), prefill, decode in lockstep, decode that sits out.
+QUEUED, PREFILLS, DECODES, HELD = range(4)
+# Columns of `wide`: times in nanoseconds, and tokens lost to preemption.
+ARRIVAL_NS, SCHEDULED_NS, FIRST_TOKEN_NS, FINISH_NS, RECOMPUTED = range(5)
+# Columns of `orders`.
+SUBMISSION, BY_RANK, HEAP = range(3)
+# Columns of `slots`.
+LISTED, STARTED, STARTED_TOKENS, GENERATING, STACK, SORTED, NEW_TO_COME, NEW_TOKENS, ENOUGH_WAIT = range(9)
+# Columns of `spans`, and kinds: a chunk before the last, a last chunk, a run of decodes, an eviction.
+KIND, SPAN_REQUEST, SPAN_NUMBER, FIRST, AMOUNT, BEFORE = range(6)
+CHUNK_SPAN, LAST_CHUNK_SPAN, RUN_SPAN, EVICTION_SPAN = range(4)
+
+# Positions in `now`: what changes, then the fields of KernelRules in their order.
+(
+    CLOCK_NS, SUBMITTED, QUEUE_HEAD, QUEUE_BACK, WAITING, UNFINISHED, FREE, RUNNING, RUNNING_END, SERVED_END,
+    NUM_DECODES, DECODE_CONTEXT, SHIFT, STEPS, NUM_ADMISSIONS, NUM_STARTED, DECODE_NOW, ATTENTION,
+    PREFILL_TOKENS, PREFILL_CONTEXT, NUM_PREFILLS, NUM_GENERATING, EVICTIONS, FRUITLESS, BATCHES, BATCH_ROW,
+    SPAN_ROW, TURN, DECODE_COUNT, REFUSED, PEAK_BLOCKS,
+    KV_BLOCKS, BLOCK_TOKENS, MAX_TOKENS, MAX_RUNNING, ORDER, BATCH, RESERVE, CHUNK, GATE, NEED, VICTIM, ADMIT,
+    LONG_PREFILL, WATERMARK, TEST_KNOWN, LONGEST_PROMPT, FIXED_BLOCKS, DECODE_STEPS, FUTURE_SPARE,
+    FUTURE_EXTRA,
+) = range(51)  # fmt: skip
+ALL_SERVED = 2**62
+"""SERVED_END while nobody sits out."""
+NOBODY = -1
+
+# Answers of the loop.
+FINISHED, LOG_FULL, STUCK, LIVELOCK, PROMPT_REFUSED, TOO_LONG = range(6)
+LAST_CLOCK_NS = 2**61
+LAST_COUNT = 2**31 - 2**27
+"""Batches and admissions are counted in 32 bits."""
+MAX_FRUITLESS = 100
+
+
+class Kernel(NamedTuple):
+    """Everything that a run reads and writes; requests are positions in the workload.
+
+    Few arrays, since compilation takes as long as there are many: 32 bits wherever they are enough.
+    """
+
+    now: IntArray
+    """The state as a whole, and the rules."""
+    rows: Int32Array
+    """Shape (num_requests, 14), or (num_requests, 12) if the queue is in order of arrival."""
+    wide: IntArray
+    """Shape (num_requests, 5); times that have not come are -1."""
+    orders: Int32Array
+    """Shape (num_requests, 3), or (num_requests, 1) if the queue is in order of arrival: requests by
+    (arrival, file); requests in the order of the queue; a heap of ranks in that order."""
+    slots: Int32Array
+    """Lists of running requests, a column each: all in order of admission, with holes (-1) where requests
+    left; those with prefill left, in that order, and the tokens that each gets in this batch; those whose
+    prefill ends in this batch; preempted ones, the last to be served first; those that decode, last to finish
+    first; what those that do not decode yet will add and hold; for TGI, by the number of running requests,
+    how many waiting ones are enough."""
+    residues: Int32Array
+    """Decodes by (context + SHIFT) modulo the block size: those of residue SHIFT take a block."""
+    calendar: Int32Array
+    """First request that finishes at each decode step, modulo its length (a power of two)."""
+    prices: IntArray
+    """The flat cost model (see `flatten_cost`), shape (1 + num_terms + num_knots, 4)."""
+    batch_ns: IntArray
+    """Log: start and end."""
+    batch_counts: Int32Array
+    """Log: prefills, decodes, prefill tokens, blocks held, waiting, running."""
+    spans: Int32Array
+    """Log: kind; request; number of its admission; batch (of a run: first decode step); tokens (of a run:
+    steps); context before."""
+
+
+def most_running(rules: KernelRules, num_requests: int) -> int:
+    """Most requests that ever run at a time: each holds a block."""
+    return min(rules.max_running, num_requests, rules.kv_blocks)

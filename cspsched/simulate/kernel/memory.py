@@ -1,0 +1,111 @@
+"""Memory of one run: the arrays at its start, and logs that grow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cspsched.problem.cost import IntArray
+from cspsched.simulate.kernel import layout
+from cspsched.simulate.kernel.layout import NOBODY, Kernel
+from cspsched.simulate.kernel.rules import Batch, KernelRules, Order
+from cspsched.simulate.kernel.workload import Int32Array, Workload
+
+ROWS_A_REQUEST, MOST_ROWS = 4, 1 << 20
+"""Rows of a log at first, seldom too few, and how many it gets at a time. Unused ones cost nothing."""
+
+
+def new_kernel(workload: Workload, rules: KernelRules, prices: IntArray) -> Kernel:
+    """Arrays for a run from its beginning, nothing submitted yet."""
+    most = layout.most_running(rules, workload.num_requests)
+    return Kernel(
+        now=_first_state(workload, rules),
+        rows=_rows(workload, rules),
+        wide=_wide(workload),
+        orders=_orders(workload, rules),
+        slots=_slots(rules, most),
+        residues=np.zeros(rules.block_tokens, dtype=np.int32),
+        calendar=np.full(1 << int(workload.output_tokens.max()).bit_length(), NOBODY, dtype=np.int32),
+        prices=prices,
+        **_new_logs(max(min(ROWS_A_REQUEST * workload.num_requests, MOST_ROWS), 4 * most + 4)),
+    )
+
+
+def _first_state(workload: Workload, rules: KernelRules) -> IntArray:
+    now = np.concatenate((np.zeros(layout.KV_BLOCKS, dtype=np.int64), rules.codes))
+    now[layout.UNFINISHED] = workload.num_requests
+    now[layout.FREE] = rules.kv_blocks
+    now[layout.SERVED_END] = layout.ALL_SERVED
+    now[layout.REFUSED] = NOBODY
+    return now
+
+
+def _rows(workload: Workload, rules: KernelRules) -> Int32Array:
+    width = layout.RANK if rules.order is Order.ARRIVAL else layout.IMPORTANCE + 1
+    rows = np.zeros((workload.num_requests, width), dtype=np.int32)
+    rows[:, layout.PROMPT] = workload.prompt_tokens
+    rows[:, layout.OUTPUT] = workload.output_tokens
+    if rules.order is not Order.ARRIVAL:
+        rows[workload.queue_order(rules), layout.RANK] = np.arange(workload.num_requests)
+    if rules.order is Order.PRIORITY:
+        rows[:, layout.IMPORTANCE] = workload.importance()
+    return rows
+
+
+def _wide(workload: Workload) -> IntArray:
+    wide = np.full((workload.num_requests, layout.RECOMPUTED + 1), -1, dtype=np.int64)
+    wide[:, layout.ARRIVAL_NS] = workload.arrival_ns
+    wide[:, layout.RECOMPUTED] = 0
+    return wide
+
+
+def _orders(workload: Workload, rules: KernelRules) -> Int32Array:
+    submission = workload.submission_order()
+    if rules.order is Order.ARRIVAL:
+        return submission[:, np.newaxis]
+    return np.stack((submission, workload.queue_order(rules), np.zeros_like(submission)), axis=1)
+
+
+def _slots(rules: KernelRules, most: int) -> Int32Array:
+    """Twice as many as can run, so that holes are closed after as many admissions as can run."""
+    slots = np.full((2 * most + 2, layout.ENOUGH_WAIT + 1), NOBODY, dtype=np.int32)
+    if rules.batch is Batch.WAITING_RATIO:
+        # The product in floating point is the policy's own; a whole number reaches it where its ceiling does.
+        enough = np.ceil(rules.waiting_ratio * np.arange(len(slots)))
+        slots[:, layout.ENOUGH_WAIT] = np.minimum(enough, np.iinfo(np.int32).max)
+    return slots
+
+
+class Logs:
+    """Rows logged so far; the kernel writes into the newest array of each log."""
+
+    def __init__(self) -> None:
+        self._full: dict[str, list[npt.NDArray[Any]]] = {"batch_ns": [], "batch_counts": [], "spans": []}
+
+    def keep(self, kernel: Kernel) -> None:
+        """Take over what a kernel has logged."""
+        num_batches, num_spans = kernel.now[[layout.BATCH_ROW, layout.SPAN_ROW]]
+        self._full["batch_ns"].append(kernel.batch_ns[:num_batches])
+        self._full["batch_counts"].append(kernel.batch_counts[:num_batches])
+        self._full["spans"].append(kernel.spans[:num_spans])
+
+    def grow(self, kernel: Kernel) -> Kernel:
+        """Take over what is logged and give the kernel new arrays."""
+        self.keep(kernel)
+        kernel.now[[layout.BATCH_ROW, layout.SPAN_ROW]] = 0
+        return kernel._replace(**_new_logs(max(MOST_ROWS, 2 * len(kernel.slots))))
+
+    def column(self, name: str) -> npt.NDArray[Any]:
+        """All rows of a log in order; they are given away."""
+        rows = self._full.pop(name)
+        return rows[0] if len(rows) == 1 else np.concatenate(rows)
+
+
+def _new_logs(rows: int) -> dict[str, Any]:
+    return {
+        "batch_ns": np.empty((rows, 2), dtype=np.int64),
+        "batch_counts": np.empty((rows, 6), dtype=np.int32),
+        "spans": np.empty((rows, layout.BEFORE + 1), dtype=np.int32),
+    }

@@ -1,0 +1,60 @@
+"""Compiled: the duration of a batch, from the flat cost model."""
+
+from __future__ import annotations
+
+from cspsched.simulate.kernel.jit import inner
+from cspsched.simulate.kernel.layout import (
+    ATTENTION,
+    DECODE_CONTEXT,
+    NUM_GENERATING,
+    NUM_PREFILLS,
+    PREFILL_CONTEXT,
+    PREFILL_TOKENS,
+    Kernel,
+)
+
+
+@inner
+def batch_time_ns(k: Kernel, num_decodes: int) -> int:
+    """Duration of the batch: every term rounded up once."""
+    now = k.now
+    prices = k.prices
+    time_ns = prices[0, 0]
+    if now[NUM_PREFILLS]:
+        time_ns += prices[0, 1]
+    if num_decodes:
+        time_ns += prices[0, 2]
+    for position in range(1, prices[0, 3]):
+        term = prices[position]
+        x = feature(k, term[0], num_decodes)
+        if not x:
+            continue
+        low, high = term[2], term[3]
+        while high - low > 1:
+            middle = (low + high) >> 1
+            if prices[middle, 0] <= x:
+                low = middle
+            else:
+                high = middle
+        numerator = prices[low, 1] + prices[low, 2] * (x - prices[low, 0])
+        time_ns += (numerator + term[1] - 1) // term[1]
+    return int(time_ns)
+
+
+@inner
+def feature(k: Kernel, position: int, num_decodes: int) -> int:
+    """What a term is over, in the order of BatchFeatures."""
+    now = k.now
+    if position == 0:
+        return int(now[PREFILL_TOKENS] + num_decodes)
+    if position == 1:
+        return int(now[ATTENTION])
+    if position == 2:
+        return int(now[PREFILL_TOKENS])
+    if position == 3:
+        return int(now[PREFILL_CONTEXT])
+    if position == 4:
+        return int(now[DECODE_CONTEXT]) if num_decodes else 0
+    if position == 5:
+        return int(now[NUM_GENERATING] + num_decodes)
+    return int(now[NUM_PREFILLS]) if position == 6 else num_decodes

@@ -1,0 +1,234 @@
+"""Compiled: a step of vLLM V1, running requests in order of admission under one token budget, then the queue.
+
+The clear engine walks the running list and preempts the last admitted (or least important) whenever a
+request finds no block. The walk over a remaining set fails somewhere exactly if all that it takes together is
+more than what is free; so it is enough to evict until the sum fits. Where the budget ends before the list
+does, the rest of the list sits out and leaves the lockstep.
+"""
+
+from __future__ import annotations
+
+from cspsched.simulate.kernel.batch import (
+    add_chunk,
+    admit,
+    blocks_of,
+    decode_growth,
+    enter_decode,
+    evict,
+    known_tokens,
+    leave_decode,
+)
+from cspsched.simulate.kernel.jit import inner
+from cspsched.simulate.kernel.layout import (
+    ALL_SERVED,
+    BLOCK_TOKENS,
+    BLOCKS,
+    CHUNK,
+    CONTEXT,
+    DECODE_NOW,
+    DECODES,
+    EVICTIONS,
+    FREE,
+    HELD,
+    KV_BLOCKS,
+    LISTED,
+    LONG_PREFILL,
+    MAX_RUNNING,
+    MAX_TOKENS,
+    NOBODY,
+    NUM_DECODES,
+    NUM_STARTED,
+    PHASE,
+    PLACE,
+    PREFILLS,
+    RUNNING,
+    RUNNING_END,
+    SERVED_END,
+    STARTED,
+    STARTED_TOKENS,
+    TEST_KNOWN,
+    VICTIM,
+    WAITING,
+    WATERMARK,
+    Kernel,
+)
+from cspsched.simulate.kernel.queues import queue_head, victim
+from cspsched.simulate.kernel.rules import Chunk
+
+NEVER_CUT = int(Chunk.NEVER)
+
+
+@inner
+def running_first(k: Kernel) -> None:
+    """Decide a batch."""
+    now = k.now
+    longest = now[KV_BLOCKS] * now[BLOCK_TOKENS]
+    if now[LONG_PREFILL] and now[RUNNING] + now[WAITING] > 1:
+        longest = now[LONG_PREFILL]
+    now[DECODE_NOW] = 1
+    if now[VICTIM]:
+        used = _serve_by_importance(k)
+    else:
+        used = now[NUM_DECODES]
+        if now[NUM_STARTED] or now[SERVED_END] != ALL_SERVED or used > now[MAX_TOKENS]:
+            used = _share_budget(k, longest)
+        _make_room(k, _started_blocks(k))
+    _process_started(k)
+    if not now[EVICTIONS] and now[WAITING]:
+        _admit_waiting(k, now[MAX_TOKENS] - used, longest)
+
+
+@inner
+def _serve_by_importance(k: Kernel) -> int:
+    """Make room for the decodes, then for the one started prefill; return the tokens used.
+
+    The prefill, the last of the list, is offered what the decodes left. Whoever is evicted for its sake
+    returns tokens to the budget, but not to the prefill.
+    """
+    now = k.now
+    _make_room(k, 0)
+    used = now[NUM_DECODES]
+    if now[NUM_STARTED]:
+        request = k.slots[0, STARTED]
+        lacking = known_tokens(k, request) - k.rows[request, CONTEXT]
+        k.slots[0, STARTED_TOKENS] = min(lacking, k.now[MAX_TOKENS] - used)
+        used += k.slots[0, STARTED_TOKENS]
+        _make_room(k, _started_blocks(k))
+    return int(used)
+
+
+@inner
+def _share_budget(k: Kernel, longest: int) -> int:
+    """Give the running requests their tokens in order, as far as the budget goes; return the tokens used."""
+    now = k.now
+    if now[SERVED_END] >= now[RUNNING_END]:
+        now[SERVED_END] = ALL_SERVED
+    used, served = now[NUM_DECODES], 0
+    for position in range(now[NUM_STARTED]):
+        request = k.slots[position, STARTED]
+        k.slots[position, STARTED_TOKENS] = 0
+        if k.rows[request, PLACE] < now[SERVED_END]:
+            k.slots[position, STARTED_TOKENS] = min(
+                known_tokens(k, request) - k.rows[request, CONTEXT], longest
+            )
+            used += k.slots[position, STARTED_TOKENS]
+            served += 1
+    if used > k.now[MAX_TOKENS]:
+        return _cut_end(k, used, served)
+    if now[SERVED_END] != ALL_SERVED:
+        return _extend_end(k, used, served, longest)
+    return int(used)
+
+
+@inner
+def _cut_end(k: Kernel, used: int, served: int) -> int:
+    """Take tokens from the end of the list until the budget holds."""
+    now, budget = k.now, k.now[MAX_TOKENS]
+    place = min(now[SERVED_END], now[RUNNING_END])
+    while used > budget:
+        place -= 1
+        request = k.slots[place, LISTED]
+        if request == NOBODY:
+            continue
+        is_decode = k.rows[request, PHASE] == DECODES
+        own = 1
+        if not is_decode:
+            served -= 1
+            own = k.slots[served, STARTED_TOKENS]
+        if used - own < budget:
+            k.slots[served, STARTED_TOKENS] -= used - budget
+            return int(budget)
+        used -= own
+        now[SERVED_END] = place
+        if is_decode:
+            leave_decode(k, request)
+        else:
+            k.slots[served, STARTED_TOKENS] = 0
+    return int(used)
+
+
+@inner
+def _extend_end(k: Kernel, used: int, served: int, longest: int) -> int:
+    """Serve further requests of the list while tokens are left."""
+    now, budget = k.now, k.now[MAX_TOKENS]
+    place = now[SERVED_END]
+    while place < now[RUNNING_END] and used < budget:
+        request = k.slots[place, LISTED]
+        place += 1
+        if request == NOBODY:
+            continue
+        if k.rows[request, PHASE] == HELD:
+            enter_decode(k, request)
+            used += 1
+        else:
+            lacking = known_tokens(k, request) - k.rows[request, CONTEXT]
+            k.slots[served, STARTED_TOKENS] = min(lacking, longest, budget - used)
+            used += k.slots[served, STARTED_TOKENS]
+            served += 1
+    now[SERVED_END] = place if place < now[RUNNING_END] else ALL_SERVED
+    return int(used)
+
+
+@inner
+def _own_blocks(k: Kernel, position: int) -> int:
+    """KV blocks that a started prefill takes for its tokens."""
+    row = k.rows[k.slots[position, STARTED]]
+    tokens = k.slots[position, STARTED_TOKENS]
+    return blocks_of(k, row[CONTEXT] + tokens) - row[BLOCKS] if tokens else 0
+
+
+@inner
+def _started_blocks(k: Kernel) -> int:
+    """KV blocks that all started prefills take."""
+    blocks = 0
+    for position in range(k.now[NUM_STARTED]):
+        blocks += _own_blocks(k, position)
+    return blocks
+
+
+@inner
+def _make_room(k: Kernel, prefill_blocks: int) -> None:
+    """Evict until what decodes and started prefills take is free."""
+    now = k.now
+    while decode_growth(k) + prefill_blocks > now[FREE]:
+        request = victim(k)
+        if k.rows[request, PHASE] == PREFILLS:
+            # It is the last of those that are left, whatever the order of eviction.
+            now[NUM_STARTED] -= 1
+            if prefill_blocks:
+                prefill_blocks -= _own_blocks(k, now[NUM_STARTED])
+        evict(k, request)
+
+
+@inner
+def _process_started(k: Kernel) -> None:
+    """Put the chunks into the batch; keep those with prefill left."""
+    kept = 0
+    for position in range(k.now[NUM_STARTED]):
+        request, tokens = int(k.slots[position, STARTED]), int(k.slots[position, STARTED_TOKENS])
+        if not tokens or not add_chunk(k, request, tokens):
+            k.slots[kept, STARTED] = request
+            kept += 1
+    k.now[NUM_STARTED] = kept
+
+
+@inner
+def _admit_waiting(k: Kernel, budget: int, longest: int) -> None:
+    """Admit from the head of the queue, strictly in its order, until something does not fit."""
+    now = k.now
+    while budget > 0 and now[WAITING] and now[RUNNING] < now[MAX_RUNNING]:
+        request = queue_head(k)
+        known = known_tokens(k, request)
+        tokens = min(known, longest)
+        if tokens > budget and now[CHUNK] == NEVER_CUT:
+            break
+        tokens = min(tokens, budget)
+        kept_free = now[WATERMARK] if now[RUNNING] else 0
+        tested = known if now[TEST_KNOWN] else tokens
+        # The decodes have not taken theirs yet.
+        if blocks_of(k, tested) + kept_free + decode_growth(k) > now[FREE]:
+            break
+        if not admit(k, request, tokens, 0):
+            k.slots[now[NUM_STARTED], STARTED] = request
+            now[NUM_STARTED] += 1
+        budget -= tokens

@@ -1,0 +1,115 @@
+"""Requests as columns, so that ten million of them need no objects."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cspsched.errors import InputError
+from cspsched.problem.cost import IntArray
+from cspsched.problem.instance import Instance
+from cspsched.problem.request import MAX_ARRIVAL_NS, MAX_TOKENS
+from cspsched.simulate.kernel.rules import KernelRules, Order
+
+Int32Array = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Workload:
+    """Columns of shape (num_requests,), in the order of the file.
+
+    Attributes
+    ----------
+    arrival_ns
+        int64, nanoseconds.
+    prompt_tokens, output_tokens
+        int32, at least 1.
+    priority
+        int64, smaller is served first; None: all alike.
+    name_rank
+        Position of each request's name among all names; None: names rise with the position.
+    """
+
+    arrival_ns: IntArray
+    prompt_tokens: Int32Array
+    output_tokens: Int32Array
+    priority: IntArray | None = None
+    name_rank: IntArray | None = None
+
+    def __post_init__(self) -> None:
+        count = len(self.arrival_ns)
+        if not count:
+            raise InputError("the workload has no requests")
+        for name, most, least in (
+            ("arrival_ns", MAX_ARRIVAL_NS, 0),
+            ("prompt_tokens", MAX_TOKENS, 1),
+            ("output_tokens", MAX_TOKENS, 1),
+        ):
+            column: npt.NDArray[Any] = getattr(self, name)
+            if column.shape != (count,):
+                raise InputError(f"workload: {name} has the shape {column.shape}, expected ({count},)")
+            if column.min() < least or column.max() > most:
+                raise InputError(
+                    f"workload: {name} goes from {column.min()} to {column.max()}, expected {least} to {most}"
+                )
+
+    @classmethod
+    def from_instance(cls, instance: Instance) -> Workload:
+        """Columns of an instance's requests."""
+        requests = instance.requests
+        names = [request.request_id for request in requests]
+        by_name = sorted(range(len(names)), key=names.__getitem__)
+        name_rank = np.empty(len(names), dtype=np.int64)
+        name_rank[by_name] = np.arange(len(names))
+        return cls(
+            arrival_ns=np.array([request.arrival_ns for request in requests], dtype=np.int64),
+            prompt_tokens=np.array([request.prompt_tokens for request in requests], dtype=np.int32),
+            output_tokens=np.array([request.output_tokens for request in requests], dtype=np.int32),
+            priority=np.array([request.priority for request in requests], dtype=np.int64),
+            name_rank=name_rank,
+        )
+
+    @property
+    def num_requests(self) -> int:
+        """Requests."""
+        return len(self.arrival_ns)
+
+    @property
+    def largest_peak(self) -> int:
+        """Most KV entries that a request holds: the largest I + O - 1."""
+        return int((self.prompt_tokens.astype(np.int64) + self.output_tokens - 1).max())
+
+    def submission_order(self) -> Int32Array:
+        """Requests in the order of (arrival, file)."""
+        return np.argsort(self.arrival_ns, kind="stable").astype(np.int32)
+
+    def queue_order(self, rules: KernelRules) -> Int32Array:
+        """Requests in the order of the waiting queue, if all were in it."""
+        submission = self.submission_order()
+        if rules.order is Order.ARRIVAL:
+            return submission
+        if rules.order is Order.PRIORITY:
+            names = np.arange(self.num_requests) if self.name_rank is None else self.name_rank
+            return np.lexsort((names, self.arrival_ns, self._priorities)).astype(np.int32)
+        key = self.output_tokens.astype(np.int64)
+        if rules.order is Order.VOLUME:
+            key = key * self.prompt_tokens + key * (key - 1) // 2
+        return submission[np.argsort(key[submission], kind="stable")]
+
+    def importance(self) -> Int32Array:
+        """Rank of each request by (priority, arrival), equal where both are."""
+        order = np.lexsort((self.arrival_ns, self._priorities))
+        priority, arrival_ns = self._priorities[order], self.arrival_ns[order]
+        differs = (priority[1:] != priority[:-1]) | (arrival_ns[1:] != arrival_ns[:-1])
+        ranks = np.empty(self.num_requests, dtype=np.int32)
+        ranks[order] = np.concatenate(([0], np.cumsum(differs)))
+        return ranks
+
+    @property
+    def _priorities(self) -> IntArray:
+        if self.priority is None:
+            return np.zeros(self.num_requests, dtype=np.int64)
+        return self.priority

@@ -1,0 +1,201 @@
+"""Random configurations for the compiled kernel: tight memory, tight budgets, every policy that it knows."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from cspsched.errors import CspschedError
+from cspsched.policies.base import make_policy
+from cspsched.problem.instance import Instance, Limits, Switches
+from cspsched.problem.request import Request
+from cspsched.simulate import Policy, PolicyError, Simulation, simulate
+from cspsched.simulate.kernel import simulate_fast
+from cspsched.simulate.kernel.api import kernel_rules
+from tests.strategies import EVERY_TERM
+
+Settings = dict[str, Any]
+
+
+def _vllm(rng: random.Random) -> Settings:
+    order = rng.choice(["fcfs", "fcfs", "priority"])
+    return {
+        "max_num_seqs": rng.choice([None, rng.randint(1, 8)]),
+        "max_num_batched_tokens": rng.choice([None, rng.randint(1, 40)]),
+        "long_prefill_token_threshold": rng.choice([0, 0, 1, 3, 8]) if order == "fcfs" else 0,
+        "scheduler_reserve_full_isl": rng.random() < 0.5,
+        "watermark": rng.choice([0.0, 0.0, 0.1, 0.3]),
+        "policy": order,
+        "enable_chunked_prefill": rng.choice([None, None, False]),
+    }
+
+
+def _sarathi(rng: random.Random) -> Settings:
+    return {"chunk": rng.randint(1, 40), **_family(rng)}
+
+
+def _family(rng: random.Random) -> Settings:
+    return {"max_num_seqs": rng.randint(1, 8), "watermark": rng.choice([0.0, 0.01, 0.3])}
+
+
+def _sarathi_vllm(rng: random.Random) -> Settings:
+    return {"max_batched_tokens": rng.choice([None, rng.randint(10, 60)]), **_family(rng)}
+
+
+def _vllm_v0(rng: random.Random) -> Settings:
+    return {"max_num_batched_tokens": rng.choice([None, rng.randint(10, 60)]), **_family(rng)}
+
+
+def _orca(rng: random.Random) -> Settings:
+    return {"max_num_seqs": rng.randint(1, 8), "reservation": rng.choice(["max", "pow2", "oracle"])}
+
+
+def _faster_transformer(rng: random.Random) -> Settings:
+    return {"max_num_seqs": rng.randint(1, 8)}
+
+
+def _simple_chunking(rng: random.Random) -> Settings:
+    return {"chunk_size": rng.randint(1, 40), **_family(rng)}
+
+
+def _infermax(rng: random.Random) -> Settings:
+    priority = rng.choice(["decode", "prefill"])
+    return {
+        "priority": priority,
+        "hybrid": priority == "decode" and rng.random() < 0.7,
+        "chunked_prefill": rng.choice([None, False]),
+        "reservation": rng.random() < 0.3,
+    }
+
+
+def _tensorrt_llm(rng: random.Random) -> Settings:
+    return {
+        "max_num_tokens": rng.randint(1, 60),
+        "max_batch_size": rng.randint(1, 8),
+        "enable_chunked_prefill": rng.choice([None, False]),
+    }
+
+
+def _tgi(rng: random.Random) -> Settings:
+    return {
+        "max_batch_prefill_tokens": rng.choice([None, rng.randint(1, 40)]),
+        "max_batch_size": rng.choice([None, rng.randint(1, 8)]),
+        "waiting_served_ratio": rng.choice([0.3, 0.0, 1.2]),
+        "max_waiting_tokens": rng.choice([20, 0, 2]),
+    }
+
+
+def _lightllm(rng: random.Random) -> Settings:
+    return {
+        "running_max_req_size": rng.randint(1, 8),
+        "batch_max_tokens": rng.choice([None, rng.randint(1, 40)]),
+        "router_max_wait_tokens": rng.choice([1, 0, 4]),
+    }
+
+
+def _none(rng: random.Random) -> Settings:
+    return {}
+
+
+SETTINGS: dict[str, Callable[[random.Random], Settings]] = {
+    "vllm": _vllm,
+    "sarathi": _sarathi,
+    "sarathi-vllm": _sarathi_vllm,
+    "vllm-v0": _vllm_v0,
+    "orca": _orca,
+    "faster-transformer": _faster_transformer,
+    "simple-chunking": _simple_chunking,
+    "infermax": _infermax,
+    "tensorrt-llm": _tensorrt_llm,
+    "tgi": _tgi,
+    "lightllm": _lightllm,
+    "mc-sf": _none,
+    "smallest-volume": _none,
+}
+"""Settings of every policy that the kernel runs, drawn so that it knows them."""
+
+
+def draw_policy(rng: random.Random, name: str) -> Policy:
+    """A policy with random settings."""
+    settings = {key: value for key, value in SETTINGS[name](rng).items() if value is not None}
+    text = ",".join(f"{key}={str(value).lower()}" for key, value in settings.items())
+    return make_policy(f"{name}:{text}" if text else name)
+
+
+def draw_instance(rng: random.Random) -> Instance:
+    """Up to 20 requests; memory holds one of them for sure and all of them rarely."""
+    block_tokens, count = rng.randint(1, 16), rng.choice([1, 3, 7, 20])
+    longest = rng.choice([1, 12, 40])
+    sizes = [(rng.randint(1, 24), rng.randint(1, longest)) for _ in range(count)]
+    largest = max(-(-(prompt + output - 1) // block_tokens) for prompt, output in sizes)
+    spread = rng.choice([10, 40, 300, 3000]) * count
+    requests = tuple(
+        Request(
+            request_id=f"r{rng.randint(0, 9)}-{index}",
+            arrival_ns=rng.choice([0, 0, rng.randint(0, spread)]),
+            prompt_tokens=prompt,
+            output_tokens=output,
+            priority=rng.randint(0, 2),
+        )
+        for index, (prompt, output) in enumerate(sizes)
+    )
+    limits = Limits(
+        kv_blocks=largest + rng.randint(0, largest + 2) * rng.choice([0, 1, 1, 4]),
+        block_tokens=block_tokens,
+        max_batch_tokens=rng.choice([rng.randint(1, 40), rng.randint(24, 100)]),
+        max_batch_requests=rng.choice([rng.randint(1, 8), 30]),
+        max_model_len=max(prompt + output - 1 for prompt, output in sizes),
+    )
+    switches = Switches(chunked_prefill=rng.random() < 0.8)
+    return Instance(requests=requests, limits=limits, cost=EVERY_TERM, switches=switches)
+
+
+def draw_case(name: str, seed: int) -> tuple[Instance, Policy] | None:
+    """A servable instance and a policy that the kernel knows there; None where the draw gave none."""
+    rng = random.Random(f"{name} {seed}")
+    instance, policy = draw_instance(rng), draw_policy(rng, name)
+    try:
+        instance = instance.split_rejected()[0]
+        known = kernel_rules(instance, policy) is not None
+    except CspschedError:
+        return None
+    return (instance, policy) if known else None
+
+
+def digest(simulation: Simulation) -> str:
+    """SHA-256 of everything that a simulation says, column by column."""
+    schedule, sha = simulation.schedule, hashlib.sha256(simulation.policy.encode())
+    columns = [getattr(schedule, name) for name in sorted(schedule.__dataclass_fields__)]
+    columns += [simulation.held_blocks, simulation.num_waiting, simulation.decided_ns]
+    columns.append(np.array(simulation.preempted, dtype=np.int64))
+    for column in columns:
+        sha.update(f"{column.shape} {column.dtype}".encode() + np.ascontiguousarray(column).tobytes())
+    return sha.hexdigest()
+
+
+def outcome(run: Callable[[], Simulation]) -> tuple[str, str]:
+    """Digest of a run, or the error that it ends with."""
+    try:
+        return "simulation", digest(run())
+    except PolicyError as error:
+        return type(error).__name__, str(error)
+
+
+def disagreements(name: str, seeds: range) -> tuple[int, list[int]]:
+    """Configurations tried, and seeds of those where kernel and clear engine differ."""
+    tried, differing = 0, []
+    for seed in seeds:
+        case = draw_case(name, seed)
+        if case is None:
+            continue
+        instance, policy = case
+        tried += 1
+        clear = outcome(lambda i=instance, p=policy: simulate(i, p))
+        kernel = outcome(lambda i=instance, p=policy: simulate_fast(i, p).to_simulation())
+        if clear != kernel:
+            differing.append(seed)
+    return tried, differing
