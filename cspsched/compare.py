@@ -16,7 +16,8 @@ from cspsched.problem.metrics import Metrics, Objective, measure
 from cspsched.problem.referee import find_violations
 from cspsched.problem.result import StopReason, tool_versions
 from cspsched.problem.schedule import Schedule
-from cspsched.simulate import Policy, simulate
+from cspsched.simulate import Policy, Simulation
+from cspsched.simulate.kernel import run_policy
 from cspsched.solving import DEFAULT_HEURISTICS
 
 COMPARISON_SCHEMA = "cspsched/comparison/1"
@@ -128,7 +129,8 @@ def compare_policies(
     Raises
     ------
     UsageError
-        If there is no policy and no schedule, one is named twice, or one is unknown.
+        If there is no policy and no schedule, one is named twice or is unknown, or a policy caches prefixes
+        or emulates bugs that change what requests generate.
     InputError
         If a schedule breaks a rule of the problem, or uses the prefix cache, which the bounds do not know.
     """
@@ -143,7 +145,9 @@ def compare_policies(
     for policy in policies:
         _refuse_prefix_cache(policy)
         tell(f"simulating {policy.label} on {len(servable.requests)} requests")
-        measured[policy.label] = _judged(servable, policy.label, simulate(servable, policy).schedule)
+        simulation = run_policy(servable, policy)
+        _refuse_other_outputs(simulation)
+        measured[policy.label] = _judged(servable, policy.label, simulation.schedule)
     tell(f"bounding {objective}")
     reference = _reference(servable, objective, measured, limits or SearchLimits(), on_progress)
     rows = tuple(
@@ -161,6 +165,16 @@ def _refuse_prefix_cache(policy: Policy) -> None:
         raise UsageError(
             f"policy {policy.label} caches prefixes, which the bounds do not know: there is no excess; leave "
             "enable_prefix_caching out, or use 'cspsched simulate'"
+        )
+
+
+def _refuse_other_outputs(simulation: Simulation) -> None:
+    """Who generates other tokens than were asked for is not to be compared."""
+    if simulation.output_changes:
+        raise UsageError(
+            f"policy {simulation.policy} gives other numbers of tokens than were asked for to "
+            f"{len(simulation.output_changes)} requests: there is no excess; leave emulate_bugs out, or use "
+            "'cspsched simulate'"
         )
 
 

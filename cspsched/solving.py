@@ -12,7 +12,7 @@ from cspsched.policies.base import make_policy
 from cspsched.problem.instance import Instance, Rejection
 from cspsched.problem.metrics import Objective
 from cspsched.problem.result import Result
-from cspsched.simulate import simulate
+from cspsched.simulate.kernel import run_policy
 
 DEFAULT_HEURISTICS = ("vllm", "sarathi")
 
@@ -56,7 +56,7 @@ def solve(
     if rejections and not drop_rejected:
         more = f" (and {len(rejections) - 1} more)" if len(rejections) > 1 else ""
         raise InfeasibleError(f"{rejections[0].reason}{more}; leave such requests out with --drop-rejected")
-    candidates = [(name, simulate(servable, make_policy(name)).schedule) for name in heuristics]
+    candidates = [(name, run_policy(servable, make_policy(name)).schedule) for name in heuristics]
     result = solve_exactly(
         servable, objective, limits or SearchLimits(), candidates=candidates, on_progress=on_progress
     )

@@ -16,7 +16,7 @@ from cspsched.policies.settings import nearest, read_settings, split_settings
 from cspsched.policies.user_file import load_from_file, split_file_policy
 from cspsched.simulate import Policy, PolicyRun, Step
 
-__all__ = ["Policy", "PolicyRun", "Step", "make_policy", "policy_names"]
+__all__ = ["Policy", "PolicyRun", "Step", "add_setting", "make_policy", "policy_names"]
 
 ENTRY_POINT_GROUP = "cspsched.policies"
 BUILT_IN = {
@@ -81,6 +81,13 @@ def make_policy(text: str) -> Policy:
     if settings:
         raise UsageError(f"policy {name!r} takes no settings, got {settings_text!r}")
     return _made(name, factory)
+
+
+def add_setting(text: str, setting: str) -> str:
+    """The text of a policy with one more setting, such as `emulate_bugs=true`."""
+    in_file = split_file_policy(text.strip())
+    has_settings = bool(in_file[2]) if in_file else ":" in text
+    return f"{text.strip()}{',' if has_settings else ':'}{setting}"
 
 
 def _entry_points() -> dict[str, EntryPoint]:

@@ -45,6 +45,8 @@ class SarathiSettings:
     """Processed tokens of a prompt over which the stages are spread."""
     chunk_schedule_stages: int | None = None
     """Number of stages."""
+    emulate_bugs: bool = False
+    """A preempted request forgets what it has generated and makes its whole output again."""
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "chunk", "max_num_seqs", *DYNAMIC, policy="sarathi")
@@ -87,7 +89,12 @@ class SarathiRun(FamilyRun):
     """Queues of one run."""
 
     def __init__(self, instance: Instance, settings: SarathiSettings, label: str) -> None:
-        own = OwnLimits(label=label, max_num_seqs=settings.max_num_seqs, watermark=settings.watermark)
+        own = OwnLimits(
+            label=label,
+            max_num_seqs=settings.max_num_seqs,
+            watermark=settings.watermark,
+            restarts_output=settings.emulate_bugs,
+        )
         super().__init__(instance, own)
         self._stage_tokens, sizes = settings.stages()
         self._chunks = [min(size, self.max_tokens) for size in sizes]

@@ -10,6 +10,9 @@ Three deviations, each where the real programs stop, crash or drop a request:
   instance allows chunks. Beyond the own limit it is an error (the real ones drop it: FINISHED_IGNORED).
 * A preempted request generates what it still lacks (sarathi-serve forgets what it had generated and makes
   `max_tokens` more).
+
+The setting `emulate_bugs` of a policy brings the last of sarathi-serve, and of vLLM V0 the drop and the
+watermark that is never waived. What a request then generates is no longer what was asked for.
 """
 
 from __future__ import annotations
@@ -36,6 +39,10 @@ class OwnLimits:
     """Token budget of a batch with prefills, if there is one."""
     watermark: float = 0.0
     """Share of the blocks that an admission leaves free."""
+    restarts_output: bool = False
+    """Emulated bug of sarathi-serve: a preempted request forgets what it has generated."""
+    drops_above: int | None = None
+    """Emulated bug of vLLM V0: a longer request, or one that the watermark keeps out for ever, is dropped."""
 
 
 class FamilyRun:
@@ -57,6 +64,7 @@ class FamilyRun:
         limits = instance.limits
         own_tokens = own.max_tokens or limits.kv_tokens
         self.label = own.label
+        self._own = own
         self.requests = instance.requests
         self.max_tokens = min(own_tokens, limits.max_batch_tokens)
         self.max_running = min(own.max_num_seqs, limits.max_batch_requests, limits.max_batch_tokens)
@@ -79,6 +87,8 @@ class FamilyRun:
 
     def kernel_rules(self) -> KernelRules | None:
         """The same limits and decisions for the compiled kernel; None where it does not know them."""
+        if self._own.restarts_output or self._own.drops_above is not None:
+            return None
         return KernelRules(
             kv_blocks=self.kv_blocks,
             block_tokens=self.block_tokens,
@@ -163,6 +173,8 @@ class FamilyRun:
     def preempt(self, step: Step, request: int) -> None:
         """Evict a request to the front of the queue."""
         step.preempt(request)
+        if self._own.restarts_output:
+            step.restart_output(request)
         self.waiting.appendleft(request)
 
     def continue_prefills(self, step: Step, started: Iterable[int], used: int) -> int:
@@ -181,8 +193,11 @@ class FamilyRun:
         while self.may_admit(step) and self.waiting and len(self.running) + len(admitted) < self.max_running:
             request = self.waiting[0]
             known = step.known_tokens[request]
-            tokens = self.prefill_tokens(request, known, 0, used)
             blocks = self.blocks_to_admit(request, known)
+            if self._is_dropped(known, blocks):
+                step.drop(self.waiting.popleft())
+                continue
+            tokens = self.prefill_tokens(request, known, 0, used)
             kept_free = self.watermark_blocks if self.running or admitted else 0
             if not tokens or blocks + kept_free > spare_blocks:
                 break
@@ -196,6 +211,10 @@ class FamilyRun:
         """One token each."""
         for request in decodes:
             step.schedule(request, 1, step.missing_blocks(request, 1))
+
+    def _is_dropped(self, known: int, blocks: int) -> bool:
+        limit = self._own.drops_above
+        return limit is not None and (known > limit or blocks + self.watermark_blocks > self.kv_blocks)
 
     def _refuse_long_prompt(self, request: int, known: int) -> None:
         if known > self._longest_prompt:

@@ -29,6 +29,8 @@ class SarathiVllmSettings:
     """Token budget of a prefill batch. Default: the instance's max_model_len."""
     watermark: float = 0.01
     """Share of the blocks that an admission leaves free."""
+    emulate_bugs: bool = False
+    """A preempted request forgets what it has generated and makes its whole output again."""
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "max_num_seqs", "max_batched_tokens", policy="sarathi-vllm")
@@ -50,6 +52,7 @@ class SarathiVllm(Configured):
             max_num_seqs=self.settings.max_num_seqs,
             max_tokens=self.settings.max_batched_tokens or instance.limits.max_model_len,
             watermark=self.settings.watermark,
+            restarts_output=self.settings.emulate_bugs,
         )
         return SarathiVllmRun(instance, own)
 

@@ -30,6 +30,8 @@ class SimpleChunkingSettings:
     """Most running requests."""
     watermark: float = 0.01
     """Share of the blocks that an admission leaves free."""
+    emulate_bugs: bool = False
+    """A preempted request forgets what it has generated and makes its whole output again."""
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "chunk_size", "max_num_seqs", policy="simple-chunking")
@@ -62,6 +64,7 @@ class SimpleChunkingRun(FamilyRun):
             max_num_seqs=settings.max_num_seqs,
             max_tokens=settings.chunk_size,
             watermark=settings.watermark,
+            restarts_output=settings.emulate_bugs,
         )
         super().__init__(instance, own)
         self._turns = self.prefill_only, self.decode_only

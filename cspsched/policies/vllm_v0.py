@@ -1,9 +1,9 @@
 """vLLM's V0 scheduler as of vllm 0.9.2 (`vllm/core/scheduler.py`): prefix caching off, single-step.
 
 Source: rules written down from the behaviour of the real scheduler; whole recorded schedules of its default
-mode, with recompute and with swap, are reproduced by `tests/test_conformance.py`. Not simulated: the request
-that vanishes when its refill outgrows the limits (FINISHED_IGNORED: a bug; here it is an error, see
-`sarathi_family.py` for this and for the watermark of an empty device). The engine refuses
+mode, with recompute and with swap, are reproduced by `tests/test_conformance.py`. A request whose refill
+outgrows the limits vanishes from vLLM (FINISHED_IGNORED: a bug, for `emulate_bugs`; here it is an error,
+see `sarathi_family.py` for this and for the watermark of an empty device). The engine refuses
 max_num_batched_tokens < max_num_seqs; here the tighter binds. For preemption by swap see `vllm_v0_runs.py`.
 """
 
@@ -59,6 +59,8 @@ class VllmV0Settings:
     """How many of these may be long."""
     long_prefill_token_threshold: int = 0
     """Tokens above which a prefill is long. Default: 4 % of max_model_len."""
+    emulate_bugs: bool = False
+    """A request that no longer fits, for instance when its refill outgrows the limits, is dropped."""
 
     def __post_init__(self) -> None:
         at_least_one = (
@@ -106,6 +108,7 @@ class VllmV0(Configured):
             max_num_seqs=min(settings.max_num_seqs, budget or settings.max_num_seqs),
             max_tokens=budget,
             watermark=settings.watermark,
+            drops_above=self._longest_prompt(instance.limits) if settings.emulate_bugs else None,
         )
         if settings.enable_chunked_prefill:
             partial = PartialPrefills(
@@ -117,6 +120,13 @@ class VllmV0(Configured):
         return V0DefaultRun(
             instance, own, swaps=swaps, delay_factor=settings.delay_factor, by_priority=by_priority
         )
+
+    def _longest_prompt(self, limits: Limits) -> int:
+        """Tokens above which vLLM drops a request when it comes to the head of the queue."""
+        longest = limits.max_model_len or limits.kv_tokens
+        if self.settings.enable_chunked_prefill:
+            return longest
+        return min(longest, self.settings.token_budget(limits) or longest)
 
     def _require_swap(self, allowed: Preemption, *, by_priority: bool) -> None:
         if not allowed.swaps:

@@ -70,8 +70,10 @@ DYNAMIC_CHUNKS = frozenset(
     {"low_chunk_size", "high_chunk_size", "chunk_schedule_max_tokens", "chunk_schedule_stages"}
 )
 CHUNKS = frozenset({"chunk_size", "enable_dynamic_chunking_schedule", *DYNAMIC_CHUNKS})
-# Whether sarathi-serve forgets generated tokens shows in the lengths of the outputs, compared first.
 ALWAYS_UNUSED = frozenset({"fix_max_tokens"})
+"""The recording's own switch for the bug of sarathi-serve that `with_bugs` reads."""
+SCHEDULERS_WITH_BUG = ("sarathi", "vllm", "simple_chunking")
+"""Those of sarathi-serve that preempt, and then forget what was generated."""
 
 VLLM_V1 = Dialect(
     policy="vllm",
@@ -128,6 +130,13 @@ def dialect_of(engine: Engine, config: Mapping[str, Any]) -> Dialect:
             raise NotSimulatedError(f"scheduler {scheduler} of sarathi-serve")
         return SARATHI_SERVE[scheduler]
     return VLLM_V0 if engine is Engine.VLLM_V0 else VLLM_V1
+
+
+def with_bugs(engine: Engine, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration, and whether the recorded program had the bugs that our policies emulate."""
+    forgets = config.get("scheduler") in SCHEDULERS_WITH_BUG and not config.get("fix_max_tokens", False)
+    bugs = engine is Engine.VLLM_V0 or (engine is Engine.SARATHI_SERVE and forgets)
+    return {**config, **({"emulate_bugs": True} if bugs else {})}
 
 
 def limits_of(engine: Engine, config: Mapping[str, Any], where: str) -> Limits:

@@ -22,6 +22,7 @@ from cspsched.recording.engines import (
     engine_of,
     limits_of,
     switches_of,
+    with_bugs,
 )
 from cspsched.recording.log import Recording
 
@@ -70,12 +71,13 @@ def make_setup(
         requests, num_cut = _ended_at_model_len(requests, longest)
         if num_cut:
             notes.append(f"requests that the engine ends early, at max_model_len {longest}: {num_cut}")
-    _refuse_other_outputs(recording, requests)
+    policy = _policy(dialect, with_bugs(engine, config))
+    if not getattr(getattr(policy, "settings", None), "emulate_bugs", False):
+        _refuse_other_outputs(recording, requests)
     instance = Instance(requests=requests, limits=limits, cost=cost, switches=switches_of(config))
     rejections = instance.split_rejected()[1]
     if rejections:
         raise NotSimulatedError(rejections[0].reason)
-    policy = _policy(dialect, config)
     _refuse_other_watermark(recording, policy, config)
     return Setup(instance=instance, policy=policy, notes=tuple(notes))
 

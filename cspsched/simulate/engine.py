@@ -7,8 +7,8 @@ engine adds up itself, so that the referee, who derives them again from the sche
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Set
-from dataclasses import dataclass
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from cspsched.errors import InputError
@@ -48,6 +48,9 @@ class Simulation:
     preempted
         (batch, request) of every preemption as the policy told it. Beside the evictions of the schedule there
         are those of requests whose last token was in flight, which lose nothing.
+    output_changes
+        {request: tokens generated} where an emulated bug of the real engine made them more or fewer than were
+        asked for. No schedule of the instance does that, and the referee says so.
     """
 
     policy: str
@@ -56,6 +59,7 @@ class Simulation:
     num_waiting: IntArray
     decided_ns: IntArray
     preempted: tuple[tuple[int, int], ...]
+    output_changes: Mapping[int, int] = field(default_factory=dict)
 
 
 def simulate(instance: Instance, policy: Policy, *, machine: Machine | None = None) -> Simulation:
@@ -92,6 +96,7 @@ def simulate(instance: Instance, policy: Policy, *, machine: Machine | None = No
         num_waiting=engine.log.num_waiting(),
         decided_ns=engine.log.decided_ns(),
         preempted=tuple(engine.log.preempted),
+        output_changes=engine.output_changes,
     )
 
 
@@ -128,6 +133,11 @@ class _Engine:
         order = sorted(range(len(self._arrival_ns)), key=self._arrival_ns.__getitem__)
         self._to_come = order[::-1]
 
+    @property
+    def output_changes(self) -> Mapping[int, int]:
+        """Requests that an emulated bug gave more or fewer tokens, and how many they have."""
+        return self._state.output_changes
+
     def iterate(self) -> None:
         """One decision of the policy and what follows: its batch, or waiting for one to end or to arrive."""
         self._submit_arrivals()
@@ -135,6 +145,7 @@ class _Engine:
         self._run.schedule(step)
         self.log.add_boundary(step)
         self._moved_blocks += step.moved_blocks
+        self.num_unfinished -= step.dropped
         self._refuse_livelock(len(step.evicted))
         if step.batch:
             self._launch(step)
@@ -142,7 +153,7 @@ class _Engine:
                 self._await_batch()
         elif self._in_flight:
             self._await_batch_or_arrival()
-        elif not step.evicted and not step.restored:
+        elif not step.evicted and not step.restored and self.num_unfinished:
             self._wait_for_arrival()
 
     def _submit_arrivals(self) -> None:

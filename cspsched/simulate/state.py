@@ -43,14 +43,16 @@ class State:
         Free KV blocks in host memory.
     restored
         Requests that came back from host memory since the last batch.
+    output_changes
+        Tokens that a request generates in all where an emulated bug makes them others than asked for.
     undelivered
         Requests in a batch that has not ended: what it generates is counted in `known`, nobody has seen it.
     """
 
     __slots__ = (
         "_blocks_on_host", "_decoding_on_host", "_final", "_prompt", "_unseen", "cache", "computed",
-        "decoding", "host", "host_free", "instance", "known", "num_active", "pool", "restored",
-        "undelivered",
+        "decoding", "host", "host_free", "instance", "known", "num_active", "output_changes", "pool",
+        "restored", "undelivered",
     )  # fmt: skip
 
     def __init__(self, instance: Instance, *, caches_prefixes: bool = False) -> None:
@@ -58,6 +60,7 @@ class State:
         self.instance = instance
         self._prompt = [request.prompt_tokens for request in instance.requests]
         self._final = [request.prompt_tokens + request.output_tokens for request in instance.requests]
+        self.output_changes: dict[int, int] = {}
         self.known = [0] * count
         self.computed = [0] * count
         self.decoding = [False] * count
@@ -87,6 +90,17 @@ class State:
         self.pool.release(request)
         self.computed[request] = 0
         self.decoding[request] = False
+
+    def restart_output(self, request: int) -> None:
+        """Let a request generate its whole output once more, as if what it has were prompt."""
+        output_tokens = self.instance.requests[request].output_tokens
+        self._final[request] = self.known[request] + output_tokens
+        self.output_changes[request] = self._final[request] - self._prompt[request]
+
+    def drop(self, request: int) -> None:
+        """Lose a request that holds nothing; it keeps what it has generated."""
+        self.output_changes[request] = self.known[request] - self._prompt[request]
+        self.retire([request])
 
     def swap_out(self, request: int) -> int:
         """Move all KV blocks of a request to host memory, filled or not, and return how many."""

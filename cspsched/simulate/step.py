@@ -54,6 +54,7 @@ class Step:
         "clock_ns",
         "computed_tokens",
         "decoding",
+        "dropped",
         "evicted",
         "finishing",
         "held_blocks",
@@ -83,6 +84,7 @@ class Step:
         self.restored: list[int] = []
         self.finishing: list[int] = []
         self.moved_blocks = 0
+        self.dropped = 0
         self.host_tokens: Sequence[int] = state.host
         self.undelivered: Set[int] = state.undelivered
         self._state = state
@@ -191,6 +193,24 @@ class Step:
         self._note_eviction(request)
         self._state.evict(request)
         return self._take_out(request)
+
+    def restart_output(self, request: int) -> None:
+        """Let a preempted request generate all of its output again: a bug of a real engine, emulated."""
+        if request not in self.finishing:
+            self._state.restart_output(request)
+
+    def drop(self, request: int) -> None:
+        """Lose a waiting request for good: a bug of a real engine, emulated.
+
+        Raises
+        ------
+        PolicyError
+            If the request holds KV blocks.
+        """
+        if self.held_blocks[request] or not self.known_tokens[request]:
+            raise self._refusal(request, "is dropped but does not wait")
+        self._state.drop(request)
+        self.dropped += 1
 
     def swap_out(self, request: int) -> int:
         """Evict a resident request to host memory and return the tokens that this takes out of the batch.
