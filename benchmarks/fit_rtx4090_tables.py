@@ -15,9 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from fit_public_tables import decimals, describe
 from sklearn.linear_model import LinearRegression
 
+from cspsched.costs.estimator.quality import describe
+from cspsched.costs.estimator.write import decimals
 from cspsched.costs.fit import (
     FloatArray,
     Measurements,

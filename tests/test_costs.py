@@ -15,6 +15,7 @@ from cspsched.costs.presets import (
     DEFAULT_DEVICE,
     DEFAULT_MODEL,
     cost_names,
+    cost_path,
     default_cost_name,
     describe_cost,
     load_cost,
@@ -22,7 +23,8 @@ from cspsched.costs.presets import (
 from cspsched.errors import CostError, InputError, UsageError
 from cspsched.problem.cost import BatchFeatures, triangle
 
-FITTED = ["a100-80-llama-3.1-8b", "h100-llama-3.1-8b", "h200-llama-3.1-8b"]
+FITTED = [name for name in cost_names() if describe_cost(name).device is not None]
+FASTER = ["a100-80-llama-3.1-8b", "h100-llama-3.1-8b", "h200-llama-3.1-8b"]
 PUBLISHED = {
     "infermax-70b": (80, "0.2112", "0.081", "1.222e-6", "0.159", "0.002", "9.03e-4", "3.92e-4", "3.805e-7",
                      "4.309e-8"),
@@ -134,9 +136,12 @@ def test_fitted_cost_models_are_of_known_models_and_devices(name):
     """Model and device of a fit are shipped facts, and every operator has a measured error."""
     info = describe_cost(name)
 
-    assert name == f"{load_device(info.device).name}-{load_model(info.model).name}"
-    assert {"tokens", "head", "prefill_attention", "decode_attention"} <= info.fit_error.keys()
-    assert name == default_cost_name(info.model, info.device, 1)
+    usual = f"{load_device(info.device).name}-{load_model(info.model).name}"
+    ranks = info.tensor_parallel
+
+    assert name == (usual if ranks == 1 else f"{usual}-tp{ranks}")
+    assert "decode_attention" in info.fit_error
+    assert name == default_cost_name(info.model, info.device, ranks)
 
 
 @pytest.mark.parametrize("name", FITTED)
@@ -169,7 +174,7 @@ def test_more_of_anything_never_takes_less_time(name, small, more):
 def test_a_faster_device_is_faster():
     """One decode of a long context takes longest on the A100 and shortest on the H200."""
     decode = batch([], [8000])
-    a100, h100, h200 = (load_cost(name).batch_time_ns(decode) for name in FITTED)
+    a100, h100, h200 = (load_cost(name).batch_time_ns(decode) for name in FASTER)
 
     assert a100 > h100 > h200
 
@@ -195,7 +200,26 @@ def test_head_is_paid_only_by_batches_that_generate():
 def test_unmeasured_pair_names_those_that_there_are():
     """Asking for a device that nobody measured lists the pairs that were."""
     with pytest.raises(UsageError, match=r"llama-3\.1-8b on h100 with tensor_parallel 1"):
-        default_cost_name("llama-3.1-70b", "h100", 4)
+        default_cost_name("llama-3.1-70b", "l4", 4)
+
+
+@pytest.mark.parametrize("name", FITTED)
+def test_cost_files_are_small(name):
+    """A fitted cost model is a few kilobytes of text, as every command reads one."""
+    assert cost_path(name).stat().st_size < 10_000
+
+
+@pytest.mark.parametrize("device", ["a100-80", "h100", "h200"])
+def test_more_ranks_are_faster_and_never_by_more_than_their_number(device):
+    """A large prefill takes less time on more GPUs, and at least its share of the time on one."""
+    prefill = batch([(0, 8192)], [])
+    one, *others = (
+        load_cost(default_cost_name("llama-3.1-8b", device, ranks)).batch_time_ns(prefill)
+        for ranks in (1, 2, 4, 8)
+    )
+
+    assert [one, *others] == sorted([one, *others], reverse=True)
+    assert all(one <= 1.1 * ranks * time for ranks, time in zip((2, 4, 8), others, strict=True))
 
 
 def test_unknown_cost_model_names_the_nearest():

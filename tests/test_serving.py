@@ -119,8 +119,8 @@ def test_named_device_wins_over_that_of_the_cost_model():
         (Serving(device="h10"), r"unknown device 'h10'\. Did you mean 'h100'\?"),
         (Serving(cost="infermax"), r"unknown cost model 'infermax'\. Did you mean 'infermax-7b'\?"),
         (Serving(device="l4"), r"no cost model was measured for llama-3.1-8b on l4 .* there are: "),
-        (Serving(model="qwen2.5-7b"), r"no cost model was measured for qwen2.5-7b on h100 "),
-        (Serving(tensor_parallel=2), r"with tensor_parallel 2; there are: "),
+        (Serving(model="qwen2.5-72b"), r"no cost model was measured for qwen2.5-72b on h100 "),
+        (Serving(tensor_parallel=16), r"with tensor_parallel 16; there are: "),
     ],
 )
 def test_name_without_facts_is_refused(serving, message):

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cspsched.errors import InputError
-from cspsched.problem.cost import CONSTANT_TERMS, FUNCTION_FEATURES, BatchFeatures, IntArray, PiecewiseLinear
+from cspsched.problem.cost import FUNCTION_FEATURES, BatchFeatures, IntArray, PiecewiseLinear
 
 FloatArray = npt.NDArray[np.float64]
 Terms = dict[str, Fraction | PiecewiseLinear]
@@ -24,6 +24,8 @@ Terms = dict[str, Fraction | PiecewiseLinear]
 
 SLOPE_DIGITS = 4
 """Decimals kept of a slope in nanoseconds: errors far below any fit's, denominators of at most 10^4."""
+LEAST_RESIDUAL = 1e-3
+"""Relative residuals below this weigh alike, so that no point takes over."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,10 +38,13 @@ class Measurements:
         Integer arrays of shape (num_batches,).
     times_ns
         Positive times in nanoseconds, shape (num_batches,).
+    beside_ns
+        What terms that are not fitted here say of each batch, shape (num_batches,); None is 0.
     """
 
     features: BatchFeatures[IntArray]
     times_ns: FloatArray
+    beside_ns: FloatArray | None = None
 
     def __post_init__(self) -> None:
         if not len(self.times_ns) or not (self.times_ns > 0).all():
@@ -48,7 +53,8 @@ class Measurements:
     def subset(self, mask: npt.NDArray[np.bool_]) -> Measurements:
         """Only the batches where the mask, of shape (num_batches,), is true."""
         features = BatchFeatures(*(column[mask] for column in self.features))
-        return Measurements(features=features, times_ns=self.times_ns[mask])
+        beside = None if self.beside_ns is None else self.beside_ns[mask]
+        return Measurements(features=features, times_ns=self.times_ns[mask], beside_ns=beside)
 
 
 class RelativeErrors(NamedTuple):
@@ -67,7 +73,11 @@ def batch_features(**columns: IntArray) -> BatchFeatures[IntArray]:
 
 
 def fit_terms(
-    measured: Measurements, *, constants: Sequence[str] = (), knots: Mapping[str, Sequence[int]]
+    measured: Measurements,
+    *,
+    constants: Sequence[str] = (),
+    knots: Mapping[str, Sequence[int]],
+    rounds: int = 1,
 ) -> Terms:
     """Fit the named terms of a cost model together.
 
@@ -77,6 +87,8 @@ def fit_terms(
         Constant terms to fit, such as `step` or `decode_request`.
     knots
         For each piecewise-linear term its knots; the first is 0.
+    rounds
+        Reweighted fits: one minimises squared relative residuals, more come near the absolute ones.
 
     Returns
     -------
@@ -92,7 +104,8 @@ def fit_terms(
         _require_tail(name, feature_column(name, measured.features), at)
     blocks = [constant_column(name, measured.features)[:, None] for name in constants]
     blocks += [ramp_columns(feature_column(name, measured.features), at) for name, at in knots.items()]
-    coefficients = iter(non_negative_fit(np.hstack(blocks), measured.times_ns))
+    found = robust_fit(np.hstack(blocks), measured.times_ns, rounds, measured.beside_ns)
+    coefficients = iter(found)
     terms: Terms = {name: Fraction(round(next(coefficients))) for name in constants}
     for name, at in knots.items():
         terms[name] = PiecewiseLinear(tuple(at), tuple(_slope(next(coefficients)) for _ in at))
@@ -134,6 +147,12 @@ def price_terms(
     return total
 
 
+def predicted_ns(terms: Mapping[str, Fraction | PiecewiseLinear], measured: Measurements) -> FloatArray:
+    """What terms say of measured batches together with what lies beside them; shape (num_batches,)."""
+    priced = price_terms(terms, measured.features)
+    return priced if measured.beside_ns is None else priced + measured.beside_ns
+
+
 def relative_errors(predicted_ns: FloatArray, measured_ns: FloatArray) -> RelativeErrors:
     """Mean and 95th percentile of the absolute relative errors, and their signed mean."""
     errors = predicted_ns / measured_ns - 1
@@ -144,7 +163,7 @@ def relative_errors(predicted_ns: FloatArray, measured_ns: FloatArray) -> Relati
     )
 
 
-def non_negative_fit(columns: FloatArray, y: FloatArray) -> FloatArray:
+def non_negative_fit(columns: FloatArray, y: FloatArray, targets: FloatArray | None = None) -> FloatArray:
     """Coefficients >= 0 that minimise the sum of squared relative residuals.
 
     Parameters
@@ -153,14 +172,43 @@ def non_negative_fit(columns: FloatArray, y: FloatArray) -> FloatArray:
         Shape (num_points, num_coefficients).
     y
         Positive, shape (num_points,).
+    targets
+        What the columns over y should sum to, shape (num_points,); ones where it is not given.
     """
     from sklearn.linear_model import LinearRegression
 
     relative = columns / y[:, None]
     # Columns of like size keep the active-set method well conditioned; an all-zero column stays as it is.
     scale = np.where(relative.max(axis=0) > 0, relative.max(axis=0), 1.0)
-    fit = LinearRegression(positive=True, fit_intercept=False).fit(relative / scale, np.ones(len(y)))
+    fit = LinearRegression(positive=True, fit_intercept=False).fit(
+        relative / scale, np.ones(len(y)) if targets is None else targets
+    )
     return np.asarray(fit.coef_ / scale, dtype=np.float64)
+
+
+def robust_fit(
+    columns: FloatArray, y: FloatArray, rounds: int, beside: FloatArray | None = None
+) -> FloatArray:
+    """Coefficients >= 0 that come near the least sum of absolute relative residuals.
+
+    Each round weighs a residual by the inverse of its size in the round before (iteratively reweighted least
+    squares), so that a few odd points do not bend the fit.
+
+    Parameters
+    ----------
+    columns, y
+        As in `non_negative_fit`.
+    beside
+        Share of y that others explain, shape (num_points,); None is 0.
+    """
+    targets = np.ones(len(y)) if beside is None else 1 - beside / y
+    weights = np.ones(len(y))
+    for left in range(rounds, 0, -1):
+        coefficients = non_negative_fit(columns * weights[:, None], y, targets * weights)
+        if left > 1:
+            residuals = np.abs(columns @ coefficients / y - targets)
+            weights = 1 / np.sqrt(np.maximum(residuals, LEAST_RESIDUAL))
+    return coefficients
 
 
 def ramp_columns(x: IntArray, knots: Sequence[int]) -> FloatArray:
@@ -189,7 +237,7 @@ def constant_column(name: str, features: BatchFeatures[IntArray]) -> FloatArray:
         "decode_request": features.num_decodes,
     }
     if name not in columns:
-        raise InputError(f"{name!r} is no constant term; known: {', '.join(CONSTANT_TERMS)}")
+        raise InputError(f"{name!r} is no constant term; known: {', '.join(columns)}")
     return columns[name].astype(np.float64)
 
 

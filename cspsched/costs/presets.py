@@ -58,13 +58,13 @@ def load_cost(name_or_path: str | Path) -> CostModel:
         If the file cannot be read, or is no cost model (`CostError`).
     """
     path = cost_path(name_or_path)
-    return CostModel.from_json(_read(path), str(path))
+    return CostModel.from_json(read_cost(path), str(path))
 
 
 def describe_cost(name_or_path: str | Path) -> CostInfo:
     """What a cost model is of and how good it is; same arguments and errors as `load_cost`."""
     path = cost_path(name_or_path)
-    data = _read(path)
+    data = read_cost(path)
     cost = CostModel.from_json(data, str(path))
     return CostInfo(
         name=cost.name,
@@ -86,6 +86,9 @@ def default_cost_name(model: str, device: str, tensor_parallel: int = 1) -> str:
     UsageError
         If there is none; names those that there are.
     """
+    usual = usual_name(model, device, tensor_parallel)
+    if usual in cost_names():
+        return usual
     measured = {
         (info.model, info.device, info.tensor_parallel): info.name
         for info in map(describe_cost, cost_names())
@@ -100,6 +103,11 @@ def default_cost_name(model: str, device: str, tensor_parallel: int = 1) -> str:
     return measured[model, device, tensor_parallel]
 
 
+def usual_name(model: str, device: str, tensor_parallel: int = 1) -> str:
+    """What the cost model of a model on so many devices is called."""
+    return f"{device}-{model}" if tensor_parallel == 1 else f"{device}-{model}-tp{tensor_parallel}"
+
+
 def cost_path(name_or_path: str | Path) -> Path:
     """File of a cost model: a path that ends in `.toml` or `.json`, otherwise a shipped name."""
     if Path(name_or_path).suffix in COST_SUFFIXES:
@@ -107,5 +115,6 @@ def cost_path(name_or_path: str | Path) -> Path:
     return fact_path("cost model", COST_FOLDER, str(name_or_path))
 
 
-def _read(path: Path) -> Any:
+def read_cost(path: Path) -> Any:
+    """Parsed content of a cost file, TOML or JSON by its name; errors as in `read_toml`."""
     return read_json(path) if path.suffix == ".json" else read_toml(path)

@@ -1,0 +1,207 @@
+"""What the terms of a cost model are fitted to: rows of a profile as measured batches of a whole model."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cspsched.costs.estimator.tables import ExpertTable, MonotoneTable
+from cspsched.costs.fit import FloatArray, Measurements, batch_features
+from cspsched.costs.models import LlmModel
+from cspsched.costs.rows import OPERATORS, numbers
+from cspsched.errors import InputError
+from cspsched.problem.cost import BatchFeatures, IntArray, triangle
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+NS_PER_US = 1000.0
+LEAST_CONTEXT = 63
+"""Shorter contexts fit into one tile of a kernel and behave otherwise; serving hardly sees those."""
+MOST_REQUESTS = 1024
+"""No engine runs more requests in a batch by default."""
+SCALES = {"low": "t_p10_us", "high": "t_p90_us"}
+
+
+def one_backend(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of each operator from its fastest implementation, as an engine would choose.
+
+    Implementations are compared by the median of their times over the fastest at each point.
+    """
+    import pandas as pd
+
+    point = ["num_tokens", "chunk", "kv", "n_seq", "kv_total", "batch_spec"]
+    kept = []
+    for _, group in rows.groupby("op", sort=False):
+        if group["backend"].nunique() > 1:
+            fastest = group.groupby(point, dropna=False)["t_us"].transform("min")
+            slowness = (group["t_us"] / fastest).groupby(group["backend"]).median()
+            group = group[group["backend"] == slowness.idxmin()]
+        kept.append(group)
+    return pd.concat(kept, ignore_index=True)
+
+
+def of_operator(rows: pd.DataFrame, name: str) -> pd.DataFrame:
+    """Rows of one operator."""
+    return rows[rows["op"] == name]
+
+
+def token_work(rows: pd.DataFrame, model: LlmModel, num_layers: int, ranks: int) -> Measurements:
+    """Everything that depends on the tokens of a batch: operators of all layers, collectives, what runs once.
+
+    Operators are tables over their own grids; they are added up at every count that any of them was measured
+    at, as far as all reach.
+
+    Raises
+    ------
+    InputError
+        If no operator of a layer was measured, or the collectives of several ranks are missing.
+    """
+    tables: list[tuple[MonotoneTable | ExpertTable, int]] = []
+    found = set(rows["op"])
+    for name in sorted(found):
+        operator = OPERATORS[name]
+        if operator.feature == "tokens":
+            once = operator.per_step if not (name == "rmsnorm" and "final_norm" in found) else 0
+            tables.append((_token_table(of_operator(rows, name)), num_layers * operator.per_layer + once))
+    if not any(calls >= num_layers for _, calls in tables):
+        raise InputError(f"the profile of {model.name} has no operator that depends on the tokens of a batch")
+    reach = min(table.largest for table, _ in tables)
+    x: IntArray = np.unique(np.concatenate([table.x for table, _ in tables]))
+    x = x[(x > 0) & (x <= reach)]
+    times = sum(calls * _times(table, x, model) for table, calls in tables)
+    total = np.asarray(times, dtype=np.float64) + message_times(rows, "all_reduce", x, model, ranks) * (
+        num_layers * OPERATORS["all_reduce"].per_layer
+    )
+    return Measurements(features=batch_features(tokens=x), times_ns=total * NS_PER_US)
+
+
+def message_times(
+    rows: pd.DataFrame, operator: str, tokens: IntArray, model: LlmModel, ranks: int
+) -> FloatArray:
+    """Microseconds of a collective on the hidden activations of some tokens; 0 for a single rank.
+
+    Raises
+    ------
+    InputError
+        If it is needed and was not measured.
+    """
+    if ranks == 1:
+        return np.zeros(len(tokens))
+    measured = of_operator(rows, operator)
+    if measured.empty:
+        raise InputError(
+            f"{model.name} over {ranks} ranks needs {operator}, and the profile has no rows of it; "
+            "measure it on several GPUs or bring in a table of the network"
+        )
+    sizes = numbers(measured["bytes"], "profile", "bytes").astype(np.int64)
+    table = MonotoneTable(sizes, measured["t_us"].to_numpy(np.float64))
+    return table(tokens * model.hidden_size * model.dtype_bytes)
+
+
+def head_work(rows: pd.DataFrame) -> Measurements | None:
+    """Head and sampler by requests that get a token; None if neither was measured."""
+    tables = [
+        MonotoneTable(part["num_tokens"].to_numpy(np.int64), part["t_us"].to_numpy(np.float64))
+        for part in (of_operator(rows, name) for name in ("lm_head", "sampler"))
+        if len(part)
+    ]
+    if not tables:
+        return None
+    x: IntArray = np.unique(np.concatenate([table.x for table in tables]))
+    # Twice of what engines run, so that the last slope rests on data.
+    x = x[(x > 0) & (x <= min(2 * MOST_REQUESTS, *(table.largest for table in tables)))]
+    times = np.asarray(sum(table(x) for table in tables), dtype=np.float64)
+    return Measurements(features=batch_features(num_generating=x), times_ns=times * NS_PER_US)
+
+
+def attention_work(rows: pd.DataFrame, num_layers: int, time: str = "t_us") -> Measurements:
+    """Attention of all layers on the batches of some rows.
+
+    Parameters
+    ----------
+    time
+        The column of times; where it is empty, `t_us` stands for it.
+    """
+    times = rows[time].fillna(rows["t_us"]).to_numpy(np.float64)
+    return Measurements(features=attention_features(rows), times_ns=times * num_layers * NS_PER_US)
+
+
+def attention_features(rows: pd.DataFrame) -> BatchFeatures[IntArray]:
+    """Features of the batches of attention rows, shape (num_rows,) each."""
+    names = ("chunk", "kv", "n_seq", "kv_total")
+    chunk, kv, number, total = (rows[name].fillna(0).to_numpy(np.int64) for name in names)
+    op = rows["op"].to_numpy(object)
+    is_decode = op == "attn_decode"
+    prefills = np.where(is_decode, 0, np.where(op == "attn_mixed", 1, number))
+    decodes = np.where(is_decode | (op == "attn_mixed"), number, 0)
+    columns = {
+        "prefill_attention": prefills * (triangle(kv + chunk) - triangle(kv)),
+        "prefill_tokens": prefills * chunk,
+        "prefill_context": prefills * kv,
+        "decode_context": np.where(decodes > 0, total, 0),
+        "num_prefills": prefills,
+        "num_decodes": decodes,
+    }
+    _overwrite_ragged(rows, columns)
+    return batch_features(tokens=columns["prefill_tokens"] + columns["num_decodes"], **columns)
+
+
+def _overwrite_ragged(rows: pd.DataFrame, columns: dict[str, IntArray]) -> None:
+    for at, (operator, spec) in enumerate(zip(rows["op"], rows["batch_spec"], strict=True)):
+        chunks = _parsed(spec).get("chunks") if isinstance(spec, str) and "chunks" in spec else None
+        if chunks is None:
+            continue
+        decodes = operator != "attn_prefill"
+        prefills = [(c, n) for c, n in chunks if not decodes or c > 1 or n == 0]
+        contexts = [n for c, n in chunks if decodes and c == 1 and n > 0]
+        columns["prefill_attention"][at] = sum(triangle(n + c) - triangle(n) for c, n in prefills)
+        columns["prefill_tokens"][at] = sum(c for c, _ in prefills)
+        columns["prefill_context"][at] = sum(n for _, n in prefills)
+        columns["decode_context"][at] = sum(contexts)
+        columns["num_prefills"][at] = len(prefills)
+        columns["num_decodes"][at] = len(contexts)
+
+
+def served(measured: Measurements) -> Measurements:
+    """Batches as serving sees them: no more requests than engines run, contexts longer than one tile.
+
+    All of them if a small profile has too few of those to fit anything to.
+    """
+    features = measured.features
+    mean_context = features.decode_context / np.maximum(features.num_decodes, 1)
+    keep = (features.num_decodes == 0) | (mean_context >= LEAST_CONTEXT)
+    keep &= features.num_decodes + features.num_prefills <= MOST_REQUESTS
+    return measured.subset(keep) if keep.sum() >= len(keep) / 4 else measured
+
+
+def _token_table(rows: pd.DataFrame) -> MonotoneTable | ExpertTable:
+    tokens, times = rows["num_tokens"].to_numpy(np.int64), rows["t_us"].to_numpy(np.float64)
+    specs = [_parsed(spec) for spec in rows["batch_spec"]]
+    if rows["op"].iloc[0] == "experts" and all("active_experts" in spec for spec in specs):
+        active = np.array([int(spec["active_experts"]) for spec in specs], dtype=np.int64)
+        return ExpertTable(tokens, active, times)
+    return MonotoneTable(tokens, times)
+
+
+def _times(table: MonotoneTable | ExpertTable, x: IntArray, model: LlmModel) -> FloatArray:
+    if isinstance(table, MonotoneTable):
+        return table(x)
+    if model.moe is None:
+        raise InputError(f"the profile measured experts, and {model.name} has none")
+    return table.at_expected(x, model.moe.num_experts, model.moe.experts_per_token)
+
+
+def _parsed(spec: Any) -> dict[str, Any]:
+    """A batch as JSON; empty where there is none."""
+    if not isinstance(spec, str) or not spec:
+        return {}
+    try:
+        data = json.loads(spec)
+    except json.JSONDecodeError as error:
+        raise InputError(f"batch_spec {spec[:60]!r} is no JSON ({error.msg})") from None
+    if not isinstance(data, dict):
+        raise InputError(f"batch_spec {spec[:60]!r}: expected a JSON object")
+    return data

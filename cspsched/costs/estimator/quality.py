@@ -1,0 +1,163 @@
+"""How good a fit is: errors on what it has seen, on what was held out, beyond its range; and its band."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+
+from cspsched.costs.estimator.knots import choose_knots, within
+from cspsched.costs.fit import (
+    FloatArray,
+    Measurements,
+    RelativeErrors,
+    Terms,
+    constant_column,
+    feature_column,
+    fit_terms,
+    predicted_ns,
+    relative_errors,
+)
+from cspsched.problem.cost import FUNCTION_FEATURES, BatchFeatures, IntArray
+
+NUM_FOLDS = 10
+ROUNDS = 10
+NEAR_SHARE = {"tokens": 0.5, "head": 0.5}
+"""What counts as near when extrapolation is tried: up to this share of the largest size."""
+NEAR_LENGTH_SHARE = 0.25
+BAND_QUANTILES = (0.1, 0.9)
+BAND_DIGITS = 3
+
+
+@dataclass(frozen=True)
+class Group:
+    """Terms that are fitted together to one kind of work."""
+
+    name: str
+    measured: Measurements
+    constants: tuple[str, ...]
+    knots: Mapping[str, tuple[int, ...]]
+
+    @classmethod
+    def choose(
+        cls, name: str, measured: Measurements, constants: tuple[str, ...], most: Mapping[str, int]
+    ) -> Group:
+        """A group with knots where the measurements ask for them, at most so many a term.
+
+        Knots are at most a third of the distinct counts, so that each slope rests on a few points.
+        """
+        counts = {term: feature_column(term, measured.features) for term in most}
+        fixed = [constant_column(constant, measured.features)[:, None] for constant in constants]
+        fixed.append(np.zeros((len(measured.times_ns), 0)))
+        allowed = {term: min(most[term], max(2, len(np.unique(x)) // 3)) for term, x in counts.items()}
+        knots = choose_knots(np.hstack(fixed), counts, measured, allowed)
+        return cls(name, measured, constants, knots)
+
+    def fit(self, measured: Measurements) -> Terms:
+        """Terms fitted to some of the measurements; knots without enough data behind them are left out."""
+        features = measured.features
+        knots = {name: within(knots, feature_column(name, features)) for name, knots in self.knots.items()}
+        # Least absolute residuals would give the mixed batches up for the prefills, which fit exactly.
+        rounds = ROUNDS if measured.beside_ns is None else 1
+        return fit_terms(measured, constants=self.constants, knots=knots, rounds=rounds)
+
+    @property
+    def sizes(self) -> IntArray:
+        """How large each batch is: its tokens or requests, or the mean length of its sequences."""
+        features = self.measured.features
+        if self.name == "tokens":
+            return features.tokens
+        if self.name == "head":
+            return features.num_generating
+        requests = np.maximum(features.num_prefills + features.num_decodes, 1)
+        read = features.prefill_tokens + features.prefill_context + features.decode_context
+        lengths: IntArray = read // requests
+        return lengths
+
+
+def in_sample(group: Group, terms: Terms) -> RelativeErrors:
+    """Errors on the batches that were fitted."""
+    return relative_errors(predicted_ns(terms, group.measured), group.measured.times_ns)
+
+
+def held_out(group: Group) -> RelativeErrors | None:
+    """Errors on batches that the fit has not seen: shuffled folds, each predicted from the others.
+
+    None where there are too few batches to leave any out.
+    """
+    measured = group.measured
+    order = np.random.default_rng(0).permutation(len(measured.times_ns))
+    if len(order) < 2 * NUM_FOLDS:
+        return None
+    predicted = np.empty(len(order))
+    for fold in np.array_split(order, NUM_FOLDS):
+        seen = np.ones(len(order), dtype=np.bool_)
+        seen[fold] = False
+        terms = group.fit(measured.subset(seen))
+        predicted[~seen] = predicted_ns(terms, measured.subset(~seen))
+    return relative_errors(predicted, measured.times_ns)
+
+
+def extrapolated(group: Group) -> RelativeErrors | None:
+    """Errors beyond the range of a fit: half of the largest tokens or requests, a quarter of the longest.
+
+    None where nothing is left on one of the two sides.
+    """
+    near = group.sizes <= NEAR_SHARE.get(group.name, NEAR_LENGTH_SHARE) * group.sizes.max()
+    if near.sum() < NUM_FOLDS or near.all():
+        return None
+    beyond, seen = group.measured.subset(~near), group.measured.subset(near)
+    most = {term: len(knots) for term, knots in group.knots.items()}
+    terms = Group.choose(group.name, seen, group.constants, most).fit(seen)
+    return relative_errors(predicted_ns(terms, beyond), beyond.times_ns)
+
+
+def describe(errors: RelativeErrors) -> str:
+    """Errors in percent."""
+    return f"MAPE {errors.mean:.1%}, p95 {errors.p95:.1%}, bias {errors.bias:+.1%}"
+
+
+def error_text(group: Group, terms: Terms) -> str:
+    """One line about a group: seen, held out, extrapolated."""
+    parts = [("in sample", in_sample(group, terms)), ("held out", held_out(group))]
+    parts.append(("extrapolated", extrapolated(group)))
+    return "; ".join(f"{name} {describe(errors)}" for name, errors in parts if errors is not None)
+
+
+def band_of(predicted_ns: FloatArray, low_ns: FloatArray, high_ns: FloatArray) -> tuple[Fraction, Fraction]:
+    """Factors at which a tenth of the measurements lies below, and a tenth above.
+
+    Parameters
+    ----------
+    predicted_ns
+        What the fit says, shape (num_batches,).
+    low_ns, high_ns
+        Times of the measurements at their own 10th and 90th percentile, shape (num_batches,) each.
+
+    Returns
+    -------
+    tuple
+        A factor of at most 1, and one of at least 1.
+    """
+    low = float(np.quantile(low_ns / predicted_ns, BAND_QUANTILES[0]))
+    high = float(np.quantile(high_ns / predicted_ns, BAND_QUANTILES[1]))
+    return _rounded(min(low, 1.0)), _rounded(max(high, 1.0))
+
+
+def largest_features(groups: Sequence[Group]) -> dict[str, int]:
+    """Largest value of every feature that terms were fitted over."""
+    largest: dict[str, int] = {}
+    for group in groups:
+        counts = {"num_prefills", "num_decodes"} if group.name not in ("tokens", "head") else set()
+        counts |= {FUNCTION_FEATURES[term] for term in group.knots}
+        for name in BatchFeatures._fields:
+            most = int(getattr(group.measured.features, name).max()) if name in counts else 0
+            if most:
+                largest[name] = max(most, largest.get(name, 0))
+    return largest
+
+
+def _rounded(factor: float) -> Fraction:
+    return Fraction(f"{factor:.{BAND_DIGITS}f}")

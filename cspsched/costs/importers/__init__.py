@@ -1,0 +1,1 @@
+"""Operator tables of other projects, read into the rows of a profile."""

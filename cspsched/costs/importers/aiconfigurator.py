@@ -1,0 +1,323 @@
+"""Tables of aiconfigurator (ai-dynamo/aiconfigurator, aic-core systems/data), Parquet or CSV, milliseconds.
+
+They hold kernels by shape, not by model: the shapes of a model on one tensor-parallel rank are looked up, and
+filled in where the grid lacks them (`GemmGrid`). Elementwise kernels are in none of the tables: their rows
+are derived from the memory bandwidth, and say so in `backend`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cspsched.costs.importers.gemm_grid import GemmGrid, ceil_share
+from cspsched.costs.importers.source import US_PER_MS, Source
+from cspsched.costs.models import Device, LlmModel
+from cspsched.costs.rows import PARQUET, check_rows, make_rows
+from cspsched.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PROJECT = "aiconfigurator"
+PACKAGE = "aiconfigurator_core"
+TABLES = {
+    "gemm": "gemm/vllm/*/gemm_perf",
+    "context": "attention/vllm/*/context_attention_perf",
+    "generation": "attention/vllm/*/generation_attention_perf",
+    "moe": "moe/vllm/*/moe_perf",
+    "nccl": "comm/nccl/*/nccl_perf",
+}
+"""Where the package keeps the tables of a system, below `systems/data/SYSTEM`."""
+DTYPES = {"gemm_dtype": "bfloat16", "attn_dtype": "bfloat16", "kv_cache_dtype": "bfloat16",
+          "moe_dtype": "bfloat16", "nccl_dtype": "half", "beam_width": "1", "window_size": "0"}  # fmt: skip
+"""What is taken of tables that hold more: 16-bit kernels without beams and sliding windows."""
+ROUTING = "power_law_1.01"
+"""How tokens choose experts: between `balanced` and `power_law_1.2`, the two ends of the table."""
+HALF_BYTES = 2
+ACHIEVED_BANDWIDTH = 0.8
+"""Share of the peak bandwidth assumed for elementwise kernels (an assumption, not measured)."""
+LAUNCH_US = {"rmsnorm": 1.85, "rope": 2.18, "silu_mul": 2.59, "kv_cache_write": 2.0, "qk_norm": 2.0}
+"""Least time of an elementwise kernel: one token on an RTX 4090, vLLM 0.19 (LLMServingSim's dense table; the
+two that it lacks are set to its smallest)."""
+
+
+@dataclass(frozen=True)
+class AicTables:
+    """The tables of one system that were found, by kind."""
+
+    tables: dict[str, Source]
+
+    @cached_property
+    def gemm_grid(self) -> GemmGrid:
+        """The GEMM table, ready to be asked for shapes."""
+        return GemmGrid(self.table("gemm"))
+
+    @classmethod
+    def read(cls, paths: Sequence[Path]) -> AicTables:
+        """Read files of one system, recognised by their columns.
+
+        Raises
+        ------
+        InputError
+            If a file is none of aiconfigurator's, or the files are of different devices.
+        """
+        tables: dict[str, Source] = {}
+        for path in paths:
+            source = Source.read(path)
+            kind = _kind(source)
+            source = _half_precision(source)
+            devices = {str(name) for name in source.text("device")}
+            known = {str(name) for table in tables.values() for name in table.text("device")[:1]}
+            if len(devices | known) > 1:
+                raise InputError(f"{path} is of {', '.join(sorted(devices | known))}, expected one device")
+            if kind in tables:
+                raise InputError(f"{path} and {tables[kind].path} are both {kind} tables, expected one")
+            tables[kind] = source
+        return cls(tables)
+
+    def rows(
+        self,
+        model: LlmModel,
+        device: Device,
+        tensor_parallel: int,
+        network: pd.DataFrame | None = None,
+    ) -> pd.DataFrame:
+        """Rows of a model on one rank of so many.
+
+        Parameters
+        ----------
+        network
+            Rows of collectives from elsewhere, in place of an NCCL table.
+
+        Raises
+        ------
+        InputError
+            If a table is missing that the model needs, or lacks the model's shapes.
+        """
+        import pandas as pd
+
+        model.weights_per_rank(tensor_parallel)  # refuses ranks that cannot share the heads
+        parts = [self._gemms(model, tensor_parallel), self._attention(model, tensor_parallel)]
+        tokens = parts[0]["num_tokens"].unique()
+        parts.append(elementwise_rows(model, device, tensor_parallel, tokens[tokens > 0]))
+        if model.moe is not None:
+            parts.append(self._experts(model, tensor_parallel))
+        if tensor_parallel > 1:
+            parts.append(self._collectives(tensor_parallel) if network is None else network)
+        rows = pd.concat(parts, ignore_index=True)
+        rows["model"], rows["dtype"] = model.name, "bfloat16"
+        check_rows(rows, f"{self.tables['gemm'].path} (as rows)")
+        return rows
+
+    def table(self, kind: str) -> Source:
+        """A table that has to be there."""
+        if kind not in self.tables:
+            raise InputError(
+                f"no {kind} table among {', '.join(str(one.path) for one in self.tables.values())}; "
+                "give that file too"
+            )
+        return self.tables[kind]
+
+    def _gemms(self, model: LlmModel, ranks: int) -> pd.DataFrame:
+        import pandas as pd
+
+        parts = []
+        for operator, (n, k) in gemm_shapes(model, ranks).items():
+            m, times_us, how = self.gemm_grid.times_us(n, k)
+            columns = {"op": operator, "num_tokens": m, "t_us": times_us, "kernel_impl": how, "tp": ranks}
+            parts.append(make_rows(columns | {"backend": PROJECT}))
+        return pd.concat(parts, ignore_index=True)
+
+    def _attention(self, model: LlmModel, ranks: int) -> pd.DataFrame:
+        import pandas as pd
+
+        heads, kv_heads = model.num_heads // ranks, model.kv_heads_per_rank(ranks)
+        prefill, how = attention_of_heads(self.table("context"), "isl", heads, kv_heads, model.head_dim)
+        columns = {"op": "attn_prefill", "n_seq": prefill["batch_size"], "chunk": prefill["isl"], "kv": 0}
+        parts = [columns | {"t_us": prefill["t_us"], "kernel_impl": how}]
+        decode, how = attention_of_heads(self.table("generation"), "step", heads, kv_heads, model.head_dim)
+        # The kernel reads `step + 1` entries, of which the last is the token's own.
+        total = decode["batch_size"] * decode["step"]
+        columns = {"op": "attn_decode", "n_seq": decode["batch_size"], "kv": decode["step"]}
+        columns |= {"kv_total": total, "kv_max": decode["step"]}
+        parts.append(columns | {"t_us": decode["t_us"], "kernel_impl": how})
+        return pd.concat(
+            [make_rows(part | {"tp": ranks, "backend": PROJECT}) for part in parts], ignore_index=True
+        )
+
+    def _experts(self, model: LlmModel, ranks: int) -> pd.DataFrame:
+        moe, source = model.moe, self.table("moe")
+        assert moe is not None
+        shape = {
+            "hidden_size": model.hidden_size, "inter_size": moe.expert_intermediate_size,
+            "topk": moe.experts_per_token, "num_experts": moe.num_experts,
+            "moe_tp_size": ranks, "moe_ep_size": 1,
+        }  # fmt: skip
+        keep = np.logical_and.reduce([source.counts(name) == value for name, value in shape.items()])
+        rows = source.where(keep & (source.text("distribution") == ROUTING))
+        if not len(rows.frame):
+            raise InputError(f"{source.path} has no rows of the experts of {model.name} over {ranks} ranks")
+        columns = {"op": "experts", "num_tokens": rows.counts("num_tokens", 1), "tp": ranks}
+        columns |= {"t_us": rows.times_us("latency", US_PER_MS), "kernel_impl": f"fused MoE, {ROUTING}"}
+        return make_rows(columns | {"backend": PROJECT})
+
+    def _collectives(self, ranks: int) -> pd.DataFrame:
+        import pandas as pd
+
+        source = self.table("nccl")
+        parts = []
+        for operator in ("all_reduce", "all_gather", "reduce_scatter"):
+            keep = (source.text("op_name") == operator) & (source.counts("num_gpus") == ranks)
+            rows = source.where(keep)
+            if len(rows.frame):
+                columns = {"op": operator, "bytes": HALF_BYTES * rows.counts("message_size", 1), "tp": ranks}
+                times = rows.times_us("latency", US_PER_MS)
+                parts.append(make_rows(columns | {"t_us": times, "kernel_impl": "NCCL", "backend": PROJECT}))
+        if not parts:
+            raise InputError(f"{source.path} has no collectives over {ranks} ranks")
+        return pd.concat(parts, ignore_index=True)
+
+
+def installed_tables(system: str) -> list[Path]:
+    """Newest vLLM tables of a system such as `h200_sxm` in an installed aiconfigurator-core.
+
+    Raises
+    ------
+    InputError
+        If the package is not installed, or has no such system.
+    """
+    spec = find_spec(PACKAGE)
+    if spec is None or spec.origin is None:
+        raise InputError(
+            "aiconfigurator-core is not installed: run pip install 'cspsched[aic]', or give table files"
+        )
+    root = Path(spec.origin).parent / "systems" / "data"
+    if not (root / system).is_dir():
+        known = sorted(path.name for path in root.iterdir() if path.is_dir())
+        raise InputError(f"aiconfigurator-core has no system {system!r}; known: {', '.join(known)}")
+    found = [sorted((root / system).glob(f"{pattern}{PARQUET}"), key=_version) for pattern in TABLES.values()]
+    return [paths[-1] for paths in found if paths]
+
+
+def gemm_shapes(model: LlmModel, tensor_parallel: int = 1) -> dict[str, tuple[int, int]]:
+    """Shapes (n output, k input features) of the matrix products of one rank, by operator."""
+    q_size = model.num_heads // tensor_parallel * model.head_dim
+    kv_size = model.kv_heads_per_rank(tensor_parallel) * model.head_dim
+    shapes = {
+        "qkv_proj": (q_size + 2 * kv_size, model.hidden_size),
+        "o_proj": (model.hidden_size, q_size),
+    }
+    if model.moe is None:
+        width = ceil_share(model.intermediate_size, tensor_parallel)
+        shapes["gate_up"] = (2 * width, model.hidden_size)
+        shapes["down"] = (model.hidden_size, width)
+    else:
+        shapes["router"] = (model.moe.num_experts, model.hidden_size)
+    shapes["lm_head"] = (ceil_share(model.vocab_size, tensor_parallel), model.hidden_size)
+    return shapes
+
+
+def attention_of_heads(
+    source: Source, length: str, heads: int, kv_heads: int, head_dim: int
+) -> tuple[pd.DataFrame, str]:
+    """Attention rows (batch_size, the length, t_us) of so many heads, and how they came about.
+
+    Where the number of query heads was not measured, times are linear between the next fewer and the next
+    more query heads of as many KV heads.
+    """
+    q, kv = source.counts("num_heads", 1), source.counts("num_key_value_heads", 1)
+    keep = kv == kv_heads
+    if source.has("head_dim"):
+        keep &= source.counts("head_dim") == head_dim
+    measured = sorted({int(number) for number in q[keep]})
+    below, above = ([n for n in measured if n <= heads], [n for n in measured if n >= heads])
+    if not below or not above:
+        raise InputError(
+            f"{source.path} has no attention of {heads} query heads over {kv_heads} KV heads (head_dim "
+            f"{head_dim}); query heads measured there: {', '.join(map(str, measured)) or 'none'}"
+        )
+    low, high = below[-1], above[0]
+    parts = [_grid(source.where(keep & (q == n)), length) for n in (low, high)]
+    if low == high:
+        return parts[0].reset_index(), "measured"
+    weight = (heads - low) / (high - low)
+    between = ((1 - weight) * parts[0] + weight * parts[1]).dropna()
+    return between.reset_index(), f"between {low} and {high} query heads"
+
+
+def _grid(rows: Source, length: str) -> pd.DataFrame:
+    """Median time by batch size and length."""
+    import pandas as pd
+
+    frame = pd.DataFrame(
+        {
+            "batch_size": rows.counts("batch_size", 1),
+            length: rows.counts(length),
+            "t_us": rows.times_us("latency", US_PER_MS),
+        }
+    )
+    return frame.groupby(["batch_size", length]).median()
+
+
+def elementwise_rows(
+    model: LlmModel, device: Device, tensor_parallel: int, tokens: np.typing.NDArray[np.int64]
+) -> pd.DataFrame:
+    """Derived, not measured: bytes moved at `ACHIEVED_BANDWIDTH` of the peak, at least a launch."""
+    import pandas as pd
+
+    q_size = model.num_heads // tensor_parallel * model.head_dim
+    kv_size = model.kv_heads_per_rank(tensor_parallel) * model.head_dim
+    elements = {
+        "rmsnorm": 4 * model.hidden_size, "rope": 2 * (q_size + kv_size), "kv_cache_write": 4 * kv_size,
+        "silu_mul": 3 * ceil_share(model.mlp_width, tensor_parallel),
+    }  # fmt: skip
+    if model.moe is not None:
+        del elements["silu_mul"]  # inside the fused kernel of the experts
+    if model.qk_norm:
+        elements["qk_norm"] = 2 * (q_size + kv_size)
+    us_per_element = model.dtype_bytes / (ACHIEVED_BANDWIDTH * device.memory_bandwidth_bytes_per_s) * 1e6
+    parts = [
+        make_rows(
+            {
+                "op": operator, "num_tokens": tokens, "tp": tensor_parallel, "backend": "derived",
+                "t_us": np.maximum(size * us_per_element * tokens, LAUNCH_US[operator]),
+                "kernel_impl": "bytes at 80 % of the bandwidth",
+            }
+        )
+        for operator, size in elements.items()
+    ]  # fmt: skip
+    return pd.concat(parts, ignore_index=True)
+
+
+def _kind(source: Source) -> str:
+    if source.has("m", "n", "k", "latency"):
+        return "gemm"
+    if source.has("num_experts", "moe_tp_size", "latency"):
+        return "moe"
+    if source.has("nccl_dtype", "num_gpus", "message_size", "latency"):
+        return "nccl"
+    if source.has("batch_size", "isl", "step", "num_heads", "latency"):
+        return "context" if (source.counts("step") == 0).all() else "generation"
+    raise source.foreign(PROJECT)
+
+
+def _half_precision(source: Source) -> Source:
+    keep = np.ones(len(source.frame), dtype=np.bool_)
+    for column, value in DTYPES.items():
+        if source.has(column):
+            keep &= np.array([str(found) == value for found in source.text(column)])
+    if not keep.any():
+        raise InputError(f"{source.path}: no rows of bfloat16 kernels")
+    return source.where(keep)
+
+
+def _version(path: Path) -> tuple[int, ...]:
+    """Version that a table's folder is named after, for sorting."""
+    return tuple(int(part) for part in path.parent.name.split(".") if part.isdigit())

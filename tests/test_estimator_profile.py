@@ -1,0 +1,360 @@
+"""Fitting a profile: a machine whose times are known is found again, with its band and its domain."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from fractions import Fraction
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cspsched.costs.estimator import Band, Domain, Estimator, fit_profile
+from cspsched.costs.estimator.features import attention_features, one_backend
+from cspsched.costs.estimator.steps import fit_steps
+from cspsched.costs.estimator.write import cost_text, write_cost
+from cspsched.costs.fit import Measurements, batch_features, relative_errors
+from cspsched.costs.models import load_model
+from cspsched.costs.presets import cost_names, describe_cost, load_cost
+from cspsched.costs.rows import make_rows
+from cspsched.errors import CostError, InputError, UsageError
+from cspsched.problem.cost import BatchFeatures, CostModel, PiecewiseLinear, triangle
+
+MODEL = load_model("llama-3.1-8b")
+LAYERS = MODEL.num_layers
+TOKENS = np.array([1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 4096])
+LAYER_FLOOR_US, LAYER_TOKEN_US = 50.0, 0.5
+HEAD_FLOOR_US, HEAD_TOKEN_US = 300.0, 2.0
+REDUCE_US_PER_BYTE = 1e-5
+
+
+def token_rows(ranks: int = 1) -> pd.DataFrame:
+    """One operator that stands for a layer: a floor, then linear."""
+    times = np.maximum(LAYER_FLOOR_US, LAYER_TOKEN_US * TOKENS) / ranks
+    return make_rows({"op": "gate_up", "num_tokens": TOKENS, "t_us": times, "tp": ranks})
+
+
+def head_rows(ranks: int = 1) -> pd.DataFrame:
+    """Head: a floor and a slope over the requests that get a token."""
+    times = HEAD_FLOOR_US + HEAD_TOKEN_US * TOKENS
+    return make_rows({"op": "lm_head", "num_tokens": TOKENS, "t_us": times, "tp": ranks})
+
+
+def prefill_us(number, chunk, before):
+    """Time of the made-up prefill kernel."""
+    return 5 + number * (1 + 0.002 * chunk + 1e-5 * (triangle(before + chunk) - triangle(before)))
+
+
+def decode_us(number, total):
+    """Time of the made-up decode kernel."""
+    return 4 + 0.1 * number + 0.001 * total
+
+
+def attention_rows(ranks: int = 1) -> pd.DataFrame:
+    """Attention kernels on a grid."""
+    number, chunk, before = (
+        grid.ravel() for grid in np.meshgrid([1, 4, 16], [64, 256, 1024], [0, 512, 4096])
+    )
+    columns = {"op": "attn_prefill", "n_seq": number, "chunk": chunk, "kv": before}
+    prefill = make_rows(columns | {"t_us": prefill_us(number, chunk, before), "tp": ranks})
+    number, length = (grid.ravel() for grid in np.meshgrid([1, 4, 16, 64], [64, 256, 1024, 4096, 16384]))
+    columns = {"op": "attn_decode", "n_seq": number, "kv": length, "kv_total": number * length}
+    decode = make_rows(columns | {"t_us": decode_us(number, number * length), "tp": ranks})
+    return pd.concat([prefill, decode], ignore_index=True)
+
+
+def all_rows(ranks: int = 1) -> pd.DataFrame:
+    """Everything that a profile needs."""
+    return pd.concat([token_rows(ranks), head_rows(ranks), attention_rows(ranks)], ignore_index=True)
+
+
+def batch(**counts: int) -> BatchFeatures[int]:
+    """Features of a batch, all zero but those given."""
+    return BatchFeatures(**{name: counts.get(name, 0) for name in BatchFeatures._fields})
+
+
+FITTED = fit_profile(all_rows(), MODEL, name="made-up")
+
+
+@pytest.mark.parametrize("tokens", [1, 50, 128, 300, 2048, 4096])
+def test_token_operators_are_found_again(tokens):
+    """All layers take the floor up to 100 tokens, and half a microsecond a token beyond."""
+    expected_ns = 1000 * LAYERS * max(LAYER_FLOOR_US, LAYER_TOKEN_US * tokens)
+
+    assert FITTED.cost.batch_time_ns(batch(tokens=tokens)) == pytest.approx(expected_ns, rel=0.03)
+
+
+@pytest.mark.parametrize("generating", [1, 8, 100, 1024])
+def test_the_head_is_found_again(generating):
+    """The head is paid by those who get a token, once a batch and not in every layer."""
+    added = FITTED.cost.head.ceil(generating)
+
+    assert added == pytest.approx(1000 * (HEAD_FLOOR_US + HEAD_TOKEN_US * generating), rel=0.05)
+
+
+@pytest.mark.parametrize(("number", "chunk", "before"), [(1, 512, 0), (3, 128, 1000), (8, 1024, 256)])
+def test_prefill_attention_is_found_again(number, chunk, before):
+    """Batches that are no points of the grid, with and without earlier context."""
+    cost = FITTED.cost
+    work = number * (triangle(before + chunk) - triangle(before))
+    of_attention = batch(
+        prefill_attention=work, prefill_tokens=number * chunk, prefill_context=number * before,
+        num_prefills=number,
+    )  # fmt: skip
+    time_ns = cost.batch_time_ns(of_attention) - cost.step_ceil
+
+    assert time_ns == pytest.approx(1000 * LAYERS * prefill_us(number, chunk, before), rel=0.02)
+
+
+@pytest.mark.parametrize(("number", "length"), [(2, 100), (10, 3000), (64, 16_384)])
+def test_decode_attention_is_found_again(number, length):
+    """Decodes pay for a launch, for their number, and for what they read."""
+    cost = FITTED.cost
+    time_ns = cost.batch_time_ns(batch(decode_context=number * length, num_decodes=number)) - cost.step_ceil
+
+    assert time_ns == pytest.approx(1000 * LAYERS * decode_us(number, number * length), rel=0.01)
+
+
+features = st.lists(st.integers(0, 50_000), min_size=8, max_size=8)
+
+
+@given(features, features)
+def test_fitted_time_is_monotone(small, more):
+    """More of anything never takes less time: every slope is at least 0."""
+    low = BatchFeatures(*small)
+    high = BatchFeatures(*(a + b for a, b in zip(small, more, strict=True)))
+
+    assert FITTED.cost.batch_time_ns(low) <= FITTED.cost.batch_time_ns(high)
+
+
+@given(features)
+def test_estimate_lies_in_its_band(counts):
+    """Low, middle and high are ordered, and the middle is the cost model's own time."""
+    one = BatchFeatures(*counts)
+    estimate = FITTED.estimator.estimate(one)
+
+    assert estimate.low_ns <= estimate.time_ns <= estimate.high_ns
+    assert estimate.time_ns == FITTED.cost.batch_time_ns(one)
+
+
+def test_noise_widens_the_band():
+    """Times of a fifth more and a fifth less make a band of about that width."""
+    rows = all_rows()
+    generator = np.random.default_rng(0)
+    rows["t_us"] *= np.where(generator.random(len(rows)) < 0.5, 0.8, 1.2)
+    noisy = fit_profile(rows, MODEL).band
+
+    assert FITTED.band.high["decode_attention"] < Fraction("1.02")
+    assert noisy.low["decode_attention"] < Fraction("0.9")
+    assert noisy.high["decode_attention"] > Fraction("1.1")
+
+
+def test_measured_percentiles_widen_the_band():
+    """Repetitions that spread by a half show in the band, though their medians are met exactly."""
+    rows = all_rows()
+    rows["t_p10_us"], rows["t_p90_us"] = 0.5 * rows["t_us"], 1.5 * rows["t_us"]
+    band = fit_profile(rows, MODEL).band
+
+    assert band.low["decode_attention"] == pytest.approx(0.5, abs=0.02)
+    assert band.high["prefill_attention"] == pytest.approx(1.5, abs=0.02)
+
+
+def test_beyond_the_measured_range_the_answer_says_so():
+    """A batch larger than any that was measured gets a time and a flag, never an error."""
+    inside = FITTED.estimator.estimate(batch(tokens=4096, num_decodes=64, decode_context=1000))
+    outside = FITTED.estimator.estimate(batch(tokens=5000, num_decodes=100, decode_context=1000))
+
+    assert inside.extrapolated == ()
+    assert outside.extrapolated == ("tokens", "num_decodes")
+    assert outside.time_ns > inside.time_ns
+
+
+def test_tensor_parallel_adds_two_all_reduces_a_layer():
+    """With two ranks the token term holds the shard's time and the messages of the hidden activations."""
+    sizes = 2.0 ** np.arange(10, 28)
+    reduce = make_rows({"op": "all_reduce", "bytes": sizes, "t_us": 1 + REDUCE_US_PER_BYTE * sizes, "tp": 2})
+    rows = pd.concat([all_rows(1), all_rows(2), reduce], ignore_index=True)
+    cost = fit_profile(rows, MODEL, 2).cost
+    message_us = 1 + REDUCE_US_PER_BYTE * 1024 * MODEL.hidden_size * 2
+
+    assert cost.batch_time_ns(batch(tokens=1024)) == pytest.approx(
+        1000 * LAYERS * (LAYER_TOKEN_US * 1024 / 2 + 2 * message_us), rel=0.03
+    )
+
+
+def test_missing_collective_is_refused():
+    """Two ranks without an all-reduce would be priced as if talking were free."""
+    with pytest.raises(InputError, match=r"llama-3\.1-8b over 2 ranks needs all_reduce"):
+        fit_profile(all_rows(2), MODEL, 2)
+
+
+def test_a_stage_has_its_share_of_the_layers():
+    """Two stages halve the layers' time; sending to the next stage is added once, the head stays whole."""
+    sizes = 2.0 ** np.arange(10, 28)
+    send = make_rows({"op": "send_recv", "bytes": sizes, "t_us": 1000.0, "tp": 1})
+    rows = pd.concat([all_rows(), send], ignore_index=True)
+    stage = fit_profile(rows, MODEL, pipeline_stages=2).cost
+    expected_ns = 1000 * (LAYERS / 2 * LAYER_TOKEN_US * 2048 + 1000)
+
+    assert stage.batch_time_ns(batch(tokens=2048)) == pytest.approx(expected_ns, rel=0.03)
+    assert stage.head.ceil(64) == pytest.approx(FITTED.cost.head.ceil(64), rel=1e-6)
+
+
+def test_engines_choose_the_fastest_backend():
+    """Of two implementations the one with the smaller median time is taken, with all of its points."""
+    slow, fast = token_rows(), token_rows()
+    slow["backend"], fast["backend"] = "eager", "compiled"
+    slow["t_us"] *= 2
+    chosen = one_backend(pd.concat([slow, fast], ignore_index=True))
+
+    assert set(chosen["backend"]) == {"compiled"}
+    assert len(chosen) == len(fast)
+
+
+def test_ragged_batches_become_features():
+    """A chunk of 64 beside decodes of 100 and 900; a prompt of one token is still a prefill."""
+    specs = ['{"chunks": [[64, 32], [1, 100], [1, 900]]}', '{"chunks": [[1, 0], [5, 2]]}']
+    rows = make_rows(
+        {"op": ["attn_mixed", "attn_prefill"], "batch_spec": specs, "t_us": [9.0, 1.0], "n_seq": 3}
+    )
+    found = attention_features(rows)
+
+    assert found.prefill_attention.tolist() == [triangle(96) - triangle(32), 1 + triangle(7) - triangle(2)]
+    assert found.prefill_tokens.tolist() == [64, 6]
+    assert found.prefill_context.tolist() == [32, 2]
+    assert found.decode_context.tolist() == [1000, 0]
+    assert found.num_prefills.tolist() == [1, 2]
+    assert found.num_decodes.tolist() == [2, 0]
+    assert found.tokens.tolist() == [66, 6]
+
+
+def test_unified_kernel_is_fitted_to_mixed_batches_too():
+    """Where mixed batches cost half as much again, only the unified engine comes nearer to them."""
+    chunk, number = (grid.ravel() for grid in np.meshgrid([64, 256, 1024], [1, 4, 16, 64]))
+    times = 1.5 * (prefill_us(1, chunk, 0) + decode_us(number, 1000 * number))
+    columns = {"op": "attn_mixed", "chunk": chunk, "kv": 0, "n_seq": number, "kv_total": 1000 * number}
+    mixed = make_rows(columns | {"t_us": times, "tp": 1})
+    rows = pd.concat([all_rows(), mixed], ignore_index=True)
+    split, unified = (fit_profile(rows, MODEL, engine=engine).cost for engine in ("split", "unified"))
+    batches = attention_features(mixed)._replace(tokens=np.zeros(len(mixed), dtype=np.int64))
+    errors = [
+        relative_errors((cost.batch_times_ns(batches) - cost.step_ceil).astype(float), 1000 * LAYERS * times)
+        for cost in (split, unified)
+    ]
+
+    assert split == replace(FITTED.cost, name=split.name)
+    assert errors[1].mean < 0.95 * errors[0].mean
+
+
+@pytest.mark.parametrize(
+    ("rows", "complaint"),
+    [
+        (lambda: all_rows(4), "no rows of tensor_parallel 1"),
+        (lambda: token_rows(), "no rows of attn_prefill"),
+        (lambda: attention_rows(), "no operator that depends on the tokens"),
+        (lambda: all_rows().assign(t_us=0.0), r"profile row 1: t_us is 0.0, expected a time above 0"),
+        (lambda: all_rows().assign(op="gemm"), r"profile row 1: unknown operator 'gemm'; known: embed"),
+        (lambda: all_rows().assign(batch_spec="{]"), "batch_spec '{]' is no JSON"),
+        (lambda: all_rows().assign(batch_spec="[1]"), "expected a JSON object"),
+    ],
+)
+def test_profiles_that_make_no_sense_are_refused(rows, complaint):
+    """What is missing or wrong is said."""
+    with pytest.raises(InputError, match=complaint):
+        fit_profile(rows(), MODEL)
+
+
+def test_cost_file_round_trip(tmp_path):
+    """A written fit is read as the same cost model, band and domain."""
+    path = tmp_path / "made-up.toml"
+    write_cost(FITTED, {"title": 'the "made-up" one', "leaves_out": "all"}, "a test", path)
+    read = Estimator.load(path)
+
+    assert read.cost == FITTED.cost == load_cost(path)
+    assert read == FITTED.estimator
+    assert describe_cost(path).title == 'the "made-up" one'
+    assert set(describe_cost(path).fit_error) == {"tokens", "head", "prefill_attention", "decode_attention"}
+    assert cost_text(FITTED, {}, "a test").startswith("# Written by a test; do not edit.")
+
+
+def test_cost_file_is_toml(tmp_path):
+    """Another ending is refused, a folder that is missing too."""
+    with pytest.raises(UsageError, match=r"expected a name that ends in \.toml"):
+        write_cost(FITTED, {}, "a test", tmp_path / "cost.json")
+    with pytest.raises(InputError, match="cannot be written"):
+        write_cost(FITTED, {}, "a test", tmp_path / "missing" / "cost.toml")
+
+
+@pytest.mark.parametrize(
+    ("band", "complaint"),
+    [
+        ({"low": {"token": "1"}, "high": {}}, "unknown key 'token'"),
+        ({"low": {"tokens": "0"}, "high": {}}, "band.low.tokens is 0, expected more than 0"),
+        ({"low": {}, "high": {"head": "much"}}, "band.high.head is 'much', expected an exact number"),
+        ({"low": {}}, "high missing"),
+    ],
+)
+def test_malformed_band_is_refused(band, complaint):
+    """A band is two tables of factors above 0."""
+    with pytest.raises(InputError, match=complaint):
+        Band.from_json(band, "cost.toml: band")
+
+
+def test_band_of_unknown_work_is_refused():
+    """A factor on work that the model does not know would be lost."""
+    with pytest.raises(CostError, match=r"band.low: unknown work 'gpu'"):
+        Band({"gpu": Fraction(1)}, {})
+
+
+def test_malformed_domain_is_refused():
+    """A domain names features of a batch."""
+    with pytest.raises(InputError, match="unknown key 'token'"):
+        Domain.from_json({"token": 1}, "cost.toml: domain")
+
+
+@pytest.mark.parametrize("name", [name for name in cost_names() if describe_cost(name).fit_error])
+def test_every_shipped_fit_has_a_band_around_it(name):
+    """The ends of the band enclose the model's own time for decodes, a prompt, and both."""
+    estimator = Estimator.load(name)
+    decodes = batch(tokens=64, num_decodes=64, num_generating=64, decode_context=64_000)
+    prompt = batch(tokens=512, prefill_tokens=512, prefill_attention=triangle(512), num_prefills=1)
+
+    for one in (decodes, prompt):
+        estimate = estimator.estimate(one)
+        assert estimate.low_ns <= estimate.time_ns <= estimate.high_ns
+        assert estimate.extrapolated == ()
+
+
+def test_steps_are_fitted_to_whole_batches():
+    """Batches priced by a known model give a model that prices new batches alike."""
+    truth = CostModel(
+        name="truth",
+        step=Fraction(5_000_000),
+        decode_request=Fraction(3000),
+        tokens=PiecewiseLinear((0, 256), (Fraction(1000), Fraction(20_000))),
+        decode_context=PiecewiseLinear.linear(40),
+    )
+    generator = np.random.default_rng(0)
+    decodes = generator.integers(1, 100, 400)
+    chunk = generator.integers(0, 2000, 400) * (generator.random(400) < 0.5)
+    drawn = batch_features(
+        tokens=decodes + chunk, prefill_tokens=chunk, num_prefills=(chunk > 0).astype(np.int64),
+        num_decodes=decodes, decode_context=decodes * generator.integers(100, 3000, 400),
+    )  # fmt: skip
+    times = truth.batch_times_ns(drawn).astype(float)
+    seen = np.arange(400) < 300
+    fitted = fit_steps(Measurements(features=drawn, times_ns=times).subset(seen), "log")
+    unseen = BatchFeatures(*(column[~seen] for column in drawn))
+
+    assert relative_errors(fitted.cost.batch_times_ns(unseen).astype(float), times[~seen]).mean < 0.02
+    assert "held out MAPE" in fitted.fit_error["steps"]
+
+
+def test_few_batches_are_too_few():
+    """Ten timed batches, or hundreds of one size, cannot tell terms apart."""
+    for tokens in (np.arange(1, 11), np.full(300, 7)):
+        measured = Measurements(features=batch_features(tokens=tokens), times_ns=np.full(len(tokens), 1e6))
+        with pytest.raises(InputError, match="too few to fit to, expected at least 30 of several sizes"):
+            fit_steps(measured, "log")
