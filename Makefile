@@ -5,7 +5,11 @@ BIN := $(VENV)/bin
 # A GPU with room for 64 tokens of KV cache: where schedulers differ, and the optimum is proven in seconds.
 TIGHT := --cost infermax-70b --kv-tokens 64 --block-tokens 1 --objective latency
 
-.PHONY: demo test lint clean
+# A small model on one core of this machine: measured, fitted, judged by whole steps, and scheduled with. Needs torch.
+MEASURED := demo-report/profile-cpu
+SMALL := --model tiny-llama --cost $(MEASURED)/validation/cost.json --max-batch-tokens 512 --max-batch-requests 32
+
+.PHONY: demo test lint profile-cpu clean
 
 $(BIN)/cspsched: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -17,6 +21,14 @@ demo: $(BIN)/cspsched
 	$(BIN)/cspsched compare traces/burst-6.csv --heuristics vllm sarathi $(TIGHT) --out demo-report/compare-tight
 	$(BIN)/cspsched solve traces/burst-6.csv $(TIGHT) --out demo-report/solve
 	@echo "Open demo-report/compare/report.html, demo-report/compare-tight/report.html and demo-report/solve/batches.png"
+
+profile-cpu: $(BIN)/cspsched
+	rm -rf $(MEASURED)
+	$(BIN)/cspsched profile run --model tiny-llama --device cpu --time-budget 60s --output $(MEASURED)
+	$(BIN)/cspsched profile fit $(MEASURED) --model tiny-llama --output $(MEASURED)/cost.toml
+	$(BIN)/cspsched profile validate --cost $(MEASURED)/cost.toml --device cpu --time-budget 90s --gate 12 --out $(MEASURED)/validation
+	$(BIN)/cspsched solve traces/burst-6.csv $(SMALL) --kv-tokens 64 --block-tokens 1 --time-limit 10s --out $(MEASURED)/solve
+	$(BIN)/cspsched compare traces/chat-2000.csv --limit 50 --heuristics vllm sarathi $(SMALL) --kv-tokens 16384 --out $(MEASURED)/compare
 
 lint: $(BIN)/cspsched
 	$(BIN)/ruff check .

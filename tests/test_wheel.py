@@ -27,7 +27,7 @@ CORE = {
     "scikit-learn",
 }  # fmt: skip
 EXTRAS = {"gpu", "ray", "aic", "dev"}
-DEVELOPMENT_ONLY = re.compile(r"(tests?|benchmarks?|docs?|profiling)/|\.ci/|\.pyc$")
+DEVELOPMENT_ONLY = re.compile(r"(tests?|benchmarks?|docs?)/|\.ci/|\.(pyc|sh)$")
 
 Run = Callable[..., "CompletedProcess[str]"]
 
@@ -125,7 +125,13 @@ def test_wheel_holds_the_whole_package(files):
 
 @pytest.mark.parametrize(
     ("folder", "suffix"),
-    [("models/costs", ".toml"), ("models/devices", ".toml"), ("models/llms", ".toml"), ("traces", ".csv")],
+    [
+        ("models/costs", ".toml"),
+        ("models/devices", ".toml"),
+        ("models/llms", ".toml"),
+        ("profiling/grids", ".toml"),
+        ("traces", ".csv"),
+    ],
 )
 def test_wheel_holds_the_data(files, folder, suffix):
     """Facts and bundled traces ship as `cspsched/_data`."""
