@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cspsched.exact.horizon import certified_horizon
+from cspsched.exact.members import build_model
 from cspsched.exact.search import SearchLimits, complete_hint
-from cspsched.exact.solver import _build, solve_exactly
+from cspsched.exact.solver import solve_exactly
 from cspsched.problem.cost import CostModel, PiecewiseLinear
 from cspsched.problem.instance import Preemption, Switches
 from cspsched.problem.metrics import Objective, measure
@@ -39,7 +40,7 @@ all_switches = st.builds(
     chunked_prefill=st.booleans(),
     hybrid_batches=st.booleans(),
     holding=st.booleans(),
-    preemption=st.sampled_from(Preemption),
+    preemption=st.sampled_from([Preemption.NONE, Preemption.RECOMPUTE]),
     reservation=st.booleans(),
 )
 
@@ -104,7 +105,7 @@ def test_model_takes_every_optimal_schedule_at_its_price(instance, objective):
     batches = [[(i, c) for i, (_, c) in enumerate(move) if c] for move in moves]
     evictions = [[i for i, (gone, _) in enumerate(move) if gone] for move in moves]
     schedule = schedule_asap(instance, batches, evictions)
-    model = _build(instance, objective, schedule.num_batches + 1)
+    model = build_model(instance, objective, schedule.num_batches + 1)
 
     assert measure(instance, schedule).objective_ns(objective) == value
     assert complete_hint(model, schedule, 60)[0] == value

@@ -3,10 +3,12 @@
 import pytest
 
 from cspsched.errors import InfeasibleError, InternalError
+from cspsched.exact import members
 from cspsched.exact import solver as solver_module
 from cspsched.exact.list_schedule import list_schedules, one_at_a_time
+from cspsched.exact.record import best_incumbent
 from cspsched.exact.search import SearchLimits
-from cspsched.exact.solver import best_incumbent, solve_exactly
+from cspsched.exact.solver import solve_exactly
 from cspsched.policies.base import make_policy
 from cspsched.problem.instance import Switches
 from cspsched.problem.metrics import Objective, measure
@@ -56,10 +58,10 @@ def test_time_limit_keeps_the_incumbent_and_says_so():
 def test_interruption_keeps_the_incumbent(monkeypatch):
     """Ctrl-C while the hint is completed: the incumbent and the bound are returned."""
 
-    def interrupted(*_):
+    def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(solver_module, "complete_hint", interrupted)
+    monkeypatch.setattr(members, "complete_hint", interrupted)
     result = solve_exactly(late_mixed(), Objective.LATENCY, SHORT)
 
     assert result.stop_reason is StopReason.INTERRUPTED
@@ -68,7 +70,7 @@ def test_interruption_keeps_the_incumbent(monkeypatch):
 
 def test_a_disagreement_between_model_and_referee_is_said(monkeypatch):
     """If the model prices the incumbent differently from the referee, nothing is reported."""
-    monkeypatch.setattr(solver_module, "complete_hint", lambda *_: (1, []))
+    monkeypatch.setattr(members, "complete_hint", lambda *_, **__: (1, []))
 
     with pytest.raises(InternalError, match=r"the model prices .* at 1 ns"):
         solve_exactly(late_mixed(), Objective.LATENCY, SHORT)
@@ -79,8 +81,8 @@ def test_bound_of_an_uncertified_horizon_is_not_used(monkeypatch):
     instance = late_mixed()
     closed_form = solver_module.best_bound(instance, Objective.MAKESPAN)
     longest = best_incumbent(instance, Objective.MAKESPAN, list_schedules(instance)).schedule.num_batches
-    monkeypatch.setattr(solver_module, "MOST_CELLS", longest * len(instance.requests))
-    monkeypatch.setattr(solver_module, "certified_horizon", lambda *_: 10**6)
+    monkeypatch.setattr(members, "MOST_CELLS", longest * len(instance.requests))
+    monkeypatch.setattr(members, "certified_horizon", lambda *_: 10**6)
     result = solve_exactly(instance, Objective.MAKESPAN, SearchLimits(time_limit_s=60))
 
     assert result.provenance["model"]["horizon_certified"] is False
@@ -90,7 +92,7 @@ def test_bound_of_an_uncertified_horizon_is_not_used(monkeypatch):
 
 def test_too_large_instances_get_the_closed_form_bound(monkeypatch):
     """Where no model is affordable the result says so and is still certified."""
-    monkeypatch.setattr(solver_module, "MOST_CELLS", 3)
+    monkeypatch.setattr(members, "MOST_CELLS", 3)
     result = solve_exactly(late_mixed(), Objective.LATENCY, SHORT)
 
     assert result.stop_reason is StopReason.TOO_LARGE
@@ -103,8 +105,8 @@ def test_no_horizon_is_certified_for_a_model_that_is_not_built(monkeypatch):
     def too_dear(*_):
         raise AssertionError("certified the horizon of a model that is too large")
 
-    monkeypatch.setattr(solver_module, "MOST_CELLS", 3)
-    monkeypatch.setattr(solver_module, "certified_horizon", too_dear)
+    monkeypatch.setattr(members, "MOST_CELLS", 3)
+    monkeypatch.setattr(members, "certified_horizon", too_dear)
 
     assert solve_exactly(late_mixed(), Objective.LATENCY, SHORT).stop_reason is StopReason.TOO_LARGE
 

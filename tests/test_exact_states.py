@@ -1,5 +1,6 @@
 """The state search answers to exhaustive search wherever it says that it is exact."""
 
+import os
 from dataclasses import replace
 from fractions import Fraction
 
@@ -8,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cspsched.exact.list_schedule import list_schedules
+from cspsched.exact.record import best_incumbent
 from cspsched.exact.search import SearchLimits
-from cspsched.exact.solver import best_incumbent, solve_exactly
-from cspsched.exact.state_search import STATE_SEARCH, search_states
+from cspsched.exact.solver import solve_exactly
+from cspsched.exact.state_search import STATE_SEARCH, Talk, search_states
 from cspsched.exact.state_space import build_state_space
 from cspsched.exact.unchunked import chunks_are_dominated, is_linear
 from cspsched.problem.cost import CostModel, PiecewiseLinear
@@ -22,6 +24,7 @@ from tests.instances import NO_PREEMPTION, four_mixed, instance_of, three_equal
 from tests.oracles.exhaustive import exhaustive_optimum
 from tests.test_exact_oracle import FLAT, tiny_instances
 
+EXAMPLES = max(150, int(os.environ.get("CSPSCHED_ORACLE_EXAMPLES", "0")))
 WHOLE_SLOPES = CostModel(
     name="whole slopes",
     step=Fraction(50),
@@ -39,13 +42,23 @@ DEAR_DECODES = replace(WHOLE_SLOPES, name="dear decodes", decode_context=Piecewi
 THIRDS = replace(WHOLE_SLOPES, name="thirds", tokens=PiecewiseLinear.linear(Fraction(22, 3)))
 
 
+def talk(value_ns, time_left_s=60.0):
+    """A conversation in which nobody else finds anything."""
+    return Talk(
+        time_left=lambda: time_left_s,
+        upper_ns=lambda: value_ns,
+        tell_bound=lambda _: None,
+        tell_schedule=lambda _: None,
+    )
+
+
 def searched(instance, objective):
     """Best value and bound of the search alone, or None where it does not apply."""
     start = best_incumbent(instance, objective, list_schedules(instance))
     space = build_state_space(instance, objective, start.value_ns)
     if space is None:
         return None
-    outcome = search_states(space, start.value_ns, lambda: 60.0, lambda _: None)
+    outcome = search_states(space, talk(start.value_ns))
     assert outcome.stop_reason is StopReason.ROUNDING
     if outcome.decisions is None:
         return start.value_ns, outcome.bound_ns
@@ -54,7 +67,7 @@ def searched(instance, objective):
     return measure(instance, schedule).objective_ns(objective), outcome.bound_ns
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=EXAMPLES, deadline=None, derandomize=True)
 @given(
     tiny_instances(arrivals=False),
     st.sampled_from([WHOLE_SLOPES, DEAR_DECODES, FLAT]),
@@ -156,8 +169,8 @@ def test_full_tables_and_time_keep_a_valid_bound():
     instance = four_mixed()
     upper = best_incumbent(instance, Objective.MAKESPAN, list_schedules(instance)).value_ns
     space = build_state_space(instance, Objective.MAKESPAN, upper)
-    full = search_states(space, upper, lambda: 60.0, lambda _: None, most_labels=100)
-    late = search_states(space, upper, lambda: 0.0, lambda _: None)
+    full = search_states(space, talk(upper), most_labels=100)
+    late = search_states(space, talk(upper, 0.0))
 
     assert full.stop_reason is StopReason.TOO_LARGE
     assert (

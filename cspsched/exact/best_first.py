@@ -15,211 +15,78 @@ from typing import NamedTuple
 import numba as nb
 import numpy as np
 
-from cspsched.exact.state_space import Floors, Prices, Shape
+from cspsched.exact.batch_time import duration_of
+from cspsched.exact.floor_tables import Floors
+from cspsched.exact.label_store import Nodes, find_slot, is_full, label_of, new_label, pop, push, reach
+from cspsched.exact.state_floor import floor_on_rest
+from cspsched.exact.state_space import Prices, Shape
 from cspsched.problem.cost import IntArray
 
-NEVER = np.int64(2**62)
 OPEN, FINISHED, FULL, EXHAUSTED = 0, 1, 2, 3
-HASH_FACTOR = np.uint64(0x9E3779B97F4A7C15)
+PROCESS, SIT_OUT, EVICT, REFILL = 0, 1, 2, 3
+"""What a batch does to a request; of identical requests in one state the first has the lower number."""
+WEIGHT_ONE = 16
+"""A weight of 16 / 16 on the floor: the smallest f is a bound."""
+NEVER = 2**40
+"""Blocks of a choice that is not allowed: it never fits."""
 
 
-class Nodes(NamedTuple):
-    """Labels: number of the state, cost, how it was reached; a hash table; a heap of (f, label)."""
+class Scratch(NamedTuple):
+    """Room for one expansion; arrays have one entry a request, or one more."""
 
-    state: IntArray
-    cost: IntArray
-    parent: IntArray
-    processed: IntArray
-    """Bits of the requests processed in the batch that led here."""
-    evicted: IntArray
-    """Bits of the requests evicted before it."""
-    closed: IntArray
-    slots: IntArray
-    heap_f: IntArray
-    heap_label: IntArray
-    sizes: IntArray
-    """Labels in use, heap entries in use, labels expanded."""
+    generated: IntArray
+    who: IntArray
+    """Unfinished requests."""
+    twin: IntArray
+    """Position in `who` of an identical request in the same state before each, or -1."""
+    blocks: IntArray
+    """What each choice occupies, shape (requests, 4)."""
+    choice: IntArray
+    used: IntArray
+    """Blocks occupied by the first k requests, shape (requests + 1,)."""
+    features: IntArray
+    floor: IntArray
 
 
-def new_nodes(capacity: int) -> Nodes:
-    """Room for a number of labels."""
-    slots = 1 << (2 * capacity - 1).bit_length()
-    state, cost, parent, processed, evicted = np.empty((5, capacity), dtype=np.int64)
-    return Nodes(
-        state=state,
-        cost=cost,
-        parent=parent,
-        processed=processed,
-        evicted=evicted,
-        closed=np.zeros(capacity, dtype=np.int64),
-        slots=np.full(slots, -1, dtype=np.int64),
-        heap_f=np.empty(2 * capacity, dtype=np.int64),
-        heap_label=np.empty(2 * capacity, dtype=np.int64),
-        sizes=np.zeros(3, dtype=np.int64),
+class Batch(NamedTuple):
+    """Who is in a batch, as bits."""
+
+    processed: int
+    kept: int
+    evicted: int
+    refilled: int
+    done: int
+
+
+def new_scratch(num_requests: int) -> Scratch:
+    """Room for a number of requests."""
+    return Scratch(
+        generated=np.zeros(num_requests, dtype=np.int64),
+        who=np.zeros(num_requests, dtype=np.int64),
+        twin=np.zeros(num_requests, dtype=np.int64),
+        blocks=np.zeros((num_requests, 4), dtype=np.int64),
+        choice=np.zeros(num_requests + 1, dtype=np.int64),
+        used=np.zeros(num_requests + 1, dtype=np.int64),
+        features=np.zeros(8, dtype=np.int64),
+        floor=np.zeros((4, num_requests + 1), dtype=np.int64),
     )
 
 
 @nb.njit(cache=True, nogil=True)
-def push(nodes: Nodes, f: int, label: int) -> None:
-    """Add to the heap; among equal f the label found later comes first, for it is deeper."""
-    position = nodes.sizes[1]
-    nodes.sizes[1] += 1
-    while position:
-        above = (position - 1) >> 1
-        if nodes.heap_f[above] < f or (nodes.heap_f[above] == f and nodes.heap_label[above] >= label):
-            break
-        nodes.heap_f[position] = nodes.heap_f[above]
-        nodes.heap_label[position] = nodes.heap_label[above]
-        position = above
-    nodes.heap_f[position] = f
-    nodes.heap_label[position] = label
-
-
-@nb.njit(cache=True, nogil=True)
-def pop(nodes: Nodes) -> int:
-    """Label with the smallest f, taken off the heap."""
-    top: int = nodes.heap_label[0]
-    nodes.sizes[1] -= 1
-    size = nodes.sizes[1]
-    f, label = nodes.heap_f[size], nodes.heap_label[size]
-    position = 0
-    while 2 * position + 1 < size:
-        below = 2 * position + 1
-        if below + 1 < size and (
-            nodes.heap_f[below + 1] < nodes.heap_f[below]
-            or (
-                nodes.heap_f[below + 1] == nodes.heap_f[below]
-                and nodes.heap_label[below + 1] > nodes.heap_label[below]
-            )
-        ):
-            below += 1
-        if f < nodes.heap_f[below] or (f == nodes.heap_f[below] and label >= nodes.heap_label[below]):
-            break
-        nodes.heap_f[position] = nodes.heap_f[below]
-        nodes.heap_label[position] = nodes.heap_label[below]
-        position = below
-    nodes.heap_f[position] = f
-    nodes.heap_label[position] = label
-    return top
-
-
-@nb.njit(cache=True, nogil=True)
-def find_slot(nodes: Nodes, state: int) -> int:
-    """Slot of a state in the hash table: its own, or the free one where it belongs."""
-    mask = len(nodes.slots) - 1
-    slot = int((np.uint64(state) * HASH_FACTOR) >> np.uint64(20)) & mask
-    while nodes.slots[slot] >= 0 and nodes.state[nodes.slots[slot]] != state:
-        slot = (slot + 1) & mask
-    return slot
-
-
-@nb.njit(cache=True, nogil=True)
-def number_of(shape: Shape, generated: IntArray, resident: int) -> int:
-    """Number of a state."""
+def number_of(shape: Shape, generated: IntArray) -> int:
+    """Tokens generated of all requests, as one number."""
     total = 0
     for i in range(len(generated)):
         total += generated[i] * shape.strides[i]
-    return (total << len(generated)) | resident
-
-
-@nb.njit(cache=True, nogil=True)
-def read_state(shape: Shape, state: int, generated: IntArray) -> int:
-    """Tokens generated of a state, written into `generated`; returns the bits of the residents."""
-    n = len(generated)
-    rest = state >> n
-    for i in range(n):
-        generated[i] = rest % (shape.outputs[i] + 1)
-        rest //= shape.outputs[i] + 1
-    return state & ((1 << n) - 1)
-
-
-@nb.njit(cache=True, nogil=True)
-def duration_of(shape: Shape, prices: Prices, generated: IntArray, resident: int, processed: int) -> int:
-    """Time of a batch, or -1 if it breaks the token budget or mixes phases where that is not allowed."""
-    features = np.zeros(8, dtype=np.int64)
-    for i in range(len(generated)):
-        if not (processed >> i) & 1:
-            continue
-        known = shape.prompts[i] + generated[i]
-        features[5] += 1
-        if (resident >> i) & 1:
-            features[0] += 1
-            features[4] += known - 1
-            features[7] += 1
-        else:
-            features[0] += known
-            features[1] += known * (known + 1) // 2
-            features[2] += known
-            features[6] += 1
-    if features[0] > shape.max_batch_tokens or (features[6] and features[7] and not shape.hybrid):
-        return -1
-    total = prices.step
-    if features[6]:
-        total += prices.prefill_batch
-    if features[7]:
-        total += prices.decode_batch
-    for term in range(len(prices.feature)):
-        x = features[prices.feature[term]]
-        piece = 0
-        while piece + 1 < prices.knots.shape[1] and prices.knots[term, piece + 1] <= x:
-            piece += 1
-        numerator = prices.bases[term, piece] + prices.slopes[term, piece] * (x - prices.knots[term, piece])
-        denominator = prices.denominators[term]
-        if prices.rounded[term]:
-            total += -(-numerator // denominator) * prices.scale
-        else:
-            total += numerator * (prices.scale // denominator)
     return total
 
 
 @nb.njit(cache=True, nogil=True)
-def floor_on_rest(shape: Shape, floors: Floors, generated: IntArray, resident: int) -> int:
-    """Lower bound on what the objective still grows.
-
-    The k-th request to get its last token needs at least as many batches as the k-th shortest has tokens, as
-    the k smallest sums of sizes fill, and the k smallest amounts of work on top.
-    """
-    n = len(generated)
-    target = np.ones(n, dtype=np.int64) if shape.counted == 1 else shape.outputs
-    left, waiting, refills = np.empty(n, dtype=np.int64), 0, 0
-    who = np.empty(n, dtype=np.int64)
-    for i in range(n):
-        if generated[i] < target[i]:
-            who[waiting] = i
-            left[waiting] = target[i] - generated[i]
-            waiting += 1
-            refills += 1 - ((resident >> i) & 1)
-    if waiting == 0:
-        return 0
-    batches = np.sort(left[:waiting])
-    sizes = np.empty(waiting, dtype=np.int64)
-    for function in range(floors.areas.shape[0]):
-        for k in range(waiting):
-            sizes[k] = floors.areas[function, who[k], generated[who[k]]]
-        ordered = np.sort(sizes)
-        total = 0
-        for k in range(waiting):
-            total += ordered[k]
-            batches[k] = max(batches[k], -(-total // floors.capacity))
-    best = 0
-    for m in range(len(floors.alphas)):
-        for k in range(waiting):
-            i = who[k]
-            sizes[k] = floors.work[m, i, generated[i]]
-            if not (resident >> i) & 1:
-                sizes[k] += floors.refill[m, i, generated[i]]
-        ordered = np.sort(sizes)
-        rest, work = 0, 0
-        for k in range(waiting):
-            work += ordered[k]
-            if shape.counted >= 0:
-                rest += floors.alphas[m] * batches[k] + work
-        if shape.counted < 0:
-            rest = floors.alphas[m] * batches[waiting - 1] + work
-        if refills:
-            rest += floors.surcharges[m]
-        best = max(best, rest)
-    return best
+def read_number(shape: Shape, number: int, generated: IntArray) -> None:
+    """Write the tokens generated of each request into `generated`."""
+    for i in range(len(generated)):
+        generated[i] = number % (shape.outputs[i] + 1)
+        number //= shape.outputs[i] + 1
 
 
 @nb.njit(cache=True, nogil=True)
@@ -235,176 +102,236 @@ def waiting_for(shape: Shape, generated: IntArray) -> int:
 
 
 @nb.njit(cache=True, nogil=True)
-def reach(nodes: Nodes, state: int, cost: int, f: int, parent: int, processed: int, evicted: int) -> None:
-    """Take note of a way to a state if it is the cheapest so far."""
-    slot = find_slot(nodes, state)
-    label = nodes.slots[slot]
-    if label < 0:
-        label = nodes.sizes[0]
-        nodes.sizes[0] += 1
-        nodes.slots[slot] = label
-        nodes.state[label] = state
-    elif nodes.cost[label] <= cost:
-        return
-    nodes.cost[label] = cost
-    nodes.parent[label] = parent
-    nodes.processed[label] = processed
-    nodes.evicted[label] = evicted
-    nodes.closed[label] = 0
-    push(nodes, f, label)
-
-
-@nb.njit(cache=True, nogil=True)
-def is_dominated(shape: Shape, nodes: Nodes, state: int, resident: int, cost: int, unfinished: int) -> bool:
+def is_dominated(shape: Shape, nodes: Nodes, scratch: Scratch, label: int, resident: int) -> bool:
     """Whether a state with the same tokens and more residents costs no more: it can always evict later."""
     if not (shape.preemptive and shape.holding):
         return False
-    n = len(shape.outputs)
-    absent = unfinished & ~resident
+    absent = 0
+    for i in range(len(shape.outputs)):
+        if 0 < scratch.generated[i] < shape.outputs[i]:
+            absent |= 1 << i
+    absent &= ~resident
     extra = absent
     while extra:
-        label = nodes.slots[find_slot(nodes, ((state >> n) << n) | resident | extra)]
-        if label >= 0 and nodes.cost[label] <= cost:
+        known = label_of(nodes, nodes.number[label], resident | extra)
+        if known >= 0 and nodes.cost[known] <= nodes.cost[label]:
             return True
         extra = (extra - 1) & absent
     return False
 
 
 @nb.njit(cache=True, nogil=True)
-def room_needed(shape: Shape, generated: IntArray, processed: int, held: int) -> int:
-    """Blocks that a batch and those who sit it out need beyond the capacity; 0 or less if they fit."""
-    total = -shape.kv_blocks
+def list_choices(shape: Shape, scratch: Scratch, resident: int) -> int:
+    """Write down what each choice for each unfinished request occupies; returns how many there are."""
+    count = 0
+    for i in range(len(shape.outputs)):
+        g = scratch.generated[i]
+        if g == shape.outputs[i]:
+            continue
+        present = (resident >> i) & 1
+        evictable = present and shape.preemptive
+        scratch.who[count] = i
+        scratch.blocks[count, PROCESS] = shape.blocks[i, g]
+        if present:
+            scratch.blocks[count, SIT_OUT] = shape.held[i, g] if shape.holding else NEVER
+        else:
+            scratch.blocks[count, SIT_OUT] = 0
+        scratch.blocks[count, EVICT] = 0 if evictable else NEVER
+        scratch.blocks[count, REFILL] = shape.blocks[i, g] if evictable else NEVER
+        scratch.twin[count] = -1
+        for k in range(count):
+            j = scratch.who[k]
+            if j == shape.twins[i] and scratch.generated[j] == g and (resident >> j) & 1 == present:
+                scratch.twin[count] = k
+        count += 1
+    return count
+
+
+@nb.njit(cache=True, nogil=True)
+def read_batch(shape: Shape, scratch: Scratch, count: int, resident: int) -> Batch:
+    """Bits and features of the batch that the choices make."""
+    processed, kept, evicted, refilled, done = 0, 0, 0, 0, 0
+    features = scratch.features
+    features[:] = 0
+    for k in range(count):
+        i, choice = scratch.who[k], scratch.choice[k]
+        bit = 1 << i
+        if choice == SIT_OUT:
+            kept |= resident & bit
+            continue
+        if choice == EVICT:
+            evicted |= bit
+            continue
+        g = scratch.generated[i]
+        known = shape.prompts[i] + g
+        processed |= bit
+        if choice == PROCESS and resident & bit:
+            features[0] += 1
+            features[4] += known - 1
+            features[7] += 1
+        else:
+            features[0] += known
+            features[1] += known * (known + 1) // 2
+            features[2] += known
+            features[6] += 1
+        if choice == REFILL:
+            refilled |= bit
+        features[5] += 1
+        if g + 1 == shape.outputs[i]:
+            done |= bit
+    return Batch(processed, kept, evicted, refilled, done)
+
+
+@nb.njit(cache=True, nogil=True)
+def is_allowed(shape: Shape, scratch: Scratch, batch: Batch, used: int) -> bool:
+    """Whether a batch keeps the limits that are not KV blocks, and evicts nobody who could have stayed."""
+    features = scratch.features
+    if (
+        batch.processed == 0
+        or features[5] > shape.max_batch_requests
+        or features[0] > shape.max_batch_tokens
+        or (features[6] and features[7] and not shape.hybrid)
+        # Where decodes are cheaper beside decodes, a refill in place pays only if no decode is left.
+        or (shape.decode_is_cheaper and batch.refilled and features[7])
+    ):
+        return False
+    if batch.evicted and shape.holding:
+        for i in range(len(shape.outputs)):
+            if (batch.evicted >> i) & 1 and used + shape.held[i, scratch.generated[i]] <= shape.kv_blocks:
+                return False
+    return shape.preemptive or shape.holding or can_finish(shape, scratch.generated, batch.processed)
+
+
+@nb.njit(cache=True, nogil=True)
+def can_finish(shape: Shape, generated: IntArray, processed: int) -> bool:
+    """Whether those in a batch fit until they finish, if nobody may sit out or be evicted."""
+    longest = 0
     for i in range(len(generated)):
         if (processed >> i) & 1:
-            total += shape.blocks[i, generated[i]]
-        elif (held >> i) & 1:
-            total += shape.held[i, generated[i]]
-    return total
-
-
-@nb.njit(cache=True, nogil=True)
-def is_minimal(shape: Shape, generated: IntArray, evicted: int, needed: int) -> bool:
-    """Whether evicting a set frees enough, and would not without any one of it."""
-    freed, smallest = 0, NEVER
-    for i in range(len(generated)):
-        if (evicted >> i) & 1:
-            freed += shape.held[i, generated[i]]
-            smallest = min(smallest, shape.held[i, generated[i]])
-    return bool(freed >= needed and freed - smallest < needed)
-
-
-@nb.njit(cache=True, nogil=True)
-def is_canonical(shape: Shape, generated: IntArray, resident: int, processed: int) -> bool:
-    """Symmetry: of identical requests in the same state, the first are processed first."""
-    for i in range(len(generated)):
-        twin = shape.twins[i]
-        if twin < 0 or not (processed >> i) & 1 or (processed >> twin) & 1:
-            continue
-        if generated[i] == generated[twin] and (resident >> i) & 1 == (resident >> twin) & 1:
+            longest = max(longest, shape.outputs[i] - generated[i])
+    for later in range(1, longest):
+        used = 0
+        for i in range(len(generated)):
+            if (processed >> i) & 1 and generated[i] + later < shape.outputs[i]:
+                used += shape.blocks[i, generated[i] + later]
+        if used > shape.kv_blocks:
             return False
     return True
 
 
 @nb.njit(cache=True, nogil=True)
-def expand(
-    shape: Shape, prices: Prices, floors: Floors, nodes: Nodes, label: int, upper: int, generated: IntArray
+def run_batch(
+    shape: Shape,
+    prices: Prices,
+    floors: Floors,
+    nodes: Nodes,
+    scratch: Scratch,
+    label: int,
+    batch: Batch,
+    waiting: int,
+    upper: int,
+    weight: int,
 ) -> None:
-    """Reach every state that one batch leads to."""
-    n = len(shape.outputs)
-    resident = read_state(shape, nodes.state[label], generated)
-    unfinished = 0
-    for i in range(n):
-        if generated[i] < shape.outputs[i]:
-            unfinished |= 1 << i
-    if is_dominated(shape, nodes, nodes.state[label], resident, nodes.cost[label], unfinished):
+    """Reach the state behind a batch, if it is the cheapest way so far and can still beat the upper bound."""
+    n, generated, processed = len(shape.outputs), scratch.generated, batch.processed
+    cost = nodes.cost[label] + duration_of(prices, scratch.features) * waiting
+    if cost >= upper:
         return
-    waiting = waiting_for(shape, generated)
-    processed = unfinished
-    while processed:
-        seats = 0
+    present = (batch.kept | processed) & ~batch.done
+    number = nodes.number[label]
+    for i in range(n):
+        if (processed >> i) & 1:
+            number += shape.strides[i]
+    if is_full(nodes):
+        nodes.sizes[3] = 1
+        return
+    slot = find_slot(nodes, number, present)
+    target = int(nodes.slots[slot]) - 1
+    if target >= 0:
+        if nodes.cost[target] <= cost or cost + nodes.rest[target] >= upper:
+            return
+    else:
         for i in range(n):
-            seats += (processed >> i) & 1
-        if (
-            seats <= shape.max_batch_requests
-            and is_canonical(shape, generated, resident, processed)
-            and room_needed(shape, generated, processed, 0) <= 0
-        ):
-            mine = processed & resident if shape.preemptive else 0
-            refilled = mine
-            while True:
-                if refilled == 0 or refilled == mine or not shape.decode_is_cheaper:
-                    duration = duration_of(shape, prices, generated, resident & ~refilled, processed)
-                    cost = nodes.cost[label] + duration * waiting
-                    if duration >= 0 and cost < upper:
-                        run_batch(
-                            shape, floors, nodes, label, upper, generated, resident, processed, refilled, cost
-                        )
-                if refilled == 0:
-                    break
-                refilled = (refilled - 1) & mine
-        processed = (processed - 1) & unfinished
+            generated[i] += (processed >> i) & 1
+        rest = floor_on_rest(shape, floors, generated, present, scratch.floor)
+        for i in range(n):
+            generated[i] -= (processed >> i) & 1
+        if cost + rest >= upper:
+            return
+        target = new_label(nodes, slot, number, present, rest)
+    f = cost + nodes.rest[target] * weight // WEIGHT_ONE
+    reach(nodes, target, cost, f, label, processed, batch.evicted | batch.refilled)
 
 
 @nb.njit(cache=True, nogil=True)
-def run_batch(
+def expand(
     shape: Shape,
+    prices: Prices,
     floors: Floors,
     nodes: Nodes,
+    scratch: Scratch,
     label: int,
     upper: int,
-    generated: IntArray,
-    resident: int,
-    processed: int,
-    refilled: int,
-    cost: int,
+    weight: int,
 ) -> None:
-    """Reach the states behind a batch, one for each minimal way to make room for it."""
-    n = len(generated)
-    after = generated.copy()
-    done = 0
-    for i in range(n):
-        after[i] += (processed >> i) & 1
-        if after[i] == shape.outputs[i]:
-            done |= 1 << i
-    held = resident & ~processed
-    needed = room_needed(shape, generated, processed, held)
-    evicted = held
-    while True:
-        if not shape.holding:
-            fits = evicted == held and (held == 0 or shape.preemptive)
-        elif needed <= 0:
-            fits = evicted == 0
-        else:
-            fits = shape.preemptive and is_minimal(shape, generated, evicted, needed)
-        if fits:
-            present = ((resident & ~evicted) | processed) & ~done
-            f = cost + floor_on_rest(shape, floors, after, present)
-            if f < upper:
-                reach(nodes, number_of(shape, after, present), cost, f, label, processed, evicted | refilled)
-        if evicted == 0:
-            break
-        evicted = (evicted - 1) & held
+    """Reach every state that one batch leads to: a choice for each unfinished request, one after another."""
+    resident = int(nodes.resident[label])
+    read_number(shape, nodes.number[label], scratch.generated)
+    count = list_choices(shape, scratch, resident)
+    waiting = waiting_for(shape, scratch.generated)
+    if is_dominated(shape, nodes, scratch, label, resident):
+        return
+    choice, used, blocks, twin = scratch.choice, scratch.used, scratch.blocks, scratch.twin
+    depth, choice[0], capacity = 0, PROCESS - 1, shape.kv_blocks
+    while depth >= 0:
+        if depth == count:
+            batch = read_batch(shape, scratch, count, resident)
+            if is_allowed(shape, scratch, batch, used[count]):
+                run_batch(shape, prices, floors, nodes, scratch, label, batch, waiting, upper, weight)
+            depth -= 1
+            continue
+        choice[depth] += 1
+        if choice[depth] > REFILL:
+            depth -= 1
+            continue
+        total = used[depth] + blocks[depth, choice[depth]]
+        if total <= capacity and (twin[depth] < 0 or choice[twin[depth]] <= choice[depth]):
+            used[depth + 1] = total
+            depth += 1
+            choice[depth] = PROCESS - 1
 
 
 @nb.njit(cache=True, nogil=True)
 def advance(
-    shape: Shape, prices: Prices, floors: Floors, nodes: Nodes, upper: int, goal: int, num_labels: int
+    shape: Shape,
+    prices: Prices,
+    floors: Floors,
+    nodes: Nodes,
+    scratch: Scratch,
+    upper: int,
+    goal: int,
+    num_labels: int,
+    weight: int,
 ) -> int:
-    """Expand labels until the goal is reached, nothing is left, room runs out, or enough for now."""
-    generated = np.empty(len(shape.outputs), dtype=np.int64)
-    spare = 3 ** len(shape.outputs)
+    """Expand labels until the goal is reached, nothing is left, room runs out, or enough for now.
+
+    With a weight above `WEIGHT_ONE` the floor counts for more: schedules are found sooner, and prove nothing.
+    """
     for _ in range(num_labels):
         if nodes.sizes[1] == 0:
             return EXHAUSTED
-        if nodes.sizes[0] + spare > len(nodes.state) or nodes.sizes[1] + spare > len(nodes.heap_f):
-            return FULL
         label = pop(nodes)
         if nodes.closed[label]:
             continue
-        if nodes.state[label] == goal:
+        if nodes.number[label] == goal:
             push(nodes, nodes.cost[label], label)
             return FINISHED
         nodes.closed[label] = 1
         nodes.sizes[2] += 1
-        expand(shape, prices, floors, nodes, label, upper, generated)
+        expand(shape, prices, floors, nodes, scratch, label, upper, weight)
+        if nodes.sizes[3]:
+            # Some of what it leads to is missing, so it stays open, and the bound holds.
+            nodes.closed[label] = 0
+            push(nodes, nodes.cost[label] + nodes.rest[label], label)
+            return FULL
     return OPEN

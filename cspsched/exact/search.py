@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ortools.sat.python import cp_model
 
-from cspsched.errors import InternalError
+from cspsched.errors import InternalError, UsageError
 from cspsched.exact.model import Decisions, ExactModel
 from cspsched.problem.result import StopReason
 from cspsched.problem.schedule import Schedule
@@ -31,6 +31,12 @@ class SearchLimits:
     time_limit_s: float = 60.0
     num_workers: int = 2
     seed: int = 0
+    deterministic: bool = False
+    """Count the solver's work instead of seconds, with one worker: the same bytes every time."""
+
+    def __post_init__(self) -> None:
+        if self.deterministic and self.num_workers != 1:
+            raise UsageError(f"deterministic with {self.num_workers} workers, expected 1: threads race")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +46,10 @@ class Progress:
     elapsed_s: float
     best_ns: int
     bound_ns: int
+    best_by: str = ""
+    """What found the best schedule."""
+    bound_by: str = ""
+    """What proved the bound."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,31 +65,79 @@ class Watch:
     """The clock of a solve, and the best value and bound known so far, told to whoever listens."""
 
     def __init__(
-        self, limits: SearchLimits, best_ns: int, bound_ns: int, listener: Callable[[Progress], None] | None
+        self,
+        limits: SearchLimits,
+        best_ns: int,
+        bound_ns: int,
+        listener: Callable[[Progress], None] | None,
+        *,
+        best_by: str = "",
+        bound_by: str = "",
     ) -> None:
         self._started = time.monotonic()
         self._limit_s = limits.time_limit_s
-        self._best_ns = best_ns
-        self._bound_ns = bound_ns
+        self._is_deterministic = limits.deterministic
+        self._worked_s = 0.0
+        self._best_ns, self._best_by = best_ns, best_by
+        self._bound_ns, self._bound_by = bound_ns, bound_by
         self._listener = listener
         self._lock = threading.Lock()
+        self._stopped = False
 
     @property
     def remaining_s(self) -> float:
-        """Seconds left of the time limit."""
-        return max(0.0, self._limit_s - (time.monotonic() - self._started))
+        """Seconds left of the time limit; of a deterministic solve, what its members' work leaves of it."""
+        spent = self._worked_s if self._is_deterministic else time.monotonic() - self._started
+        return max(0.0, self._limit_s - spent)
 
-    def tell(self, *, best_ns: int | None = None, bound_ns: int | None = None) -> None:
-        """Take note of a value or a bound, and pass the state on."""
+    def spend(self, work_s: float) -> None:
+        """Take note of work, in seconds of a typical machine: the clock of a deterministic solve."""
+        self._worked_s += work_s
+
+    @property
+    def best_ns(self) -> int:
+        """Value of the best schedule that somebody has found."""
+        return self._best_ns
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there is nothing left to do: the gap is closed, or the user asked to stop."""
+        return self._stopped or self._bound_ns >= self._best_ns
+
+    def stop(self) -> None:
+        """Ask every member to stop."""
+        self._stopped = True
+
+    def tell(
+        self,
+        *,
+        best_ns: int | None = None,
+        bound_ns: int | None = None,
+        best_by: str = "",
+        bound_by: str = "",
+    ) -> None:
+        """Take note of a value or a bound and of what it comes from, and pass the state on."""
         with self._lock:
-            self._best_ns = self._best_ns if best_ns is None else min(self._best_ns, best_ns)
-            self._bound_ns = self._bound_ns if bound_ns is None else max(self._bound_ns, bound_ns)
+            if best_ns is not None and best_ns < self._best_ns:
+                self._best_ns, self._best_by = best_ns, best_by
+            if bound_ns is not None and bound_ns > self._bound_ns:
+                self._bound_ns, self._bound_by = bound_ns, bound_by
             if self._listener is not None:
-                elapsed = time.monotonic() - self._started
-                self._listener(Progress(elapsed_s=elapsed, best_ns=self._best_ns, bound_ns=self._bound_ns))
+                self._listener(self._progress())
+
+    def _progress(self) -> Progress:
+        return Progress(
+            elapsed_s=time.monotonic() - self._started,
+            best_ns=self._best_ns,
+            bound_ns=self._bound_ns,
+            best_by=self._best_by,
+            bound_by=self._bound_by,
+        )
 
 
-def complete_hint(model: ExactModel, schedule: Schedule, time_limit_s: float) -> tuple[int, list[int]] | None:
+def complete_hint(
+    model: ExactModel, schedule: Schedule, time_limit_s: float, *, deterministic: bool = False
+) -> tuple[int, list[int]] | None:
     """Value of a schedule in the model, and a value for every variable; None if that takes too long.
 
     The decisions are fixed in a copy of the model and CP-SAT completes them.
@@ -96,7 +154,7 @@ def complete_hint(model: ExactModel, schedule: Schedule, time_limit_s: float) ->
         fixed.add(fixed.get_int_var_from_proto_index(variable.index) == value)
     solver = cp_model.CpSolver()
     solver.parameters.num_workers = 1
-    solver.parameters.max_time_in_seconds = time_limit_s
+    _limit(solver, time_limit_s, deterministic=deterministic)
     status, interrupted = _solve_interruptibly(solver, fixed)
     if interrupted:
         raise KeyboardInterrupt
@@ -115,17 +173,28 @@ def add_hint(model: ExactModel, values: list[int]) -> None:
         model.model.add_hint(model.model.get_int_var_from_proto_index(index), value)
 
 
-def search(model: ExactModel, limits: SearchLimits, watch: Watch) -> SearchOutcome:
-    """Minimise until proven, the time limit, or Ctrl-C; the best solution is kept in every case."""
+def search(
+    model: ExactModel, limits: SearchLimits, watch: Watch, *, count_bound: bool = True
+) -> SearchOutcome:
+    """Minimise until proven, the time limit, Ctrl-C, or until somebody else has closed the gap.
+
+    The best solution is kept in every case. `count_bound` says whether the model's bound holds for the
+    problem, so that others may rely on it.
+    """
     solver = cp_model.CpSolver()
     solver.parameters.num_workers = limits.num_workers
     if 1 < limits.num_workers <= MOST_CHOSEN_WORKERS:
         solver.parameters.num_workers = max(limits.num_workers, len(model.subsolvers))
         solver.parameters.subsolvers.extend(model.subsolvers)
-    solver.parameters.max_time_in_seconds = watch.remaining_s
+    _limit(solver, watch.remaining_s, deterministic=limits.deterministic)
     solver.parameters.random_seed = limits.seed
-    solver.best_bound_callback = lambda bound: watch.tell(bound_ns=_safe_bound(bound))
-    status, interrupted = _solve_interruptibly(solver, model.model, _SolutionTeller(watch))
+    if count_bound:
+        solver.best_bound_callback = lambda bound: watch.tell(
+            bound_ns=_safe_bound(bound), bound_by=model.name
+        )
+    teller = _SolutionTeller(watch, model.name)
+    status, interrupted = _solve_interruptibly(solver, model.model, teller, watch)
+    watch.spend(solver.response_proto.deterministic_time)
     if status in IMPOSSIBLE:
         raise InternalError(f"the {model.name} model has no solution, but a schedule is known; please report")
     reason = StopReason.INTERRUPTED if interrupted else StopReason.TIME_LIMIT
@@ -135,6 +204,14 @@ def search(model: ExactModel, limits: SearchLimits, watch: Watch) -> SearchOutco
         bound_ns=_safe_bound(solver.best_objective_bound),
         stop_reason=StopReason.PROVEN if status == cp_model.OPTIMAL else reason,
     )
+
+
+def _limit(solver: cp_model.CpSolver, time_limit_s: float, *, deterministic: bool) -> None:
+    """Limit a search by the clock, or by CP-SAT's own measure of work, whose unit is about a second."""
+    if deterministic:
+        solver.parameters.max_deterministic_time = time_limit_s
+    else:
+        solver.parameters.max_time_in_seconds = time_limit_s
 
 
 def _safe_bound(bound: float) -> int | None:
@@ -149,16 +226,19 @@ def _safe_bound(bound: float) -> int | None:
 class _SolutionTeller(cp_model.CpSolverSolutionCallback):
     """Passes the value of every solution on."""
 
-    def __init__(self, watch: Watch) -> None:
+    def __init__(self, watch: Watch, name: str) -> None:
         super().__init__()
-        self._watch = watch
+        self._watch, self._name = watch, name
 
     def on_solution_callback(self) -> None:
-        self._watch.tell(best_ns=round(self.objective_value))
+        self._watch.tell(best_ns=round(self.objective_value), best_by=self._name)
 
 
 def _solve_interruptibly(
-    solver: cp_model.CpSolver, model: cp_model.CpModel, callback: _SolutionTeller | None = None
+    solver: cp_model.CpSolver,
+    model: cp_model.CpModel,
+    callback: _SolutionTeller | None = None,
+    watch: Watch | None = None,
 ) -> tuple[cp_model.CpSolverStatus, bool]:
     """Solve in a thread, so that Ctrl-C reaches Python at once and stops the search instead of losing it."""
     solver.parameters.catch_sigint_signal = False
@@ -168,7 +248,7 @@ def _solve_interruptibly(
         while True:
             try:
                 while True:
-                    if interrupted:
+                    if interrupted or (watch is not None and watch.is_over):
                         # Again and again, for a search that has not begun yet cannot be stopped.
                         solver.stop_search()
                     with suppress(TimeoutError):

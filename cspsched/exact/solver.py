@@ -1,46 +1,56 @@
-"""Solves an instance exactly: incumbent, certified horizon, model, search, and a result with its proof."""
+"""Solves an instance exactly: incumbents, closed-form bounds, the portfolio, and a result with its proof."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
 
 from cspsched.bounds import best_bound
-from cspsched.errors import InternalError
-from cspsched.exact.batch_model import BatchModel
-from cspsched.exact.horizon import certified_horizon
+from cspsched.errors import InputError
 from cspsched.exact.list_schedule import list_schedules
-from cspsched.exact.model import Decisions, ExactModel
-from cspsched.exact.search import (
-    Progress,
-    SearchLimits,
-    Watch,
-    add_hint,
-    complete_hint,
-    search,
+from cspsched.exact.local_search import can_dispatch
+from cspsched.exact.members import (
+    beside,
+    is_affordable,
+    run_descents,
+    run_local_search,
+    run_model,
+    run_states,
 )
-from cspsched.exact.start_model import StartModel
-from cspsched.exact.state_search import STATE_SEARCH, search_states
-from cspsched.exact.state_space import build_state_space
-from cspsched.exact.timeline import WORST_SUM
+from cspsched.exact.record import Details, Proof, Record, best_incumbent
+from cspsched.exact.search import Progress, SearchLimits, Watch
+from cspsched.exact.state_space import StateSpace, build_state_space
 from cspsched.problem.instance import Instance
-from cspsched.problem.metrics import Objective, measure
-from cspsched.problem.referee import find_violations
+from cspsched.problem.metrics import Objective
 from cspsched.problem.result import Result, Status, StopReason, tool_versions
 from cspsched.problem.schedule import Schedule
-from cspsched.problem.timing import schedule_asap
 
-MOST_CELLS = 30_000
-"""Requests times batches beyond which no model is built."""
+HEAD_START_S = 2.0
+"""What the state search has for itself: it proves small instances before a model would be built."""
+MOST_HEAD_START = 0.25
+"""The same as a share of the time limit, at most."""
+LOCAL_START_S = 0.1
+"""What local search has for itself before a model is built."""
+LOCAL_SHARE = 0.2
+"""Part of the time that local search gets beside members that go on."""
+Ending = tuple[StopReason, Details]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Incumbent:
-    """A feasible schedule, its objective value in nanoseconds, and what found it."""
+def require_no_swap(instance: Instance) -> None:
+    """Refuse what the models do not know: KV caches in host memory.
 
-    schedule: Schedule
-    value_ns: int
-    found_by: str
+    Raises
+    ------
+    InputError
+        If the instance allows preemption by swap.
+    """
+    if instance.switches.preemption.swaps:
+        raise InputError(
+            f"the instance allows preemption {instance.switches.preemption.value}, and the exact solver does "
+            "not know swap yet; bounds and policies do: use --preemption recompute or none to solve"
+        )
 
 
 def solve_exactly(
@@ -61,176 +71,152 @@ def solve_exactly(
 
     Notes
     -----
-    The model's bound counts only if its horizon is certified; otherwise the dual bound is a closed-form
-    certificate, and the result says so.
+    The model's bound counts only if its horizon is certified; otherwise the dual bound is that of the state
+    search or a closed-form certificate, and the result says so.
+
+    Raises
+    ------
+    InputError
+        If the instance allows preemption by swap.
     """
+    require_no_swap(instance)
     incumbent = best_incumbent(instance, objective, [*list_schedules(instance), *candidates])
     bound = best_bound(instance, objective)
-    watch = Watch(limits, incumbent.value_ns, bound.value_ns, on_progress)
-    proof = Proof(dual_ns=bound.value_ns, certificate=bound.name, stop_reason=StopReason.PROVEN)
+    names = {"best_by": incumbent.found_by, "bound_by": bound.name}
+    watch = Watch(limits, incumbent.value_ns, bound.value_ns, on_progress, **names)
+    proof = Proof(dual_ns=bound.value_ns, certificate=bound.name)
+    record = Record(instance, objective, incumbent, proof, watch)
+    endings: list[Ending] = []
     try:
         watch.tell()
-        for member in (_search_states, _search_model):
-            if proof.dual_ns < incumbent.value_ns and not proof.is_final:
-                incumbent, proof = member(instance, objective, limits, incumbent, proof, watch)
+        if not record.is_closed:
+            _search(record, limits, endings)
     except KeyboardInterrupt:
-        proof = replace(proof, stop_reason=StopReason.INTERRUPTED)
-    return _result(instance, objective, incumbent, proof, limits)
+        endings.append((StopReason.INTERRUPTED, {}))
+    record.check()
+    return _result(record, endings, limits)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Proof:
-    """Lower bound, the name of its certificate, why the search for it stopped, and on which model."""
+def _search(record: Record, limits: SearchLimits, endings: list[Ending]) -> None:
+    """Run the members: side by side with two workers, else one after the other."""
+    if limits.time_limit_s <= 0:
+        endings.append((StopReason.TIME_LIMIT, {}))
+        return
+    space = build_state_space(record.instance, record.objective, record.incumbent.value_ns)
+    if limits.num_workers == 1:
+        _take_turns(record, space, limits, endings)
+    elif space is not None:
+        _race_states(record, space, limits, endings)
+    else:
+        _race_model(record, limits, endings)
 
-    dual_ns: int
-    certificate: str
-    stop_reason: StopReason
-    is_final: bool = False
-    """No further search: what remains of the gap is rounding, or the user asked to stop."""
-    model: Mapping[str, str | int | bool] = field(default_factory=dict)
+
+def _take_turns(
+    record: Record, space: StateSpace | None, limits: SearchLimits, endings: list[Ending]
+) -> None:
+    """The state search where it applies, in half of the time, then CP-SAT."""
+    if space is not None:
+        endings.append(run_states(record, space, share=0.5))
+    if not record.is_closed and not _is_final(endings):
+        endings.append(run_model(record, limits))
 
 
-def _search_states(
-    instance: Instance,
-    objective: Objective,
-    limits: SearchLimits,
-    incumbent: Incumbent,
-    proof: Proof,
-    watch: Watch,
-) -> tuple[Incumbent, Proof]:
-    """Find a better incumbent and bound by the state search, where it is exact, in half of the time.
+def _race_states(record: Record, space: StateSpace, limits: SearchLimits, endings: list[Ending]) -> None:
+    """The state search in a thread, a second member beside it as soon as the instance proves hard.
 
-    Run-to-completion instances are left to the model of start variables, which proves them sooner.
+    CP-SAT is that second where everybody runs to completion. In wider classes neither its bound nor its
+    schedules get near those of the state search; a second search for schedules does more.
     """
-    if instance.switches.run_to_completion or limits.time_limit_s <= 0:
-        return incumbent, proof
-    space = build_state_space(instance, objective, incumbent.value_ns)
-    if space is None:
-        return incumbent, proof
-    deadline = watch.remaining_s / 2
-    outcome = search_states(
-        space,
-        incumbent.value_ns,
-        lambda: watch.remaining_s - deadline,
-        lambda bound_ns: watch.tell(bound_ns=bound_ns),
-    )
-    incumbent = _improved(instance, objective, STATE_SEARCH, outcome.decisions, incumbent)
-    watch.tell(best_ns=incumbent.value_ns)
-    details: dict[str, str | int | bool] = {"name": STATE_SEARCH, "states": outcome.num_states}
-    if outcome.bound_ns > proof.dual_ns:
-        proof = replace(proof, dual_ns=outcome.bound_ns, certificate=STATE_SEARCH, model=details)
-        _expect(proof.dual_ns <= incumbent.value_ns, f"{STATE_SEARCH} proves {proof.dual_ns} ns", incumbent)
-    is_final = outcome.stop_reason in (StopReason.ROUNDING, StopReason.INTERRUPTED)
-    return incumbent, replace(proof, stop_reason=outcome.stop_reason, is_final=is_final)
+    with _beside(record, lambda: run_states(record, space)) as future:
+        _wait(future, min(HEAD_START_S, MOST_HEAD_START * limits.time_limit_s))
+        if not future.done():
+            endings.append(_second(record, space, limits))
+        if endings and endings[-1][0] is StopReason.INTERRUPTED:
+            record.watch.stop()
+        endings.append(future.result())
+    is_full = endings[-1][0] is StopReason.TOO_LARGE
+    if is_full and not record.is_closed and not _is_final(endings) and record.watch.remaining_s > 0:
+        endings.append(run_model(record, limits))
 
 
-def _search_model(
-    instance: Instance,
-    objective: Objective,
-    limits: SearchLimits,
-    incumbent: Incumbent,
-    proof: Proof,
-    watch: Watch,
-) -> tuple[Incumbent, Proof]:
-    """Find a better incumbent and bound by CP-SAT, as far as the model is affordable and the time goes."""
-    horizon, certified = _horizon(instance, objective, incumbent)
-    if horizon is None:
-        return incumbent, replace(proof, stop_reason=StopReason.TOO_LARGE)
-    model = _build(instance, objective, horizon)
-    details: dict[str, str | int | bool] = {
-        "name": model.name,
-        "horizon_batches": horizon,
-        "horizon_certified": certified,
-    }
-    if model.worst_sum >= WORST_SUM:
-        return incumbent, replace(proof, stop_reason=StopReason.TOO_LARGE, model=details)
-    model.bound_objective(proof.dual_ns, incumbent.value_ns)
-    hint = complete_hint(model, incumbent.schedule, watch.remaining_s / 2)
-    if hint is not None:
-        value, values = hint
-        _expect(
-            value == incumbent.value_ns, f"the model prices {incumbent.found_by} at {value} ns", incumbent
-        )
-        add_hint(model, values)
-    outcome = search(model, limits, watch)
-    incumbent = _improved(instance, objective, model.name, outcome.decisions, incumbent)
-    proof = replace(proof, stop_reason=outcome.stop_reason, model=details)
-    if certified and outcome.bound_ns is not None and outcome.bound_ns > proof.dual_ns:
-        proof = replace(proof, dual_ns=outcome.bound_ns, certificate=model.name)
-        _expect(proof.dual_ns <= incumbent.value_ns, f"{model.name} proves {proof.dual_ns} ns", incumbent)
-    elif outcome.stop_reason is StopReason.PROVEN and not certified:
-        proof = replace(proof, stop_reason=StopReason.FINISHED)
-    return incumbent, proof
+def _second(record: Record, space: StateSpace, limits: SearchLimits) -> Ending:
+    """What runs beside the state search."""
+    if record.instance.switches.run_to_completion:
+        return run_model(record, beside(limits))
+    if can_dispatch(record.instance):
+        run_local_search(record, limits, share=LOCAL_SHARE)
+    return run_descents(record, space)
 
 
-def _expect(condition: bool, claim: str, incumbent: Incumbent) -> None:  # noqa: FBT001 - reads as assert
-    """Two numbers that must agree do not: say so instead of reporting either."""
-    if not condition:
-        raise InternalError(f"{claim}, the referee at {incumbent.value_ns} ns; please report this instance")
+def _race_model(record: Record, limits: SearchLimits, endings: list[Ending]) -> None:
+    """CP-SAT, and local search in a thread: for a while, or all the time if no model is affordable."""
+    if not can_dispatch(record.instance):
+        endings.append(run_model(record, limits))
+        return
+    share = LOCAL_SHARE if is_affordable(record, limits) else 1.0
+    with _beside(record, lambda: run_local_search(record, limits, share)) as future:
+        # A better incumbent means a shorter horizon, and on small instances it is there at once.
+        _wait(future, min(LOCAL_START_S, MOST_HEAD_START * limits.time_limit_s))
+        endings.append(run_model(record, limits))
+        if endings[-1][0] is not StopReason.TOO_LARGE:
+            record.watch.stop()
+        future.result()
 
 
-def best_incumbent(
-    instance: Instance, objective: Objective, candidates: Iterable[tuple[str, Schedule]]
-) -> Incumbent:
-    """Best of the named schedules that the referee accepts."""
-    accepted = [
-        Incumbent(
-            schedule=schedule, value_ns=measure(instance, schedule).objective_ns(objective), found_by=name
-        )
-        for name, schedule in candidates
-        if not find_violations(instance, schedule)
-    ]
-    return min(accepted, key=lambda candidate: candidate.value_ns)
+@contextmanager
+def _beside(record: Record, member: Callable[[], Ending]) -> Iterator[Future[Ending]]:
+    """Run a member in a thread; it is asked to stop if anything goes wrong here."""
+    with ThreadPoolExecutor(max_workers=1) as executor:
+        future = executor.submit(member)
+        try:
+            yield future
+        except BaseException:
+            record.watch.stop()
+            raise
 
 
-def _build(instance: Instance, objective: Objective, num_batches: int) -> ExactModel:
-    kind = StartModel if instance.switches.run_to_completion else BatchModel
-    return kind(instance, objective, num_batches)
+def _wait(future: Future[Ending], timeout_s: float) -> None:
+    """Wait for a member to end, for some time."""
+    with suppress(TimeoutError):
+        future.result(timeout=timeout_s)
 
 
-def _horizon(instance: Instance, objective: Objective, incumbent: Incumbent) -> tuple[int | None, bool]:
-    """Batches to model, and whether they are proven to be enough; None if even the incumbent is too long."""
-    affordable = MOST_CELLS // len(instance.requests)
-    if incumbent.schedule.num_batches > affordable:
-        return None, False
-    needed = certified_horizon(instance, objective, incumbent.value_ns)
-    if needed <= affordable:
-        return max(needed, incumbent.schedule.num_batches), True
-    return min(affordable, incumbent.schedule.num_batches * 5 // 4), False
+def _is_final(endings: list[Ending]) -> bool:
+    """No further search: what remains of the gap is rounding, or the user asked to stop."""
+    return any(reason in (StopReason.ROUNDING, StopReason.INTERRUPTED) for reason, _ in endings)
 
 
-def _improved(
-    instance: Instance,
-    objective: Objective,
-    name: str,
-    decisions: Decisions | None,
-    incumbent: Incumbent,
-) -> Incumbent:
-    """Better of the incumbent and what a search decided, timed and judged from its decisions alone."""
-    if decisions is None:
-        return incumbent
-    schedule = schedule_asap(instance, *decisions)
-    found = best_incumbent(instance, objective, [(incumbent.found_by, incumbent.schedule), (name, schedule)])
-    return incumbent if found.value_ns == incumbent.value_ns else found
+def _stop_reason(endings: list[Ending]) -> StopReason:
+    """Why the gap is open: what says most about it."""
+    reasons = [reason for reason, _ in endings]
+    for reason in (StopReason.INTERRUPTED, StopReason.ROUNDING, StopReason.TIME_LIMIT):
+        if reason in reasons:
+            return reason
+    return reasons[-1]
 
 
-def _result(
-    instance: Instance, objective: Objective, incumbent: Incumbent, proof: Proof, limits: SearchLimits
-) -> Result:
-    proven = proof.dual_ns == incumbent.value_ns
+def _details(proof: Proof, endings: list[Ending]) -> Details:
+    """What is known of the member that proved the bound, else of the last that searched."""
+    known = [details for _, details in endings if details]
+    named = [details for details in known if details["name"] == proof.certificate]
+    return (named or known[-1:] or [proof.details])[0]
+
+
+def _result(record: Record, endings: list[Ending], limits: SearchLimits) -> Result:
+    incumbent, proof = record.incumbent, record.proof
     return Result(
-        instance=instance,
-        objective=objective,
+        instance=record.instance,
+        objective=record.objective,
         schedule=incumbent.schedule,
         primal_ns=incumbent.value_ns,
         dual_ns=proof.dual_ns,
-        status=Status.OPTIMAL if proven else Status.FEASIBLE,
-        stop_reason=StopReason.PROVEN if proven else proof.stop_reason,
+        status=Status.OPTIMAL if record.is_closed else Status.FEASIBLE,
+        stop_reason=StopReason.PROVEN if record.is_closed else _stop_reason(endings),
         found_by=incumbent.found_by,
         certificate=proof.certificate,
         provenance={
             "versions": tool_versions(),
             "parameters": asdict(limits),
-            "model": dict(proof.model),
+            "model": dict(_details(proof, endings)),
         },
     )

@@ -1,8 +1,8 @@
-"""Drives the state search: slices of work, a bound that only rises, and the schedule of the best label."""
+"""Drives the state search: quick descents for a good schedule, then best first until proven or stopped."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,23 +11,35 @@ from cspsched.exact.best_first import (
     EXHAUSTED,
     FINISHED,
     FULL,
-    Nodes,
+    OPEN,
+    WEIGHT_ONE,
     advance,
-    find_slot,
-    floor_on_rest,
-    new_nodes,
+    new_scratch,
     number_of,
-    reach,
 )
+from cspsched.exact.label_store import Nodes, find_slot, label_of, new_label, new_nodes, reach
 from cspsched.exact.model import Decisions
+from cspsched.exact.state_floor import floor_on_rest
 from cspsched.exact.state_space import StateSpace
 from cspsched.problem.result import StopReason
 from cspsched.units import ceil_div
 
 STATE_SEARCH = "state search"
-MOST_LABELS = 6_000_000
-"""About 0.6 GB with the hash table and the heap."""
-SLICE = 20_000
+MOST_LABELS = 16_000_000
+"""About 1.2 GB with the hash table and the heap, touched as they fill."""
+FIRST_SLICE = 16
+SLICE_S = 0.05
+"""Between two looks at the clock; how many labels that is, is found out."""
+DESCENTS = ((40, 5_000), (32, 5_000), (26, 10_000), (22, 20_000), (20, 50_000))
+"""Weights on the floor, and labels to expand with each at most: greedy first, then more and more patient."""
+PATIENT_DESCENTS = ((18, 400_000), (17, 1_000_000))
+"""What a second thread does meanwhile."""
+DESCENT_SHARE = 5
+"""A descent takes at most one of so many parts of the time that is left."""
+LABEL_S, EXPANSION_S = 1e-5, 1e-5
+"""What a deterministic clock counts for a new label and for an expansion, whatever came of it."""
+LABELS_OF_EXPANSION = 16
+"""Room of a descent for each label that it may expand."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,61 +53,124 @@ class StateOutcome:
     """Expanded."""
 
 
-def search_states(
-    space: StateSpace,
-    upper_ns: int,
-    time_left: Callable[[], float],
-    tell: Callable[[int], None],
-    *,
-    most_labels: int = MOST_LABELS,
-) -> StateOutcome:
-    """Search until the optimum of the tables is proven, time or room runs out, or Ctrl-C.
+@dataclass(frozen=True, kw_only=True)
+class Talk:
+    """How the search hears of the rest of the world, and the world of it."""
 
-    Parameters
-    ----------
-    upper_ns
-        Value of a known schedule; only better ones are looked for.
-    time_left
-        Seconds that are left.
-    tell
-        Told the lower bound in nanoseconds whenever it has risen.
-    """
-    scale, shape = space.prices.scale, space.shape
-    upper, goal = upper_ns * scale, number_of(shape, shape.outputs, 0)
-    nodes = new_nodes(most_labels)
-    _start(space, nodes)
-    bound_ns, reason = 0, StopReason.TIME_LIMIT
+    time_left: Callable[[], float]
+    """Seconds that are left; 0 also if the gap has been closed by somebody else."""
+    upper_ns: Callable[[], int]
+    """Value of the best schedule known; only better ones are looked for."""
+    tell_bound: Callable[[int], None]
+    """Told a lower bound in nanoseconds whenever it has risen."""
+    tell_schedule: Callable[[Decisions], None]
+    """Told every better schedule."""
+    spend: Callable[[float], None] = lambda _: None
+    """Told the work done, in seconds of a typical machine; a deterministic clock runs by it."""
+
+
+def search_states(space: StateSpace, talk: Talk, *, most_labels: int = MOST_LABELS) -> StateOutcome:
+    """Search until the optimum of the tables is proven, time or room runs out, or Ctrl-C."""
+    return _outcome(_Search(space, talk, most_labels), proves=True)
+
+
+def descend_patiently(space: StateSpace, talk: Talk, *, most_labels: int = MOST_LABELS) -> StateOutcome:
+    """Look for better schedules only, beside a search that proves."""
+    return _outcome(_Search(space, talk, most_labels), proves=False)
+
+
+def _outcome(search: _Search, *, proves: bool) -> StateOutcome:
     try:
-        while time_left() > 0:
-            state = advance(shape, space.prices, space.floors, nodes, upper, goal, SLICE)
-            label = nodes.slots[find_slot(nodes, goal)]
-            upper = upper if label < 0 else min(upper, int(nodes.cost[label]))
-            lowest = upper if state in (FINISHED, EXHAUSTED) else min(upper, int(nodes.heap_f[0]))
-            if ceil_div(lowest, scale) > bound_ns:
-                bound_ns = ceil_div(lowest, scale)
-                tell(bound_ns)
-            if state in (FINISHED, EXHAUSTED, FULL):
-                reason = StopReason.TOO_LARGE if state == FULL else StopReason.ROUNDING
-                break
+        reason = search.prove() if proves else search.descend(PATIENT_DESCENTS)
     except KeyboardInterrupt:
         reason = StopReason.INTERRUPTED
     return StateOutcome(
-        bound_ns=bound_ns,
-        decisions=_decisions(space, nodes, goal) if upper < upper_ns * scale else None,
+        bound_ns=search.bound_ns,
+        decisions=search.decisions,
         stop_reason=reason,
-        num_states=int(nodes.sizes[2]),
+        num_states=search.num_states,
     )
+
+
+class _Search:
+    """One search: its upper bound in parts of a nanosecond, the schedule behind it, and the lower bound."""
+
+    def __init__(self, space: StateSpace, talk: Talk, most_labels: int) -> None:
+        self._space, self._talk, self._most_labels = space, talk, most_labels
+        self._goal = number_of(space.shape, space.shape.outputs)
+        self._scratch = new_scratch(len(space.shape.outputs))
+        self._upper = talk.upper_ns() * space.prices.scale
+        self.bound_ns = 0
+        self.decisions: Decisions | None = None
+        self.num_states = 0
+
+    def prove(self) -> StopReason:
+        """Descents, then the search that proves. Returns why it stopped."""
+        if self.descend(DESCENTS, DESCENT_SHARE) is StopReason.ROUNDING:
+            return StopReason.ROUNDING
+        state = self._search(WEIGHT_ONE, self._most_labels, 2 * self._most_labels, 0.0)
+        if state in (FINISHED, EXHAUSTED):
+            self._raise_bound(self._upper)
+            return StopReason.ROUNDING
+        return StopReason.TOO_LARGE if state == FULL else StopReason.TIME_LIMIT
+
+    def descend(self, descents: Sequence[tuple[int, int]], share: int = 1) -> StopReason:
+        """One descent after another, each in a share of the time that is left at most."""
+        for weight, most in descents:
+            labels = min(self._most_labels, LABELS_OF_EXPANSION * most)
+            time_left = self._talk.time_left()
+            if self._search(weight, labels, most, time_left - time_left / share) == EXHAUSTED:
+                # Nothing below the upper bound is left, in whatever order it was looked for.
+                self._raise_bound(self._upper)
+                return StopReason.ROUNDING
+        return StopReason.TIME_LIMIT
+
+    def _search(self, weight: int, most_labels: int, most_expanded: int, until: float) -> int:
+        """Search with one weight, slice by slice, until so much time is left. Returns how it ended."""
+        space, talk, state = self._space, self._talk, OPEN
+        nodes, slice_ = new_nodes(most_labels), FIRST_SLICE
+        _start(space, nodes)
+        while state == OPEN and nodes.sizes[2] < most_expanded and talk.time_left() > until:
+            self._upper = min(self._upper, talk.upper_ns() * space.prices.scale)
+            time_left = talk.time_left()
+            tables = (space.shape, space.prices, space.floors, nodes, self._scratch)
+            before = nodes.sizes.tolist()
+            state = advance(*tables, self._upper, self._goal, slice_, weight)
+            labels, _, expanded, *_ = (nodes.sizes - before).tolist()
+            talk.spend(labels * LABEL_S + expanded * EXPANSION_S)
+            if time_left - talk.time_left() < SLICE_S:
+                slice_ *= 2
+            self._take(nodes)
+            if weight == WEIGHT_ONE and nodes.sizes[1]:
+                self._raise_bound(int(nodes.heap_f[0]))
+        self.num_states += int(nodes.sizes[2])
+        return state
+
+    def _take(self, nodes: Nodes) -> None:
+        """Take over a cheaper way to the goal."""
+        label = label_of(nodes, self._goal, 0)
+        if label >= 0 and nodes.cost[label] < self._upper:
+            self._upper = int(nodes.cost[label])
+            self.decisions = _decisions(self._space, nodes, label)
+            self._talk.tell_schedule(self.decisions)
+
+    def _raise_bound(self, lowest: int) -> None:
+        bound_ns = ceil_div(min(lowest, self._upper), self._space.prices.scale)
+        if bound_ns > self.bound_ns:
+            self.bound_ns = bound_ns
+            self._talk.tell_bound(bound_ns)
 
 
 def _start(space: StateSpace, nodes: Nodes) -> None:
     nothing = np.zeros_like(space.shape.outputs)
-    f = floor_on_rest(space.shape, space.floors, nothing, 0)
-    reach(nodes, number_of(space.shape, nothing, 0), 0, f, -1, 0, 0)
+    scratch = new_scratch(len(nothing))
+    rest = floor_on_rest(space.shape, space.floors, nothing, 0, scratch.floor)
+    reach(nodes, new_label(nodes, find_slot(nodes, 0, 0), 0, 0, rest), 0, rest, -1, 0, 0)
 
 
-def _decisions(space: StateSpace, nodes: Nodes, goal: int) -> Decisions:
-    """Batches and evictions on the way to the goal."""
-    steps, label = [], int(nodes.slots[find_slot(nodes, goal)])
+def _decisions(space: StateSpace, nodes: Nodes, label: int) -> Decisions:
+    """Batches and evictions on the way to a label."""
+    steps = []
     while nodes.parent[label] >= 0:
         steps.append((int(nodes.processed[label]), int(nodes.evicted[label])))
         label = int(nodes.parent[label])

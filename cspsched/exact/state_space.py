@@ -7,23 +7,21 @@ time are in `scale` parts of a nanosecond.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from fractions import Fraction
-from math import floor, prod
+from math import prod
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from cspsched.bounds.minorant import Minorant, minorants
+from cspsched.exact.floor_tables import Floors, build_floors
 from cspsched.exact.unchunked import LINEAR_TERMS, chunks_are_dominated, unrounded_scale
-from cspsched.problem.cost import FUNCTION_FEATURES, BatchFeatures, IntArray, PiecewiseLinear, triangle
+from cspsched.problem.cost import FUNCTION_FEATURES, BatchFeatures, IntArray, PiecewiseLinear
 from cspsched.problem.instance import Instance, Preemption
 from cspsched.problem.metrics import Objective
 
-MOST_REQUESTS = 12
+MOST_REQUESTS = 20
 MOST_SCALE = 10**6
 MOST_TIME = 2**60
-MOST_DUAL_FEASIBLE = 16
 PRICED = (*FUNCTION_FEATURES, "prefill_request_term", "decode_request_term")
 FEATURE_OF = {
     **FUNCTION_FEATURES,
@@ -72,23 +70,6 @@ class Prices(NamedTuple):
     scale: int
 
 
-class Floors(NamedTuple):
-    """Lower bounds on what is left, for the heuristic."""
-
-    areas: IntArray
-    """Shape (num_functions, requests, tokens + 1): dual-feasible sizes of all tokens still to come."""
-    capacity: int
-    """What the sizes of one batch sum up to at most."""
-    alphas: IntArray
-    """Shape (num_minorants,): time of a batch."""
-    surcharges: IntArray
-    """Shape (num_minorants,): what a batch with a prefill costs on top."""
-    work: IntArray
-    """Shape (num_minorants, requests, tokens + 1): unavoidable work of the tokens still to come."""
-    refill: IntArray
-    """Same shape: what is added if the request is not on the device."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class StateSpace:
     """Everything that the search reads."""
@@ -105,7 +86,7 @@ def build_state_space(instance: Instance, objective: Objective, upper_ns: int) -
     Exact where all requests are at 0 and chunks are off or dominated.
     """
     requests = instance.requests
-    num_states = prod(request.output_tokens + 1 for request in requests) << len(requests)
+    num_states = prod(request.output_tokens + 1 for request in requests)
     scale = unrounded_scale(instance)
     if (
         len(requests) > MOST_REQUESTS
@@ -119,8 +100,8 @@ def build_state_space(instance: Instance, objective: Objective, upper_ns: int) -
     return StateSpace(
         instance=instance,
         shape=shape,
-        prices=_prices(instance, scale),
-        floors=_floors(instance, shape, objective, scale),
+        prices=price_tables(instance, scale),
+        floors=build_floors(instance, shape.blocks, objective, scale),
     )
 
 
@@ -182,7 +163,8 @@ def _twins(instance: Instance) -> list[int]:
     return twins
 
 
-def _prices(instance: Instance, scale: int) -> Prices:
+def price_tables(instance: Instance, scale: int) -> Prices:
+    """Terms of the cost model as tables, in `scale` parts of a nanosecond."""
     cost = instance.cost
     functions: list[PiecewiseLinear] = [getattr(cost, name) for name in PRICED]
     width = max(len(function.knots) for function in functions)
@@ -203,61 +185,3 @@ def _prices(instance: Instance, scale: int) -> Prices:
         rounded=np.array([scale == 1 or name not in LINEAR_TERMS for name in PRICED]),
         scale=scale,
     )
-
-
-def _floors(instance: Instance, shape: Shape, objective: Objective, scale: int) -> Floors:
-    chosen = minorants(instance)
-    counts = np.ones_like(shape.outputs) if objective is Objective.TTFT else shape.outputs
-    tables = [_work(instance, minorant, counts, scale) for minorant in chosen]
-    return Floors(
-        areas=_areas(shape, counts),
-        capacity=shape.kv_blocks,
-        alphas=np.array([floor(minorant.batch * scale) for minorant in chosen], dtype=np.int64),
-        surcharges=np.array([floor(minorant.prefill_batch * scale) for minorant in chosen], dtype=np.int64),
-        work=np.stack([work for work, _ in tables]),
-        refill=np.stack([refill for _, refill in tables]),
-    )
-
-
-def _work(instance: Instance, minorant: Minorant, counts: IntArray, scale: int) -> tuple[IntArray, IntArray]:
-    """Unavoidable work from each g on, and what a refill adds to it; the cheaper of decode and refill."""
-    width = max(request.output_tokens for request in instance.requests) + 1
-    work = np.zeros((len(instance.requests), width), dtype=np.int64)
-    refill = np.zeros_like(work)
-    for i, request in enumerate(instance.requests):
-        for g in reversed(range(int(counts[i]))):
-            known = request.prompt_tokens + g
-            prefill = floor(scale * _prefill_price(minorant, known))
-            cheaper = prefill if g == 0 else min(prefill, floor(scale * _decode_price(minorant, known)))
-            work[i, g] = work[i, g + 1] + cheaper
-            refill[i, g] = prefill - cheaper
-    return work, refill
-
-
-def _prefill_price(minorant: Minorant, tokens: int) -> Fraction:
-    per_token = minorant.tokens + minorant.prefill_tokens
-    fixed = minorant.prefill_request + minorant.head
-    return tokens * per_token + triangle(tokens) * minorant.prefill_attention + fixed
-
-
-def _decode_price(minorant: Minorant, known: int) -> Fraction:
-    fixed = minorant.tokens + minorant.decode_request + minorant.head
-    return (known - 1) * minorant.decode_context + fixed
-
-
-def _areas(shape: Shape, counts: IntArray) -> IntArray:
-    """Sizes of the tokens to come under dual-feasible functions (Fekete and Schepers), summed from each g on.
-
-    f_e(x) is the capacity M above M - e, 0 below e, and x between: whatever fits into a batch sums up to at
-    most M. e = 0 is the plain KV volume.
-    """
-    sizes = sorted({int(size) for size in shape.blocks[shape.blocks > 0] if 2 * size <= shape.kv_blocks})
-    step = max(1, len(sizes) // MOST_DUAL_FEASIBLE)
-    cuts = [0, *sizes[::step], (shape.kv_blocks + 1) // 2]
-    areas = np.zeros((len(cuts), *shape.blocks.shape), dtype=np.int64)
-    for area, cut in zip(areas, cuts, strict=True):
-        size = np.where(shape.blocks > shape.kv_blocks - cut, shape.kv_blocks, shape.blocks)
-        size = np.where(shape.blocks < cut, 0, size)
-        for i, count in enumerate(counts):
-            area[i, :count] = np.cumsum(size[i, :count][::-1])[::-1]
-    return areas

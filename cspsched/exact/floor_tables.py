@@ -1,0 +1,220 @@
+"""Tables for the floor of the state search: sizes, work and prices of all tokens still to come.
+
+Sizes come from dual-feasible functions of the KV blocks (Fekete and Schepers 2001), prices from the pattern
+linear program (`cspsched.exact.pattern_prices`). Amounts of time are in `scale` parts of a nanosecond.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from math import floor
+from typing import NamedTuple
+
+import numpy as np
+
+from cspsched.bounds.minorant import Minorant, minorants
+from cspsched.exact.pattern_prices import Tokens, token_prices
+from cspsched.problem.cost import IntArray, triangle
+from cspsched.problem.instance import Instance, Preemption
+from cspsched.problem.metrics import Objective
+
+MOST_CUTS = 16
+MOST_ROUNDINGS = 8
+SAMPLES = 200
+"""States at which dual-feasible functions compete; those that never win are left out."""
+PRICE_ORDERS = 2
+"""Orders of completion for which prices are optimised, if waits are summed."""
+
+
+class Floors(NamedTuple):
+    """Lower bounds on what is left, for the heuristic. Tables have shape (number, requests, tokens + 1)."""
+
+    targets: IntArray
+    """Tokens that a request waits for, shape (requests,)."""
+    areas: IntArray
+    """Dual-feasible sizes of all tokens still to come."""
+    sizes: IntArray
+    """Dual-feasible size of the next token alone."""
+    capacities: IntArray
+    """Shape (number,): what the sizes of one batch sum up to at most."""
+    alphas: IntArray
+    """Shape (num_minorants,): time of a batch."""
+    surcharges: IntArray
+    """Shape (num_minorants,): what a batch with a prefill costs on top."""
+    work: IntArray
+    """Unavoidable work of the tokens still to come, by minorant."""
+    refill: IntArray
+    """What is added if the request is not on the device, by minorant."""
+    prices: IntArray
+    """Prices and unavoidable work of the tokens still to come."""
+    price_refill: IntArray
+    """What is added to them if the request is not on the device."""
+
+
+def build_floors(instance: Instance, blocks: IntArray, objective: Objective, scale: int) -> Floors:
+    """Tables of an instance.
+
+    Parameters
+    ----------
+    blocks
+        KV blocks occupied while the token after the g-th is generated, shape (requests, tokens + 1).
+    """
+    outputs = np.array([request.output_tokens for request in instance.requests], dtype=np.int64)
+    targets = np.ones_like(outputs) if objective is Objective.TTFT else outputs
+    works = [_work(instance, minorant, targets, scale) for minorant in minorants(instance)]
+    areas, sizes, capacities = _areas(blocks, targets, instance.limits.kv_blocks)
+    batches = max(-(-areas[:, :, 0].sum(axis=1) // capacities))
+    strongest = max(works, key=lambda work: work.decode_or_prefill * batches + work.cheaper[:, 0].sum())
+    priced = list(_prices(instance, strongest, blocks, targets, objective))
+    empty = np.zeros((0, *blocks.shape), dtype=np.int64)
+    return Floors(
+        targets=targets,
+        areas=areas,
+        sizes=sizes,
+        capacities=capacities,
+        alphas=np.array([work.decode_or_prefill for work in works], dtype=np.int64),
+        surcharges=np.array([work.surcharge for work in works], dtype=np.int64),
+        work=np.stack([work.cheaper for work in works]),
+        refill=np.stack([work.refill for work in works]),
+        prices=np.stack([prices for prices, _ in priced]) if priced else empty,
+        price_refill=np.stack([refill for _, refill in priced]) if priced else empty,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Work:
+    """What one minorant says about batches and tokens."""
+
+    decode_or_prefill: int
+    """Constant cost of any batch."""
+    surcharge: int
+    decode: int
+    """Constant cost of a batch of decodes."""
+    prefill: int
+    hybrid: int
+    cheaper: IntArray
+    """Unavoidable work from each g on: of each token the cheaper of decode and refill."""
+    refill: IntArray
+    """What a refill for the next token costs beyond it."""
+    decode_extra: IntArray
+    """What a decode for the next token costs beyond it."""
+
+
+def _work(instance: Instance, minorant: Minorant, targets: IntArray, scale: int) -> _Work:
+    cost = instance.cost
+    width = max(request.output_tokens for request in instance.requests) + 1
+    cheaper = np.zeros((len(instance.requests), width), dtype=np.int64)
+    refill, decode_extra = np.zeros_like(cheaper), np.zeros_like(cheaper)
+    for i, request in enumerate(instance.requests):
+        for g in reversed(range(int(targets[i]))):
+            known = request.prompt_tokens + g
+            prefill = floor(scale * _prefill_price(minorant, known))
+            decode = floor(scale * _decode_price(minorant, known))
+            least = prefill if g == 0 else min(prefill, decode)
+            cheaper[i, g] = cheaper[i, g + 1] + least
+            refill[i, g] = prefill - least
+            decode_extra[i, g] = decode - least if g else 0
+    # The minorant's price of a batch has the cheaper of the two constants in it.
+    bare = minorant.batch - min(cost.prefill_batch_ceil, cost.decode_batch_ceil)
+    return _Work(
+        decode_or_prefill=floor(minorant.batch * scale),
+        surcharge=floor(minorant.prefill_batch * scale),
+        decode=floor((bare + cost.decode_batch_ceil) * scale),
+        prefill=floor((bare + cost.prefill_batch_ceil) * scale),
+        hybrid=floor((bare + cost.prefill_batch_ceil + cost.decode_batch_ceil) * scale),
+        cheaper=cheaper,
+        refill=refill,
+        decode_extra=decode_extra,
+    )
+
+
+def _prefill_price(minorant: Minorant, tokens: int) -> Fraction:
+    per_token = minorant.tokens + minorant.prefill_tokens
+    fixed = minorant.prefill_request + minorant.head
+    return tokens * per_token + triangle(tokens) * minorant.prefill_attention + fixed
+
+
+def _decode_price(minorant: Minorant, known: int) -> Fraction:
+    fixed = minorant.tokens + minorant.decode_request + minorant.head
+    return (known - 1) * minorant.decode_context + fixed
+
+
+def _areas(blocks: IntArray, targets: IntArray, capacity: int) -> tuple[IntArray, IntArray, IntArray]:
+    """Sums from each g on, the sizes, and what a batch holds, of the functions that are ever best."""
+    counted = np.arange(blocks.shape[1]) < targets[:, None]
+    functions = list(_dual_feasible(np.where(counted, blocks, 0), capacity))
+    sizes = np.stack([size for size, _ in functions])
+    capacities = np.array([most for _, most in functions], dtype=np.int64)
+    areas = np.cumsum(sizes[:, :, ::-1], axis=2)[:, :, ::-1]
+    best = _winners(areas, capacities, targets)
+    return areas[best], sizes[best], capacities[best]
+
+
+def _dual_feasible(blocks: IntArray, capacity: int) -> Iterator[tuple[IntArray, int]]:
+    """Sizes and capacity of every function: whatever fits into a batch sums up to at most the capacity.
+
+    First f_e: the capacity M above M - e, 0 below e, the blocks between; e = 0 is the plain KV volume. On top
+    of it the rounding u_k: x if (k + 1) x / M is whole, else floor((k + 1) x / M) M / k, times k.
+    """
+    small = sorted({int(size) for size in blocks.flat if 0 < 2 * size <= capacity})
+    cuts = [0, *small[:: max(1, len(small) // MOST_CUTS)], (capacity + 1) // 2]
+    for cut in cuts:
+        size = np.where(blocks > capacity - cut, capacity, blocks)
+        size = np.where(blocks < cut, 0, size)
+        yield size, capacity
+        for k in range(1, MOST_ROUNDINGS + 1):
+            times, rest = np.divmod((k + 1) * size, capacity)
+            yield np.where(rest == 0, size * k, times * capacity), capacity * k
+
+
+def _winners(areas: IntArray, capacities: IntArray, targets: IntArray) -> IntArray:
+    """Indices of functions that need the most batches at some state drawn, and of the plain volume."""
+    rng = np.random.default_rng(0)
+    generated = rng.integers(0, targets + 1, size=(SAMPLES, len(targets)))
+    generated[0] = 0
+    totals = areas[:, np.arange(len(targets)), generated].sum(axis=2)
+    counts = totals / capacities[:, None]
+    best: IntArray = np.unique(np.append(counts.argmax(axis=0), 0))
+    return best
+
+
+def _prices(
+    instance: Instance, work: _Work, blocks: IntArray, targets: IntArray, objective: Objective
+) -> Iterator[tuple[IntArray, IntArray]]:
+    """Prices with the work of the tokens to come, and what a missing cache adds to them."""
+    tokens = Tokens(
+        blocks=blocks,
+        counts=targets,
+        capacity=instance.limits.kv_blocks,
+        decode_batch=work.decode,
+        prefill_batch=work.prefill,
+        hybrid_batch=work.hybrid,
+        decode_extra=work.decode_extra,
+        refill_extra=work.refill,
+        refills=instance.switches.preemption is not Preemption.NONE,
+    )
+    # Sums of waits without refills: sizes alone prove as much, and prices take seconds.
+    if not tokens.is_priced or not (tokens.refills or objective is Objective.MAKESPAN):
+        return
+    for credit in (False, True) if tokens.refills else (False,):
+        refill = work.refill if credit else np.zeros_like(work.refill)
+        for prices in _priced(tokens, work, objective, credit=credit):
+            to_come = np.cumsum(prices[:, ::-1], axis=1)[:, ::-1]
+            yield to_come + work.cheaper, refill
+
+
+def _priced(tokens: Tokens, work: _Work, objective: Objective, *, credit: bool) -> Iterator[IntArray]:
+    """Prices for a sum over all tokens; where waits are summed, those of early completions weigh more."""
+    count = len(tokens.counts)
+    if objective is Objective.MAKESPAN:
+        yield token_prices(tokens, np.ones(count, dtype=np.int64), credit=credit)
+        return
+    amounts = np.array([tokens.blocks[i, :k].sum() for i, k in enumerate(tokens.counts)])
+    for _ in range(PRICE_ORDERS):
+        weights = np.empty(count, dtype=np.int64)
+        weights[np.argsort(amounts, kind="stable")] = np.arange(count, 0, -1)
+        prices = token_prices(tokens, weights, credit=credit)
+        yield prices
+        amounts = prices.sum(axis=1) + work.cheaper[:, 0]

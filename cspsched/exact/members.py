@@ -1,0 +1,133 @@
+"""The members of the portfolio: each searches in its own way, and tells the common record what it finds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from cspsched.errors import InternalError
+from cspsched.exact.batch_model import BatchModel
+from cspsched.exact.horizon import certified_horizon
+from cspsched.exact.local_search import LOCAL_SEARCH, improve
+from cspsched.exact.model import ExactModel
+from cspsched.exact.record import Details, Record
+from cspsched.exact.search import SearchLimits, add_hint, complete_hint, search
+from cspsched.exact.start_model import StartModel
+from cspsched.exact.state_search import STATE_SEARCH, StateOutcome, Talk, descend_patiently, search_states
+from cspsched.exact.state_space import StateSpace
+from cspsched.exact.timeline import WORST_SUM
+from cspsched.problem.instance import Instance
+from cspsched.problem.metrics import Objective
+from cspsched.problem.result import StopReason
+
+MOST_CELLS = 30_000
+"""Requests times batches beyond which no model is built."""
+FIRST_CELLS, CELLS_PER_S = 2_000, 500
+"""The same for a short time limit, and more for each second of it: building takes time too."""
+
+
+def run_states(record: Record, space: StateSpace, share: float = 1.0) -> tuple[StopReason, Details]:
+    """Search the states, in a share of the time that is left. Returns why it stopped."""
+    return _told(search_states(space, _talk(record, share)))
+
+
+def run_descents(record: Record, space: StateSpace) -> tuple[StopReason, Details]:
+    """Look for better schedules among the states, beside the search that proves. Returns why it stopped."""
+    return _told(descend_patiently(space, _talk(record, 1.0)))
+
+
+def _told(outcome: StateOutcome) -> tuple[StopReason, Details]:
+    return outcome.stop_reason, {"name": STATE_SEARCH, "states": outcome.num_states}
+
+
+def _talk(record: Record, share: float) -> Talk:
+    """What a state search hears of the record, and where it tells what it finds."""
+    watch = record.watch
+
+    def tell_bound(bound_ns: int) -> None:
+        record.raise_bound(STATE_SEARCH, bound_ns, {"name": STATE_SEARCH})
+
+    return Talk(
+        time_left=_time_left(record, share),
+        upper_ns=lambda: watch.best_ns,
+        tell_bound=tell_bound,
+        tell_schedule=lambda decisions: record.offer(STATE_SEARCH, decisions),
+        spend=watch.spend,
+    )
+
+
+def _time_left(record: Record, share: float) -> Callable[[], float]:
+    """Clock of a member that has a share of the time; it is at 0 when there is nothing left to do."""
+    watch = record.watch
+    deadline = watch.remaining_s * (1 - share)
+    return lambda: 0.0 if watch.is_over else watch.remaining_s - deadline
+
+
+def run_local_search(record: Record, limits: SearchLimits, share: float = 1.0) -> tuple[StopReason, Details]:
+    """Anneal plans of a parametric scheduler in a share of the time; finds schedules and proves nothing."""
+    time_left = _time_left(record, share)
+    for decisions in improve(record.instance, record.objective, limits.seed, time_left):
+        record.offer(LOCAL_SEARCH, decisions)
+    return StopReason.TIME_LIMIT, {}
+
+
+def run_model(record: Record, limits: SearchLimits) -> tuple[StopReason, Details]:
+    """Search with CP-SAT, as far as the model is affordable and the time goes. Returns why it stopped."""
+    instance, objective, watch, incumbent = record.instance, record.objective, record.watch, record.incumbent
+    horizon, certified = _horizon(record, limits)
+    if horizon is None:
+        return StopReason.TOO_LARGE, {}
+    model = build_model(instance, objective, horizon)
+    details: Details = {"name": model.name, "horizon_batches": horizon, "horizon_certified": certified}
+    if model.worst_sum >= WORST_SUM:
+        return StopReason.TOO_LARGE, details
+    model.bound_objective(record.proof.dual_ns, incumbent.value_ns)
+    hint = complete_hint(model, incumbent.schedule, watch.remaining_s / 2, deterministic=limits.deterministic)
+    if hint is not None:
+        value, values = hint
+        if value != incumbent.value_ns:
+            raise InternalError(
+                f"the model prices {incumbent.found_by} at {value} ns, the referee at "
+                f"{incumbent.value_ns} ns; please report this instance"
+            )
+        add_hint(model, values)
+    outcome = search(model, limits, watch, count_bound=certified)
+    record.offer(model.name, outcome.decisions)
+    if certified:
+        record.raise_bound(model.name, outcome.bound_ns, details)
+    elif outcome.stop_reason is StopReason.PROVEN:
+        return StopReason.FINISHED, details
+    return outcome.stop_reason, details
+
+
+def build_model(instance: Instance, objective: Objective, num_batches: int) -> ExactModel:
+    """Model of start variables where everybody runs to completion, else the batch-indexed one."""
+    kind = StartModel if instance.switches.run_to_completion else BatchModel
+    return kind(instance, objective, num_batches)
+
+
+def beside(limits: SearchLimits) -> SearchLimits:
+    """What is left for CP-SAT while the state search has a thread of its own."""
+    return replace(limits, num_workers=max(1, limits.num_workers - 1))
+
+
+def is_affordable(record: Record, limits: SearchLimits) -> bool:
+    """Whether at least the incumbent fits into a model."""
+    return record.incumbent.schedule.num_batches <= _most_batches(record, limits)
+
+
+def _most_batches(record: Record, limits: SearchLimits) -> int:
+    cells = min(MOST_CELLS, FIRST_CELLS + int(CELLS_PER_S * limits.time_limit_s))
+    return cells // len(record.instance.requests)
+
+
+def _horizon(record: Record, limits: SearchLimits) -> tuple[int | None, bool]:
+    """Batches to model, and whether they are proven to be enough; None if even the incumbent is too long."""
+    instance, incumbent = record.instance, record.incumbent
+    if not is_affordable(record, limits):
+        return None, False
+    affordable = _most_batches(record, limits)
+    needed = certified_horizon(instance, record.objective, incumbent.value_ns)
+    if needed <= affordable:
+        return max(needed, incumbent.schedule.num_batches), True
+    return min(affordable, incumbent.schedule.num_batches * 5 // 4), False

@@ -1,0 +1,127 @@
+"""Lower bound on what the objective still grows from a state, compiled: the heuristic of the state search."""
+
+from __future__ import annotations
+
+import numba as nb
+
+from cspsched.exact.floor_tables import Floors
+from cspsched.exact.state_space import Shape
+from cspsched.problem.cost import IntArray
+
+
+@nb.njit(cache=True, nogil=True)
+def insert_sorted(values: IntArray, size: int, value: int) -> None:
+    """Put a value into an ascending array of some size."""
+    k = size
+    while k and values[k - 1] > value:
+        values[k] = values[k - 1]
+        k -= 1
+    values[k] = value
+
+
+@nb.njit(cache=True, nogil=True)
+def floor_on_rest(shape: Shape, floors: Floors, generated: IntArray, resident: int, work: IntArray) -> int:
+    """Lower bound on the growth of the objective.
+
+    Parameters
+    ----------
+    generated, resident
+        Tokens generated of each request, and the bits of those on the device.
+    work
+        Scratch, shape (4, requests + 1).
+    """
+    waiting, absent = 0, 0
+    who = work[0]
+    for i in range(len(generated)):
+        if generated[i] < floors.targets[i]:
+            who[waiting] = i
+            waiting += 1
+            absent += 1 - ((resident >> i) & 1)
+    if waiting == 0:
+        return 0
+    if shape.counted < 0:
+        return _makespan(floors, generated, resident, who, waiting, absent)
+    return _sum_of_waits(floors, generated, resident, work, waiting, absent)
+
+
+@nb.njit(cache=True, nogil=True)
+def _makespan(
+    floors: Floors, generated: IntArray, resident: int, who: IntArray, waiting: int, absent: int
+) -> int:
+    """Batches that are needed times what one takes, and work; or the prices of all tokens to come."""
+    batches, prefill_batches = 0, 1 if absent else 0
+    for k in range(waiting):
+        batches = max(batches, floors.targets[who[k]] - generated[who[k]])
+    for function in range(len(floors.capacities)):
+        total, missing = 0, 0
+        for k in range(waiting):
+            i = who[k]
+            total += floors.areas[function, i, generated[i]]
+            if not (resident >> i) & 1:
+                missing += floors.sizes[function, i, generated[i]]
+        capacity = floors.capacities[function]
+        batches = max(batches, -(-total // capacity))
+        prefill_batches = max(prefill_batches, -(-missing // capacity))
+    best = 0
+    for m in range(len(floors.alphas)):
+        rest = floors.alphas[m] * batches + floors.surcharges[m] * prefill_batches
+        for k in range(waiting):
+            i = who[k]
+            rest += floors.work[m, i, generated[i]]
+            if not (resident >> i) & 1:
+                rest += floors.refill[m, i, generated[i]]
+        best = max(best, rest)
+    for m in range(len(floors.prices)):
+        rest = 0
+        for k in range(waiting):
+            i = who[k]
+            rest += floors.prices[m, i, generated[i]]
+            if not (resident >> i) & 1:
+                rest += floors.price_refill[m, i, generated[i]]
+        best = max(best, rest)
+    return best
+
+
+@nb.njit(cache=True, nogil=True)
+def _sum_of_waits(
+    floors: Floors, generated: IntArray, resident: int, scratch: IntArray, waiting: int, absent: int
+) -> int:
+    """Bounds on the time of the k-th last token, summed over k.
+
+    It needs at least as many batches as the k-th shortest request has tokens left, as the k smallest sums of
+    sizes fill, and the k smallest amounts of work on top; and at least the k smallest prices.
+    """
+    who, batches, ordered, times = scratch[0], scratch[1], scratch[2], scratch[3]
+    for k in range(waiting):
+        insert_sorted(batches, k, floors.targets[who[k]] - generated[who[k]])
+        times[k] = 0
+    for function in range(len(floors.capacities)):
+        for k in range(waiting):
+            insert_sorted(ordered, k, floors.areas[function, who[k], generated[who[k]]])
+        total, capacity = 0, floors.capacities[function]
+        for k in range(waiting):
+            total += ordered[k]
+            batches[k] = max(batches[k], -(-total // capacity))
+    for m in range(len(floors.alphas) + len(floors.prices)):
+        priced = m - len(floors.alphas)
+        for k in range(waiting):
+            i = who[k]
+            g = generated[i]
+            amount = floors.work[m, i, g] if priced < 0 else floors.prices[priced, i, g]
+            if not (resident >> i) & 1:
+                amount += floors.refill[m, i, g] if priced < 0 else floors.price_refill[priced, i, g]
+            insert_sorted(ordered, k, amount)
+        total = 0
+        for k in range(waiting):
+            total += ordered[k]
+            bound = total
+            if priced < 0:
+                bound += floors.alphas[m] * batches[k]
+                # More last tokens than requests on the device: one of them came after a prefill.
+                if k + 1 > waiting - absent:
+                    bound += floors.surcharges[m]
+            times[k] = max(times[k], bound)
+    best = 0
+    for k in range(waiting):
+        best += times[k]
+    return best

@@ -1,0 +1,141 @@
+"""Prices that no batch beats, and plans that always make a feasible schedule."""
+
+from itertools import combinations, product
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cspsched.exact.dispatch import NO_SCHEDULE, Plan, Trace, run_plan
+from cspsched.exact.local_search import _decisions, _workload, can_dispatch, improve
+from cspsched.exact.pattern_prices import Tokens, token_prices
+from cspsched.exact.state_space import price_tables
+from cspsched.problem.metrics import Objective, measure
+from cspsched.problem.referee import find_violations
+from cspsched.problem.timing import schedule_asap
+from tests.instances import late_mixed
+from tests.test_exact_oracle import tiny_instances
+
+
+@st.composite
+def tokens_of_requests(draw):
+    """Up to three requests with growing sizes, and what their batches cost."""
+    count, capacity = draw(st.integers(1, 3)), draw(st.integers(4, 12))
+    outputs = draw(st.lists(st.integers(1, 3), min_size=count, max_size=count))
+    prompts = [draw(st.integers(1, capacity - output + 1)) for output in outputs]
+    blocks = np.zeros((count, max(outputs) + 1), dtype=np.int64)
+    for i, (prompt, output) in enumerate(zip(prompts, outputs, strict=True)):
+        blocks[i, :output] = prompt + np.arange(output)
+    extra = st.integers(0, 40)
+    decode, refill = np.zeros_like(blocks), np.zeros_like(blocks)
+    for i, output in enumerate(outputs):
+        for g in range(1, output):
+            decode[i, g], refill[i, g] = draw(extra), draw(extra)
+    decode_batch, prefill_batch = draw(st.integers(1, 500)), draw(st.integers(1, 500))
+    return Tokens(
+        blocks=blocks,
+        counts=np.array(outputs),
+        capacity=capacity,
+        decode_batch=decode_batch,
+        prefill_batch=prefill_batch,
+        hybrid_batch=decode_batch + prefill_batch,
+        decode_extra=decode,
+        refill_extra=refill,
+        refills=draw(st.booleans()),
+    )
+
+
+def patterns(tokens):
+    """Every set of tokens that fits into a batch: at most one of each request."""
+    count = len(tokens.counts)
+    for size in range(1, count + 1):
+        for members in combinations(range(count), size):
+            for which in product(*(range(tokens.counts[i]) for i in members)):
+                pattern = list(zip(members, which, strict=True))
+                if sum(tokens.blocks[token] for token in pattern) <= tokens.capacity:
+                    yield pattern
+
+
+def cheapest_batch(tokens, pattern, *, credit):
+    """Least that a batch with these tokens costs beyond their work, decoded or refilled in any way."""
+    costs = []
+    for refilled in product((False, True), repeat=len(pattern)):
+        if any(not refill if g == 0 else refill and not tokens.refills
+               for (_, g), refill in zip(pattern, refilled, strict=True)):  # fmt: skip
+            continue
+        batch = tokens.hybrid_batch
+        if all(refilled):
+            batch = tokens.prefill_batch
+        elif not any(refilled):
+            batch = tokens.decode_batch
+        for token, refill in zip(pattern, refilled, strict=True):
+            if refill and token[1]:
+                batch += 0 if credit else tokens.refill_extra[token]
+            elif not refill:
+                batch += tokens.decode_extra[token]
+        costs.append(batch)
+    return min(costs)
+
+
+@settings(max_examples=60)
+@given(tokens_of_requests(), st.booleans(), st.lists(st.integers(1, 5), min_size=3, max_size=3))
+def test_no_batch_is_cheaper_than_the_prices_in_it(tokens, credit, weights):
+    """Over all patterns and all ways to make them, prices never exceed what the batch costs."""
+    prices = token_prices(tokens, np.array(weights[: len(tokens.counts)]), credit=credit)
+
+    assert (prices >= 0).all()
+    for pattern in patterns(tokens):
+        assert sum(prices[token] for token in pattern) <= cheapest_batch(tokens, pattern, credit=credit)
+
+
+def test_prices_know_that_two_large_tokens_never_share_a_batch():
+    """Two requests of 7 tokens in 12: no volume argument, yet every token is worth a whole batch."""
+    blocks = np.array([[7, 8, 0], [7, 8, 0]])
+    nothing = np.zeros_like(blocks)
+    tokens = Tokens(blocks=blocks, counts=np.array([2, 2]), capacity=12, decode_batch=100, prefill_batch=130,
+                    hybrid_batch=180, decode_extra=nothing, refill_extra=nothing, refills=True)  # fmt: skip
+    prices = token_prices(tokens, np.array([1, 1]), credit=False)
+
+    assert prices[:, :2].sum() == 2 * 130 + 2 * 100
+
+
+@settings(max_examples=150)
+@given(tiny_instances(), st.sampled_from(Objective), st.data())
+def test_every_plan_makes_a_feasible_schedule_at_its_price(instance, objective, data):
+    """Whatever the plan: the referee has no objection, and measures what the kernel said."""
+    if not can_dispatch(instance):
+        return
+    count = len(instance.requests)
+    load, prices = _workload(instance, objective), price_tables(instance, 1)
+    plan = Plan(
+        order=np.array(data.draw(st.permutations(range(count)))),
+        release=load.arrivals
+        + np.array(data.draw(st.lists(st.integers(0, 200), min_size=count, max_size=count))),
+        chunk=np.array(data.draw(st.lists(st.integers(1, 4), min_size=count, max_size=count))),
+        modes=np.array([data.draw(st.integers(0, 1)), data.draw(st.integers(0, 1)), load.max_batch_tokens]),
+    )
+    trace = Trace(np.zeros((500, 3), np.int64), np.zeros((500, 2), np.int64), np.zeros(2, np.int64))
+    value = run_plan(load, prices, plan, trace, NO_SCHEDULE)
+    if value == NO_SCHEDULE:
+        return
+    schedule = schedule_asap(instance, *_decisions(load, prices, plan, trace))
+
+    assert find_violations(instance, schedule) == []
+    # A release may leave the machine idle where the schedule's own clock does not.
+    assert measure(instance, schedule).objective_ns(objective) <= value
+
+
+@pytest.mark.parametrize("objective", Objective)
+def test_local_search_only_improves(objective):
+    """Every schedule that it offers is feasible and better than the one before."""
+    instance = late_mixed()
+    ticks = iter([1.0] * 40 + [0.0] * 10)
+    values = []
+    for decisions in improve(instance, objective, 0, lambda: next(ticks)):
+        schedule = schedule_asap(instance, *decisions)
+        assert find_violations(instance, schedule) == []
+        values.append(measure(instance, schedule).objective_ns(objective))
+
+    assert values == sorted(values, reverse=True)
+    assert values
