@@ -24,11 +24,14 @@ from typing import Any
 import numpy as np
 
 from cspsched.costs.presets import load_cost
-from cspsched.policies.base import make_policy
+from cspsched.policies.base import BatchMode, DecisionPolicy, View, make_policy
 from cspsched.problem.instance import Instance, Limits
+from cspsched.problem.referee import find_violations
 from cspsched.problem.request import Request
 from cspsched.simulate import Simulation, simulate
-from cspsched.simulate.kernel import KernelRules, KernelRun, Workload, layout, run_workload, simulate_fast
+from cspsched.simulate.kernel import KernelRun, Workload, layout, run_workload, simulate_fast
+from cspsched.simulate.kernel.api import kernel_rules
+from cspsched.simulate.kernel.each.rules import AnyRules
 from cspsched.units import NS_PER_S
 
 DEFAULT_POLICIES = (
@@ -37,9 +40,60 @@ DEFAULT_POLICIES = (
     "simple-chunking:max_num_seqs=256,chunk=2048", "infermax", "tensorrt-llm", "tgi", "lightllm", "mc-sf",
     "smallest-volume",
 )  # fmt: skip
+MORE_POLICIES = (
+    "faster-transformer:max_num_seqs=256", "vidur-lightllm:batch_size_cap=256",
+    "vllm:long_prefill_token_threshold=2048,policy=priority", "vllm:num_lookahead_tokens=4",
+    "vllm:prefill_schedule_interval=4", "vllm:long_prefill_token_threshold_adaptive=true",
+    "vllm:max_num_active_seqs=512", "vllm-v0:max_num_seqs=256,delay_factor=0.5",
+    "vllm-v0:max_num_seqs=256,policy=priority", "vllm-v0:max_num_seqs=256,enable_chunked_prefill=true",
+    "sarathi:max_num_seqs=256,enable_dynamic_chunking_schedule=true,low_chunk_size=512,"
+    "high_chunk_size=1024,chunk_schedule_max_tokens=4096,chunk_schedule_stages=4",
+    "orca:max_num_seqs=256,reservation=pow2", "infermax:eviction=shortest", "infermax:eviction=histogram",
+    "infermax:priority=prefill", "tensorrt-llm:capacity_scheduler_policy=static_batch",
+    "tensorrt-llm:capacity_scheduler_policy=prefill_first",
+    "tensorrt-llm:capacity_scheduler_policy=max_utilization",
+    "tensorrt-llm:context_chunking_policy=equal_progress", "tgi:max_batch_total_tokens=400000",
+    "lightllm:router_token_ratio=0.5", "sglang", "sglang:enable_mixed_chunk=true", "vtc", "sjf", "srpt",
+    "trail", "fastserve", "sorted-f", "niyama", "vidur-vllm:batch_size_cap=256",
+    "vidur-sarathi:batch_size_cap=256,chunk_size=1024", "vidur-orca:max_batch_size=256,batch_size_cap=256",
+    "vidur-faster-transformer:max_batch_size=256,batch_size_cap=256", "vllm:async_scheduling=true",
+)  # fmt: skip
+"""With those above: every registered policy, and the settings that take another loop."""
 MEAN_PROMPT, MEAN_OUTPUT, SIGMA = 512, 128, 0.7
 LONGEST_PROMPT, LONGEST_OUTPUT = 4096, 1024
 WARM_UP, CALIBRATION = 1000, 20_000
+
+
+class UsersPolicy(DecisionPolicy):
+    """What a user may write: shortest prompt first, a margin of memory, chunks, the shortest is evicted."""
+
+    name = "user's policy in Python: order, admit, chunk, victim"
+
+    def order(self, request: Request) -> float:
+        """Shortest prompt first."""
+        return request.prompt_tokens
+
+    def admit(self, view: View, request: int) -> bool:
+        """Above a margin, if others run."""
+        return view.free_blocks > 200 or not view.num_running
+
+    def chunk(self, view: View, request: int, most: int) -> int:
+        """At most 2048 tokens at a time."""
+        return min(most, 2048)
+
+    def victim(self, view: View, request: int) -> int:
+        """The fewest known tokens."""
+        return min(view.running, key=view.known_tokens)
+
+
+class UsersModes(UsersPolicy):
+    """The same, asked before every batch, too."""
+
+    name = "user's policy in Python: the same, and batch_mode"
+
+    def batch_mode(self, view: View) -> BatchMode:
+        """Prefills alone while many wait."""
+        return BatchMode.PREFILL_ONLY if view.num_waiting > 8 else BatchMode.MIXED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +101,8 @@ class Row:
     """What one policy did."""
 
     policy: str
+    engine: str
+    """`kernel` or, for policies that it does not know, `clear`."""
     requests: int
     cpu_s: float
     requests_per_cpu_s: float
@@ -111,12 +167,9 @@ def device_of(arguments: argparse.Namespace) -> Instance:
     return Instance(requests=(request,), limits=limits, cost=load_cost(arguments.cost))
 
 
-def rules_of(text: str, device: Instance) -> KernelRules:
-    """Kernel rules of a policy on the device."""
-    rules = make_policy(text).kernel_rules(device)  # type: ignore[attr-defined]
-    if rules is None:
-        raise SystemExit(f"the kernel does not know {text}")
-    return rules
+def rules_of(text: str, device: Instance) -> AnyRules | None:
+    """Kernel rules of a policy on the device; None if only the clear engine runs it."""
+    return kernel_rules(device, make_policy(text))
 
 
 def calibrated_rate(device: Instance, load: float, seed: int) -> float:
@@ -124,8 +177,16 @@ def calibrated_rate(device: Instance, load: float, seed: int) -> float:
     workload = replace(
         draw_workload(CALIBRATION, 1.0, seed), arrival_ns=np.zeros(CALIBRATION, dtype=np.int64)
     )
-    run = run_workload(workload, rules_of("vllm", device), device.cost, label="vllm")
+    run = simulate_workload("vllm", workload, device)
     return load * CALIBRATION * NS_PER_S / int(run.batch_ns[-1, 1])
+
+
+def simulate_workload(text: str, workload: Workload, device: Instance) -> KernelRun:
+    """Run a policy that the kernel knows."""
+    rules = rules_of(text, device)
+    if rules is None:
+        raise SystemExit(f"the kernel does not know {text}")
+    return run_workload(workload, rules, device.cost, label=text)
 
 
 def digest(simulation: Simulation) -> str:
@@ -148,12 +209,13 @@ def conserves_tokens(run: KernelRun) -> bool:
 
 def measure(text: str, workload: Workload, device: Instance, arguments: argparse.Namespace) -> Row:
     """Time one policy and check what it did."""
-    rules = rules_of(text, device)
-    run_workload(head_of(workload, WARM_UP), rules, device.cost, label=text)
+    if rules_of(text, device) is None:
+        return measure_clear(text, head_of(workload, arguments.clear_requests), device)
+    simulate_workload(text, head_of(workload, WARM_UP), device)
     times = []
     for _ in range(arguments.repeat):
         start = time.process_time()
-        run = run_workload(workload, rules, device.cost, label=text)
+        run = simulate_workload(text, workload, device)
         times.append(time.process_time() - start)
     head = instance_of(head_of(workload, arguments.check), device)
     policy = make_policy(text)
@@ -161,6 +223,54 @@ def measure(text: str, workload: Workload, device: Instance, arguments: argparse
     sizes = run.batch_counts[:, :2].sum(dtype=np.int64)
     return Row(
         policy=text,
+        engine="kernel",
+        requests=workload.num_requests,
+        cpu_s=min(times),
+        requests_per_cpu_s=workload.num_requests / min(times),
+        iterations=run.num_batches,
+        mean_batch=float(sizes / run.num_batches),
+        preempted_share=float((run.num_preemptions > 0).mean()),
+        same_as_clear=digest(clear) == digest(kernel),
+        tokens_conserved=conserves_tokens(run),
+    )
+
+
+def measure_clear(text: str, workload: Workload, device: Instance) -> Row:
+    """Time a policy in the clear engine, which is its own reference."""
+    instance, policy = instance_of(workload, device), make_policy(text)
+    start = time.process_time()
+    simulation = simulate(instance, policy)
+    cpu_s = time.process_time() - start
+    schedule = simulation.schedule
+    return Row(
+        policy=text,
+        engine="clear",
+        requests=workload.num_requests,
+        cpu_s=cpu_s,
+        requests_per_cpu_s=workload.num_requests / cpu_s,
+        iterations=schedule.num_batches,
+        mean_batch=len(schedule.request) / schedule.num_batches,
+        preempted_share=len(set(schedule.evicted_request.tolist())) / workload.num_requests,
+        same_as_clear=True,
+        tokens_conserved=not find_violations(instance, schedule),
+    )
+
+
+def measure_users(
+    policy: DecisionPolicy, workload: Workload, device: Instance, arguments: argparse.Namespace
+) -> Row:
+    """Time a policy in Python; columns of the requests are made of objects within the time, too."""
+    instance, head = instance_of(workload, device), instance_of(head_of(workload, arguments.check), device)
+    clear, kernel = simulate(head, policy), simulate_fast(head, policy).to_simulation()
+    times = []
+    for _ in range(arguments.repeat):
+        start = time.process_time()
+        run = simulate_fast(instance, policy)
+        times.append(time.process_time() - start)
+    sizes = run.batch_counts[:, :2].sum(dtype=np.int64)
+    return Row(
+        policy=policy.label,
+        engine="kernel",
         requests=workload.num_requests,
         cpu_s=min(times),
         requests_per_cpu_s=workload.num_requests / min(times),
@@ -222,6 +332,8 @@ def read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--requests", type=int, default=100_000)
     parser.add_argument("--policies", nargs="+", default=list(DEFAULT_POLICIES))
+    parser.add_argument("--all", action="store_true", help="every registered policy, and all loops")
+    parser.add_argument("--clear-requests", type=int, default=2000, help="for policies of the clear engine")
     parser.add_argument("--load", type=float, default=0.8, help="share of what the device takes")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--repeat", type=int, default=3, help="runs of each policy, of which the best counts")
@@ -230,9 +342,13 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--kv-blocks", type=int, default=27_000, help="fewer bring preemptions")
     parser.add_argument("--max-batch-tokens", type=int, default=8192)
     parser.add_argument("--max-batch-requests", type=int, default=1024)
+    parser.add_argument("--no-users", action="store_true", help="no policies in Python")
     parser.add_argument("--no-peers", action="store_true")
     parser.add_argument("--json", type=Path, help="write everything to this file, too")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.all:
+        arguments.policies = [*DEFAULT_POLICIES, *MORE_POLICIES]
+    return arguments
 
 
 def main() -> None:
@@ -245,22 +361,26 @@ def main() -> None:
         f"{arguments.requests} requests, {rate:.2f}/s, load {arguments.load}, {arguments.kv_blocks} KV blocks"
     )
     print(
-        f"{'policy':<44} {'requests/CPU s':>15} {'iterations':>11} {'batch':>6} "
+        f"{'policy':<64} {'engine':<6} {'requests/CPU s':>15} {'iterations':>11} {'batch':>6} "
         f"{'preempted':>10} {'right':>6}"
     )
     rows = []
-    for text in arguments.policies:
-        row = measure(text, workload, device, arguments)
+    users: list[str | DecisionPolicy] = [] if arguments.no_users else [UsersPolicy(), UsersModes()]
+    for policy in [*arguments.policies, *users]:
+        if isinstance(policy, str):
+            row = measure(policy, workload, device, arguments)
+        else:
+            row = measure_users(policy, workload, device, arguments)
         rows.append(row)
         right = "yes" if row.same_as_clear and row.tokens_conserved else "NO"
         print(
-            f"{row.policy:<44} {row.requests_per_cpu_s:>15,.0f} {row.iterations:>11,} {row.mean_batch:>6.0f} "
-            f"{row.preempted_share:>10.1%} {right:>6}",
+            f"{row.policy[:64]:<64} {row.engine:<6} {row.requests_per_cpu_s:>15,.0f} "
+            f"{row.iterations:>11,} {row.mean_batch:>6.0f} {row.preempted_share:>10.1%} {right:>6}",
             flush=True,
         )
     peer = None if arguments.no_peers else time_mocker(workload, device)
     if peer:
-        print(f"{'ai-dynamo-runtime mocker':<44} {peer['requests_per_cpu_s']:>15,.0f}")
+        print(f"{'ai-dynamo-runtime mocker':<71} {peer['requests_per_cpu_s']:>15,.0f}")
     peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"peak memory {peak_mib:,.0f} MiB")
     if arguments.json:

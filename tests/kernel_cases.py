@@ -101,6 +101,109 @@ def _none(rng: random.Random) -> Settings:
     return {}
 
 
+def _vllm_by_request(rng: random.Random) -> Settings:
+    return {
+        **_vllm(rng),
+        "policy": rng.choice(["fcfs", "priority"]),
+        "long_prefill_token_threshold": rng.choice([0, 1, 3, 8]),
+        "long_prefill_token_threshold_adaptive": rng.random() < 0.4,
+        "prefill_schedule_interval": rng.choice([1, 1, 2, 5]),
+        "num_lookahead_tokens": rng.choice([0, 0, 1, 5]),
+        "max_num_active_seqs": rng.choice([None, 2, 5]),
+    }
+
+
+def _vllm_v0_by_request(rng: random.Random) -> Settings:
+    settings = {**_vllm_v0(rng), "enable_chunked_prefill": rng.random() < 0.4}
+    if not settings["enable_chunked_prefill"]:
+        settings["delay_factor"] = rng.choice([0.0, 0.5, 2.0])
+        settings["policy"] = rng.choice(["fcfs", "priority"])
+    return settings
+
+
+def _sarathi_dynamic(rng: random.Random) -> Settings:
+    return {
+        "enable_dynamic_chunking_schedule": True,
+        "low_chunk_size": rng.randint(1, 8),
+        "high_chunk_size": rng.randint(8, 40),
+        "chunk_schedule_max_tokens": rng.randint(4, 40),
+        "chunk_schedule_stages": rng.randint(2, 4),
+        **_family(rng),
+    }
+
+
+def _infermax_by_request(rng: random.Random) -> Settings:
+    return {
+        **_infermax(rng),
+        "hybrid": rng.random() < 0.6,
+        "eviction": rng.choice(["newest", "shortest", "histogram"]),
+        "histogram_threshold": rng.choice([0, 5]),
+    }
+
+
+def _static_batch(rng: random.Random) -> Settings:
+    return {**_tensorrt_llm(rng), "capacity_scheduler_policy": "static_batch"}
+
+
+def _tgi_total(rng: random.Random) -> Settings:
+    return {**_tgi(rng), "max_batch_total_tokens": rng.choice([40, 100, 200])}
+
+
+def _lightllm_ratio(rng: random.Random) -> Settings:
+    return {
+        **_lightllm(rng),
+        "router_token_ratio": rng.choice([0.2, 0.5, 0.9]),
+        "router_max_new_token_len": rng.choice([0, 4, 30]),
+    }
+
+
+def _sglang(rng: random.Random) -> Settings:
+    return {
+        "chunked_prefill_size": rng.choice([-1, 8, 20, 64]),
+        "max_prefill_tokens": rng.choice([8, 30, 100]),
+        "max_running_requests": rng.choice([None, 3, 8]),
+        "schedule_conservativeness": rng.choice([0.3, 1.0, 1.4]),
+        "schedule_policy": rng.choice(["fcfs", "lof", "shortest-prefill-first", "lpm"]),
+        "enable_mixed_chunk": rng.random() < 0.4,
+        "prefill_decode_interval": rng.choice([None, None, 2]),
+    }
+
+
+def _vtc(rng: random.Random) -> Settings:
+    prices = {"input_price": rng.choice([1.0, 0.3]), "output_price": rng.choice([2.0, 0.1])}
+    return {**_lightllm(rng), **prices}
+
+
+def _trail(rng: random.Random) -> Settings:
+    return {"c": rng.choice([0.0, 0.5, 0.8])}
+
+
+def _fastserve(rng: random.Random) -> Settings:
+    return {
+        "quantum_ms": rng.choice([1e-5, 1e-4, 1e-3]),
+        "starvation_threshold_ms": rng.choice([1e-4, 1e-3]),
+        "starvation_period": rng.choice([3, 10, 1000]),
+        "max_batch_size": rng.choice([None, 3, 8]),
+        "max_tokens_per_batch": rng.choice([None, 20]),
+    }
+
+
+def _vidur(rng: random.Random) -> Settings:
+    return {"batch_size_cap": rng.randint(1, 8), "watermark_blocks_fraction": rng.choice([0.0, 0.01, 0.3])}
+
+
+def _vidur_vllm(rng: random.Random) -> Settings:
+    return {"max_tokens_in_batch": rng.choice([10, 40, 200]), **_vidur(rng)}
+
+
+def _vidur_sarathi(rng: random.Random) -> Settings:
+    return {"chunk_size": rng.choice([3, 10, 40]), **_vidur(rng)}
+
+
+def _vidur_reserving(rng: random.Random) -> Settings:
+    return {"batch_size_cap": rng.randint(1, 8), "max_batch_size": rng.choice([None, 1, 3, 8])}
+
+
 SETTINGS: dict[str, Callable[[random.Random], Settings]] = {
     "vllm": _vllm,
     "sarathi": _sarathi,
@@ -116,12 +219,34 @@ SETTINGS: dict[str, Callable[[random.Random], Settings]] = {
     "mc-sf": _none,
     "smallest-volume": _none,
 }
-"""Settings of every policy that the kernel runs, drawn so that it knows them."""
+"""Settings of every policy that the kernel runs on aggregated state, drawn so that it knows them."""
+
+BY_REQUEST: dict[str, Callable[[random.Random], Settings]] = {
+    "vllm by request": _vllm_by_request,
+    "vllm-v0 by request": _vllm_v0_by_request,
+    "sarathi dynamic": _sarathi_dynamic,
+    "infermax by request": _infermax_by_request,
+    "tensorrt-llm static": _static_batch,
+    "tgi total": _tgi_total,
+    "lightllm ratio": _lightllm_ratio,
+    "sglang": _sglang,
+    "vtc": _vtc,
+    "sjf": _none,
+    "srpt": _none,
+    "trail": _trail,
+    "fastserve": _fastserve,
+    "vidur-vllm": _vidur_vllm,
+    "vidur-sarathi": _vidur_sarathi,
+    "vidur-orca": _vidur_reserving,
+    "vidur-faster-transformer": _vidur_reserving,
+}
+"""Settings of every policy that the kernel runs by visiting every request; the name is the first word."""
 
 
 def draw_policy(rng: random.Random, name: str) -> Policy:
     """A policy with random settings."""
-    settings = {key: value for key, value in SETTINGS[name](rng).items() if value is not None}
+    draw, name = (SETTINGS | BY_REQUEST)[name], name.partition(" ")[0]
+    settings = {key: value for key, value in draw(rng).items() if value is not None}
     text = ",".join(f"{key}={str(value).lower()}" for key, value in settings.items())
     return make_policy(f"{name}:{text}" if text else name)
 
@@ -140,6 +265,7 @@ def draw_instance(rng: random.Random) -> Instance:
             prompt_tokens=prompt,
             output_tokens=output,
             priority=rng.randint(0, 2),
+            client_id=rng.choice("aab"),
         )
         for index, (prompt, output) in enumerate(sizes)
     )

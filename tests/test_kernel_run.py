@@ -28,9 +28,11 @@ from cspsched.simulate.kernel import (
 from cspsched.simulate.kernel.api import failure
 from cspsched.simulate.kernel.core import run_kernel
 from cspsched.simulate.kernel.cost import flatten_cost
+from cspsched.simulate.kernel.each import layout as each
+from cspsched.simulate.kernel.each.rules import EachRules, Loop
 from cspsched.simulate.kernel.memory import Logs, new_kernel
 from cspsched.simulate.kernel.rules import Batch, Order, Reserve
-from tests.kernel_cases import SETTINGS, digest, draw_case
+from tests.kernel_cases import BY_REQUEST, SETTINGS, digest, draw_case
 from tests.strategies import EVERY_TERM, UNIT, make_instance
 
 VLLM = make_policy("vllm")
@@ -38,7 +40,7 @@ VLLM = make_policy("vllm")
 
 def random_runs() -> list[tuple[Instance, KernelRun]]:
     """A few finished runs of every policy."""
-    cases = [draw_case(name, seed) for name in SETTINGS for seed in range(12)]
+    cases = [draw_case(name, seed) for name in SETTINGS | BY_REQUEST for seed in range(12)]
     runs = []
     for instance, policy in filter(None, cases):
         try:
@@ -53,7 +55,7 @@ RUNS = random_runs()
 
 def test_the_random_runs_are_worth_looking_at() -> None:
     """There are enough of them, and preemptions in several."""
-    assert len(RUNS) > 100
+    assert len(RUNS) > 200
     assert sum(bool(run.num_preemptions.any()) for _, run in RUNS) > 10
 
 
@@ -110,16 +112,18 @@ def test_batches_count_what_is_in_them_and_who_runs() -> None:
         assert counts[:, 5].tolist() == (arrived - finished - counts[:, 4]).tolist()
 
 
+COLUMNS = Workload(
+    arrival_ns=np.zeros(3, dtype=np.int64),
+    prompt_tokens=np.array([5, 3, 8], dtype=np.int32),
+    output_tokens=np.array([9, 4, 2], dtype=np.int32),
+)
+
+
 def test_columns_without_requests_give_the_same_run() -> None:
     """A workload of arrays needs no instance beside the rules and the cost."""
     instance = make_instance((5, 9), (3, 4), (8, 2), kv_blocks=14, cost=EVERY_TERM)
-    columns = Workload(
-        arrival_ns=np.zeros(3, dtype=np.int64),
-        prompt_tokens=np.array([5, 3, 8], dtype=np.int32),
-        output_tokens=np.array([9, 4, 2], dtype=np.int32),
-    )
     rules = VLLM.kernel_rules(instance)
-    run = run_workload(columns, rules, EVERY_TERM, label="vllm")
+    run = run_workload(COLUMNS, rules, EVERY_TERM, label="vllm")
 
     assert digest(run.to_simulation()) == digest(simulate(instance, VLLM))
 
@@ -209,7 +213,7 @@ def test_a_request_that_fits_nowhere_is_refused() -> None:
 
 def test_a_policy_without_rules_is_told() -> None:
     """The kernel by name is a promise; the front door without a name takes the clear engine."""
-    instance, policy = make_instance((4, 4)), make_policy("sjf")
+    instance, policy = make_instance((4, 4)), make_policy("sorted-f")
 
     with pytest.raises(UsageError, match="no kernel rules"):
         run_policy(instance, policy, "kernel")
@@ -267,6 +271,27 @@ def test_rules_are_codes_in_their_order() -> None:
     assert len(codes) == layout.FUTURE_EXTRA - layout.KV_BLOCKS + 1
     assert codes[layout.BATCH - layout.KV_BLOCKS] == Batch.TURNS
     assert codes[layout.FUTURE_EXTRA - layout.KV_BLOCKS] == 9
+
+
+def test_rules_by_request_are_codes_in_their_order() -> None:
+    """The same for the other loops, whose floats are kept bit by bit."""
+    rules = EachRules(
+        loop=Loop.RANKED, kv_blocks=5, block_tokens=2, max_tokens=7, max_running=3, batch_tokens=8,
+        most_holders=4, most_in_batch=6, asks=9, output_price=0.1,
+    )  # fmt: skip
+    now = new_kernel(COLUMNS, rules, flatten_cost(UNIT, rules, 8)).now
+
+    assert now[[layout.KV_BLOCKS, layout.MAX_RUNNING, each.LOOP, each.MOST_HOLDERS]].tolist() == [5, 3, 1, 4]
+    assert now[[each.BATCH_TOKENS, each.MOST_IN_BATCH, each.ASKS]].tolist() == [8, 6, 9]
+    assert now[[each.OUTPUT_PRICE]].view(np.float64).tolist() == [0.1]
+    assert len(rules.codes) == each.USED_TOKENS - layout.KV_BLOCKS
+
+
+def test_clients_are_numbered_by_their_first_arrival() -> None:
+    """Whatever their numbers in the columns are."""
+    workload = replace(COLUMNS, arrival_ns=np.array([9, 5, 7]), client=np.array([0, 7, 0], dtype=np.int32))
+
+    assert workload.clients_by_arrival().tolist() == [1, 0, 1]
 
 
 def test_policies_and_rules_load_no_compiler() -> None:

@@ -16,7 +16,7 @@ from cspsched.problem.request import Request
 from cspsched.simulate import simulate
 from cspsched.simulate.kernel import simulate_fast
 from cspsched.simulate.kernel.api import kernel_rules
-from tests.kernel_cases import SETTINGS, digest, disagreements
+from tests.kernel_cases import BY_REQUEST, SETTINGS, digest, disagreements
 from tests.strategies import EVERY_TERM
 
 EXAMPLES = int(os.environ.get("CSPSCHED_ORACLE_EXAMPLES", "200"))
@@ -24,15 +24,16 @@ EXAMPLES = int(os.environ.get("CSPSCHED_ORACLE_EXAMPLES", "200"))
 ROOT = Path(__file__).parents[1]
 UNCOMPILED = """
 from numba import config
-from tests.kernel_cases import SETTINGS, disagreements
+from tests.kernel_cases import BY_REQUEST, SETTINGS, disagreements
 assert config.DISABLE_JIT
 results = [disagreements(name, range(1000, 1015)) for name in SETTINGS]
-assert sum(tried for tried, _ in results) > 100, results
+results += [disagreements(name, range(1000, 1008)) for name in BY_REQUEST]
+assert sum(tried for tried, _ in results) > 200, results
 assert not any(differing for _, differing in results), results
 """
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", [*SETTINGS, *BY_REQUEST])
 def test_kernel_and_clear_engine_agree(name: str) -> None:
     """Same schedule, blocks, queue and evictions by SHA-256, or the same error word by word."""
     tried, differing = disagreements(name, range(EXAMPLES))
@@ -78,6 +79,16 @@ def busy_instance(count: int, kv_blocks: int) -> Instance:
         ("sarathi:chunk=64", 120),
         ("vllm-v0", 120),
         ("mc-sf", 120),
+        ("vllm:num_lookahead_tokens=3", 120),
+        ("vllm-v0:policy=priority", 120),
+        ("vllm-v0:enable_chunked_prefill=true", 120),
+        ("infermax:eviction=shortest", 120),
+        ("sglang:schedule_conservativeness=0.3", 120),
+        ("sjf", 120),
+        ("srpt", 120),
+        ("fastserve:quantum_ms=0.001", 120),
+        ("vidur-vllm", 120),
+        ("vidur-sarathi", 120),
     ],
 )
 def test_hundreds_of_requests_under_pressure(text: str, kv_blocks: int) -> None:
@@ -87,25 +98,26 @@ def test_hundreds_of_requests_under_pressure(text: str, kv_blocks: int) -> None:
 
     assert digest(simulate_fast(instance, policy).to_simulation()) == digest(clear)
     assert clear.schedule.num_batches > 500
-    assert clear.schedule.num_preemptions > 10 or text == "mc-sf"
+    assert clear.schedule.num_preemptions > 10 or text.startswith(("mc-sf", "sglang"))
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        "vllm:policy=priority,long_prefill_token_threshold=8",
-        "vllm:policy=priority,max_num_batched_tokens=4",
         "vllm:async_scheduling=true",
-        "vllm-v0:delay_factor=0.5",
-        "vllm-v0:policy=priority",
-        "vllm-v0:enable_chunked_prefill=true",
-        "infermax:eviction=shortest",
-        "infermax:priority=prefill",
-        "tensorrt-llm:capacity_scheduler_policy=static_batch",
+        "vllm:enable_prefix_caching=true",
+        "vllm-v0:enable_chunked_prefill=true,max_num_partial_prefills=2",
+        "vllm-v0:emulate_bugs=true",
+        "sarathi:emulate_bugs=true",
         "tensorrt-llm:capacity_scheduler_policy=max_utilization",
-        "lightllm:router_token_ratio=0.5",
-        "sglang",
-        "sjf",
+        "tensorrt-llm:context_chunking_policy=equal_progress",
+        "sglang:ignore_eos=true",
+        "sglang:schedule_policy=random",
+        "sglang:enable_priority_scheduling=true",
+        "sorted-f",
+        "niyama",
+        "vidur-vllm:emulate_bugs=true",
+        "vidur-vllm:num_pipeline_stages=2",
     ],
 )
 def test_what_the_kernel_does_not_know_is_left_to_the_clear_engine(text: str) -> None:

@@ -15,8 +15,12 @@ from cspsched.errors import UsageError
 from cspsched.policies.settings import nearest, read_settings, split_settings
 from cspsched.policies.user_file import load_from_file, split_file_policy
 from cspsched.simulate import Policy, PolicyRun, Step
+from cspsched.simulate.decisions import BatchMode, DecisionPolicy, View
 
-__all__ = ["Policy", "PolicyRun", "Step", "add_setting", "make_policy", "policy_names"]
+__all__ = [
+    "BatchMode", "DecisionPolicy", "Policy", "PolicyRun", "Step", "View", "add_setting",
+    "make_policy", "policy_names",
+]  # fmt: skip
 
 ENTRY_POINT_GROUP = "cspsched.policies"
 BUILT_IN = {

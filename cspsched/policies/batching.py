@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from cspsched.policies.settings import describe_settings
 from cspsched.problem.instance import Instance
 from cspsched.problem.request import Request
 from cspsched.simulate import Step
+from cspsched.simulate.kernel.each.rules import AnyRules, EachRules, Loop
 from cspsched.simulate.kernel.rules import Chunk, KernelRules
 from cspsched.units import ceil_div
 
@@ -94,7 +96,7 @@ class QueueRun:
         finished = set(requests)
         self.running = [request for request in self.running if request not in finished]
 
-    def kernel_rules(self) -> KernelRules | None:
+    def kernel_rules(self) -> AnyRules | None:
         """The same limits and decisions for the compiled kernel; None where it does not know them."""
         return None
 
@@ -109,6 +111,21 @@ class QueueRun:
             chunk=cut if self.chunked else Chunk.NEVER,
             prefills_first=False,
         )
+
+    def _each_rules(self, **decisions: Any) -> EachRules:
+        """Rules of a run that decides for each request in every batch."""
+        base = self._base_rules()
+        rules = EachRules(
+            loop=Loop.QUEUE,
+            kv_blocks=base.kv_blocks,
+            block_tokens=base.block_tokens,
+            max_tokens=base.max_tokens,
+            max_running=base.max_running,
+            most_holders=base.max_running,
+            batch_tokens=self.max_tokens + self._slack_tokens,
+            chunk=base.chunk,
+        )
+        return replace(rules, **decisions)
 
     # What a policy may decide otherwise.
 

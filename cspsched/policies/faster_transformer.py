@@ -17,6 +17,7 @@ from cspsched.policies.sarathi_family import OwnLimits
 from cspsched.policies.settings import require_at_least
 from cspsched.problem.instance import Instance
 from cspsched.simulate import Step
+from cspsched.simulate.kernel.each.rules import AnyRules
 from cspsched.simulate.kernel.rules import Gate, KernelRules
 
 
@@ -44,7 +45,7 @@ class FasterTransformer(Configured):
         own = OwnLimits(label=self.label, max_num_seqs=self.settings.max_num_seqs)
         return FasterTransformerRun(instance, own)
 
-    def kernel_rules(self, instance: Instance) -> KernelRules | None:
+    def kernel_rules(self, instance: Instance) -> AnyRules | None:
         """Rules for the compiled kernel under an instance's limits; None if it does not know the settings."""
         return self.new_run(replace(instance, requests=instance.requests[:1])).kernel_rules()
 
@@ -52,9 +53,9 @@ class FasterTransformer(Configured):
 class FasterTransformerRun(ReservingRun):
     """Queues of one run."""
 
-    def kernel_rules(self) -> KernelRules | None:
+    def _base_rules(self) -> KernelRules | None:
         """All of it."""
-        rules = super().kernel_rules()
+        rules = super()._base_rules()
         return rules and replace(rules, gate=Gate.NOBODY_RUNS)
 
     def may_admit(self, step: Step) -> bool:

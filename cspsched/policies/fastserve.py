@@ -24,7 +24,7 @@ in.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ldexp
 from typing import ClassVar
 
@@ -35,6 +35,7 @@ from cspsched.policies.settings import require_at_least
 from cspsched.problem.cost import BatchFeatures, triangle
 from cspsched.problem.instance import Instance
 from cspsched.simulate import Step
+from cspsched.simulate.kernel.each.rules import AnyRules, Mode
 
 NS_PER_MS = 1_000_000
 LEAST_HOST_SHARE = 0.1
@@ -76,6 +77,10 @@ class Fastserve(Configured):
         """Empty queues under the instance's limits and the settings, whichever are tighter."""
         return FastserveRun(instance, self.settings)
 
+    def kernel_rules(self, instance: Instance) -> AnyRules | None:
+        """Rules for the compiled kernel under an instance's limits; None if it does not know the settings."""
+        return self.new_run(replace(instance, requests=instance.requests[:1])).kernel_rules()
+
 
 class FastserveRun(RankedRun):
     """Queues of one run; the key of the rank is the queue, the number the place in it."""
@@ -94,6 +99,17 @@ class FastserveRun(RankedRun):
         self._batch_start_ns = 0
         self._num_batches = 0
         self._front = 0
+
+    def kernel_rules(self) -> AnyRules | None:
+        """Without swap."""
+        if self.swaps:
+            return None
+        return self._each_rules(
+            mode=Mode.LEVELS,
+            ratio=float(self._settings.quantum_ms * NS_PER_MS),
+            price=float(self._settings.starvation_threshold_ms * NS_PER_MS),
+            starvation_period=self._settings.starvation_period,
+        )
 
     def submit(self, request: int) -> None:
         """Join the first queue whose quantum covers the prefill."""

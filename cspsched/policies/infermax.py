@@ -28,7 +28,8 @@ from cspsched.policies.batching import Configured, QueueRun
 from cspsched.policies.settings import require_at_least
 from cspsched.problem.instance import Instance
 from cspsched.simulate import Step
-from cspsched.simulate.kernel.rules import Batch, Gate, KernelRules, Reserve
+from cspsched.simulate.kernel.each.rules import AnyRules, Evict, Mode
+from cspsched.simulate.kernel.rules import Batch, Gate, Reserve
 from cspsched.units import ceil_div
 
 
@@ -80,7 +81,7 @@ class Infermax(Configured):
         """Empty queues under the instance's limits."""
         return InfermaxRun(instance, self.settings)
 
-    def kernel_rules(self, instance: Instance) -> KernelRules | None:
+    def kernel_rules(self, instance: Instance) -> AnyRules | None:
         """Rules for the compiled kernel under an instance's limits; None if it does not know the settings."""
         return self.new_run(replace(instance, requests=instance.requests[:1])).kernel_rules()
 
@@ -96,18 +97,32 @@ class InfermaxRun(QueueRun):
         if settings.priority is Phase.PREFILL:
             self._phases.reverse()
 
-    def kernel_rules(self) -> KernelRules | None:
-        """Not with prefills first in hybrid batches, which make decodes sit out, and newest first only."""
+    def kernel_rules(self) -> AnyRules | None:
+        """By request with prefills first in hybrid batches, where decodes sit out, and with other victims."""
         settings = self._settings
         prefills_first = settings.priority is Phase.PREFILL
         if (prefills_first and settings.hybrid) or settings.eviction is not Eviction.NEWEST:
-            return None
+            return self._rules_by_request(prefills_first=prefills_first)
         alone = Batch.PREFILL_ONLY if prefills_first else Batch.DECODE_ONLY
         return replace(
             self._base_rules(),
             batch=Batch.MIXED if settings.hybrid else alone,
             reserve=Reserve.PEAK if settings.reservation else Reserve.KNOWN,
             gate=Gate.NOT_AFTER_EVICTION,
+        )
+
+    def _rules_by_request(self, *, prefills_first: bool) -> AnyRules:
+        settings, shortest = self._settings, self._settings.eviction is Eviction.SHORTEST
+        alone = Mode.PREFILL_ONLY if prefills_first else Mode.DECODE_ONLY
+        mixed = Mode.PREFILL_FIRST if prefills_first else Mode.MIXED
+        return self._each_rules(
+            mode=mixed if settings.hybrid else alone,
+            reserve=Reserve.PEAK if settings.reservation else Reserve.KNOWN,
+            evict=Evict.FEWEST_KNOWN if shortest else Evict.LAST_IN_ORDER,
+            queue_after_eviction=False,
+            learns_lengths=settings.eviction is Eviction.HISTOGRAM,
+            length_threshold=settings.histogram_threshold,
+            decodes_follow=settings.hybrid and prefills_first,
         )
 
     def schedule(self, step: Step) -> None:

@@ -23,14 +23,15 @@ to come, 16 in reserve), but not which requests share a batch with a chunk; toke
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from cspsched.policies.batching import Configured, QueueRun
 from cspsched.policies.future_memory import peak_blocks
 from cspsched.policies.settings import require_at_least, require_fraction
 from cspsched.problem.instance import Instance
 from cspsched.simulate import Step
-from cspsched.simulate.kernel.rules import Admit, Batch, KernelRules
+from cspsched.simulate.kernel.each.rules import AnyRules, Mode
+from cspsched.simulate.kernel.rules import Admit, Batch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +67,7 @@ class Lightllm(Configured):
         """Empty queues under the instance's limits and the settings, whichever are tighter."""
         return LightllmRun(instance, self.settings)
 
-    def kernel_rules(self, instance: Instance) -> KernelRules | None:
+    def kernel_rules(self, instance: Instance) -> AnyRules | None:
         """Rules for the compiled kernel under an instance's limits; None if it does not know the settings."""
         return self.new_run(replace(instance, requests=instance.requests[:1])).kernel_rules()
 
@@ -83,10 +84,10 @@ class LightllmRun(QueueRun):
         self._settings = settings
         self._decode_steps = 0
 
-    def kernel_rules(self) -> KernelRules | None:
-        """While the device counts as busy at all times."""
+    def kernel_rules(self) -> AnyRules | None:
+        """By request unless the device counts as busy at all times."""
         if self._settings.router_token_ratio:
-            return None
+            return self._rules_by_request()
         return replace(
             self._base_rules(),
             batch=Batch.DECODE_STEPS,
@@ -94,6 +95,17 @@ class LightllmRun(QueueRun):
             admit=Admit.FUTURE,
             future_spare=1,
             future_extra=1,
+        )
+
+    def _rules_by_request(self, **decisions: Any) -> AnyRules:
+        return self._each_rules(
+            mode=Mode.DECODE_STEPS,
+            decode_steps=self._settings.router_max_wait_tokens,
+            admit=Admit.FUTURE,
+            spare_blocks=1,
+            ratio=float(self._settings.router_token_ratio),
+            assumed_tokens=self._settings.router_max_new_token_len,
+            **decisions,
         )
 
     def schedule(self, step: Step) -> None:

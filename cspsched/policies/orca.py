@@ -18,7 +18,7 @@ from cspsched.policies.reserving import Reservation, ReservingRun
 from cspsched.policies.sarathi_family import OwnLimits
 from cspsched.policies.settings import require_at_least
 from cspsched.problem.instance import Instance
-from cspsched.simulate.kernel.rules import KernelRules
+from cspsched.simulate.kernel.each.rules import AnyRules
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +47,6 @@ class Orca(Configured):
         own = OwnLimits(label=self.label, max_num_seqs=self.settings.max_num_seqs)
         return ReservingRun(instance, own, self.settings.reservation)
 
-    def kernel_rules(self, instance: Instance) -> KernelRules | None:
+    def kernel_rules(self, instance: Instance) -> AnyRules | None:
         """Rules for the compiled kernel under an instance's limits; None if it does not know the settings."""
         return self.new_run(replace(instance, requests=instance.requests[:1])).kernel_rules()

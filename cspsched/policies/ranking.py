@@ -9,6 +9,7 @@ from typing import Any
 from cspsched.policies.batching import QueueRun
 from cspsched.problem.instance import Instance
 from cspsched.simulate import Step
+from cspsched.simulate.kernel.each.rules import EachRules, Loop
 
 
 class RankedRun(QueueRun):
@@ -26,6 +27,10 @@ class RankedRun(QueueRun):
         super().__init__(instance, **limits)
         self.swapped: list[int] = []
         self._recomputes = instance.switches.preemption.recomputes
+
+    def _each_rules(self, **decisions: Any) -> EachRules:
+        """Rules of a run that serves by rank; whoever has no place in the batch keeps its memory."""
+        return super()._each_rules(loop=Loop.RANKED, most_holders=self.kv_blocks, **decisions)
 
     def may_start(self, step: Step) -> bool:
         """Whether requests that hold nothing may be admitted."""

@@ -32,9 +32,9 @@ class ReservingRun(FamilyRun):
         self._reservation = reservation
         self._blocks = _reserved_blocks(instance, reservation)
 
-    def kernel_rules(self) -> KernelRules | None:
+    def _base_rules(self) -> KernelRules | None:
         """All of it."""
-        rules = super().kernel_rules()
+        rules = super()._base_rules()
         reserve = {
             Reservation.MAX: Reserve.FIXED,
             Reservation.POW2: Reserve.POWER_OF_TWO,

@@ -17,7 +17,8 @@ from cspsched.policies.sarathi_family import FamilyRun, OwnLimits
 from cspsched.policies.settings import require_at_least, require_fraction
 from cspsched.problem.instance import Instance
 from cspsched.simulate import Step
-from cspsched.simulate.kernel.rules import Chunk, Gate, KernelRules
+from cspsched.simulate.kernel.each.rules import AnyRules
+from cspsched.simulate.kernel.rules import Chunk, Gate
 from cspsched.units import ceil_div
 
 DYNAMIC = ("low_chunk_size", "high_chunk_size", "chunk_schedule_max_tokens", "chunk_schedule_stages")
@@ -80,7 +81,7 @@ class Sarathi(Configured):
         """Empty queues under the instance's limits and the settings, whichever are tighter."""
         return SarathiRun(instance, self.settings, self.label)
 
-    def kernel_rules(self, instance: Instance) -> KernelRules | None:
+    def kernel_rules(self, instance: Instance) -> AnyRules | None:
         """Rules for the compiled kernel under an instance's limits; None if it does not know the settings."""
         return self.new_run(replace(instance, requests=instance.requests[:1])).kernel_rules()
 
@@ -103,11 +104,20 @@ class SarathiRun(FamilyRun):
         """Take decodes, then started prefills, then the queue."""
         self.mixed(step)
 
-    def kernel_rules(self) -> KernelRules | None:
-        """With fixed chunks only: else several requests may have prefill left."""
-        rules = super().kernel_rules()
-        if rules is None or len(self._chunks) > 1:
+    def kernel_rules(self) -> AnyRules | None:
+        """By request with dynamic chunks: several of them may have prefill left."""
+        rules = self._base_rules()
+        if rules is None:
             return None
+        if len(self._chunks) > 1:
+            return self._each_rules(
+                longest_prompt=0,
+                by_arrival=True,
+                queue_after_eviction=False,
+                stage_tokens=self._stage_tokens,
+                num_stages=len(self._chunks),
+                stages=tuple(self._chunks),
+            )
         return replace(
             rules,
             max_tokens=self._chunks[0],

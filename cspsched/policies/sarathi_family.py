@@ -19,10 +19,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from cspsched.problem.instance import Instance
 from cspsched.simulate import PolicyError, Step
+from cspsched.simulate.kernel.each.rules import AnyRules, EachRules, Loop
 from cspsched.simulate.kernel.rules import Chunk, KernelRules, Need
 from cspsched.units import ceil_div
 
@@ -85,8 +87,12 @@ class FamilyRun:
         finished = set(requests)
         self.running = [request for request in self.running if request not in finished]
 
-    def kernel_rules(self) -> KernelRules | None:
+    def kernel_rules(self) -> AnyRules | None:
         """The same limits and decisions for the compiled kernel; None where it does not know them."""
+        return self._base_rules()
+
+    def _base_rules(self) -> KernelRules | None:
+        """Rules for the loop over aggregated state; None where an emulated bug is beyond it."""
         if self._own.restarts_output or self._own.drops_above is not None:
             return None
         return KernelRules(
@@ -99,6 +105,21 @@ class FamilyRun:
             chunk=Chunk.TOO_LONG,
             need=Need.ONE_SPARE,
         )
+
+    def _each_rules(self, **decisions: Any) -> EachRules:
+        """Rules of a run that decides for each request in every batch."""
+        rules = EachRules(
+            loop=Loop.FAMILY,
+            kv_blocks=self.kv_blocks,
+            block_tokens=self.block_tokens,
+            max_tokens=self.max_tokens,
+            max_running=self.max_running,
+            most_holders=self.max_running,
+            batch_tokens=self.max_tokens,
+            watermark_blocks=self.watermark_blocks,
+            longest_prompt=self._longest_prompt,
+        )
+        return replace(rules, **decisions)
 
     # What a scheduler may decide otherwise.
 

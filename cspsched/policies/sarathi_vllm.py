@@ -16,6 +16,7 @@ from cspsched.policies.sarathi_family import FamilyRun, OwnLimits
 from cspsched.policies.settings import require_at_least, require_fraction
 from cspsched.problem.instance import Instance
 from cspsched.simulate import Step
+from cspsched.simulate.kernel.each.rules import AnyRules
 from cspsched.simulate.kernel.rules import Batch, KernelRules
 
 
@@ -56,7 +57,7 @@ class SarathiVllm(Configured):
         )
         return SarathiVllmRun(instance, own)
 
-    def kernel_rules(self, instance: Instance) -> KernelRules | None:
+    def kernel_rules(self, instance: Instance) -> AnyRules | None:
         """Rules for the compiled kernel under an instance's limits; None if it does not know the settings."""
         return self.new_run(replace(instance, requests=instance.requests[:1])).kernel_rules()
 
@@ -64,9 +65,9 @@ class SarathiVllm(Configured):
 class SarathiVllmRun(FamilyRun):
     """Queues of one run."""
 
-    def kernel_rules(self) -> KernelRules | None:
+    def _base_rules(self) -> KernelRules | None:
         """All of it."""
-        rules = super().kernel_rules()
+        rules = super()._base_rules()
         return rules and replace(rules, batch=Batch.PREFILL_ONLY)
 
     def schedule(self, step: Step) -> None:

@@ -34,7 +34,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from random import Random
 from typing import ClassVar
@@ -45,6 +45,8 @@ from cspsched.policies.settings import require_at_least
 from cspsched.problem.instance import Instance
 from cspsched.problem.request import Request
 from cspsched.simulate import Step
+from cspsched.simulate.kernel.each.rules import AnyRules, Evict, Mode
+from cspsched.simulate.kernel.rules import Order
 from cspsched.units import ceil_div
 
 MOST_NEW_TOKENS = 4096
@@ -80,6 +82,15 @@ KEYS: dict[SchedulePolicy, Callable[[Request], float]] = {
     SchedulePolicy.SHORTEST_PREFILL_FIRST: lambda request: request.prompt_tokens,
     SchedulePolicy.LPM: first_come,
     SchedulePolicy.DFS_WEIGHT: first_come,
+}
+
+
+KERNEL_ORDERS: dict[SchedulePolicy, Order] = {
+    SchedulePolicy.FCFS: Order.ARRIVAL,
+    SchedulePolicy.LOF: Order.LONGEST_OUTPUT,
+    SchedulePolicy.SHORTEST_PREFILL_FIRST: Order.PROMPT,
+    SchedulePolicy.LPM: Order.ARRIVAL,
+    SchedulePolicy.DFS_WEIGHT: Order.ARRIVAL,
 }
 
 
@@ -140,6 +151,10 @@ class Sglang(Configured):
         """Empty queues under the instance's limits and the settings, whichever are tighter."""
         return SglangRun(instance, self.settings)
 
+    def kernel_rules(self, instance: Instance) -> AnyRules | None:
+        """Rules for the compiled kernel under an instance's limits; None if it does not know the settings."""
+        return self.new_run(replace(instance, requests=instance.requests[:1])).kernel_rules()
+
 
 class SglangRun(QueueRun):
     """Queues of one run."""
@@ -159,6 +174,23 @@ class SglangRun(QueueRun):
         self._first_ratio = min(0.7 * settings.schedule_conservativeness, 1.0)
         self._ratio = self._first_ratio
         self._is_full = False
+
+    def kernel_rules(self) -> AnyRules | None:
+        """Without priorities, random order and simulated decodes (ignore_eos)."""
+        settings = self._settings
+        order = KERNEL_ORDERS.get(settings.schedule_policy)
+        simple = not settings.ignore_eos and settings.retraction_policy is RetractionPolicy.LENGTH
+        if order is None or settings.enable_priority_scheduling or not simple:
+            return None
+        return self._each_rules(
+            mode=Mode.SGLANG,
+            order=order,
+            evict=Evict.FEWEST_GENERATED,
+            most_prefill=self._max_prefill_tokens,
+            mixes_decodes=settings.enable_mixed_chunk,
+            decode_steps=settings.prefill_decode_interval or 0,
+            ratio=float(self._first_ratio),
+        )
 
     def schedule(self, step: Step) -> None:
         """Prefill whatever can be; else decode, after retractions if memory is short."""
@@ -235,10 +267,12 @@ class SglangRun(QueueRun):
             free_blocks -= self.growing_blocks(step)
         if self._settings.ignore_eos:
             return self._can_run_to_the_end(step, request, others, free_blocks)
-        set_aside = sum(
-            min(self.output_left(step, i), MOST_NEW_TOKENS) * (1.0 if i in step.batch else self._ratio)
-            for i in others
-        )
+        whole = shared = 0
+        for i in others:
+            left = min(self.output_left(step, i), MOST_NEW_TOKENS)
+            whole, shared = (whole + left, shared) if i in step.batch else (whole, shared + left)
+        # One product, so that the order of the requests does not matter to the last bit.
+        set_aside = whole + self._ratio * shared
         needed = self.lacking(step, request) + min(self.output_left(step, request), MOST_NEW_TOKENS)
         return needed + self.block_tokens < free_blocks * self.block_tokens - set_aside
 

@@ -17,6 +17,7 @@ from cspsched.policies.sarathi_family import FamilyRun, OwnLimits
 from cspsched.policies.settings import require_at_least, require_fraction
 from cspsched.problem.instance import Instance
 from cspsched.simulate import Step
+from cspsched.simulate.kernel.each.rules import AnyRules
 from cspsched.simulate.kernel.rules import Batch, Chunk, Gate, KernelRules
 
 
@@ -50,7 +51,7 @@ class SimpleChunking(Configured):
         """Empty queues under the instance's limits and the settings, whichever are tighter."""
         return SimpleChunkingRun(instance, self.settings, self.label)
 
-    def kernel_rules(self, instance: Instance) -> KernelRules | None:
+    def kernel_rules(self, instance: Instance) -> AnyRules | None:
         """Rules for the compiled kernel under an instance's limits; None if it does not know the settings."""
         return self.new_run(replace(instance, requests=instance.requests[:1])).kernel_rules()
 
@@ -69,9 +70,9 @@ class SimpleChunkingRun(FamilyRun):
         super().__init__(instance, own)
         self._turns = self.prefill_only, self.decode_only
 
-    def kernel_rules(self) -> KernelRules | None:
+    def _base_rules(self) -> KernelRules | None:
         """All of it."""
-        rules = super().kernel_rules()
+        rules = super()._base_rules()
         return rules and replace(
             rules, batch=Batch.TURNS, chunk=Chunk.ANY, gate=Gate.NOTHING_STARTED, longest_prompt=0
         )

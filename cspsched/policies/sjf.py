@@ -8,12 +8,15 @@ tokens.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 from cspsched.policies.batching import QueueRun
 from cspsched.policies.mc_sf import output_tokens
 from cspsched.problem.instance import Instance
 from cspsched.simulate import Step
+from cspsched.simulate.kernel.each.rules import AnyRules, Evict
+from cspsched.simulate.kernel.rules import Order
 
 
 class Sjf:
@@ -26,9 +29,17 @@ class Sjf:
         """Empty queues under the instance's limits."""
         return SjfRun(instance, key=output_tokens)
 
+    def kernel_rules(self, instance: Instance) -> AnyRules | None:
+        """Rules for the compiled kernel under an instance's limits; None if it does not know the settings."""
+        return self.new_run(replace(instance, requests=instance.requests[:1])).kernel_rules()
+
 
 class SjfRun(QueueRun):
     """Queues of one run."""
+
+    def kernel_rules(self) -> AnyRules | None:
+        """All of it."""
+        return self._each_rules(order=Order.OUTPUT, evict=Evict.LAST_IN_ORDER, queue_after_eviction=False)
 
     def schedule(self, step: Step) -> None:
         """All decodes, then prompts unless somebody was evicted."""

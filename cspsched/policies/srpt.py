@@ -12,7 +12,7 @@ requests are recomputed; ties go to the earlier submission.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from cspsched.errors import UsageError
@@ -21,6 +21,7 @@ from cspsched.policies.mc_sf import output_tokens
 from cspsched.policies.ranking import RankedRun
 from cspsched.problem.instance import Instance
 from cspsched.simulate import Step
+from cspsched.simulate.kernel.each.rules import AnyRules, Mode
 
 
 class Srpt:
@@ -32,6 +33,10 @@ class Srpt:
     def new_run(self, instance: Instance) -> SrptRun:
         """Empty queues under the instance's limits; everybody may be preempted to the end."""
         return SrptRun(instance, c=1.0)
+
+    def kernel_rules(self, instance: Instance) -> AnyRules | None:
+        """Rules for the compiled kernel under an instance's limits; None if it does not know the settings."""
+        return self.new_run(replace(instance, requests=instance.requests[:1])).kernel_rules()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,13 +63,22 @@ class Trail(Configured):
         """Empty queues under the instance's limits."""
         return SrptRun(instance, c=self.settings.c)
 
+    def kernel_rules(self, instance: Instance) -> AnyRules | None:
+        """Rules for the compiled kernel under an instance's limits; None if it does not know the settings."""
+        return self.new_run(replace(instance, requests=instance.requests[:1])).kernel_rules()
+
 
 class SrptRun(RankedRun):
     """Queues of one run; the key is the remaining output, and -1 for those that may not be preempted."""
 
     def __init__(self, instance: Instance, *, c: float) -> None:
         super().__init__(instance, key=output_tokens)
+        self._c = c
         self._preemptible_tokens = [c * request.output_tokens for request in instance.requests]
+
+    def kernel_rules(self) -> AnyRules | None:
+        """All of it."""
+        return self._each_rules(mode=Mode.REMAINING, ratio=float(self._c))
 
     def schedule(self, step: Step) -> None:
         """Rank the running requests by what they lack now, then serve."""

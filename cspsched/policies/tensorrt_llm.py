@@ -34,6 +34,7 @@ from cspsched.policies.batching import Configured, QueueRun
 from cspsched.policies.settings import require_at_least
 from cspsched.problem.instance import Instance
 from cspsched.simulate import Step
+from cspsched.simulate.kernel.each.rules import AnyRules
 from cspsched.simulate.kernel.rules import Batch, Chunk, KernelRules, Reserve
 
 
@@ -98,7 +99,7 @@ class TensorrtLlm(Configured):
             chunked=self.settings.enable_chunked_prefill,
         )
 
-    def kernel_rules(self, instance: Instance) -> KernelRules | None:
+    def kernel_rules(self, instance: Instance) -> AnyRules | None:
         """Rules for the compiled kernel under an instance's limits; None if it does not know the settings."""
         return self.new_run(replace(instance, requests=instance.requests[:1])).kernel_rules()
 
@@ -125,7 +126,7 @@ class ReservingRun(MicroBatch):
     running is the first in the queue, and nobody else can take what it would reserve.
     """
 
-    def kernel_rules(self) -> KernelRules | None:
+    def kernel_rules(self) -> AnyRules | None:
         """All of it."""
         chunk = Chunk.WHOLE_BLOCKS if self.chunked else Chunk.NEVER
         return replace(self._base_rules(), reserve=Reserve.OUTPUT, chunk=chunk)
@@ -140,9 +141,10 @@ class StaticRun(ReservingRun):
 
     _group: frozenset[int] = frozenset()
 
-    def kernel_rules(self) -> KernelRules | None:
-        """Not known to the kernel: who forms a group."""
-        return None
+    def kernel_rules(self) -> AnyRules | None:
+        """All of it."""
+        chunk = Chunk.WHOLE_BLOCKS if self.chunked else Chunk.NEVER
+        return self._each_rules(reserve=Reserve.OUTPUT, chunk=chunk, groups=True)
 
     def schedule(self, step: Step) -> None:
         """Form a group when the last has finished, then run it."""
@@ -167,10 +169,10 @@ class StaticRun(ReservingRun):
 class PrefillFirstRun(ReservingRun):
     """Prefill first: contexts alone as long as there is one with room to run, and reservations."""
 
-    def kernel_rules(self) -> KernelRules | None:
+    def kernel_rules(self) -> AnyRules | None:
         """All of it."""
         rules = super().kernel_rules()
-        return rules and replace(rules, batch=Batch.PREFILL_ONLY)
+        return replace(rules, batch=Batch.PREFILL_ONLY) if isinstance(rules, KernelRules) else None
 
     def schedule(self, step: Step) -> None:
         """Contexts, else all decodes."""
@@ -182,7 +184,7 @@ class PrefillFirstRun(ReservingRun):
 class EqualProgressRun(ReservingRun):
     """Equal progress: the contexts that have capacity share the budget, a block each in turn."""
 
-    def kernel_rules(self) -> KernelRules | None:
+    def kernel_rules(self) -> AnyRules | None:
         """Not known to the kernel: several started contexts."""
         return None
 

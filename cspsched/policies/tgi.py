@@ -25,7 +25,8 @@ from cspsched.policies.batching import Configured, QueueRun
 from cspsched.policies.settings import require_at_least
 from cspsched.problem.instance import Instance
 from cspsched.simulate import Step
-from cspsched.simulate.kernel.rules import Batch, KernelRules, Reserve
+from cspsched.simulate.kernel.each.rules import AnyRules, Mode
+from cspsched.simulate.kernel.rules import Batch, Reserve
 from cspsched.units import ceil_div
 
 
@@ -66,7 +67,7 @@ class Tgi(Configured):
         """Empty queues under the instance's limits and the settings, whichever are tighter."""
         return TgiRun(instance, self.settings)
 
-    def kernel_rules(self, instance: Instance) -> KernelRules | None:
+    def kernel_rules(self, instance: Instance) -> AnyRules | None:
         """Rules for the compiled kernel under an instance's limits; None if it does not know the settings."""
         return self.new_run(replace(instance, requests=instance.requests[:1])).kernel_rules()
 
@@ -86,10 +87,16 @@ class TgiRun(QueueRun):
         self._settings = settings
         self._decode_steps = 0
 
-    def kernel_rules(self) -> KernelRules | None:
-        """Not with a budget of total tokens."""
+    def kernel_rules(self) -> AnyRules | None:
+        """By request with a budget of total tokens."""
         if self._settings.max_batch_total_tokens is not None:
-            return None
+            return self._each_rules(
+                mode=Mode.WAITING_RATIO,
+                reserve=Reserve.PEAK,
+                ratio=float(self._settings.waiting_served_ratio),
+                decode_steps=self._settings.max_waiting_tokens,
+                total_tokens=self._settings.max_batch_total_tokens,
+            )
         return replace(
             self._base_rules(),
             batch=Batch.WAITING_RATIO,

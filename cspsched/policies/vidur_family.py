@@ -16,11 +16,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
+from typing import Any
 
 from cspsched.policies.sarathi_family import FamilyRun, OwnLimits
 from cspsched.policies.settings import require_at_least
 from cspsched.problem.instance import Instance
 from cspsched.simulate import Step
+from cspsched.simulate.kernel.each.rules import AnyRules
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,8 +72,16 @@ class VidurRun(FamilyRun):
         self.idle: deque[int] = deque()
         self._in_flight: deque[list[int]] = deque()
 
-    def kernel_rules(self) -> None:
-        """The compiled kernel does not know these rules."""
+    def kernel_rules(self) -> AnyRules | None:
+        """With one pipeline stage."""
+        if self.batches_in_flight > 1:
+            return None
+        own = self._own_rules()
+        return None if own is None else self._each_rules(most_in_batch=self.max_in_batch, **own)
+
+    def _own_rules(self) -> dict[str, Any] | None:
+        """What a scheduler decides for itself; None if the kernel does not know it."""
+        return None
 
     def schedule(self, step: Step) -> None:
         """Take back who has come back, and form a batch of them and of the queue."""

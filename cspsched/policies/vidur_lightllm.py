@@ -17,7 +17,7 @@ from cspsched.policies.batching import Configured
 from cspsched.policies.lightllm import LightllmRun, LightllmSettings
 from cspsched.policies.settings import require_at_least
 from cspsched.problem.instance import Instance
-from cspsched.simulate.kernel.rules import KernelRules
+from cspsched.simulate.kernel.each.rules import AnyRules
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +56,6 @@ class VidurLightllm(Configured):
             ),
         )
 
-    def kernel_rules(self, instance: Instance) -> KernelRules | None:
+    def kernel_rules(self, instance: Instance) -> AnyRules | None:
         """Rules for the compiled kernel under an instance's limits; None if it does not know the settings."""
         return self.new_run(replace(instance, requests=instance.requests[:1])).kernel_rules()

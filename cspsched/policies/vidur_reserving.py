@@ -14,8 +14,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 from cspsched.policies.batching import Configured
 from cspsched.policies.reserving import ReservingRun
@@ -23,6 +23,8 @@ from cspsched.policies.sarathi_family import OwnLimits
 from cspsched.policies.vidur_family import VidurRun, VidurSettings
 from cspsched.problem.instance import Instance, Limits
 from cspsched.simulate import Step
+from cspsched.simulate.kernel.each.rules import AnyRules, Mode
+from cspsched.simulate.kernel.rules import Reserve
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +70,10 @@ class VidurOrca(Configured):
         """
         return VidurReservingRun(instance, self.settings, self.label)
 
+    def kernel_rules(self, instance: Instance) -> AnyRules | None:
+        """Rules for the compiled kernel under an instance's limits; None if it does not know the settings."""
+        return self.new_run(replace(instance, requests=instance.requests[:1])).kernel_rules()
+
 
 @dataclass(frozen=True, slots=True)
 class VidurFasterTransformer(Configured):
@@ -87,6 +93,10 @@ class VidurFasterTransformer(Configured):
         """
         return VidurFasterTransformerRun(instance, self.settings, self.label)
 
+    def kernel_rules(self, instance: Instance) -> AnyRules | None:
+        """Rules for the compiled kernel under an instance's limits; None if it does not know the settings."""
+        return self.new_run(replace(instance, requests=instance.requests[:1])).kernel_rules()
+
 
 class VidurReservingRun(VidurRun, ReservingRun):
     """Queues of one run: the reservation of `ReservingRun`, in the batches of `VidurRun`."""
@@ -97,6 +107,10 @@ class VidurReservingRun(VidurRun, ReservingRun):
         super().__init__(
             instance, own, batches_in_flight=settings.num_pipeline_stages, max_in_batch=max_in_batch
         )
+
+    def _own_rules(self) -> dict[str, Any] | None:
+        """All of it."""
+        return {"mode": Mode.WHOLE, "reserve": Reserve.FIXED, "fixed_blocks": self._blocks[0]}
 
     def make_room(self, step: Step, request: int, queue: deque[int], promised: int) -> bool:
         """Nobody needs a block: all are reserved."""
@@ -111,6 +125,11 @@ class VidurFasterTransformerRun(VidurReservingRun):
         self._leaks = settings.emulate_bugs
         self._leaked_blocks = 0
         self._forms_batch = True
+
+    def _own_rules(self) -> dict[str, Any] | None:
+        """All of it but the bug."""
+        rules = super()._own_rules()
+        return None if self._leaks or rules is None else rules | {"groups": True}
 
     def decide(self, step: Step) -> None:
         """Go on with the batch that came back; form one only if there is none."""

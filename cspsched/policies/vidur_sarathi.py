@@ -12,8 +12,8 @@ in blocks taken one by one.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 from cspsched.policies.batching import Configured
 from cspsched.policies.sarathi_family import OwnLimits
@@ -21,6 +21,7 @@ from cspsched.policies.settings import require_fraction
 from cspsched.policies.vidur_family import VidurRun, VidurSettings
 from cspsched.problem.instance import Instance
 from cspsched.simulate import Step
+from cspsched.simulate.kernel.each.rules import AnyRules, Mode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +50,10 @@ class VidurSarathi(Configured):
         """Empty queues under the instance's limits and the settings, whichever are tighter."""
         return VidurSarathiRun(instance, self.settings, self.label)
 
+    def kernel_rules(self, instance: Instance) -> AnyRules | None:
+        """Rules for the compiled kernel under an instance's limits; None if it does not know the settings."""
+        return self.new_run(replace(instance, requests=instance.requests[:1])).kernel_rules()
+
 
 class VidurSarathiRun(VidurRun):
     """Queues of one run."""
@@ -67,6 +72,12 @@ class VidurSarathiRun(VidurRun):
         self._forgets_prompts = settings.emulate_bugs
         # What Vidur takes for the prompt of a request that was preempted, where it differs.
         self._remembered: dict[int, int] = {}
+
+    def _own_rules(self) -> dict[str, Any] | None:
+        """All of it but the bug."""
+        if self._forgets_prompts:
+            return None
+        return {"mode": Mode.STALL_FREE, "max_tokens": self._chunk, "longest_prompt": 0}
 
     def decide(self, step: Step) -> None:
         """Decodes, then started prefills, then the queue; who is left out is sorted by arrival."""

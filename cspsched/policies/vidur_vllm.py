@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 from cspsched.policies.batching import Configured
 from cspsched.policies.sarathi_family import OwnLimits
@@ -21,6 +21,7 @@ from cspsched.policies.settings import require_fraction
 from cspsched.policies.vidur_family import VidurRun, VidurSettings
 from cspsched.problem.instance import Instance
 from cspsched.simulate import Step
+from cspsched.simulate.kernel.each.rules import AnyRules, Mode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +50,10 @@ class VidurVllm(Configured):
         """Empty queues under the instance's limits and the settings, whichever are tighter."""
         return VidurVllmRun(instance, self.settings, self.label)
 
+    def kernel_rules(self, instance: Instance) -> AnyRules | None:
+        """Rules for the compiled kernel under an instance's limits; None if it does not know the settings."""
+        return self.new_run(replace(instance, requests=instance.requests[:1])).kernel_rules()
+
 
 class VidurVllmRun(VidurRun):
     """Queues of one run."""
@@ -66,6 +71,12 @@ class VidurVllmRun(VidurRun):
         self._padded_tokens = settings.max_tokens_in_batch
         self._long_prompts_go_alone = not settings.emulate_bugs
         self._batch: Mapping[int, int] = {}
+
+    def _own_rules(self) -> dict[str, Any] | None:
+        """All of it but the bug."""
+        if not self._long_prompts_go_alone:
+            return None
+        return {"mode": Mode.PADDED, "padded_tokens": self._padded_tokens}
 
     def decide(self, step: Step) -> None:
         """Prompts; if there is none, decodes in the order of arrival."""

@@ -20,7 +20,7 @@ from cspsched.policies.settings import require_at_least, require_fraction
 from cspsched.policies.vllm_v0_runs import PartialPrefills, V0ChunkedRun, V0DefaultRun, V0Run
 from cspsched.policies.vllm_v1 import QueueOrder
 from cspsched.problem.instance import Instance, Limits, Preemption
-from cspsched.simulate.kernel.rules import KernelRules
+from cspsched.simulate.kernel.each.rules import AnyRules
 
 SMALLEST_DEFAULT_BUDGET = 2048
 """Default of max_num_batched_tokens for short models, and with chunked prefill for all."""
@@ -140,6 +140,6 @@ class VllmV0(Configured):
                 "the instance allows swap only; give it either (--preemption either)"
             )
 
-    def kernel_rules(self, instance: Instance) -> KernelRules | None:
+    def kernel_rules(self, instance: Instance) -> AnyRules | None:
         """Rules for the compiled kernel under an instance's limits; None if it does not know the settings."""
         return self.new_run(replace(instance, requests=instance.requests[:1])).kernel_rules()

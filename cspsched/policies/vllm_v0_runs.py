@@ -22,7 +22,8 @@ from itertools import islice
 from cspsched.policies.sarathi_family import FamilyRun, OwnLimits
 from cspsched.problem.instance import Instance
 from cspsched.simulate import PolicyError, Step
-from cspsched.simulate.kernel.rules import Batch, KernelRules
+from cspsched.simulate.kernel.each.rules import AnyRules, Mode
+from cspsched.simulate.kernel.rules import Batch, Order
 from cspsched.units import ceil_div
 
 
@@ -94,11 +95,18 @@ class V0DefaultRun(V0Run):
         self._last_was_prompt = False
         self._prompt_latency_ns = 0
 
-    def kernel_rules(self) -> KernelRules | None:
-        """Without delay, priority and swap."""
-        rules = super().kernel_rules()
-        if rules is None or self._delay_factor or self._by_priority or self._swaps:
+    def kernel_rules(self) -> AnyRules | None:
+        """Without swap; by request with delay or priority."""
+        rules = self._base_rules()
+        if rules is None or self._swaps:
             return None
+        if self._delay_factor or self._by_priority:
+            return self._each_rules(
+                mode=Mode.PREFILL_ONLY,
+                ratio=float(self._delay_factor),
+                by_importance=self._by_priority,
+                order=Order.PRIORITY if self._by_priority else Order.ARRIVAL,
+            )
         return replace(rules, batch=Batch.PREFILL_ONLY)
 
     def schedule(self, step: Step) -> None:
@@ -182,9 +190,11 @@ class V0ChunkedRun(V0Run):
         self._long_left = 0
         self._victims: list[int] = []
 
-    def kernel_rules(self) -> KernelRules | None:
-        """Not known to the kernel: several requests may have prefill left, in an order of their own."""
-        return None
+    def kernel_rules(self) -> AnyRules | None:
+        """Without swap, and with one partial prefill at a time."""
+        if self._base_rules() is None or self._swaps or self._partial.most > 1:
+            return None
+        return self._each_rules(mode=Mode.CHUNKED, longest_prompt=0)
 
     def schedule(self, step: Step) -> None:
         """Visit the running requests, restore, admit, hand over: new prefills, started ones, decodes."""

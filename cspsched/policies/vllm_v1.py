@@ -22,6 +22,7 @@ from cspsched.policies.queues import FcfsQueue, PriorityQueue, WaitingQueue
 from cspsched.policies.settings import describe_settings, require_at_least, require_fraction
 from cspsched.problem.instance import Instance, Limits
 from cspsched.simulate import CachedPrefix, Step
+from cspsched.simulate.kernel.each.rules import AnyRules, EachRules, Evict, Loop
 from cspsched.simulate.kernel.rules import Batch, Chunk, KernelRules, Order, Reserve, Victim
 
 
@@ -74,11 +75,11 @@ class VllmSettings:
         require_fraction(self, "watermark", policy="vllm")
 
 
-KERNEL_SETTINGS = (
+AGGREGATED_SETTINGS = (
     "max_num_seqs", "max_num_batched_tokens", "long_prefill_token_threshold", "enable_chunked_prefill",
-    "scheduler_reserve_full_isl", "watermark", "policy",
+    "scheduler_reserve_full_isl", "watermark", "policy", "max_num_active_seqs",
 )  # fmt: skip
-"""Settings that the compiled kernel knows; with any other away from its default the clear engine runs."""
+"""Settings that the kernel's loop over aggregated state knows; with others it goes by request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +99,15 @@ class VllmV1:
         """Empty queues under the instance's limits and the settings, whichever are tighter."""
         return VllmRun(instance, self.settings)
 
-    def kernel_rules(self, instance: Instance) -> KernelRules | None:
+    def kernel_rules(self, instance: Instance) -> AnyRules | None:
         """Rules for the compiled kernel under an instance's limits; None if it does not know the settings."""
-        known = {name: getattr(self.settings, name) for name in KERNEL_SETTINGS}
-        if VllmSettings(**known) != self.settings:
+        settings = self.settings
+        if settings.async_scheduling or settings.enable_prefix_caching:
             return None
-        return self.new_run(replace(instance, requests=instance.requests[:1])).kernel_rules(instance.limits)
+        run = self.new_run(replace(instance, requests=instance.requests[:1]))
+        known = {name: getattr(settings, name) for name in AGGREGATED_SETTINGS}
+        rules = run.kernel_rules(instance.limits) if VllmSettings(**known) == settings else None
+        return rules or run.each_rules(instance.limits)
 
 
 class StepTerms(NamedTuple):
@@ -163,6 +167,29 @@ class VllmRun:
             long_prefill=self._long_prefill,
             watermark_blocks=self._watermark_blocks,
             test_known=self._reserves_prompt,
+        )
+
+    def each_rules(self, limits: Limits) -> EachRules:
+        """Rules for the loop that visits every request: all but async scheduling and prefix caching."""
+        by_priority = isinstance(self._waiting, PriorityQueue)
+        return EachRules(
+            loop=Loop.VLLM,
+            kv_blocks=limits.kv_blocks,
+            block_tokens=self._block_tokens,
+            max_tokens=self._budget,
+            batch_tokens=limits.max_batch_tokens,
+            max_running=self._max_running,
+            most_holders=self._max_running,
+            order=Order.PRIORITY if by_priority else Order.ARRIVAL,
+            chunk=Chunk.ANY if self._chunked else Chunk.NEVER,
+            evict=Evict.LEAST_IMPORTANT if by_priority else Evict.NEWEST,
+            watermark_blocks=self._watermark_blocks,
+            test_known=self._reserves_prompt,
+            long_prefill=self._long_prefill,
+            adaptive=self._adaptive,
+            lookahead=self._lookahead,
+            max_model_len=self._max_model_len,
+            interval=self._interval,
         )
 
     def submit(self, request: int) -> None:

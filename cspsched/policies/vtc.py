@@ -16,7 +16,7 @@ this is `lightllm` with first come, first served.
 from __future__ import annotations
 
 from bisect import insort
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from cspsched.errors import UsageError
@@ -25,6 +25,7 @@ from cspsched.policies.lightllm import LightllmRun, LightllmSettings
 from cspsched.policies.settings import require_at_least
 from cspsched.problem.instance import Instance
 from cspsched.simulate import Step
+from cspsched.simulate.kernel.each.rules import AnyRules
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +65,10 @@ class Vtc(Configured):
         """Empty queues and counters at 0 under the instance's limits and the settings."""
         return VtcRun(instance, self.settings)
 
+    def kernel_rules(self, instance: Instance) -> AnyRules | None:
+        """Rules for the compiled kernel under an instance's limits; None if it does not know the settings."""
+        return self.new_run(replace(instance, requests=instance.requests[:1])).kernel_rules()
+
 
 class VtcRun(LightllmRun):
     """Queues of one run; `counters` is the service of each client, in the order of their first arrival."""
@@ -79,6 +84,13 @@ class VtcRun(LightllmRun):
         self._prices = settings
         self._queues: dict[str, list[int]] = {}
         self._charged: set[int] = set()
+
+    def kernel_rules(self) -> AnyRules | None:
+        """All of it."""
+        prices = self._prices
+        return self._rules_by_request(
+            clients=True, price=float(prices.input_price), output_price=float(prices.output_price)
+        )
 
     def submit(self, request: int) -> None:
         """Queue an arrival at its client's end."""

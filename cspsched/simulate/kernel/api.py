@@ -14,9 +14,10 @@ from cspsched.problem.instance import Instance
 from cspsched.simulate.engine import LivelockError, Simulation, simulate
 from cspsched.simulate.kernel import layout
 from cspsched.simulate.kernel.cost import flatten_cost
+from cspsched.simulate.kernel.each.rules import AnyRules, EachRules, Loop
 from cspsched.simulate.kernel.layout import Kernel
 from cspsched.simulate.kernel.memory import Logs, new_kernel
-from cspsched.simulate.kernel.rules import HasKernelRules, KernelRules
+from cspsched.simulate.kernel.rules import HasKernelRules
 from cspsched.simulate.kernel.workload import Int32Array, Workload
 from cspsched.simulate.protocol import Policy
 from cspsched.simulate.step import PolicyError
@@ -61,7 +62,7 @@ class KernelRun:
     """
 
     policy: str
-    rules: KernelRules
+    rules: AnyRules
     workload: Workload
     times_ns: IntArray
     num_preemptions: Int32Array
@@ -158,12 +159,22 @@ def simulate_fast(instance: Instance, policy: Policy) -> KernelRun:
         raise UsageError(f"policy {policy.label} has no kernel rules for its settings; use the clear engine")
     workload = Workload.from_instance(instance)
     names = [request.request_id for request in instance.requests]
-    return run_workload(workload, rules, instance.cost, label=policy.label, name_of=names.__getitem__)
+    return _run(workload, rules, instance.cost, policy.label, names.__getitem__, _asker(instance, policy))
+
+
+def _asker(instance: Instance, policy: Policy) -> Callable[[Kernel], Callable[[int], None]] | None:
+    """What makes of a kernel the function that answers its questions; None if the policy has no say."""
+    from cspsched.simulate.decisions import DecisionPolicy
+    from cspsched.simulate.kernel.questions import Questions
+
+    if not isinstance(policy, DecisionPolicy):
+        return None
+    return lambda kernel: Questions(instance, policy, kernel).answer
 
 
 def run_workload(
     workload: Workload,
-    rules: KernelRules,
+    rules: AnyRules,
     cost: CostModel,
     *,
     label: str,
@@ -184,6 +195,19 @@ def run_workload(
     LimitError
         If the run goes on beyond 2^61 ns or about 2^31 batches.
     """
+    if isinstance(rules, EachRules) and rules.loop is Loop.DECIDED:
+        raise UsageError(f"policy {label} looks at requests, which columns are none of; give an instance")
+    return _run(workload, rules, cost, label, name_of, None)
+
+
+def _run(
+    workload: Workload,
+    rules: AnyRules,
+    cost: CostModel,
+    label: str,
+    name_of: Callable[[int], str],
+    asker: Callable[[Kernel], Callable[[int], None]] | None,
+) -> KernelRun:
     if ceil_div(workload.largest_peak, rules.block_tokens) > rules.kv_blocks:
         raise InputError(
             f"a request needs {workload.largest_peak} tokens of KV cache, the device holds "
@@ -192,15 +216,18 @@ def run_workload(
     prices = _fitting_prices(workload, rules, cost)
     if prices is None:
         raise UsageError(f"policy {label}: the numbers are too large for the kernel; use the clear engine")
-    from cspsched.simulate.kernel.core import run_kernel
-
-    kernel, logs = new_kernel(workload, rules, prices), Logs()
-    while (answer := int(run_kernel(kernel))) == layout.LOG_FULL:
-        kernel = logs.grow(kernel)
+    run, kernel, logs = _loop(rules), new_kernel(workload, rules, prices), Logs()
+    tell = asker(kernel) if asker else None
+    while (answer := int(run(kernel))) >= layout.FIRST_QUESTION or answer == layout.LOG_FULL:
+        if answer == layout.LOG_FULL:
+            kernel = logs.grow(kernel)
+        elif tell:
+            tell(answer)
     if answer != layout.FINISHED:
         raise failure(answer, kernel, rules, label, name_of)
     logs.keep(kernel)
-    times_ns, num_preemptions = kernel.wide, kernel.rows[:, layout.PREEMPTIONS].copy()
+    times_ns = kernel.wide[:, : layout.RECOMPUTED + 1]
+    num_preemptions = kernel.rows[:, layout.PREEMPTIONS].copy()
     # The rows go before the logs are joined: of ten million requests they are half a gigabyte.
     del kernel
     return KernelRun(
@@ -213,6 +240,17 @@ def run_workload(
         batch_counts=logs.column("batch_counts"),
         spans=logs.column("spans"),
     )
+
+
+def _loop(rules: AnyRules) -> Callable[[Kernel], int]:
+    """The compiled loop that runs the rules; the others are not loaded."""
+    if isinstance(rules, EachRules):
+        from cspsched.simulate.kernel.each.loops import LOOPS
+
+        return LOOPS[rules.loop]
+    from cspsched.simulate.kernel.core import run_kernel
+
+    return run_kernel
 
 
 def run_policy(instance: Instance, policy: Policy, engine: Engine | str = Engine.AUTO) -> Simulation:
@@ -233,7 +271,7 @@ def run_policy(instance: Instance, policy: Policy, engine: Engine | str = Engine
     return simulate_fast(instance, policy).to_simulation()
 
 
-def kernel_rules(instance: Instance, policy: Policy) -> KernelRules | None:
+def kernel_rules(instance: Instance, policy: Policy) -> AnyRules | None:
     """Rules of a policy under an instance's limits; None if only the clear engine runs it."""
     return policy.kernel_rules(instance) if isinstance(policy, HasKernelRules) else None
 
@@ -247,7 +285,7 @@ def _suits_kernel(instance: Instance, policy: Policy) -> bool:
     )
 
 
-def _fitting_prices(workload: Workload, rules: KernelRules, cost: CostModel) -> IntArray | None:
+def _fitting_prices(workload: Workload, rules: AnyRules, cost: CostModel) -> IntArray | None:
     """The flat cost model; None if something does not fit the kernel's numbers."""
     fits = (
         int(workload.output_tokens.max()) < MOST_OUTPUT_TOKENS
@@ -258,7 +296,7 @@ def _fitting_prices(workload: Workload, rules: KernelRules, cost: CostModel) -> 
 
 
 def failure(
-    answer: int, kernel: Kernel, rules: KernelRules, label: str, name_of: Callable[[int], str]
+    answer: int, kernel: Kernel, rules: AnyRules, label: str, name_of: Callable[[int], str]
 ) -> Exception:
     """The error behind an answer of the loop, as the clear engine raises it.
 

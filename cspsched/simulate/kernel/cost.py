@@ -7,13 +7,13 @@ from bisect import bisect_right
 import numpy as np
 
 from cspsched.problem.cost import FUNCTION_FEATURES, BatchFeatures, CostModel, IntArray, PiecewiseLinear
-from cspsched.simulate.kernel.rules import KernelRules
+from cspsched.simulate.kernel.each.rules import AnyRules, EachRules
 
 LARGEST_TERM = 2**58
 """A dozen terms and a clock of less than 2^61 ns stay below 2^63."""
 
 
-def flatten_cost(cost: CostModel, rules: KernelRules, largest_peak: int) -> IntArray | None:
+def flatten_cost(cost: CostModel, rules: AnyRules, largest_peak: int) -> IntArray | None:
     """Flat form of a cost model; None if a batch could take a term beyond 64 bits.
 
     Rows of four numbers, int64: step, b_p and b_d rounded up, in nanoseconds, and the row of the first knot;
@@ -54,10 +54,13 @@ def _functions(cost: CostModel) -> list[tuple[int, PiecewiseLinear]]:
     return [(feature, function) for feature, function in named if not function.is_zero]
 
 
-def _largest_features(rules: KernelRules, largest_peak: int) -> BatchFeatures[int]:
+def _largest_features(rules: AnyRules, largest_peak: int) -> BatchFeatures[int]:
     """No batch has more of anything."""
     kv_tokens = rules.kv_blocks * rules.block_tokens
     tokens = min(rules.max_tokens + rules.max_running, kv_tokens)
+    if isinstance(rules, EachRules):
+        # Some price a prompt alone before it is cut.
+        tokens = max(tokens, largest_peak)
     requests = min(rules.max_running, kv_tokens)
     return BatchFeatures(
         tokens=tokens,

@@ -38,6 +38,6 @@ def outer(function: Function) -> Function:
 def _source_version() -> int:
     """Checksum of all sources of the kernel."""
     version = 0
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
         version = crc32(path.read_bytes(), version)
     return version

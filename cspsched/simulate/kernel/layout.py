@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from cspsched.problem.cost import IntArray
-from cspsched.simulate.kernel.rules import KernelRules
+from cspsched.simulate.kernel.each.rules import AnyRules, EachRules
 from cspsched.simulate.kernel.workload import Int32Array
 
 # Columns of `rows`.
@@ -47,6 +47,8 @@ NOBODY = -1
 
 # Answers of the loop.
 FINISHED, LOG_FULL, STUCK, LIVELOCK, PROMPT_REFUSED, TOO_LONG = range(6)
+FIRST_QUESTION = 16
+"""From here on the answer is a question to a policy in Python."""
 LAST_CLOCK_NS = 2**61
 LAST_COUNT = 2**31 - 2**27
 """Batches and admissions are counted in 32 bits."""
@@ -89,6 +91,7 @@ class Kernel(NamedTuple):
     steps); context before."""
 
 
-def most_running(rules: KernelRules, num_requests: int) -> int:
+def most_running(rules: AnyRules, num_requests: int) -> int:
     """Most requests that ever run at a time: each holds a block."""
-    return min(rules.max_running, num_requests, rules.kv_blocks)
+    most = rules.most_holders if isinstance(rules, EachRules) else rules.max_running
+    return min(most, num_requests, rules.kv_blocks)

@@ -9,6 +9,8 @@ import numpy.typing as npt
 
 from cspsched.problem.cost import IntArray
 from cspsched.simulate.kernel import layout
+from cspsched.simulate.kernel.each.memory import each_arrays
+from cspsched.simulate.kernel.each.rules import AnyRules, EachRules
 from cspsched.simulate.kernel.layout import NOBODY, Kernel
 from cspsched.simulate.kernel.rules import Batch, KernelRules, Order
 from cspsched.simulate.kernel.workload import Int32Array, Workload
@@ -17,9 +19,12 @@ ROWS_A_REQUEST, MOST_ROWS = 4, 1 << 20
 """Rows of a log at first, seldom too few, and how many it gets at a time. Unused ones cost nothing."""
 
 
-def new_kernel(workload: Workload, rules: KernelRules, prices: IntArray) -> Kernel:
+def new_kernel(workload: Workload, rules: AnyRules, prices: IntArray) -> Kernel:
     """Arrays for a run from its beginning, nothing submitted yet."""
     most = layout.most_running(rules, workload.num_requests)
+    logs = _new_logs(max(min(ROWS_A_REQUEST * workload.num_requests, MOST_ROWS), 4 * most + 4))
+    if isinstance(rules, EachRules):
+        return Kernel(prices=prices, **each_arrays(workload, rules, most), **logs)
     return Kernel(
         now=_first_state(workload, rules),
         rows=_rows(workload, rules),
@@ -29,7 +34,7 @@ def new_kernel(workload: Workload, rules: KernelRules, prices: IntArray) -> Kern
         residues=np.zeros(rules.block_tokens, dtype=np.int32),
         calendar=np.full(1 << int(workload.output_tokens.max()).bit_length(), NOBODY, dtype=np.int32),
         prices=prices,
-        **_new_logs(max(min(ROWS_A_REQUEST * workload.num_requests, MOST_ROWS), 4 * most + 4)),
+        **logs,
     )
 
 

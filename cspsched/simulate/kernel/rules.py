@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from dataclasses import astuple, dataclass
 from enum import IntEnum
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
 from cspsched.problem.cost import IntArray
 from cspsched.problem.instance import Instance
+
+if TYPE_CHECKING:
+    from cspsched.simulate.kernel.each.rules import EachRules
 
 
 class Order(IntEnum):
@@ -27,6 +30,10 @@ class Order(IntEnum):
     """Shortest output first."""
     VOLUME = 3
     """Least O I + O (O - 1) / 2 first."""
+    LONGEST_OUTPUT = 4
+    """Longest output first."""
+    PROMPT = 5
+    """Shortest prompt first."""
 
 
 class Batch(IntEnum):
@@ -181,5 +188,5 @@ class KernelRules:
 class HasKernelRules(Protocol):
     """A policy that the kernel can run, with some settings at least."""
 
-    def kernel_rules(self, instance: Instance) -> KernelRules | None:
+    def kernel_rules(self, instance: Instance) -> KernelRules | EachRules | None:
         """Rules under an instance's limits and switches, whatever its requests; None if too rich for them."""

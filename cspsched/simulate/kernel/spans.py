@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from cspsched.problem.cost import IntArray
 from cspsched.problem.schedule import Schedule
+from cspsched.simulate.kernel.each.rules import AnyRules, EachRules
 from cspsched.simulate.kernel.jit import outer
 from cspsched.simulate.kernel.layout import (
     AMOUNT,
@@ -18,17 +19,17 @@ from cspsched.simulate.kernel.layout import (
     SPAN_NUMBER,
     SPAN_REQUEST,
 )
-from cspsched.simulate.kernel.rules import Batch, KernelRules
+from cspsched.simulate.kernel.rules import Batch
 from cspsched.simulate.kernel.workload import Int32Array
 
 
 def expand_spans(
-    rules: KernelRules, batch_ns: IntArray, batch_counts: Int32Array, spans: Int32Array
+    rules: AnyRules, batch_ns: IntArray, batch_counts: Int32Array, spans: Int32Array
 ) -> Schedule:
     """The schedule of a run from the kernel's logs (see `Kernel`), entries in the policy's order.
 
     Within a batch vLLM V1 goes by admission, the Sarathi family takes prefills first, the others decodes;
-    within each kind, too, the order is that of admission.
+    within each kind, too, the order is that of admission. Of `EachRules` the numbers are the order.
     """
     sizes = batch_counts[:, 0].astype(np.int64) + batch_counts[:, 1]
     first_entry = np.concatenate((np.zeros(1, dtype=np.int64), np.cumsum(sizes)))
@@ -53,10 +54,10 @@ def expand_spans(
     )
 
 
-def _policy_order(rules: KernelRules, spans: Int32Array) -> npt.NDArray[np.intp]:
+def _policy_order(rules: AnyRules, spans: Int32Array) -> npt.NDArray[np.intp]:
     """Order of spans in which each batch gets its entries."""
     number = spans[:, SPAN_NUMBER]
-    if rules.batch is Batch.RUNNING_FIRST:
+    if isinstance(rules, EachRules) or rules.batch is Batch.RUNNING_FIRST:
         return np.argsort(number, kind="stable")
     is_run = spans[:, KIND] == RUN_SPAN
     return np.lexsort((number, is_run if rules.prefills_first else ~is_run))

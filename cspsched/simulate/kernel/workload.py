@@ -12,7 +12,8 @@ from cspsched.errors import InputError
 from cspsched.problem.cost import IntArray
 from cspsched.problem.instance import Instance
 from cspsched.problem.request import MAX_ARRIVAL_NS, MAX_TOKENS
-from cspsched.simulate.kernel.rules import KernelRules, Order
+from cspsched.simulate.kernel.each.rules import AnyRules
+from cspsched.simulate.kernel.rules import Order
 
 Int32Array = npt.NDArray[np.int32]
 
@@ -31,6 +32,8 @@ class Workload:
         int64, smaller is served first; None: all alike.
     name_rank
         Position of each request's name among all names; None: names rise with the position.
+    client
+        Number of each request's client, from 0; None: all are of one client.
     """
 
     arrival_ns: IntArray
@@ -38,6 +41,7 @@ class Workload:
     output_tokens: Int32Array
     priority: IntArray | None = None
     name_rank: IntArray | None = None
+    client: Int32Array | None = None
 
     def __post_init__(self) -> None:
         count = len(self.arrival_ns)
@@ -64,12 +68,14 @@ class Workload:
         by_name = sorted(range(len(names)), key=names.__getitem__)
         name_rank = np.empty(len(names), dtype=np.int64)
         name_rank[by_name] = np.arange(len(names))
+        numbers = {client: number for number, client in enumerate({r.client_id: None for r in requests})}
         return cls(
             arrival_ns=np.array([request.arrival_ns for request in requests], dtype=np.int64),
             prompt_tokens=np.array([request.prompt_tokens for request in requests], dtype=np.int32),
             output_tokens=np.array([request.output_tokens for request in requests], dtype=np.int32),
             priority=np.array([request.priority for request in requests], dtype=np.int64),
             name_rank=name_rank,
+            client=np.array([numbers[request.client_id] for request in requests], dtype=np.int32),
         )
 
     @property
@@ -86,7 +92,7 @@ class Workload:
         """Requests in the order of (arrival, file)."""
         return np.argsort(self.arrival_ns, kind="stable").astype(np.int32)
 
-    def queue_order(self, rules: KernelRules) -> Int32Array:
+    def queue_order(self, rules: AnyRules) -> Int32Array:
         """Requests in the order of the waiting queue, if all were in it."""
         submission = self.submission_order()
         if rules.order is Order.ARRIVAL:
@@ -98,6 +104,26 @@ class Workload:
         if rules.order is Order.VOLUME:
             key = key * self.prompt_tokens + key * (key - 1) // 2
         return submission[np.argsort(key[submission], kind="stable")]
+
+    def places(self, order: Order) -> IntArray:
+        """Place of each request in an order of the queue in which equals go by submission."""
+        if order is Order.OUTPUT:
+            return self.output_tokens.astype(np.int64)
+        if order is Order.LONGEST_OUTPUT:
+            return MAX_TOKENS - self.output_tokens.astype(np.int64)
+        if order is Order.PROMPT:
+            return self.prompt_tokens.astype(np.int64)
+        return np.zeros(self.num_requests, dtype=np.int64)
+
+    def clients_by_arrival(self) -> Int32Array:
+        """Client of each request, numbered in the order of their first submissions."""
+        if self.client is None:
+            return np.zeros(self.num_requests, dtype=np.int32)
+        in_order = self.client[self.submission_order()]
+        known, first = np.unique(in_order, return_index=True)
+        number = np.empty(int(known.max()) + 1, dtype=np.int32)
+        number[known[np.argsort(first)]] = np.arange(len(known))
+        return number[self.client]
 
     def importance(self) -> Int32Array:
         """Rank of each request by (priority, arrival), equal where both are."""

@@ -1,0 +1,47 @@
+"""Where the loops that visit every request find things, beside what is in the kernel's own layout."""
+
+from __future__ import annotations
+
+from cspsched.simulate.kernel.layout import IMPORTANCE, NEXT, ORDER, RANK, RECOMPUTED
+
+# Positions in `now` from ORDER on: the fields of EachRules in their order, then more of what changes.
+(
+    LOOP, BATCH_TOKENS, MOST_HOLDERS, MODE, RESERVES, CUT, EVICT, TEST, QUEUE_AFTER_EVICTION, DECODE_STEPS,
+    SPARE_BLOCKS, ASSUMED_TOKENS, TOTAL_TOKENS, GROUPS, LEARNS_LENGTHS, LENGTH_THRESHOLD, DECODES_FOLLOW,
+    MOST_PREFILL, MIXES_DECODES, CLIENTS, WATERMARK, LONGEST_PROMPT, BY_ARRIVAL, MOST_IN_BATCH,
+    PADDED_TOKENS, STAGE_TOKENS, NUM_STAGES, FIXED_BLOCKS, BY_IMPORTANCE, TEST_KNOWN, LONG_PREFILL, ADAPTIVE,
+    LOOKAHEAD, MAX_MODEL_LEN, INTERVAL,
+    STARVATION_PERIOD, ASKS, RATIO, PRICE, OUTPUT_PRICE,
+    USED_TOKENS, NUM_IN_BATCH, NUM_LISTED, NUM_BATCHED, DECISION, HEAP_SIZE, GROUP_LEFT, IS_FULL, SHARE,
+    FRONT, BATCH_START_NS, LAST_PROMPT_NS, LAST_WAS_PROMPT, NUM_IDLE, NUM_STEPS, LAST_PREFILL_STEP,
+    CAPACITY_BOUND, QUEUE_START, RENUMBERS, SOMEBODY_FINISHED,
+) = range(ORDER + 1, ORDER + 61)  # fmt: skip
+LENGTH_COUNT, LENGTH_SUM = SOMEBODY_FINISHED + 1, SOMEBODY_FINISHED + 33
+"""Of finished requests, by the bits of their prompt: how many, and their tokens together."""
+# Of the loop that asks: what it waits for, its place, and question and answer.
+STAGE, POSITION, BUDGET, BATCH_MODE, ASKED, MOST, HAS_ANSWER, ANSWER, CHUNK_GIVEN = range(
+    LENGTH_SUM + 32, LENGTH_SUM + 41
+)
+NUM_NOW = CHUNK_GIVEN + 1
+
+# More columns of `rows`: last decode step of the run that is open (or NO_RUN), tokens in the batch that is
+# decided, decision in which the request was evicted last, and what a policy keeps of a request.
+LAST_STEP, TOKENS, EVICTED_AT, LEVEL = range(IMPORTANCE + 1, IMPORTANCE + 5)
+NUM_ROW = LEVEL + 1
+NO_RUN = -2
+
+# More columns of `wide`: what the queue is sorted by, and what a policy keeps of a request.
+KEY, SPENT, IDLE_SINCE_NS = range(RECOMPUTED + 1, RECOMPUTED + 4)
+NUM_WIDE = IDLE_SINCE_NS + 1
+
+# Columns of `slots`: running requests in the policy's order, the batch, and lists that a step makes.
+LISTED, BATCHED, SORTED_LIST, IDLE, FIRST_LIST, SECOND_LIST, HELD_TOKENS, TO_COME, THIRD_LIST = range(9)
+
+NUM_SLOT = 9
+# Columns of `rows` under other names where clients have queues: the first that a client has queued (in the
+# row of the client's number), the next in the queue, the client, and whether the prompt has been charged.
+QUEUE_OF_CLIENT, NEXT_OF_CLIENT, CLIENT, CHARGED = RANK, NEXT, IMPORTANCE, LEVEL
+
+KEY_BITS = 33
+"""Of a key, for the number of the submission."""
+LEVEL_BITS = 40

@@ -1,0 +1,61 @@
+"""Memory of a run of the loops that visit every request."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from cspsched.problem.cost import IntArray
+from cspsched.simulate.kernel import layout
+from cspsched.simulate.kernel.each import layout as each
+from cspsched.simulate.kernel.each.rules import EachRules
+from cspsched.simulate.kernel.rules import Order
+from cspsched.simulate.kernel.workload import Int32Array, Workload
+
+
+def each_arrays(workload: Workload, rules: EachRules, most: int) -> dict[str, Any]:
+    """Fields of `Kernel` but prices and logs for a run from its beginning, nothing submitted yet."""
+    orders = np.zeros((workload.num_requests, layout.HEAP + 1), dtype=np.int32)
+    orders[:, layout.SUBMISSION] = workload.submission_order()
+    return {
+        "now": _first_state(workload, rules),
+        "rows": _rows(workload, rules),
+        "wide": _wide(workload, rules),
+        "orders": orders,
+        "slots": np.full((2 * most + 2, each.NUM_SLOT), layout.NOBODY, dtype=np.int32),
+        "residues": np.zeros(1, dtype=np.int32),
+        "calendar": np.array(rules.stages or (0,), dtype=np.int32),
+    }
+
+
+def _first_state(workload: Workload, rules: EachRules) -> IntArray:
+    now = np.zeros(each.NUM_NOW, dtype=np.int64)
+    now[layout.KV_BLOCKS : each.USED_TOKENS] = rules.codes
+    now[layout.UNFINISHED] = workload.num_requests
+    now[layout.FREE] = rules.kv_blocks
+    now[layout.REFUSED] = layout.NOBODY
+    now[each.SHARE] = np.float64(rules.ratio).view(np.int64)
+    return now
+
+
+def _rows(workload: Workload, rules: EachRules) -> Int32Array:
+    rows = np.zeros((workload.num_requests, each.NUM_ROW), dtype=np.int32)
+    rows[:, layout.PROMPT] = workload.prompt_tokens
+    rows[:, layout.OUTPUT] = workload.output_tokens
+    rows[:, each.LAST_STEP] = each.NO_RUN
+    if rules.order is Order.PRIORITY:
+        rows[workload.queue_order(rules), layout.RANK] = np.arange(workload.num_requests)
+        rows[:, layout.IMPORTANCE] = workload.importance()
+    if rules.clients:
+        rows[:, each.QUEUE_OF_CLIENT] = layout.NOBODY
+        rows[:, each.CLIENT] = workload.clients_by_arrival()
+    return rows
+
+
+def _wide(workload: Workload, rules: EachRules) -> IntArray:
+    wide = np.zeros((workload.num_requests, each.NUM_WIDE), dtype=np.int64)
+    wide[:, layout.ARRIVAL_NS] = workload.arrival_ns
+    wide[:, layout.SCHEDULED_NS : layout.FINISH_NS + 1] = -1
+    wide[:, each.KEY] = workload.places(rules.order)
+    return wide

@@ -1,0 +1,93 @@
+"""Compiled: vLLM V0 with chunks, one prompt's budget at a time (`V0ChunkedRun`)."""
+
+from __future__ import annotations
+
+from cspsched.simulate.kernel.each.batch import (
+    decodes,
+    known_tokens,
+    lacking_tokens,
+    missing_blocks,
+    preempt,
+    schedule,
+)
+from cspsched.simulate.kernel.each.family_parts import admit_waiting, prefill_tokens, push_front
+from cspsched.simulate.kernel.each.layout import (
+    FIRST_LIST,
+    GROUP_LEFT,
+    HELD_TOKENS,
+    LISTED,
+    NUM_IDLE,
+    NUM_LISTED,
+    NUM_STEPS,
+    SECOND_LIST,
+    TO_COME,
+)
+from cspsched.simulate.kernel.each.lists import append_listed
+from cspsched.simulate.kernel.jit import inner
+from cspsched.simulate.kernel.layout import BLOCK_TOKENS, FREE, MAX_TOKENS, Kernel
+
+
+@inner
+def chunked_step(k: Kernel) -> None:
+    """Visit the running requests, admit, hand over: new prefills, started ones, decodes."""
+    now = k.now
+    now[GROUP_LEFT] = 0
+    used, promised = _visit(k)
+    num_decodes, num_chunks = int(now[NUM_IDLE]), int(now[NUM_STEPS])
+    for position in range(num_decodes):
+        append_listed(k, int(k.slots[position, FIRST_LIST]))
+    for ends in (1, 0):
+        for position in range(num_chunks):
+            request = int(k.slots[position, SECOND_LIST])
+            if (k.slots[position, TO_COME] == lacking_tokens(k, request)) == ends:
+                append_listed(k, request)
+    admit_waiting(k, used, int(now[FREE]) - promised)
+    for position in range(num_chunks):
+        request, tokens = int(k.slots[position, SECOND_LIST]), int(k.slots[position, TO_COME])
+        schedule(k, request, tokens, missing_blocks(k, request, tokens))
+    for position in range(num_decodes):
+        request = int(k.slots[position, FIRST_LIST])
+        schedule(k, request, 1, missing_blocks(k, request, 1))
+    for position in range(now[GROUP_LEFT]):
+        push_front(k, int(k.slots[position, HELD_TOKENS]))
+
+
+@inner
+def _visit(k: Kernel) -> tuple[int, int]:
+    """Decodes and chunks as far as the budget goes; the tokens used and the blocks that decodes will take."""
+    now, start, end = k.now, 0, int(k.now[NUM_LISTED])
+    num_decodes = num_chunks = used = promised = 0
+    while start < end and used < now[MAX_TOKENS]:
+        request = int(k.slots[start, LISTED])
+        start += 1
+        is_decode = decodes(k, request)
+        if is_decode or known_tokens(k, request) % now[BLOCK_TOKENS]:
+            while now[FREE] == promised and start < end:
+                end -= 1
+                _set_aside(k, int(k.slots[end, LISTED]))
+            if now[FREE] == promised and (is_decode or num_decodes or num_chunks):
+                _set_aside(k, request)
+                continue
+        if is_decode:
+            k.slots[num_decodes, FIRST_LIST] = request
+            num_decodes += 1
+            promised += missing_blocks(k, request, 1)
+            used += 1
+        else:
+            tokens = prefill_tokens(k, request, lacking_tokens(k, request), used)
+            k.slots[num_chunks, SECOND_LIST], k.slots[num_chunks, TO_COME] = request, tokens
+            num_chunks += 1
+            used += tokens
+    now[NUM_LISTED] = end - start
+    for position in range(end - start):
+        k.slots[position, LISTED] = k.slots[start + position, LISTED]
+    now[NUM_IDLE], now[NUM_STEPS] = num_decodes, num_chunks
+    return used, promised
+
+
+@inner
+def _set_aside(k: Kernel, request: int) -> None:
+    """Evict a request; it is queued after the admissions of this step."""
+    preempt(k, request)
+    k.slots[k.now[GROUP_LEFT], HELD_TOKENS] = request
+    k.now[GROUP_LEFT] += 1
