@@ -10,6 +10,7 @@ from cspsched.bounds import best_bound
 from cspsched.errors import InputError, InternalError, UsageError
 from cspsched.exact.search import Progress, SearchLimits
 from cspsched.exact.solver import solve_exactly
+from cspsched.improve import ImproveLimits, find_better
 from cspsched.policies.base import make_policy
 from cspsched.problem.instance import Instance, Rejection
 from cspsched.problem.metrics import Metrics, Objective, measure
@@ -108,6 +109,7 @@ def compare_policies(
     *,
     schedules: Mapping[str, Schedule] | None = None,
     limits: SearchLimits | None = None,
+    improve: ImproveLimits | None = None,
     on_step: Callable[[str], None] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Comparison:
@@ -123,6 +125,9 @@ def compare_policies(
     schedules
         Finished schedules of this very instance by name, such as one imported from a real engine's log; they
         are judged and measured like those of the policies, and stand above them.
+    improve
+        Where the trace is too large for the exact solver, look so long for a schedule that is better than
+        that of every policy; None leaves it out.
     on_step
         Told in words what is being done.
 
@@ -149,7 +154,7 @@ def compare_policies(
         _refuse_other_outputs(simulation)
         measured[policy.label] = _judged(servable, policy.label, simulation.schedule)
     tell(f"bounding {objective}")
-    reference = _reference(servable, objective, measured, limits or SearchLimits(), on_progress)
+    reference = _reference(servable, objective, measured, limits or SearchLimits(), improve, on_progress)
     rows = tuple(
         _row(label, metrics, metrics.objective_ns(objective), reference)
         for label, metrics in measured.items()
@@ -214,9 +219,10 @@ def _reference(
     objective: Objective,
     measured: dict[str, Metrics],
     limits: SearchLimits,
+    improve: ImproveLimits | None,
     on_progress: Callable[[Progress], None] | None,
 ) -> Reference:
-    """Exact optimum where it can be had, else the best policy and the best closed-form bound."""
+    """Exact optimum where it can be had, else the best policy or improvement and the best bound."""
     batches = min(metrics.history.schedule.num_batches for metrics in measured.values())
     swaps = instance.switches.preemption.swaps
     if limits.time_limit_s > 0 and batches * len(instance.requests) <= SMALL_CELLS and not swaps:
@@ -234,13 +240,17 @@ def _reference(
         key=lambda found: found[1],
     )
     bound = best_bound(instance, objective)
-    why_not_searched = StopReason.NO_SWAP if swaps else StopReason.TOO_LARGE
+    why_open = StopReason.NO_SWAP if swaps else StopReason.TOO_LARGE
+    if improve is not None:
+        found, stop_reason = find_better(instance, objective, best, bound.value_ns, improve, on_progress)
+        label, best = (found.found_by, found.value_ns) if found else (label, best)
+        why_open = StopReason.INTERRUPTED if stop_reason is StopReason.INTERRUPTED else why_open
     return Reference(
         best_known_ns=best,
         best_known_by=label,
         bound_ns=bound.value_ns,
         certificate=bound.name,
-        stop_reason=StopReason.PROVEN if best == bound.value_ns else why_not_searched,
+        stop_reason=StopReason.PROVEN if best == bound.value_ns else why_open,
     )
 
 

@@ -26,12 +26,13 @@ MAY_IMPORT = {
     "improve": {"problem", "costs", "bounds", "exact", "simulate", "policies"},
     "cluster": {"problem", "costs", "trace", "simulate", "policies"},
     "search": {"problem", "costs", "trace", "simulate", "policies", "cluster"},
-    "profiler": {"costs"},
+    "profiler": {"problem", "costs", "simulate", "policies"},
     "serving": {"problem", "costs", "trace"},
     "recording": {"problem", "costs", "trace", "simulate", "policies", "serving"},
     "solving": {"problem", "costs", "bounds", "exact", "simulate", "policies", "improve"},
     "compare": {"problem", "bounds", "exact", "simulate", "policies", "improve", "solving", "serving"},
-    "report": {"problem", "trace", "costs", "bounds", "compare", "solving", "serving"},
+    "ladder": {"problem", "exact", "solving"},
+    "report": {"problem", "trace", "costs", "bounds", "improve", "compare", "ladder", "solving", "serving"},
 }
 """What each part may import beside itself and (from resources on up) the base; cli and the root may all."""
 

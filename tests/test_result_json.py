@@ -169,7 +169,7 @@ def replaced(data: Any, path: tuple[str | int, ...], value: Any) -> Any:
         (("instance", "limits", "block_tokens"), 2**62, f"expected less than {2**62}"),
         (("instance", "limits", "max_model_len"), 0, "max_model_len is 0, expected at least 1"),
         (("instance", "switches", "holding"), 1, "switches: holding is 1, expected true or false"),
-        (("instance", "switches", "preemption"), "drop", "'drop', expected one of none, recompute, swap, either"),
+        (("instance", "switches", "preemption"), "drop", "'drop', expected one of none, recompute, swap"),
         (("instance", "switches"), None, "switches: expected a table of keys and values, got NoneType"),
         (("instance", "cost", "step_ns"), 1.5, "cost: step_ns is 1.5, expected an exact number as text"),
         (("schedule", "tokens"), "2", "schedule: tokens must be a list of whole numbers"),

@@ -58,6 +58,13 @@ TRACE_NAMES = ("limit", "window", "scale_rate")
     help="For the exact optimum, tried where the trace is small; 0s leaves it out.",
 )
 @click.option(
+    "--improve",
+    "improve_limit",
+    type=Duration(),
+    help="Where the trace is too large for the exact solver: search so long for a schedule better than every "
+    "policy's, as 'improve' does.",
+)
+@click.option(
     "--markdown", type=click.Path(path_type=Path, dir_okay=False), help="File for the table in Markdown."
 )
 @click.option("--out", type=out_type, help="Folder for report.html, tables and pictures.")
@@ -72,6 +79,7 @@ def compare_command(
     schedules: tuple[str, ...],
     objective: str,
     time_limit: float,
+    improve_limit: float | None,
     markdown: Path | None,
     out: Path | None,
     as_json: bool,  # noqa: FBT001 - click passes flags so
@@ -94,6 +102,7 @@ def compare_command(
     """  # noqa: D301 - click's marker for text that is not to be wrapped
     from cspsched.compare import compare_policies
     from cspsched.exact.search import SearchLimits
+    from cspsched.improve import ImproveLimits
     from cspsched.problem.metrics import Objective
     from cspsched.problem.result import StopReason
     from cspsched.report.output import require_writable, write_files
@@ -115,6 +124,7 @@ def compare_command(
             Objective(objective),
             schedules=given,
             limits=SearchLimits(time_limit_s=time_limit, num_workers=workers, seed=seed),
+            improve=None if improve_limit is None else ImproveLimits(time_limit_s=improve_limit, seed=seed),
             on_step=tell,
             on_progress=live,
         )

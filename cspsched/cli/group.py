@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
+from typing import Any
 
 import click
 
@@ -25,6 +26,14 @@ COMMANDS = {
         "cspsched.cli.bound:bound_command",
         "Certified lower bounds on what any scheduler can reach on TRACE.",
     ),
+    "improve": (
+        "cspsched.cli.improve:improve_command",
+        "Find a schedule of TRACE that is better than every policy's.",
+    ),
+    "bracket": (
+        "cspsched.cli.bracket:bracket_command",
+        "Interval that holds the optimum of TRACE, with a proof at both ends.",
+    ),
     "check": ("cspsched.cli.check:check_command", "Judge SCHEDULE by the referee."),
     "conformance": (
         "cspsched.cli.conformance:conformance_command",
@@ -35,6 +44,10 @@ COMMANDS = {
         "Turn the log of a real engine's scheduler into a schedule.",
     ),
     "trace": ("cspsched.cli.trace:trace_group", "Describe and generate traces."),
+    "profile": (
+        "cspsched.cli.profile:profile_group",
+        "Measure operators on a GPU or CPU, and make cost models of them.",
+    ),
     "capacity": (
         "cspsched.cli.facts:capacity_command",
         "Where the GPU memory goes, byte by byte, and the KV blocks left.",
@@ -59,15 +72,19 @@ COMMANDS = {
 class LazyGroup(click.Group):
     """A group that imports a command's module only when the command is called or its own help is asked."""
 
+    def __init__(self, *args: Any, table: Mapping[str, tuple[str, str]], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.table = table
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names in the order of the table."""
-        return list(COMMANDS)
+        return list(self.table)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import and return a command."""
-        if cmd_name not in COMMANDS:
+        if cmd_name not in self.table:
             return None
-        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        module, _, attribute = self.table[cmd_name][0].partition(":")
         command: click.Command = getattr(import_module(module), attribute)
         return command
 
@@ -75,25 +92,25 @@ class LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Suggest the nearest command for an unknown name."""
-        if args and args[0] not in COMMANDS:
+        if args and args[0] not in self.table:
             from difflib import get_close_matches
 
-            near = get_close_matches(args[0], COMMANDS, n=1)
+            near = get_close_matches(args[0], self.table, n=1)
             hint = f", did you mean {near[0]!r}?" if near else ""
-            known = ", ".join(COMMANDS)
+            known = ", ".join(self.table)
             raise click.UsageError(f"no such command {args[0]!r}{hint}; there are: {known}", ctx)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands without importing them."""
         with formatter.section("Commands"):
-            width = max(map(len, COMMANDS))
-            for name, (_, short) in COMMANDS.items():
+            width = max(map(len, self.table))
+            for name, (_, short) in self.table.items():
                 # Not a definition list, which breaks a sentence where the terminal could hold it.
                 formatter.write(f"  {name:{width}}  {short}\n")
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=LazyGroup, table=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="cspsched", prog_name="cspsched")
 def cspsched_group() -> None:
     """Say how far an LLM server's scheduler is from the best possible schedule.

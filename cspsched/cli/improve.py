@@ -1,0 +1,166 @@
+"""`cspsched improve`, and what `cspsched bracket` shares with it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from cspsched.cli.console import LiveLine, counted, tell, tell_rejections
+from cspsched.cli.group import INTERRUPTED
+from cspsched.cli.options import (
+    MOST_SEED,
+    Duration,
+    ManyValuesCommand,
+    instance_serving,
+    json_option,
+    optional_trace_argument,
+    selected_trace,
+    serving_options,
+    trace_options,
+)
+
+if TYPE_CHECKING:
+    from cspsched.improve import Improvement
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+SEARCH_OPTIONS = (
+    click.option(
+        "--objective",
+        type=click.Choice(["makespan", "latency", "ttft"]),
+        default="latency",
+        show_default=True,
+        help="What is minimised: end of the last batch, sum of latencies, sum of times to first token.",
+    ),
+    click.option(
+        "--heuristics",
+        multiple=True,
+        default=("vllm", "sarathi", "mc-sf", "smallest-volume"),
+        metavar="POLICY...",
+        help="Policies to be beaten, with their settings.  [default: vllm sarathi mc-sf smallest-volume]",
+    ),
+    click.option(
+        "--time-limit",
+        type=Duration(),
+        help="Longest search, the policies and the bound not counted.  [default: 60s, or none with --steps]",
+    ),
+    click.option(
+        "--steps", type=click.IntRange(min=0), help="Most steps of the search; repeats exactly without clock."
+    ),
+    click.option(
+        "--seed",
+        type=click.IntRange(min=0, max=MOST_SEED),
+        default=0,
+        show_default=True,
+        help="Seed of the search; a resumed one goes on with its own.",
+    ),
+    click.option(
+        "--save",
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="File for the schedule ('check' and 'compare --schedule' read it).",
+    ),
+    click.option(
+        "--resume",
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="State of the search: read if the file exists, and kept up to date.",
+    ),
+)
+
+
+def search_options(command: Command) -> Command:
+    """Everything about the search."""
+    for option in reversed(SEARCH_OPTIONS):
+        command = option(command)
+    return command
+
+
+@click.command("improve", cls=ManyValuesCommand)
+@optional_trace_argument
+@search_options
+@json_option
+@trace_options
+@serving_options
+def improve_command(
+    trace: Path | None,
+    as_json: bool,  # noqa: FBT001 - click passes flags so
+    **options: Any,
+) -> int:
+    """Find a schedule of TRACE that is better than every policy's.
+
+    TRACE is a CSV file or a bundled name; chat-2000 if none is given. For traces that are too large for
+    'solve'. The search orders, paces and delays admissions, knowing the future; the referee judges what it
+    finds. Ctrl-C and the limits keep the best schedule.
+
+    \b
+    cspsched improve trace.csv --time-limit 5min --save better.json
+    cspsched improve trace.csv --objective makespan --resume state.json
+    """  # noqa: D301 - click's marker for text that is not to be wrapped
+    found = run_search(trace, options)
+    click.echo(json.dumps(found.to_json(), indent=1) if as_json else summary(found))
+    return exit_code(found)
+
+
+def run_search(trace: Path | None, options: dict[str, Any]) -> Improvement:
+    """Improve on the policies by what the options say, with progress on stderr; save the schedule."""
+    from cspsched.improve import ImproveLimits, improve
+    from cspsched.problem.metrics import Objective
+    from cspsched.report.output import require_writable
+    from cspsched.serving import make_instance
+
+    objective, heuristics = Objective(options.pop("objective")), options.pop("heuristics")
+    time_limit, steps = options.pop("time_limit"), options.pop("steps")
+    save, resume, seed = options.pop("save"), options.pop("resume"), options.pop("seed")
+    for file in filter(None, (save, resume)):
+        require_writable(file.parent)
+    if time_limit is None and steps is None:
+        time_limit = 60.0
+    requests = selected_trace(trace, options)
+    instance = make_instance(requests, instance_serving(options))
+    with LiveLine(objective, len(instance.requests)) as live:
+        found = improve(
+            instance,
+            objective,
+            heuristics=heuristics,
+            limits=ImproveLimits(time_limit_s=time_limit, max_steps=steps, seed=seed),
+            state_file=resume,
+            on_step=tell,
+            on_progress=live,
+        )
+    tell_rejections(found.rejections)
+    if save is not None:
+        found.to_result().write(save)
+        tell(f"wrote {save}")
+    return found
+
+
+def exit_code(found: Improvement) -> int:
+    """130 if Ctrl-C ended the search, else 0."""
+    from cspsched.problem.result import StopReason
+
+    return INTERRUPTED if found.stop_reason is StopReason.INTERRUPTED else 0
+
+
+def summary(found: Improvement) -> str:
+    """Best policy, improved value, bound and gap, one line each, with who found it."""
+    from cspsched.problem.metrics import Objective
+    from cspsched.report.table import percent
+
+    count = len(found.instance.requests)
+    what = "makespan" if found.objective is Objective.MAKESPAN else f"mean {found.objective}"
+    policy = found.best_policy
+    values = [f"{found.objective.mean_s(ns, count):,.6f} s" for ns in (
+        policy.value_ns, found.value_ns, found.bound.value_ns)]  # fmt: skip
+    width = max(map(len, values))
+    lines = [
+        f"{what} of {counted(count, 'request')}; {counted(found.steps, 'step')}; {found.stop_reason}",
+        f"best policy    {values[0]:>{width}}  {policy.policy}",
+        f"improved       {values[1]:>{width}}  {found.found_by}",
+        f"bound          {values[2]:>{width}}  {found.bound.name}",
+        f"gain           {percent(found.gain):>{width}}",
+        f"certified gap  {percent(found.gap):>{width}}",
+    ]
+    return "\n".join(lines)

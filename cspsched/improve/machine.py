@@ -1,0 +1,295 @@
+"""Compiled: list scheduling by keys, each request planned to its end when it is admitted. Loads numba.
+
+Batches to come are columns of a ring: what the admitted requests hold and process in each. A request is
+admitted in the batch at hand if its whole run, chunks first and then a token in every batch, fits beside
+theirs; so nobody is ever evicted or held. An admission costs a step for each batch of the run, a batch O(1).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from cspsched.improve.plan import FloatArray
+from cspsched.problem.cost import IntArray
+from cspsched.simulate.kernel.jit import inner, outer
+from cspsched.simulate.kernel.workload import Int32Array
+
+# Rows of `rings`: KV blocks held; prefill tokens; their attention; context they read again; chunks; last
+# chunks; change of the number of decodes, of the context they read, and of the running requests.
+HELD, PREFILL, ATTENTION, REREAD, CHUNKS, LAST_CHUNKS, DECODE_STEP, CONTEXT_STEP, LEAVING = range(9)
+NUM_RINGS = 9
+# Positions in `now`: what changes, then what is fixed for a run.
+(
+    CLOCK_NS, BATCH, SUBMITTED, WAITING, RUNNING, NUM_DECODES, DECODE_CONTEXT, NEXT_ADMISSION, CHUNK_ROW,
+    LAST_PLANNED, CHANGED,
+    NUM_EVENTS, KV_BLOCKS, BLOCK_TOKENS, BUDGET, SEATS, PREFILL_BUDGET, LONGEST_CHUNK, DEPTH, PACE, RESERVES,
+    WHOLE,
+) = range(22)  # fmt: skip
+NUM_CHANGING = NUM_EVENTS
+# Columns of `table` and of `places`.
+PROMPT, OUTPUT = range(2)
+ADMITTED, FIRST_TOKEN, LAST_TOKEN = range(3)
+# Answers.
+DONE, STOPPED, LOG_FULL, STUCK = range(4)
+PACE_UNIT = 1000
+
+
+class Machine(NamedTuple):
+    """Everything that a run reads and writes; requests in order of arrival."""
+
+    now: IntArray
+    """The state, and the parameters."""
+    rings: IntArray
+    """Shape (9, length), the length a power of two: batch j is column j modulo the length."""
+    waiting: Int32Array
+    """Requests that wait, by key."""
+    keys: FloatArray
+    """Shape (num_requests,): the smallest is served first."""
+    eligible_ns: IntArray
+    """Shape (num_requests,): nobody is admitted before, at least the arrival."""
+    events: Int32Array
+    """Requests by `eligible_ns`; the first NUM_EVENTS take part."""
+    table: Int32Array
+    """Shape (num_requests, 2): prompt and output tokens."""
+    prices: IntArray
+    """The flat cost model (see `flatten_cost`)."""
+    places: Int32Array
+    """Shape (num_requests, 3): batches of admission, first token and last token."""
+    batch_ns: IntArray
+    """Log, shape (num_batches, 2): start and end."""
+    chunks: Int32Array
+    """Log, shape (num_chunks, 3): batch, request, tokens."""
+
+
+@outer
+def run_list(m: Machine, stop_ns: int) -> int:
+    """Run until everybody is done, the clock reaches a time, a log is full, or nobody can be served."""
+    now = m.now
+    while now[RUNNING] or now[WAITING] or now[SUBMITTED] < now[NUM_EVENTS]:
+        if now[CLOCK_NS] >= stop_ns:
+            return STOPPED
+        if now[BATCH] >= len(m.batch_ns) or now[CHUNK_ROW] + m.rings.shape[1] > len(m.chunks):
+            return LOG_FULL
+        _submit(m)
+        _open_batch(m)
+        _admit(m)
+        if now[RUNNING]:
+            _execute(m)
+        elif now[WAITING]:
+            return STUCK
+        elif now[SUBMITTED] < now[NUM_EVENTS]:
+            now[CLOCK_NS] = max(now[CLOCK_NS], m.eligible_ns[m.events[now[SUBMITTED]]])
+    return DONE
+
+
+@inner
+def _submit(m: Machine) -> None:
+    """Let whoever is eligible wait, in order of the keys, equal ones in order of coming."""
+    now = m.now
+    while now[SUBMITTED] < now[NUM_EVENTS]:
+        request = m.events[now[SUBMITTED]]
+        if m.eligible_ns[request] > now[CLOCK_NS]:
+            break
+        place = now[WAITING]
+        while place and m.keys[m.waiting[place - 1]] > m.keys[request]:
+            m.waiting[place] = m.waiting[place - 1]
+            place -= 1
+        m.waiting[place] = request
+        now[WAITING] += 1
+        now[SUBMITTED] += 1
+        now[CHANGED] = 1
+
+
+@inner
+def _open_batch(m: Machine) -> None:
+    """Who finished in the batch before leaves; whose prefill ended there decodes from here on."""
+    now, column = m.now, m.now[BATCH] & (m.rings.shape[1] - 1)
+    if m.rings[LEAVING, column]:
+        now[RUNNING] -= m.rings[LEAVING, column]
+        now[CHANGED] = 1
+    now[DECODE_CONTEXT] += now[NUM_DECODES] + m.rings[CONTEXT_STEP, column]
+    now[NUM_DECODES] += m.rings[DECODE_STEP, column]
+    m.rings[LEAVING, column] = m.rings[CONTEXT_STEP, column] = m.rings[DECODE_STEP, column] = 0
+
+
+@inner
+def _admit(m: Machine) -> None:
+    """Try the first waiting requests in order, so many that do not fit; the pace binds unless nobody runs.
+
+    Who did not fit seldom fits a batch later if nobody came, was admitted or left: then the first alone is
+    tried.
+    """
+    now = m.now
+    place = tried = 0
+    depth = now[DEPTH] if now[CHANGED] or now[PACE] else 1
+    now[CHANGED] = 0
+    while place < now[WAITING] and tried < depth and now[RUNNING] < now[SEATS]:
+        if now[RUNNING] and PACE_UNIT * now[BATCH] < now[NEXT_ADMISSION]:
+            break
+        if now[CHUNK_ROW] + m.rings.shape[1] > len(m.chunks):
+            # The run is to be repeated with a longer log; what this batch becomes does not matter.
+            break
+        request = int(m.waiting[place])
+        if _fits(m, request):
+            _commit(m, request)
+            now[CHANGED] = 1
+            now[NEXT_ADMISSION] = max(now[NEXT_ADMISSION], PACE_UNIT * now[BATCH]) + now[PACE]
+            now[WAITING] -= 1
+            for later in range(place, now[WAITING]):
+                m.waiting[later] = m.waiting[later + 1]
+        else:
+            place += 1
+            tried += 1
+
+
+@inner
+def _chunk_at(m: Machine, batch: int, left: int, decodes: int) -> int:
+    """Prefill tokens that a request gets in a batch beside what is planned there; 0 if none."""
+    now, planned = m.now, m.rings[PREFILL, batch & (m.rings.shape[1] - 1)]
+    if now[WHOLE]:
+        room = max(now[PREFILL_BUDGET], left) - planned
+        return left if min(room, now[BUDGET] - decodes - planned) >= left else 0
+    room = min(now[PREFILL_BUDGET], now[BUDGET] - decodes) - planned
+    return int(max(min(room, left, now[LONGEST_CHUNK]), 0))
+
+
+@inner
+def _blocks(m: Machine, request: int, tokens: int) -> int:
+    """KV blocks that a request with so many tokens occupies."""
+    if m.now[RESERVES]:
+        tokens = int(m.table[request, PROMPT]) + int(m.table[request, OUTPUT]) - 1
+    return int((tokens + m.now[BLOCK_TOKENS] - 1) // m.now[BLOCK_TOKENS])
+
+
+@inner
+def _fits(m: Machine, request: int) -> bool:
+    """Whether the whole run of a request fits from the batch at hand on."""
+    now, mask, held = m.now, m.rings.shape[1] - 1, m.rings[HELD]
+    prompt, output = int(m.table[request, PROMPT]), int(m.table[request, OUTPUT])
+    batch, done, decodes, most = now[BATCH], 0, now[NUM_DECODES], now[KV_BLOCKS]
+    while done < prompt:
+        tokens = _chunk_at(m, batch, prompt - done, decodes)
+        done += tokens
+        if not tokens or held[batch & mask] + _blocks(m, request, done) > most:
+            return False
+        batch += 1
+        if batch - now[BATCH] + output > mask:
+            return False
+        decodes += m.rings[DECODE_STEP, batch & mask]
+    for later in range(batch, min(now[LAST_PLANNED] + 1, batch + output - 1)):
+        if m.rings[PREFILL, later & mask] + decodes + 1 > now[BUDGET]:
+            return False
+        decodes += m.rings[DECODE_STEP, (later + 1) & mask]
+    if output == 1:
+        return True
+    # The end, where the request is longest, refuses most often: it is asked first.
+    if held[(batch + output - 2) & mask] + _blocks(m, request, prompt + output - 1) > most:
+        return False
+    blocks = _blocks(m, request, prompt + 1)
+    block = int(now[BLOCK_TOKENS])
+    # What is reserved does not grow: there is always room in the last block.
+    spare = output if now[RESERVES] else blocks * block - prompt - 1
+    for later in range(batch, batch + output - 1):
+        if held[later & mask] + blocks > most:
+            return False
+        spare -= 1
+        if spare < 0:
+            blocks += 1
+            spare += block
+    return True
+
+
+@inner
+def _commit(m: Machine, request: int) -> None:
+    """Enter the run of a request that fits into the batches to come."""
+    now, rings, mask = m.now, m.rings, m.rings.shape[1] - 1
+    prompt, output = int(m.table[request, PROMPT]), int(m.table[request, OUTPUT])
+    batch, done, decodes = now[BATCH], 0, now[NUM_DECODES]
+    m.places[request, ADMITTED] = batch
+    now[RUNNING] += 1
+    while done < prompt:
+        column = batch & mask
+        tokens = _chunk_at(m, batch, prompt - done, decodes)
+        rings[PREFILL, column] += tokens
+        rings[ATTENTION, column] += tokens * (2 * done + tokens + 1) // 2
+        rings[REREAD, column] += done
+        rings[CHUNKS, column] += 1
+        done += tokens
+        rings[HELD, column] += _blocks(m, request, done)
+        log = m.chunks[now[CHUNK_ROW]]
+        log[0], log[1], log[2] = batch, request, tokens
+        now[CHUNK_ROW] += 1
+        batch += 1
+        decodes += rings[DECODE_STEP, batch & mask]
+    rings[LAST_CHUNKS, (batch - 1) & mask] += 1
+    now[LAST_PLANNED] = max(now[LAST_PLANNED], batch - 1)
+    m.places[request, FIRST_TOKEN] = batch - 1
+    end = batch + output - 1
+    m.places[request, LAST_TOKEN] = end - 1
+    rings[LEAVING, end & mask] += 1
+    if output == 1:
+        return
+    rings[DECODE_STEP, batch & mask] += 1
+    rings[CONTEXT_STEP, batch & mask] += prompt
+    rings[DECODE_STEP, end & mask] -= 1
+    rings[CONTEXT_STEP, end & mask] -= prompt + output - 1
+    for later in range(batch, end):
+        rings[HELD, later & mask] += _blocks(m, request, prompt + 1 + later - batch)
+
+
+@inner
+def _execute(m: Machine) -> None:
+    """Price the batch at hand, log it, and clear its column."""
+    now, column = m.now, m.now[BATCH] & (m.rings.shape[1] - 1)
+    log = m.batch_ns[now[BATCH]]
+    log[0] = now[CLOCK_NS]
+    now[CLOCK_NS] += _batch_time_ns(m, column)
+    log[1] = now[CLOCK_NS]
+    now[BATCH] += 1
+    for row in range(LAST_CHUNKS + 1):
+        m.rings[row, column] = 0
+
+
+@inner
+def _batch_time_ns(m: Machine, column: int) -> int:
+    """Duration of the batch at hand: every term rounded up once."""
+    prices = m.prices
+    time_ns = prices[0, 0]
+    if m.rings[CHUNKS, column]:
+        time_ns += prices[0, 1]
+    if m.now[NUM_DECODES]:
+        time_ns += prices[0, 2]
+    for position in range(1, prices[0, 3]):
+        term = prices[position]
+        x = _feature(m, term[0], column)
+        if not x:
+            continue
+        low, high = term[2], term[3]
+        while high - low > 1:
+            middle = (low + high) >> 1
+            if prices[middle, 0] <= x:
+                low = middle
+            else:
+                high = middle
+        numerator = prices[low, 1] + prices[low, 2] * (x - prices[low, 0])
+        time_ns += (numerator + term[1] - 1) // term[1]
+    return int(time_ns)
+
+
+@inner
+def _feature(m: Machine, position: int, column: int) -> int:
+    """What a term is over, in the order of BatchFeatures."""
+    rings, decodes = m.rings, int(m.now[NUM_DECODES])
+    if position == 0:
+        return int(rings[PREFILL, column]) + decodes
+    if position == 1:
+        return int(rings[ATTENTION, column])
+    if position == 2:
+        return int(rings[PREFILL, column])
+    if position == 3:
+        return int(rings[REREAD, column])
+    if position == 4:
+        return int(m.now[DECODE_CONTEXT])
+    if position == 5:
+        return int(rings[LAST_CHUNKS, column]) + decodes
+    return int(rings[CHUNKS, column]) if position == 6 else decodes

@@ -1,0 +1,138 @@
+"""`cspsched improve` and `cspsched bracket`: tables, JSON, files, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.test_cli_help import invoke
+from tests.test_docs import undocumented
+
+SMALL = (
+    "chat-2000",
+    "--limit",
+    "40",
+    "--kv-tokens",
+    "9000",
+    "--heuristics",
+    "vllm",
+    "sarathi",
+    "--steps",
+    "60",
+)
+
+
+def test_improve_says_who_found_what(capsys):
+    """Best policy, improved value, bound and gap stand in the table; the talk is on stderr."""
+    outcome = invoke(capsys, "improve", *SMALL)
+
+    assert outcome.code == 0
+    for word in ("best policy", "improved", "bound", "gain", "certified gap", "60 steps"):
+        assert word in outcome.out
+    assert "simulating vllm" in outcome.err
+
+
+def test_improve_as_json_saved_and_checked(capsys, tmp_path):
+    """The JSON agrees with the saved schedule, which the referee accepts and `compare` takes as a row."""
+    saved = tmp_path / "better.json"
+    outcome = invoke(capsys, "improve", *SMALL, "--json", "--save", saved)
+    data = json.loads(outcome.out)
+    result = json.loads(saved.read_text(encoding="utf-8"))
+
+    assert data["schema"] == "cspsched/improvement/1"
+    assert data["bound_ns"] <= data["improved_ns"] <= data["best_policy_ns"]
+    assert result["primal_ns"] == data["improved_ns"]
+    assert result["found_by"] == data["found_by"]
+    assert invoke(capsys, "check", saved).code == 0
+
+
+def test_improve_resumes_from_its_state(capsys, tmp_path):
+    """Two runs of 30 and of 60 steps in all give what one of 60 gives."""
+    state = tmp_path / "state.json"
+    invoke(capsys, "improve", *SMALL[:-1], "30", "--resume", state)
+    resumed = json.loads(invoke(capsys, "improve", *SMALL, "--resume", state, "--json").out)
+    whole = json.loads(invoke(capsys, "improve", *SMALL, "--json").out)
+
+    assert resumed == whole
+
+
+def test_a_time_limit_ends_the_search(capsys):
+    """The stop reason says so."""
+    data = json.loads(invoke(capsys, "improve", *SMALL[:-2], "--time-limit", "0s", "--json").out)
+
+    assert (data["stop_reason"], data["steps"]) == ("time limit", 0)
+
+
+def test_bracket_names_both_ends(capsys):
+    """The text has the interval, the certificate, the search, and each policy with its excess."""
+    outcome = invoke(capsys, "bracket", *SMALL)
+
+    assert outcome.code == 0
+    assert "optimal mean latency in [" in outcome.out
+    assert "L by certificate" in outcome.out
+    assert "U by" in outcome.out
+    assert "clairvoyant" in outcome.out
+    assert [line.split()[0] for line in outcome.out.splitlines()[-2:]] == ["vllm", "sarathi"]
+
+
+def test_bracket_as_json(capsys):
+    """Ends and excesses fit together."""
+    data = json.loads(invoke(capsys, "bracket", *SMALL, "--objective", "makespan", "--json").out)
+
+    assert data["schema"] == "cspsched/bracket/1"
+    assert data["low_ns"] <= data["high_ns"]
+    for row in data["policies"]:
+        assert row["excess_at_least"] == pytest.approx(row["value_ns"] / data["high_ns"] - 1)
+        assert row["excess_at_most"] == pytest.approx(row["value_ns"] / data["low_ns"] - 1)
+
+
+@pytest.mark.parametrize(("name", "begin"), [("b.png", b"\x89PNG"), ("b.svg", b"<?xml")])
+def test_bracket_draws_a_picture(name, begin, capsys, tmp_path):
+    """The picture has the format of its name."""
+    outcome = invoke(capsys, "bracket", *SMALL, "--picture", tmp_path / name)
+
+    assert outcome.code == 0
+    assert (tmp_path / name).read_bytes().startswith(begin)
+
+
+def test_an_unknown_picture_format_is_refused(capsys, tmp_path):
+    """The error names the file and what to do."""
+    outcome = invoke(capsys, "bracket", *SMALL, "--picture", tmp_path / "b.xyz")
+
+    assert outcome.code == 1
+    assert "b.xyz" in outcome.err
+    assert ".png" in outcome.err
+
+
+def test_what_cannot_be_written_is_refused_before_the_search(capsys, tmp_path):
+    """A place that cannot be written is found out at once."""
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    outcome = invoke(capsys, "improve", *SMALL, "--save", tmp_path / "file" / "s.json")
+
+    assert outcome.code == 1
+    assert "simulating" not in outcome.err
+
+
+def test_compare_takes_its_upper_end_from_the_search(capsys):
+    """With --improve a large trace is held against a schedule that is better than every policy's."""
+    arguments = ("chat-2000", "--limit", "120", "--scale-rate", "1000", "--kv-tokens", "9000", "--json")
+    plain = json.loads(invoke(capsys, "compare", *arguments, "--objective", "latency").out)
+    improved = json.loads(
+        invoke(capsys, "compare", *arguments, "--objective", "latency", "--improve", "1s").out
+    )
+
+    assert plain["reference"]["best_known_by"] in ("vllm", "sarathi")
+    assert improved["reference"]["best_known_ns"] < plain["reference"]["best_known_ns"]
+    assert improved["reference"]["bound_ns"] == plain["reference"]["bound_ns"]
+    assert all(row["excess_at_least"] > 0 for row in improved["policies"])
+
+
+@pytest.mark.parametrize("command", ["improve", "bracket"])
+def test_every_field_is_documented(command, capsys, tmp_path):
+    """Every field of the JSON and of the state file stands in the formats page."""
+    state = tmp_path / "state.json"
+    data = json.loads(invoke(capsys, command, *SMALL, "--json", "--resume", state).out)
+
+    assert list(undocumented(data)) == []
+    assert list(undocumented(json.loads(state.read_text(encoding="utf-8")))) == []
