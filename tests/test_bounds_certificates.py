@@ -97,10 +97,12 @@ def test_srpt_wins_when_all_arrive_together_and_critical_path_when_apart():
 
 
 def test_the_tail_helps_where_prompts_queue_and_outputs_do_not():
-    """Heavy prompts one at a time, light decodes: queueing for the first token plus the lone tail is best."""
+    """Heavy prompts one at a time, light decodes: queueing for first tokens plus the lone tail beats both."""
     cost = replace(COST, decode_context=PiecewiseLinear())
     prompts = instance_of([(0, 100, 50)] * 10, cost=cost, max_batch_tokens=100, kv_blocks=2000)
-    assert best_bound(prompts, Objective.LATENCY).name == "srpt-tail"
+    found = named(prompts, Objective.LATENCY)
+    others = max(found["srpt"].value_ns, found["critical-path"].value_ns)
+    assert found["srpt-tail"].value_ns > others
 
 
 def test_a_refill_bounds_the_price_of_a_decode():

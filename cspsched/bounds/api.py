@@ -17,7 +17,7 @@ def certificates(instance: Instance, objective: Objective) -> tuple[Certificate,
     """All certificates of an objective, the best first.
 
     They hold for every feasible schedule, whatever the switches: for chunking, holding, hybrid batches,
-    recompute preemption and reservation, clairvoyant or not.
+    preemption by recompute and by swap, and reservation, clairvoyant or not.
 
     Parameters
     ----------

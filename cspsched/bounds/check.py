@@ -20,7 +20,9 @@ from cspsched.bounds.check_parts import (
     plain_solo_times,
     point_objections,
 )
+from cspsched.bounds.check_time_price import plain_time_price
 from cspsched.bounds.minorant import Minorant, find_objections, reachable_maxima
+from cspsched.bounds.time_price import TIME_PRICE, Prices
 from cspsched.errors import InputError, LimitError
 from cspsched.problem.instance import Instance
 from cspsched.problem.metrics import Objective
@@ -149,6 +151,13 @@ def _srpt_tail(instance: Instance, certificate: Certificate) -> int:
     return _single_machine(instance, certificate, heads) + tails
 
 
+def _time_price(instance: Instance, certificate: Certificate) -> int:
+    if certificate.objective is not Objective.LATENCY:
+        raise ValueError(f"time-price bounds latency, got {certificate.objective}")
+    prices = Prices.from_details(certificate.details)
+    return plain_time_price(instance, _prices(instance, certificate), prices)
+
+
 def _heads(instance: Instance, share: Fraction) -> list[int]:
     """Output tokens of each request that occupy the single machine."""
     return [max(1, round_up(share * request.output_tokens)) for request in instance.requests]
@@ -186,4 +195,5 @@ DERIVATIONS: dict[str, Callable[[Instance, Certificate], int]] = {
     "critical-path": _critical_path,
     "srpt": _srpt,
     "srpt-tail": _srpt_tail,
+    TIME_PRICE: _time_price,
 }

@@ -33,6 +33,7 @@ from cspsched.bounds.critical_path import critical_path
 from cspsched.bounds.minorant import Minorant
 from cspsched.bounds.srpt import srpt_total_completion_ns
 from cspsched.bounds.tables import Tables
+from cspsched.bounds.time_price_search import time_price_certificates
 from cspsched.bounds.work import WorkTable
 from cspsched.problem.cost import IntArray
 from cspsched.problem.instance import Limits
@@ -152,7 +153,8 @@ def flow_certificates(tables: Tables, objective: Objective) -> list[Certificate]
     path = critical_path(tables, objective)
     if not is_latency:
         return [whole, path]
-    return [whole, _srpt_certificate(tables, objective, SRPT_TAIL, TAIL_SHARES), path]
+    tail = _srpt_certificate(tables, objective, SRPT_TAIL, TAIL_SHARES)
+    return [whole, tail, path, *time_price_certificates(tables)]
 
 
 def _srpt_certificate(

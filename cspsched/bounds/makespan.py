@@ -16,7 +16,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from cspsched.bounds.batches import Consumption, ExactArray, consume, suffix_sums
+from cspsched.bounds.batches import Consumption, ExactArray, compact, consume, suffix_sums
 from cspsched.bounds.certificate import Certificate, Details
 from cspsched.bounds.critical_path import critical_path
 from cspsched.bounds.tables import Tables
@@ -30,14 +30,19 @@ ARRIVAL_SUFFIX = "arrival-suffix"
 
 def makespan_certificates(tables: Tables) -> list[Certificate]:
     """One certificate for each way to count batches, for each the best minorant, and two with arrivals."""
-    counts = consume(tables.prompts, tables.outputs, tables.instance.limits).total_counts()
-    counted = [_whole_trace(tables, reason, number) for reason, number in counts.items()]
-    return [*counted, _arrival_suffix(tables), critical_path(tables, Objective.MAKESPAN)]
+    whole, first = consume(tables.prompts, tables.outputs, tables.instance.limits), _first_tokens(tables)
+    prefill_batches = max(first.total_counts().values())
+    works = [_work(tables, table, prefill_batches) for table in tables.work]
+    counted = [
+        _whole_trace(tables, reason, number, prefill_batches, works)
+        for reason, number in whole.total_counts().items()
+    ]
+    return [*counted, _arrival_suffix(tables, whole, first), critical_path(tables, Objective.MAKESPAN)]
 
 
 def batch_floors(tables: Tables) -> list[tuple[Fraction, Fraction]]:
     """Pairs (alpha, work) in nanoseconds: B batches of a schedule take at least alpha B + work in all."""
-    prefill_batches = _prefill_batches(tables)
+    prefill_batches = max(_first_tokens(tables).total_counts().values())
     return [
         (table.minorant.batch, Fraction(_work(tables, table, prefill_batches), table.minorant.scale))
         for table in tables.work
@@ -45,50 +50,55 @@ def batch_floors(tables: Tables) -> list[tuple[Fraction, Fraction]]:
     ]
 
 
-def _whole_trace(tables: Tables, reason: str, num_batches: int) -> Certificate:
-    """Bound that holds from the first arrival on."""
-    start_ns, prefill_batches = int(tables.arrivals_ns.min()), _prefill_batches(tables)
-
-    def value_ns(table: WorkTable) -> int:
-        time = table.minorant.scaled("batch") * num_batches + _work(tables, table, prefill_batches)
-        return start_ns + ceil_div(time, table.minorant.scale)
-
-    best = max(tables.work, key=value_ns)
+def _whole_trace(
+    tables: Tables, reason: str, num_batches: int, prefill_batches: int, works: list[int]
+) -> Certificate:
+    """Bound that holds from the first arrival on; `works` has one entry for each minorant."""
+    start_ns, minorants = int(tables.arrivals_ns.min()), [table.minorant for table in tables.work]
+    values_ns = [
+        start_ns + ceil_div(minorant.scaled("batch") * num_batches + work, minorant.scale)
+        for minorant, work in zip(minorants, works, strict=True)
+    ]
+    best = values_ns.index(max(values_ns))
     details: Details = {
         "num_batches": num_batches,
         "num_prefill_batches": prefill_batches,
         "from_ns": start_ns,
     }
-    return Certificate(reason, Objective.MAKESPAN, value_ns(best), details | best.minorant.to_details())
+    return Certificate(reason, Objective.MAKESPAN, values_ns[best], details | minorants[best].to_details())
 
 
-def _arrival_suffix(tables: Tables) -> Certificate:
+def _arrival_suffix(tables: Tables, whole: Consumption, first: Consumption) -> Certificate:
     """Best bound over all sets of requests that arrive at some time or later."""
     order = np.argsort(tables.arrivals_ns, kind="stable")
-    whole = consume(tables.prompts, tables.outputs, tables.instance.limits)
-    batches, prefill_batches = _most(whole, order), _most(_first_tokens(tables), order)
+    batches, prefill_batches = _most(whole, order), _most(first, order)
     arrivals = tables.arrivals_ns[order].astype(object)
 
     def values_ns(table: WorkTable) -> ExactArray:
         price = table.minorant.scaled
-        work = suffix_sums(table.until(tables.prompts, tables.outputs)[order])
-        time = price("batch") * batches + price("prefill_batch") * prefill_batches + work
-        ends: ExactArray = arrivals - (-time // table.minorant.scale)
-        return ends
+        work = table.until(tables.prompts, tables.outputs)[order]
+        largest = sum(work) + int(arrivals[-1]) * table.minorant.scale
+        largest += price("batch") * int(batches[0]) + price("prefill_batch") * int(prefill_batches[0])
+        work, ends, count, carriers = (
+            compact(values, largest) for values in (work, arrivals, batches, prefill_batches)
+        )
+        time = price("batch") * count + price("prefill_batch") * carriers + suffix_sums(work)
+        suffix_ends: ExactArray = ends - (-time // table.minorant.scale)
+        return suffix_ends
 
     columns = [values_ns(table) for table in tables.work]
     best = max(range(len(columns)), key=lambda k: columns[k].max())
     # Requests that arrive together: the first position of the largest value holds all of them.
     cut = int(np.argmax(columns[best]))
     details: Details = {
-        "num_batches": batches[cut],
-        "num_prefill_batches": prefill_batches[cut],
-        "from_ns": arrivals[cut],
+        "num_batches": int(batches[cut]),
+        "num_prefill_batches": int(prefill_batches[cut]),
+        "from_ns": int(arrivals[cut]),
         "num_requests": len(order) - cut,
     }
     minorant = tables.work[best].minorant
     return Certificate(
-        ARRIVAL_SUFFIX, Objective.MAKESPAN, columns[best][cut], details | minorant.to_details()
+        ARRIVAL_SUFFIX, Objective.MAKESPAN, int(columns[best][cut]), details | minorant.to_details()
     )
 
 
@@ -100,10 +110,6 @@ def _work(tables: Tables, table: WorkTable, prefill_batches: int) -> int:
 
 def _first_tokens(tables: Tables) -> Consumption:
     return consume(tables.prompts, tables.first_tokens, tables.instance.limits)
-
-
-def _prefill_batches(tables: Tables) -> int:
-    return max(_first_tokens(tables).total_counts().values())
 
 
 def _most(consumption: Consumption, order: IntArray) -> ExactArray:

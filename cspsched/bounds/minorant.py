@@ -14,6 +14,7 @@ terms of a batch only lengthens it. Source: problem.md, sections 4 and 5.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from fractions import Fraction
@@ -107,13 +108,16 @@ def reachable_maxima(instance: Instance) -> BatchFeatures[int]:
     No request is longer than I + O - 1 and all residents fit into M. A chunk's attention c (n + (c + 1) / 2)
     is at most c (n + c).
     """
-    limits, peaks = instance.limits, [request.peak_kv_tokens for request in instance.requests]
-    tokens = min(limits.max_batch_tokens, limits.kv_tokens, sum(peaks))
-    processed = min(limits.max_batch_requests, limits.max_batch_tokens, len(peaks))
-    context = min(limits.kv_tokens, sum(peaks) - len(peaks), processed * (max(peaks) - 1))
+    limits = instance.limits
+    # A million requests have few lengths.
+    peaks = Counter(request.peak_kv_tokens for request in instance.requests)
+    count, volume, longest = len(instance.requests), sum(k * n for k, n in peaks.items()), max(peaks)
+    tokens = min(limits.max_batch_tokens, limits.kv_tokens, volume)
+    processed = min(limits.max_batch_requests, limits.max_batch_tokens, count)
+    context = min(limits.kv_tokens, volume - count, processed * (longest - 1))
     return BatchFeatures(
         tokens=tokens,
-        prefill_attention=min(tokens * max(peaks), sum(map(triangle, peaks))),
+        prefill_attention=min(tokens * longest, sum(triangle(k) * n for k, n in peaks.items())),
         prefill_tokens=tokens,
         prefill_context=context,
         decode_context=context,

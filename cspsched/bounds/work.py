@@ -46,9 +46,15 @@ class WorkTable:
         return prices
 
     @cached_property
+    def decodes(self) -> ExactArray:
+        """Price of the decode that leaves s tokens resident, shape (longest + 1,); entry 0 means nothing."""
+        prices: ExactArray = self._decodes(self._resident)
+        return prices
+
+    @cached_property
     def _later(self) -> ExactArray:
         """Running sum over s of the cheaper of decode and refill."""
-        sums: ExactArray = np.cumsum(np.minimum(self.prefills, self._decodes(self._resident)))
+        sums: ExactArray = np.cumsum(np.minimum(self.prefills, self.decodes))
         return sums
 
     def until(self, prompts: IntArray, emitted: IntArray) -> ExactArray:

@@ -8,6 +8,7 @@ from functools import cache
 from hypothesis import strategies as st
 
 from cspsched.problem.cost import BatchFeatures, CostModel, PiecewiseLinear
+from cspsched.problem.history import follow
 from cspsched.problem.instance import Instance, Limits
 from cspsched.problem.request import Request
 
@@ -172,3 +173,68 @@ def compositions(draw, instance):
         num_prefills=len(prefills),
         num_decodes=len(decodes),
     )
+
+
+class TimeAccounts:
+    """What each request really pays in a schedule when time has a price; affine costs with b_d = 0.
+
+    A batch is its decodes' part and then its prefills' part, which is frozen time.
+    """
+
+    def __init__(self, instance, schedule, chosen):
+        self.instance, self.schedule, self.chosen = instance, schedule, chosen
+        self.price, self.stretch, self.pace = chosen.price / 1024, chosen.stretch / 16, chosen.pace / 16
+        self.history = follow(instance, schedule)
+        self.frozen = [self._work(j, decodes=False) for j in range(schedule.num_batches)]
+
+    def _slice(self, batch):
+        bounds = self.schedule.first_entry
+        end = bounds[batch + 1] if batch + 1 < len(bounds) else len(self.schedule.request)
+        return range(bounds[batch], end)
+
+    def _entry_work(self, entry):
+        held, tokens = int(self.history.kv_before[entry]), int(self.schedule.tokens[entry])
+        slope = self.instance.cost.tokens.slopes[0]
+        if self.history.decodes[entry]:
+            return slope + self.instance.cost.decode_context.slopes[0] * held
+        attention = sum(range(held + 1, held + tokens + 1)) * self.instance.cost.prefill_attention.slopes[0]
+        share = Fraction(tokens, self.instance.limits.max_batch_tokens)
+        return slope * tokens + attention + share * self.instance.cost.prefill_batch
+
+    def _work(self, batch, *, decodes):
+        return sum(self._entry_work(e) for e in self._slice(batch) if self.history.decodes[e] == decodes)
+
+    def _reach(self, i):
+        """L and where mu ends, after the arrival."""
+        request, limits = self.instance.requests[i], self.instance.limits
+        batches = -(-request.prompt_tokens // limits.max_batch_tokens) + request.output_tokens - 1
+        length = float(self.instance.cost.step) * batches * self.pace
+        ends = request.arrival_ns + self.stretch * length <= self.chosen.horizon_ns
+        return length, self.stretch * length if ends else 0.0
+
+    def integral(self, i, start, end):
+        """Integral of mu_i."""
+        arrival, (length, reach) = self.instance.requests[i].arrival_ns, self._reach(i)
+        left, right = (min(max(t - arrival, 0), reach) for t in (float(start), float(end)))
+        return (right - left) * (self.stretch - (left + right) / (2 * length))
+
+    def net(self, i):
+        """Completion, latency less what comes back, and what is paid."""
+        paid = back = completion = 0.0
+        for batch in range(self.schedule.num_batches):
+            start, end = int(self.schedule.start_ns[batch]), int(self.schedule.end_ns[batch])
+            opened = end - self.frozen[batch]
+            back += self.integral(i, opened, end)
+            for entry in self._slice(batch):
+                if self.schedule.request[entry] == i:
+                    completion = end
+                    paid += self._paid(entry, batch, start, opened, end)
+        return completion, completion - self.instance.requests[i].arrival_ns - back, paid
+
+    def _paid(self, entry, batch, start, opened, end):
+        work = float(self._entry_work(entry))
+        if self.history.decodes[entry]:
+            length = float(opened - start)
+            return self.price * length * work / (length - float(self.instance.cost.step))
+        waiting = sum(self.integral(k, opened, end) for k in range(len(self.instance.requests)))
+        return work * (self.price + waiting / float(self.frozen[batch]))

@@ -1,0 +1,134 @@
+"""Requests that miss a limit whatever is done, and what follows for percentiles.
+
+Theorem (docs/bounds.md, section 8): every schedule contains a preemptive single-machine schedule with
+processing times q_i (flow.py). In it, without the releases (which only hinder), the fewest late requests for
+due dates a_i + limit_i are those of Moore and Hodgson (1968, An n job, one machine sequencing algorithm for
+minimizing the number of late jobs; preemption does not help without releases). A request whose limit is
+shorter than its time alone on the machine is late anyway and takes no time in that schedule.
+
+A percentile of the latencies is at least x if so many requests take at least x.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from fractions import Fraction
+
+import numpy as np
+
+from cspsched.bounds.critical_path import solo_times_ns
+from cspsched.bounds.flow import SPLITS, Heads, Relaxation
+from cspsched.bounds.tables import Tables
+from cspsched.errors import InputError
+from cspsched.problem.instance import Instance
+from cspsched.problem.metrics import Objective
+
+BOUNDED = (Objective.LATENCY, Objective.TTFT)
+
+
+def fewest_misses(
+    instance: Instance, limits_ns: Sequence[int], objective: Objective = Objective.LATENCY
+) -> int:
+    """Lower bound on the number of requests whose latency (or TTFT) is above a limit.
+
+    Parameters
+    ----------
+    instance
+        Every request must fit the limits of the device.
+    limits_ns
+        Largest time that meets the SLO, nanoseconds from the arrival on, one of each request.
+    objective
+        Which time is limited.
+
+    Returns
+    -------
+    int
+        No schedule has fewer misses; the best over minorants and splits.
+
+    Raises
+    ------
+    InputError
+        If the limits are not one of each request, or the objective is the makespan.
+    """
+    if len(limits_ns) != len(instance.requests):
+        raise InputError(
+            f"{len(limits_ns)} limits, expected one of each of {len(instance.requests)} requests"
+        )
+    tables, processing = _machines(instance, objective)
+    return _fewest(tables, processing, np.array(limits_ns, dtype=object), objective)
+
+
+def percentile_ns(instance: Instance, percent: int, objective: Objective = Objective.LATENCY) -> int:
+    """Lower bound on a percentile of the latencies (or TTFT), in nanoseconds.
+
+    Percentiles interpolate between neighbours as numpy does, so the value is at least the order statistic
+    below it. If k requests or more take longer than x, the k-th largest is at least x + 1.
+
+    Parameters
+    ----------
+    percent
+        From 0 to 100, such as 99.
+    """
+    if not 0 <= percent <= 100:
+        raise InputError(f"percentile {percent}, expected 0 to 100")
+    tables, processing = _machines(instance, objective)
+    count = len(instance.requests)
+    longer = count - (count - 1) * percent // 100
+    low, high = 0, _total_time(tables, processing)
+    while low < high:
+        middle = (low + high) // 2
+        limits = np.full(count, middle, dtype=object)
+        if _fewest(tables, processing, limits, objective) >= longer:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+def late_requests(processing: Sequence[int], due: Sequence[int]) -> int:
+    """Fewest late requests on one machine without releases (Moore and Hodgson), in O(n log n)."""
+    clock = late = 0
+    kept: list[int] = []
+    for deadline, time in sorted(zip(due, processing, strict=True)):
+        heapq.heappush(kept, -time)
+        clock += time
+        if clock > deadline:
+            clock += heapq.heappop(kept)
+            late += 1
+    return late
+
+
+def _machines(instance: Instance, objective: Objective) -> tuple[Tables, list[list[int]]]:
+    """Processing times of every single machine that all schedules contain."""
+    if objective not in BOUNDED:
+        raise InputError(f"{objective} is no time of a request, expected one of {', '.join(BOUNDED)}")
+    tables = Tables(instance)
+    heads = Heads(tables, Fraction(1 if objective is Objective.LATENCY else 0))
+    first = Heads(tables, Fraction(0)).consumption
+    machines = [
+        Relaxation(heads, heads.work(table), first, table.minorant, split, with_tails=False)
+        for table in tables.work
+        for split in SPLITS
+    ]
+    return tables, [machine.processing_ns().tolist() for machine in machines]
+
+
+def _fewest(
+    tables: Tables,
+    processing: list[list[int]],
+    limits_ns: np.typing.NDArray[np.object_],
+    objective: Objective,
+) -> int:
+    lost = solo_times_ns(tables, objective) > limits_ns
+    kept = np.flatnonzero(~lost)
+    start_ns = int(tables.arrivals_ns.min())
+    due = (tables.arrivals_ns.astype(object) - start_ns + limits_ns)[kept].tolist()
+    late = [late_requests([times[i] for i in kept], due) for times in processing]
+    return int(lost.sum()) + max(late)
+
+
+def _total_time(tables: Tables, processing: list[list[int]]) -> int:
+    """A time that no bound on a request's latency exceeds."""
+    alone = solo_times_ns(tables, Objective.LATENCY)
+    return int(max(alone)) + max(sum(times) for times in processing)

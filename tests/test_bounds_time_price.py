@@ -1,0 +1,287 @@
+"""The price of time: never above a schedule's latencies, whatever the prices; derived again; by hand."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cspsched.bounds import Certificate, best_bound, certificates, check_certificate
+from cspsched.bounds import time_price as time_price_module
+from cspsched.bounds.tables import Tables
+from cspsched.bounds.time_price import PRICE_UNIT, TIME_PRICE, Prices, Waits, bound_ns, columns
+from cspsched.errors import CspschedError, InputError
+from cspsched.policies.base import make_policy
+from cspsched.problem.cost import CostModel, PiecewiseLinear
+from cspsched.problem.instance import Instance, Limits
+from cspsched.problem.metrics import Objective, measure
+from cspsched.problem.request import Request
+from cspsched.simulate import simulate
+from tests.oracles.exhaustive import exhaustive_optimum
+from tests.oracles.naive_bounds import TimeAccounts, cost_models, tiny_instances
+
+EXAMPLES = int(os.environ.get("CSPSCHED_ORACLE_EXAMPLES", "0"))
+POLICIES = ("vllm", "sarathi", "smallest-volume", "mc-sf")
+AFFINE = CostModel(
+    name="affine",
+    step=Fraction(1000),
+    prefill_batch=Fraction(300),
+    tokens=PiecewiseLinear.linear(20),
+    decode_context=PiecewiseLinear.linear(2),
+    prefill_attention=PiecewiseLinear.linear(1),
+)
+
+
+def examples(few):
+    """Few in CI, many on demand."""
+    return settings(max_examples=max(few, EXAMPLES), deadline=None)
+
+
+@st.composite
+def prices(draw):
+    """Any prices, sensible or not."""
+    return Prices(
+        price=draw(st.integers(0, 60)) * draw(st.sampled_from([1, 64, PRICE_UNIT])),
+        num_windows=draw(st.integers(1, 60)),
+        window_ns=draw(st.sampled_from([1, 7, 50, 400, 3000])),
+        stretch=draw(st.sampled_from([0, 16, 17, 20, 24, 32, 64])),
+        pace=draw(st.sampled_from([16, 17, 20, 24, 40])),
+    )
+
+
+@st.composite
+def crowds(draw):
+    """Up to 25 requests with any cost model, close together or apart, and limits that may bind."""
+    count, gap = draw(st.integers(1, 25)), draw(st.sampled_from([0, 30, 1000, 9000]))
+    sizes = draw(
+        st.lists(
+            st.tuples(st.integers(0, 3), st.integers(1, 40), st.integers(1, 12)),
+            min_size=count, max_size=count,
+        )
+    )  # fmt: skip
+    clock, requests = 0, []
+    for k, (wait, prompt, output) in enumerate(sizes):
+        clock += wait * gap
+        requests.append(
+            Request(request_id=f"r{k}", arrival_ns=clock, prompt_tokens=prompt, output_tokens=output)
+        )
+    limits = Limits(
+        kv_blocks=draw(st.sampled_from([60, 120, 2000])),
+        block_tokens=draw(st.sampled_from([1, 4])),
+        max_batch_tokens=draw(st.sampled_from([9, 32, 512])),
+        max_batch_requests=draw(st.sampled_from([3, 64])),
+    )
+    cost = draw(st.one_of(st.just(AFFINE), cost_models()))
+    return Instance(requests=tuple(requests), limits=limits, cost=cost).split_rejected()[0]
+
+
+def values_of(instance, chosen):
+    """The bound under each minorant."""
+    tables = Tables(instance)
+    found = [columns(tables, work) for work in tables.work]
+    return [bound_ns(table, chosen) for table in found if table is not None]
+
+
+def sums_of_latencies(instance):
+    """What each policy that can serve the instance reaches."""
+    for name in POLICIES:
+        try:
+            schedule = simulate(instance, make_policy(name)).schedule
+        except CspschedError:
+            continue
+        yield measure(instance, schedule).objective_ns(Objective.LATENCY)
+
+
+@examples(60)
+@given(instance=tiny_instances(max_requests=2, max_prompt=4), chosen=prices())
+def test_no_prices_exceed_the_optimum_of_two_requests(instance, chosen):
+    """Two requests, any costs, any prices: never above what trying everything finds."""
+    optimum = exhaustive_optimum(instance, Objective.LATENCY)
+    assert all(value <= optimum for value in values_of(instance, chosen) if value is not None)
+
+
+@examples(40)
+@given(instance=tiny_instances(max_requests=3, max_prompt=3, max_output=2), chosen=prices())
+def test_no_prices_exceed_the_optimum_of_three_requests(instance, chosen):
+    """Three requests likewise."""
+    optimum = exhaustive_optimum(instance, Objective.LATENCY)
+    assert all(value <= optimum for value in values_of(instance, chosen) if value is not None)
+
+
+@examples(100)
+@given(instance=crowds(), chosen=prices())
+def test_no_prices_exceed_a_policy(instance, chosen):
+    """Crowds, any costs and limits, any prices: never above the latencies of any policy."""
+    least = min(sums_of_latencies(instance), default=None)
+    if least is not None:
+        assert all(value <= least for value in values_of(instance, chosen) if value is not None)
+
+
+@st.composite
+def busy_times(draw):
+    """Affine requests close together, and prices of the size that waiting has there."""
+    count = draw(st.integers(1, 12))
+    sizes = st.tuples(st.integers(0, 4000), st.sampled_from([1, 5, 40, 150]), st.integers(1, 15))
+    rows = draw(st.lists(sizes, min_size=count, max_size=count))
+    clocks = np.cumsum([0, *(row[0] for row in rows[1:])])
+    requests = tuple(
+        Request(request_id=f"r{k}", arrival_ns=int(clock), prompt_tokens=row[1], output_tokens=row[2])
+        for k, (clock, row) in enumerate(zip(clocks, rows, strict=True))
+    )
+    budget = draw(st.sampled_from([16, 64, 512]))
+    limits = Limits(kv_blocks=2000, block_tokens=1, max_batch_tokens=budget, max_batch_requests=64)
+    chosen = Prices(
+        price=draw(st.sampled_from([0, 1, 20, 300, PRICE_UNIT, 4 * PRICE_UNIT, 20 * PRICE_UNIT])),
+        num_windows=draw(st.sampled_from([40, 150, 400])),
+        window_ns=draw(st.sampled_from([30, 300, 800])),
+        stretch=draw(st.sampled_from([0, 16, 17, 19, 22, 28, 40])),
+        pace=draw(st.sampled_from([16, 17, 18, 22])),
+    )
+    return Instance(requests=requests, limits=limits, cost=AFFINE), chosen
+
+
+@examples(60)
+@given(drawn=busy_times(), policy=st.sampled_from(POLICIES))
+def test_no_request_pays_less_than_its_least(drawn, policy):
+    """In every schedule each request by itself pays v_i or more: latency, less what it gets back, plus tolls.
+
+    This is much sharper than the sum: where a request runs as the bound assumes, both sides are equal.
+    """
+    instance, chosen = drawn
+    tables = Tables(instance)
+    waits = Waits(columns(tables, tables.work[-1]), chosen)
+    least = time_price_module._least_costs(waits) - waits.area
+    accounts = TimeAccounts(instance, simulate(instance, make_policy(policy)).schedule, chosen)
+    for i, value in enumerate(least.tolist()):
+        completion, time, paid = accounts.net(i)
+        assert value <= time + (paid if completion <= chosen.horizon_ns else 0) + 1e-3
+
+
+@examples(6)
+@given(instance=crowds())
+def test_no_chosen_certificate_exceeds_a_policy(instance):
+    """All certificates of a crowd, with the prices that the search chose, are at most any policy's value."""
+    least = min(sums_of_latencies(instance), default=None)
+    if least is not None:
+        assert best_bound(instance, Objective.LATENCY).value_ns <= least
+
+
+@examples(30)
+@given(instance=crowds(), chosen=prices())
+def test_the_checker_derives_the_same_nanoseconds(instance, chosen):
+    """Plain loops over requests, tokens and windows reach the same integer for any prices."""
+    tables = Tables(instance)
+    for work in tables.work:
+        table = columns(tables, work)
+        value_ns = None if table is None else bound_ns(table, chosen)
+        if value_ns is not None:
+            details = chosen.to_details() | work.minorant.to_details()
+            certificate = Certificate(TIME_PRICE, Objective.LATENCY, value_ns, details)
+            assert check_certificate(instance, certificate) == []
+            wrong = replace(certificate, value_ns=value_ns + 1)
+            assert any("derived" in objection for objection in check_certificate(instance, wrong))
+
+
+def crowd(count, gap_ns, prompt=30, output=20, **limits):
+    """Equal requests at equal distances under affine costs."""
+    defaults = {"kv_blocks": 5000, "block_tokens": 1, "max_batch_tokens": 512, "max_batch_requests": 64}
+    requests = tuple(
+        Request(request_id=f"r{k}", arrival_ns=k * gap_ns, prompt_tokens=prompt, output_tokens=output)
+        for k in range(count)
+    )
+    return Instance(requests=requests, limits=Limits(**defaults | limits), cost=AFFINE)
+
+
+def named(instance):
+    """Certificates of the sum of latencies by name."""
+    return {found.name: found for found in certificates(instance, Objective.LATENCY)}
+
+
+def test_it_beats_the_other_certificates_at_medium_load():
+    """At medium load a price on time sees more than SRPT and lone requests."""
+    found = named(crowd(200, 4000))
+    others = max(value.value_ns for name, value in found.items() if name != TIME_PRICE)
+    assert found[TIME_PRICE].value_ns > 1.1 * others
+
+
+def test_making_others_wait_helps():
+    """The same without mu is lower: that everybody waits for prefills is worth something."""
+    instance = crowd(200, 4000)
+    certificate = named(instance)[TIME_PRICE]
+    assert certificate.details["stretch"] != 0
+    table = max((columns(t, w) for t in [Tables(instance)] for w in t.work), key=lambda one: one.decodes[-1])
+    without = replace(Prices.from_details(certificate.details), stretch=0)
+    assert bound_ns(table, without) < certificate.value_ns
+
+
+def test_one_request_by_hand():
+    """Price 0, no mu: one batch per token and no work, and the horizon does not cut it short."""
+    instance = crowd(1, 0, prompt=5, output=4)
+    chosen = Prices(price=0, num_windows=10, window_ns=10**6, stretch=0, pace=16)
+    assert 4 * 1000 in values_of(instance, chosen)
+
+
+def test_equal_requests_side_by_side_pay_what_the_bound_says():
+    """Ten equal decodes a batch are best at P = 10^2 w / alpha = 2: least and payment differ by 3 %."""
+    cost = replace(AFFINE, decode_context=PiecewiseLinear())
+    instance = replace(crowd(10, 0, prompt=1, output=60), cost=cost)
+    chosen = Prices(price=2 * PRICE_UNIT, num_windows=900, window_ns=100, stretch=0, pace=16)
+    tables = Tables(instance)
+    waits = Waits(columns(tables, tables.work[-1]), chosen)
+    accounts = TimeAccounts(instance, simulate(instance, make_policy("vllm")).schedule, chosen)
+    for i, least in enumerate(time_price_module._least_costs(waits).tolist()):
+        completion, time, paid = accounts.net(i)
+        assert completion <= chosen.horizon_ns
+        assert 0.97 * (time + paid) <= least <= time + paid
+
+
+def test_a_decode_pays_for_the_best_batch():
+    """Alpha 1000, work 218, price 1: 1000 + 218 + 2 sqrt(218 000), which is a batch of 1000 + 466."""
+    tables = Tables(crowd(1, 0, prompt=99, output=2))
+    table = columns(tables, tables.work[-1])
+    assert table.decodes[100] == 20 + 2 * 99
+    assert time_price_module.token_costs(table, 16, PRICE_UNIT)[100] == 1000 + 218 + 2 * 466
+
+
+def test_a_refill_may_be_cheaper_than_a_decode():
+    """10 tokens at 20 and attention 55 are a refill of 255; a decode costs 38 and 2 x 194 of waiting."""
+    tables = Tables(crowd(1, 0, prompt=9, output=2))
+    table = columns(tables, tables.work[-1])
+    assert time_price_module.token_costs(table, 16, PRICE_UNIT)[10] == 1000 + 255
+
+
+def test_waiting_prices_fall_from_window_to_window():
+    """One request, S = 2, L = 4000 at 0: mu is 2 at 0 and 0 at 8000; windows of 1000 count their ends."""
+    instance = crowd(1, 0, prompt=5, output=4)
+    tables = Tables(instance)
+    chosen = Prices(price=0, num_windows=9, window_ns=1000, stretch=32, pace=16)
+    waits = Waits(columns(tables, tables.work[-1]), chosen)
+    assert waits.length.tolist() == [4000]
+    ends = [1792, 1536, 1280, 1024, 768, 512, 256, 0, 0]
+    assert waits.everybody.tolist() == ends
+    assert waits.area.tolist() == [8000]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("pace", 15), ("stretch", 8), ("price", -1), ("window_ns", 0), ("num_windows", 0)]
+)
+def test_checker_refuses_prices_that_prove_nothing(name, value):
+    """Values outside the theorem's domain are refused."""
+    instance = crowd(10, 4000)
+    certificate = named(instance)[TIME_PRICE]
+    with pytest.raises(InputError, match="prove nothing"):
+        check_certificate(instance, replace(certificate, details=certificate.details | {name: value}))
+
+
+def test_huge_numbers_give_no_certificate():
+    """Where 64-bit products could overflow there is no value rather than a wrong one."""
+    dear = replace(AFFINE, step=Fraction(2**50))
+    instance = replace(crowd(10, 4000), cost=dear)
+    assert TIME_PRICE not in named(instance)
+    chosen = Prices(price=2**40, num_windows=4, window_ns=2**40, stretch=16, pace=16)
+    assert set(values_of(crowd(10, 4000), chosen)) == {None}
