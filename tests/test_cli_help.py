@@ -40,7 +40,8 @@ def all_commands() -> dict[str, click.Command]:
         assert command is not None
         commands[name] = command
         if isinstance(command, click.Group):
-            commands |= {f"{name} {sub}": found for sub, found in command.commands.items()}
+            found = {sub: command.get_command(context, sub) for sub in command.list_commands(context)}
+            commands |= {f"{name} {sub}": one for sub, one in found.items() if one is not None}
     return commands
 
 
@@ -124,7 +125,7 @@ def examples() -> list[list[str]]:
 @pytest.mark.parametrize("words", examples(), ids=" ".join)
 def test_example_in_a_help_text_uses_options_that_exist(words):
     """The options of an example are options of the command that it calls."""
-    name = " ".join(words[1:3]) if words[1] == "trace" else words[1]
+    name = " ".join(words[1:3]) if words[1] in ("trace", "profile") else words[1]
     known = {option for parameter in ALL_COMMANDS[name].params for option in parameter.opts}
 
     assert {word for word in words if word.startswith("--")} <= known

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Self
 
 import click
@@ -69,7 +70,18 @@ class LiveLine:
         gap = (progress.best_ns - progress.bound_ns) / progress.best_ns
         text = f"{progress.elapsed_s:6.1f} s  best {self._seconds(progress.best_ns)}"
         text += f"  bound {self._seconds(progress.bound_ns)}  gap {gap:.2%}"
+        if progress.best_by and progress.bound_by:
+            text += f"  best by {progress.best_by}, bound by {progress.bound_by}"
+        if self._terminal:
+            # A line that wraps could not be rewritten.
+            text = text[: get_terminal_size().columns - 1]
         click.echo(f"\r{text}{ERASE}" if self._terminal else text, err=True, nl=not self._terminal)
+
+    def tell(self, message: str) -> None:
+        """One line of talk that does not run into the live line; a new search begins after it."""
+        self.__exit__(None)
+        self._last_line = 0.0
+        tell(message)
 
     def __enter__(self) -> Self:
         return self

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
-from cspsched.cli.console import LiveLine, counted, tell
-from cspsched.cli.group import INTERRUPTED
+from cspsched.cli.console import LiveLine, tell
 from cspsched.cli.options import (
     Duration,
     ManyValuesCommand,
@@ -25,9 +25,33 @@ from cspsched.cli.options import (
     trace_options,
     workers_option,
 )
+from cspsched.cli.solve_report import report_ladder, report_solution
 
 if TYPE_CHECKING:
-    from cspsched.solving import Solution
+    from cspsched.exact.export import ExportedModel
+    from cspsched.exact.search import SearchLimits
+    from cspsched.problem.instance import Instance
+    from cspsched.problem.lifting import Restriction
+    from cspsched.problem.metrics import Objective
+    from cspsched.solving import Candidate
+
+
+class Restrictions(click.ParamType[tuple["Restriction", ...]]):
+    """Names of restrictions, separated by commas."""
+
+    name = "restrictions"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[Restriction, ...]:
+        """The restrictions that a text names, each once."""
+        from cspsched.problem.lifting import Restriction
+
+        names = dict.fromkeys(name.strip() for name in str(value).split(","))
+        unknown = [name for name in names if name not in set(Restriction)]
+        if unknown:
+            self.fail(f"{unknown[0]!r} is none of {', '.join(Restriction)}", param, ctx)
+        return tuple(map(Restriction, names))
 
 
 @click.command("solve", cls=ManyValuesCommand)
@@ -61,6 +85,35 @@ if TYPE_CHECKING:
     help="Does a request occupy its peak memory from its admission on?",
 )
 @click.option("--drop-rejected", is_flag=True, help="Leave out requests that can never fit.")
+@click.option(
+    "--ladder",
+    is_flag=True,
+    help="Solve with ever fewer restrictions: reservation, no preemption, recompute, without C, without M.",
+)
+@click.option(
+    "--relax",
+    type=Restrictions(),
+    metavar="WHAT,...",
+    help="Solve again without these, to see what they cost: chunking, memory, budget, requests, hybrid, "
+    "holding, preemption, reservation.",
+)
+@click.option(
+    "--warm-start",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="A schedule to start from ('solve', 'simulate --save', 'import-schedule'), judged by the referee.",
+)
+@click.option(
+    "--export",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Also write the batch-indexed CP-SAT model: .pb (binary), .txt or .pbtxt (text).",
+)
+@click.option(
+    "--deterministic",
+    is_flag=True,
+    help="Same bytes every time: one worker, and --time-limit counts the solver's work instead of seconds.",
+)
 @json_option
 @workers_option
 @seed_option
@@ -74,6 +127,11 @@ def solve_command(
     heuristics: tuple[str, ...],
     as_json: bool,  # noqa: FBT001 - click passes flags so
     drop_rejected: bool,  # noqa: FBT001
+    ladder: bool,  # noqa: FBT001
+    relax: tuple[Restriction, ...] | None,
+    warm_start: Path | None,
+    export: Path | None,
+    deterministic: bool,  # noqa: FBT001
     workers: int,
     seed: int,
     **options: Any,
@@ -84,20 +142,23 @@ def solve_command(
     as good as that of every policy under --heuristics.
 
     Ctrl-C and the time limit keep the best schedule found. Switches restrict the class of schedules that is
-    searched; the verdict names it.
+    searched; the verdict names it. --ladder and --relax solve several classes; the time limit is for all.
 
     \b
     cspsched solve trace.csv
     cspsched solve trace.csv --limit 6 --objective latency --time-limit 5min
     cspsched solve trace.csv --kv-tokens 64 --block-tokens 1 --preemption none
+    cspsched solve trace.csv --kv-tokens 64 --block-tokens 1 --ladder
+    cspsched solve trace.csv --reservation --relax reservation,memory
+    cspsched solve trace.csv --warm-start cspsched-solve/schedule.json --time-limit 10min
+    cspsched solve trace.csv --deterministic --time-limit 20s --export model.pb
     """  # fmt: skip  # noqa: D301 - click's marker for text that is not to be wrapped
-    from cspsched.exact.search import SearchLimits
     from cspsched.problem.metrics import Objective
-    from cspsched.problem.result import StopReason
     from cspsched.report.output import require_writable
     from cspsched.serving import make_instance
     from cspsched.solving import solve
 
+    _refuse_contradictions(ladder=ladder, relax=relax)
     switches = {
         "chunked_prefill": options.pop("chunking"),
         "hybrid_batches": options.pop("hybrid"),
@@ -105,76 +166,81 @@ def solve_command(
         "reservation": options.pop("reservation"),
     }
     require_writable(out)
+    limits = _limits(time_limit, workers, seed, deterministic=deterministic)
     requests = selected_trace(trace, options)
-    instance = make_instance(requests, instance_serving(options, **switches))
-    with LiveLine(Objective(objective), len(instance.requests)) as live:
-        solution = solve(
-            instance,
-            Objective(objective),
-            limits=SearchLimits(time_limit_s=time_limit, num_workers=workers, seed=seed),
-            heuristics=heuristics,
-            drop_rejected=drop_rejected,
-            on_progress=live,
-        )
-    from cspsched.report.files import write_solution
+    given = make_instance(requests, instance_serving(options, **switches))
+    servable = _servable(given, as_json=as_json, drop_rejected=drop_rejected)
+    aim = Objective(objective)
+    candidates = _warm_candidates(warm_start, servable)
+    exported = _export(export, servable, aim, heuristics, candidates)
+    asked: dict[str, Any] = {
+        "limits": limits,
+        "heuristics": heuristics,
+        "candidates": candidates,
+        "drop_rejected": drop_rejected,
+    }
+    with LiveLine(aim, len(servable.requests)) as live:
+        if ladder or relax:
+            from cspsched.ladder import climb
 
-    written = write_solution(solution.result, out)
-    click.echo(json.dumps(_summary(solution), indent=1) if as_json else _verdict(solution))
-    tell(f"wrote {', '.join(map(str, written))}")
-    return INTERRUPTED if solution.result.stop_reason is StopReason.INTERRUPTED else 0
-
-
-def _summary(solution: Solution) -> dict[str, Any]:
-    """The result without its instance and schedule, which are in schedule.json."""
-    from cspsched.problem.metrics import measure
-
-    result = solution.result
-    data = {key: value for key, value in result.to_json().items() if key not in ("instance", "schedule")}
-    data["rejected"] = [rejection.reason for rejection in solution.rejections]
-    if result.schedule is not None:
-        data["metrics"] = measure(result.instance, result.schedule).to_json()
-    return data
+            climbed = climb(given, aim, relax=relax or (), on_step=live.tell, on_progress=live, **asked)
+        else:
+            solution = solve(given, aim, on_progress=live, **asked)
+    if ladder or relax:
+        return report_ladder(climbed, exported, out, as_json=as_json)
+    return report_solution(solution, exported, out, as_json=as_json)
 
 
-def _verdict(solution: Solution) -> str:
-    """What is proven, and the schedule in numbers."""
-    from cspsched.problem.metrics import Objective, measure
-    from cspsched.problem.result import Status, StopReason
-    from cspsched.report.table import percent, seconds
+def _refuse_contradictions(*, ladder: bool, relax: tuple[Restriction, ...] | None) -> None:
+    """The ladder sets preemption and reservation itself, and lifts what it lifts."""
+    context = click.get_current_context()
+    if ladder and relax:
+        raise click.UsageError("--ladder and --relax exclude each other: the ladder lifts in its own order")
+    for name in ("preemption", "reservation"):
+        if ladder and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--ladder goes through every kind of preemption; leave --{name} out")
 
-    result = solution.result
-    assert result.schedule is not None
-    assert result.primal_ns is not None
-    assert result.dual_ns is not None
-    count = len(result.instance.requests)
-    what = "makespan" if result.objective is Objective.MAKESPAN else f"mean {result.objective}"
-    best = f"{result.objective.mean_s(result.primal_ns, count):.9f} s"
-    klass = result.instance.switches.policy_class
-    if result.stop_reason is StopReason.ROUNDING:
-        head = (
-            f"OPTIMAL up to rounding: {what} {best}, within {result.primal_ns - result.dual_ns} ns in total "
-            f"of what {result.certificate} proves (class: {klass})"
-        )
-    elif result.status is Status.OPTIMAL:
-        head = f"OPTIMAL: {what} {best}, proven by {result.certificate} (class: {klass})"
-    else:
-        bound = f"{result.objective.mean_s(result.dual_ns, count):.9f} s"
-        gap = percent(result.gap or 0.0)
-        head = (
-            f"FEASIBLE: {what} {best}, at least {bound} by certificate {result.certificate}, gap {gap} "
-            f"(class: {klass}; stopped: {result.stop_reason})"
-        )
-    summary = measure(result.instance, result.schedule).to_json()
-    lines = [
-        head,
-        f"schedule found by {result.found_by}: {counted(count, 'request')}, "
-        f"{counted(summary['num_batches'], 'batch', 'batches')}, "
-        f"{counted(summary['preemptions'], 'preemption')}, "
-        f"{counted(summary['recomputed_tokens'], 'recomputed token')}",
-        f"makespan {seconds(summary['makespan_s'])}, latency mean {seconds(summary['latency_s']['mean'])} "
-        f"p99 {seconds(summary['latency_s']['p99'])}, TTFT mean {seconds(summary['ttft_s']['mean'])}",
-    ]
-    if solution.rejections:
-        left_out = counted(len(solution.rejections), "request")
-        lines.append(f"{left_out} left out; the first: {solution.rejections[0].reason}")
-    return "\n".join(lines)
+
+def _limits(time_limit: float, workers: int, seed: int, *, deterministic: bool) -> SearchLimits:
+    """Limits of the search; a deterministic one has a single worker, and refuses to be told otherwise."""
+    from cspsched.exact.search import SearchLimits
+
+    source = click.get_current_context().get_parameter_source("workers")
+    if deterministic and source is not ParameterSource.COMMANDLINE:
+        workers = 1
+    return SearchLimits(time_limit_s=time_limit, num_workers=workers, seed=seed, deterministic=deterministic)
+
+
+def _servable(instance: Instance, *, as_json: bool, drop_rejected: bool) -> Instance:
+    """The part of an instance that can be served; with --json the refusal is data too."""
+    from cspsched.problem.infeasibility import find_infeasibility
+    from cspsched.solving import servable_part
+
+    trouble = find_infeasibility(instance)
+    if trouble is not None and as_json and not drop_rejected:
+        click.echo(json.dumps(trouble.to_json(), indent=1))
+    return servable_part(instance, drop_rejected=drop_rejected)[0]
+
+
+def _warm_candidates(path: Path | None, instance: Instance) -> list[Candidate]:
+    from cspsched.solving import read_warm_start
+
+    return [] if path is None else [read_warm_start(path, instance)]
+
+
+def _export(
+    path: Path | None,
+    instance: Instance,
+    objective: Objective,
+    heuristics: tuple[str, ...],
+    candidates: list[Candidate],
+) -> ExportedModel | None:
+    if path is None:
+        return None
+    from cspsched.exact.export import export_model
+    from cspsched.solving import policy_candidates
+
+    known = [*policy_candidates(instance, heuristics), *candidates]
+    exported = export_model(instance, objective, path, candidates=known)
+    tell(f"wrote {exported.sentence}")
+    return exported
