@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -113,6 +114,11 @@ def _vllm_by_request(rng: random.Random) -> Settings:
     }
 
 
+def _vllm_async(rng: random.Random) -> Settings:
+    settings = _vllm_by_request(rng) if rng.random() < 0.5 else _vllm(rng)
+    return {**settings, "async_scheduling": True}
+
+
 def _vllm_v0_by_request(rng: random.Random) -> Settings:
     settings = {**_vllm_v0(rng), "enable_chunked_prefill": rng.random() < 0.4}
     if not settings["enable_chunked_prefill"]:
@@ -143,6 +149,23 @@ def _infermax_by_request(rng: random.Random) -> Settings:
 
 def _static_batch(rng: random.Random) -> Settings:
     return {**_tensorrt_llm(rng), "capacity_scheduler_policy": "static_batch"}
+
+
+def _max_utilization(rng: random.Random) -> Settings:
+    return {**_tensorrt_llm(rng), "capacity_scheduler_policy": "max_utilization"}
+
+
+def _equal_progress(rng: random.Random) -> Settings:
+    return {**_tensorrt_llm(rng), "context_chunking_policy": "equal_progress"}
+
+
+def _niyama(rng: random.Random) -> Settings:
+    return {
+        "ttft_limit_ms": rng.choice([1e-5, 1e-4, 3e-4, 1e-3, 2000.0]),
+        "tpot_limit_ms": rng.choice([1e-5, 3e-5, 1e-4, 100.0]),
+        "alpha": rng.choice([0.0, 0.3, 1.0, 8.0]),
+        "relegation": rng.random() < 0.7,
+    }
 
 
 def _tgi_total(rng: random.Random) -> Settings:
@@ -223,10 +246,13 @@ SETTINGS: dict[str, Callable[[random.Random], Settings]] = {
 
 BY_REQUEST: dict[str, Callable[[random.Random], Settings]] = {
     "vllm by request": _vllm_by_request,
+    "vllm async": _vllm_async,
     "vllm-v0 by request": _vllm_v0_by_request,
     "sarathi dynamic": _sarathi_dynamic,
     "infermax by request": _infermax_by_request,
     "tensorrt-llm static": _static_batch,
+    "tensorrt-llm max utilization": _max_utilization,
+    "tensorrt-llm equal progress": _equal_progress,
     "tgi total": _tgi_total,
     "lightllm ratio": _lightllm_ratio,
     "sglang": _sglang,
@@ -235,6 +261,7 @@ BY_REQUEST: dict[str, Callable[[random.Random], Settings]] = {
     "srpt": _none,
     "trail": _trail,
     "fastserve": _fastserve,
+    "niyama": _niyama,
     "vidur-vllm": _vidur_vllm,
     "vidur-sarathi": _vidur_sarathi,
     "vidur-orca": _vidur_reserving,
@@ -280,10 +307,25 @@ def draw_instance(rng: random.Random) -> Instance:
     return Instance(requests=requests, limits=limits, cost=EVERY_TERM, switches=switches)
 
 
+def _with_limits(rng: random.Random, instance: Instance) -> Instance:
+    """The same requests, some with latency limits of their own."""
+    requests = tuple(
+        replace(
+            request,
+            ttft_limit_ns=rng.choice([None, 20, 100, 1000]),
+            tpot_limit_ns=rng.choice([None, 15, 40, 200]),
+        )
+        for request in instance.requests
+    )
+    return replace(instance, requests=requests)
+
+
 def draw_case(name: str, seed: int) -> tuple[Instance, Policy] | None:
     """A servable instance and a policy that the kernel knows there; None where the draw gave none."""
     rng = random.Random(f"{name} {seed}")
     instance, policy = draw_instance(rng), draw_policy(rng, name)
+    if name == "niyama":
+        instance = _with_limits(rng, instance)
     try:
         instance = instance.split_rejected()[0]
         known = kernel_rules(instance, policy) is not None

@@ -99,12 +99,12 @@ def test_gaps_between_tokens_come_out_weighted() -> None:
 
 
 def test_batches_count_what_is_in_them_and_who_runs() -> None:
-    """Prefills, decodes and prefill tokens; running = arrived - finished - waiting."""
+    """Prefills, decodes and prefill tokens; running = arrived - finished - waiting, as known then."""
     for instance, run in RUNS:
         features = measure(instance, run.to_simulation().schedule).history.features
-        counts, start_ns = run.batch_counts, run.batch_ns[:, 0]
-        arrived = np.searchsorted(np.sort(run.workload.arrival_ns), start_ns, side="right")
-        finished = np.searchsorted(np.sort(run.finish_ns), start_ns, side="right")
+        counts, decided_ns = run.batch_counts, run.decided_ns
+        arrived = np.searchsorted(np.sort(run.workload.arrival_ns), decided_ns, side="right")
+        finished = np.searchsorted(np.sort(run.finish_ns), decided_ns, side="right")
 
         assert counts[:, 0].tolist() == features.num_prefills.tolist()
         assert counts[:, 1].tolist() == features.num_decodes.tolist()

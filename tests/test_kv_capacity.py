@@ -126,10 +126,10 @@ def test_layer_sets_the_peak_for_few_requests():
 
 
 def test_weights_are_padded_to_whole_vocabulary_shards():
-    """No shipped vocabulary needs padding at one rank, so weight bytes are two per parameter."""
+    """No shipped vocabulary needs padding at one rank, so weight bytes are those of the parameters."""
     for name in model_names():
         model = load_model(name)
-        assert 2 * model.num_parameters == sum(weight_bytes(model, 1))
+        assert model.dtype_bytes * model.num_parameters == sum(weight_bytes(model, 1))
 
 
 def test_weights_that_do_not_fit_are_refused_with_the_numbers():

@@ -21,7 +21,7 @@ Left open by the written rules and decided here:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 from math import inf
 from typing import ClassVar
@@ -33,6 +33,7 @@ from cspsched.problem.cost import BatchFeatures, triangle
 from cspsched.problem.instance import Instance
 from cspsched.problem.request import Request
 from cspsched.simulate import Step
+from cspsched.simulate.kernel.each.rules import AnyRules, Mode
 
 NS_PER_MS = 1_000_000
 RELEGATED_NS = 1e20
@@ -76,6 +77,10 @@ class Niyama(Configured):
         """Empty queues under the instance's limits."""
         return NiyamaRun(instance, self.settings)
 
+    def kernel_rules(self, instance: Instance) -> AnyRules | None:
+        """Rules for the compiled kernel under an instance's limits; None if it does not know the settings."""
+        return self.new_run(replace(instance, requests=instance.requests[:1])).kernel_rules()
+
 
 class NiyamaRun(RankedRun):
     """Queues of one run; the key of a rank is the priority, and -infinity for decodes, which come first."""
@@ -89,6 +94,16 @@ class NiyamaRun(RankedRun):
         self._features = EMPTY
         self._longest_ns = inf
 
+    def kernel_rules(self) -> AnyRules | None:
+        """All of it."""
+        settings = self._settings
+        return self._each_rules(
+            mode=Mode.RELEGATING if settings.relegation else Mode.DEADLINES,
+            ratio=float(settings.alpha),
+            price=float(settings.ttft_limit_ms * NS_PER_MS),
+            output_price=float(settings.tpot_limit_ms * NS_PER_MS),
+        )
+
     def schedule(self, step: Step) -> None:
         """Priorities, relegation, the time that the decodes allow; then serve in that order."""
         queued = [request for request in self.running if not step.decoding[request]] + self.waiting
@@ -96,7 +111,7 @@ class NiyamaRun(RankedRun):
         for request in self.running:
             self.rank[request] = (-inf, self.rank[request][1])
         for request in queued:
-            key = self._deadline_ns(step, request) + self._settings.alpha * left_ns[request]
+            key = self._deadline_ns(step, request) + float(self._settings.alpha) * left_ns[request]
             key += RELEGATED_NS * (request in self._relegated)
             self.rank[request] = (key, self.rank[request][1])
         if self._settings.relegation:
@@ -122,8 +137,8 @@ class NiyamaRun(RankedRun):
     def _limits_ns(self, request: Request) -> tuple[float, float]:
         ttft_ns, tpot_ns = request.ttft_limit_ns, request.tpot_limit_ns
         return (
-            self._settings.ttft_limit_ms * NS_PER_MS if ttft_ns is None else ttft_ns,
-            self._settings.tpot_limit_ms * NS_PER_MS if tpot_ns is None else tpot_ns,
+            float(self._settings.ttft_limit_ms * NS_PER_MS if ttft_ns is None else ttft_ns),
+            float(self._settings.tpot_limit_ms * NS_PER_MS if tpot_ns is None else tpot_ns),
         )
 
     def _deadline_ns(self, step: Step, request: int) -> float:
@@ -141,7 +156,7 @@ class NiyamaRun(RankedRun):
 
     def _relegate(self, step: Step, left_ns: dict[int, int]) -> None:
         """Take prefills out, lowest tier and longest first, until each that is left ends in time."""
-        ends_ns: float = step.clock_ns
+        ends_ns = float(step.clock_ns)
         kept: list[tuple[int, int, int]] = []
         for request in sorted(left_ns.keys() - self._relegated, key=self.rank.__getitem__):
             ends_ns += left_ns[request]

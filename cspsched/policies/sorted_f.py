@@ -16,6 +16,7 @@ receding horizon). Token budgets and chunks are those of `mc-sf`, which differs 
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -30,6 +31,7 @@ from cspsched.policies.settings import require_at_least
 from cspsched.problem.instance import Instance
 from cspsched.problem.request import Request
 from cspsched.simulate import Step
+from cspsched.units import ceil_div
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,9 +97,7 @@ def best_set(waiting: Sequence[Candidate], device: Device, exact_requests: int) 
     Exact if the shortest outputs fit or at most `exact_requests` wait, else the best greedy filling.
     """
     by_output = sorted(waiting)
-    sums = accumulate(candidate.output_tokens for candidate in by_output)
-    relaxed = [quality(total, count) for count, total in enumerate(sums, start=1)]
-    ideal = by_output[: _last_of_least(relaxed)]
+    ideal = _least_prefix(by_output)
     if device.holds(ideal):
         return ideal
     by_peak = sorted(waiting, key=lambda candidate: (candidate.peak_tokens, candidate))
@@ -113,19 +113,57 @@ def _rank_of(chosen: Sequence[Candidate]) -> tuple[Fraction, int]:
     return quality(sum(candidate.output_tokens for candidate in chosen), len(chosen)), -len(chosen)
 
 
-def _last_of_least(values: Sequence[Fraction]) -> int:
-    """Number of values up to the last of the smallest."""
-    return max(range(len(values)), key=lambda k: (-values[k], k)) + 1
+def _least_prefix(order: Sequence[Candidate]) -> list[Candidate]:
+    """The first of an order, as many as give the least F; of equals the most. Whole numbers are compared."""
+    total = best = best_total = 0
+    for count, candidate in enumerate(order, start=1):
+        total += candidate.output_tokens
+        if not best or total * best * best <= best_total * count * count:
+            best, best_total = count, total
+    return list(order[:best])
 
 
 def _filling(order: Sequence[Candidate], device: Device) -> list[Candidate]:
     """What fits of an order, up to where F is least."""
-    chosen: list[Candidate] = []
-    for candidate in order:
-        if device.holds([*chosen, candidate]):
-            chosen.append(candidate)
-    sums = accumulate(candidate.output_tokens for candidate in chosen)
-    return chosen[: _last_of_least([quality(total, count) for count, total in enumerate(sums, start=1)])]
+    started = StartedSet(device)
+    return _least_prefix([candidate for candidate in order if started.add_if_fits(candidate)])
+
+
+class StartedSet:
+    """Requests that start together and fit until the last has finished; asks of one more whether it does.
+
+    The same answers as `Device.holds`, which sees the whole set anew each time.
+    """
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._ends: list[int] = []
+        """Tokens after which each finishes, ascending."""
+        self._held: list[int] = []
+        """Tokens that each of them starts with, in the same order."""
+        self._blocks: list[int] = []
+        """KV blocks that all take just before each of these ends."""
+
+    def add_if_fits(self, candidate: Candidate) -> bool:
+        """Add a request if the set still fits with it; whether it does."""
+        most, size = self._device
+        held, end = candidate.held_tokens, candidate.output_tokens - 1
+        place = bisect_left(self._ends, end)
+        later = bisect_right(self._ends, end, place)
+        # Memory is shortest where most are alive, mostly: at the first ends.
+        for others_end, blocks in zip(self._ends[:later], self._blocks, strict=False):
+            if blocks + ceil_div(held + others_end, size) > most:
+                return False
+        at_end = ceil_div(held + end, size)
+        at_end += sum(ceil_div(others + end, size) for others in self._held[place:])
+        if at_end > most:
+            return False
+        for position in range(later):
+            self._blocks[position] += ceil_div(held + self._ends[position], size)
+        self._ends.insert(place, end)
+        self._held.insert(place, held)
+        self._blocks.insert(place, at_end)
+        return True
 
 
 def _search(

@@ -34,7 +34,7 @@ from cspsched.policies.batching import Configured, QueueRun
 from cspsched.policies.settings import require_at_least
 from cspsched.problem.instance import Instance
 from cspsched.simulate import Step
-from cspsched.simulate.kernel.each.rules import AnyRules
+from cspsched.simulate.kernel.each.rules import AnyRules, Mode
 from cspsched.simulate.kernel.rules import Batch, Chunk, KernelRules, Reserve
 
 
@@ -185,8 +185,9 @@ class EqualProgressRun(ReservingRun):
     """Equal progress: the contexts that have capacity share the budget, a block each in turn."""
 
     def kernel_rules(self) -> AnyRules | None:
-        """Not known to the kernel: several started contexts."""
-        return None
+        """All of it."""
+        chunk = Chunk.WHOLE_BLOCKS if self.chunked else Chunk.NEVER
+        return self._each_rules(mode=Mode.EQUAL_PROGRESS, reserve=Reserve.OUTPUT, chunk=chunk)
 
     def schedule(self, step: Step) -> None:
         """All decodes, then a share for every context, in order of admission."""
@@ -240,6 +241,11 @@ class EqualProgressRun(ReservingRun):
 
 class MaxUtilizationRun(MicroBatch):
     """Max utilization: blocks for the next step only, at the expense of the last started."""
+
+    def kernel_rules(self) -> AnyRules | None:
+        """All of it; whoever has no place in the batch keeps its memory."""
+        chunk = Chunk.WHOLE_BLOCKS if self.chunked else Chunk.NEVER
+        return self._each_rules(mode=Mode.MAX_UTILIZATION, chunk=chunk, most_holders=self.kv_blocks)
 
     def schedule(self, step: Step) -> None:
         """Capacity in order of arrival, then the micro-batch of those that have it."""

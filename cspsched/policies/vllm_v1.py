@@ -102,7 +102,7 @@ class VllmV1:
     def kernel_rules(self, instance: Instance) -> AnyRules | None:
         """Rules for the compiled kernel under an instance's limits; None if it does not know the settings."""
         settings = self.settings
-        if settings.async_scheduling or settings.enable_prefix_caching:
+        if settings.enable_prefix_caching:
             return None
         run = self.new_run(replace(instance, requests=instance.requests[:1]))
         known = {name: getattr(settings, name) for name in AGGREGATED_SETTINGS}
@@ -170,7 +170,7 @@ class VllmRun:
         )
 
     def each_rules(self, limits: Limits) -> EachRules:
-        """Rules for the loop that visits every request: all but async scheduling and prefix caching."""
+        """Rules for the loop that visits every request: all but prefix caching."""
         by_priority = isinstance(self._waiting, PriorityQueue)
         return EachRules(
             loop=Loop.VLLM,
@@ -190,6 +190,7 @@ class VllmRun:
             lookahead=self._lookahead,
             max_model_len=self._max_model_len,
             interval=self._interval,
+            decides_ahead=self.batches_in_flight > 1,
         )
 
     def submit(self, request: int) -> None:

@@ -50,9 +50,10 @@ class KernelRun:
         int64, shape (num_requests, 5): arrival, start of the first batch, first token, last token, and tokens
         lost to preemption.
     num_preemptions
-        int32, shape (num_requests,).
+        int32, shape (num_requests,); as in the schedule, so without those with the last token in flight.
     batch_ns
-        int64, shape (num_batches, 2): start and end.
+        int64, shape (num_batches, 2): start and end. Of a policy that decides ahead there is a third column,
+        when it decided.
     batch_counts
         int32, shape (num_batches, 6): prefills, decodes, prefill tokens, KV blocks held, requests waiting and
         running.
@@ -74,6 +75,12 @@ class KernelRun:
     def num_batches(self) -> int:
         """Batches run."""
         return len(self.batch_ns)
+
+    @property
+    def decided_ns(self) -> IntArray:
+        """When each batch was decided."""
+        is_noted = self.batch_ns.shape[1] > layout.DECIDED_NS
+        return self.batch_ns[:, layout.DECIDED_NS if is_noted else 0]
 
     @property
     def scheduled_ns(self) -> IntArray:
@@ -129,14 +136,16 @@ class KernelRun:
         from cspsched.simulate.kernel.spans import expand_spans
 
         schedule = expand_spans(self.rules, self.batch_ns, self.batch_counts, self.spans)
+        preempted = self.spans[self.spans[:, layout.KIND] == layout.EVICTION_SPAN]
         return Simulation(
             policy=self.policy,
             schedule=schedule,
             held_blocks=self.batch_counts[:, 3].astype(np.int64),
             num_waiting=self.batch_counts[:, 4].astype(np.int64),
-            decided_ns=schedule.start_ns,
+            decided_ns=np.ascontiguousarray(self.decided_ns),
             preempted=tuple(
-                zip(schedule.evicted_batch.tolist(), schedule.evicted_request.tolist(), strict=True)
+                (batch, request)
+                for batch, request in preempted[:, [layout.FIRST, layout.SPAN_REQUEST]].tolist()
             ),
         )
 

@@ -7,7 +7,7 @@ from bisect import bisect_right
 import numpy as np
 
 from cspsched.problem.cost import FUNCTION_FEATURES, BatchFeatures, CostModel, IntArray, PiecewiseLinear
-from cspsched.simulate.kernel.each.rules import AnyRules, EachRules
+from cspsched.simulate.kernel.each.rules import AnyRules, EachRules, Mode
 
 LARGEST_TERM = 2**58
 """A dozen terms and a clock of less than 2^61 ns stay below 2^63."""
@@ -62,6 +62,9 @@ def _largest_features(rules: AnyRules, largest_peak: int) -> BatchFeatures[int]:
         # Some price a prompt alone before it is cut.
         tokens = max(tokens, largest_peak)
     requests = min(rules.max_running, kv_tokens)
+    if isinstance(rules, EachRules) and rules.mode in (Mode.DEADLINES, Mode.RELEGATING):
+        # Others price chunks before they look whether memory has room for them.
+        tokens = max(tokens, rules.max_tokens)
     return BatchFeatures(
         tokens=tokens,
         prefill_attention=tokens * (largest_peak + 1),

@@ -27,6 +27,8 @@ ARRIVAL_NS, SCHEDULED_NS, FIRST_TOKEN_NS, FINISH_NS, RECOMPUTED = range(5)
 SUBMISSION, BY_RANK, HEAP = range(3)
 # Columns of `slots`.
 LISTED, STARTED, STARTED_TOKENS, GENERATING, STACK, SORTED, NEW_TO_COME, NEW_TOKENS, ENOUGH_WAIT = range(9)
+# Column of `batch_ns` that is there if batches are decided ahead.
+DECIDED_NS = 2
 # Columns of `spans`, and kinds: a chunk before the last, a last chunk, a run of decodes, an eviction.
 KIND, SPAN_REQUEST, SPAN_NUMBER, FIRST, AMOUNT, BEFORE = range(6)
 CHUNK_SPAN, LAST_CHUNK_SPAN, RUN_SPAN, EVICTION_SPAN = range(4)
@@ -83,12 +85,12 @@ class Kernel(NamedTuple):
     prices: IntArray
     """The flat cost model (see `flatten_cost`), shape (1 + num_terms + num_knots, 4)."""
     batch_ns: IntArray
-    """Log: start and end."""
+    """Log: start and end; when it was decided, if that may be before its start."""
     batch_counts: Int32Array
     """Log: prefills, decodes, prefill tokens, blocks held, waiting, running."""
     spans: Int32Array
     """Log: kind; request; number of its admission; batch (of a run: first decode step); tokens (of a run:
-    steps); context before."""
+    steps; of an eviction: blocks, 0 if the last token is in flight and nothing lost); context before."""
 
 
 def most_running(rules: AnyRules, num_requests: int) -> int:

@@ -22,7 +22,9 @@ ROWS_A_REQUEST, MOST_ROWS = 4, 1 << 20
 def new_kernel(workload: Workload, rules: AnyRules, prices: IntArray) -> Kernel:
     """Arrays for a run from its beginning, nothing submitted yet."""
     most = layout.most_running(rules, workload.num_requests)
-    logs = _new_logs(max(min(ROWS_A_REQUEST * workload.num_requests, MOST_ROWS), 4 * most + 4))
+    rows = max(min(ROWS_A_REQUEST * workload.num_requests, MOST_ROWS), 4 * most + 4)
+    ahead = isinstance(rules, EachRules) and rules.decides_ahead
+    logs = _new_logs(rows, layout.DECIDED_NS + ahead)
     if isinstance(rules, EachRules):
         return Kernel(prices=prices, **each_arrays(workload, rules, most), **logs)
     return Kernel(
@@ -100,7 +102,8 @@ class Logs:
         """Take over what is logged and give the kernel new arrays."""
         self.keep(kernel)
         kernel.now[[layout.BATCH_ROW, layout.SPAN_ROW]] = 0
-        return kernel._replace(**_new_logs(max(MOST_ROWS, 2 * len(kernel.slots))))
+        rows = max(MOST_ROWS, 2 * len(kernel.slots))
+        return kernel._replace(**_new_logs(rows, kernel.batch_ns.shape[1]))
 
     def column(self, name: str) -> npt.NDArray[Any]:
         """All rows of a log in order; they are given away."""
@@ -108,9 +111,9 @@ class Logs:
         return rows[0] if len(rows) == 1 else np.concatenate(rows)
 
 
-def _new_logs(rows: int) -> dict[str, Any]:
+def _new_logs(rows: int, times: int) -> dict[str, Any]:
     return {
-        "batch_ns": np.empty((rows, 2), dtype=np.int64),
+        "batch_ns": np.empty((rows, times), dtype=np.int64),
         "batch_counts": np.empty((rows, 6), dtype=np.int32),
         "spans": np.empty((rows, layout.BEFORE + 1), dtype=np.int32),
     }

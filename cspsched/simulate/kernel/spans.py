@@ -33,7 +33,8 @@ def expand_spans(
     """
     sizes = batch_counts[:, 0].astype(np.int64) + batch_counts[:, 1]
     first_entry = np.concatenate((np.zeros(1, dtype=np.int64), np.cumsum(sizes)))
-    evictions = spans[spans[:, KIND] == EVICTION_SPAN]
+    # Without blocks: preempted with the last token in flight, so nothing is lost.
+    evictions = spans[(spans[:, KIND] == EVICTION_SPAN) & (spans[:, AMOUNT] > 0)]
     served = spans[spans[:, KIND] != EVICTION_SPAN]
     request, tokens, kv_tokens = np.empty((3, int(first_entry[-1])), dtype=np.int64)
     columns = (

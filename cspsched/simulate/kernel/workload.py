@@ -16,6 +16,7 @@ from cspsched.simulate.kernel.each.rules import AnyRules
 from cspsched.simulate.kernel.rules import Order
 
 Int32Array = npt.NDArray[np.int32]
+FloatArray = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -34,6 +35,8 @@ class Workload:
         Position of each request's name among all names; None: names rise with the position.
     client
         Number of each request's client, from 0; None: all are of one client.
+    ttft_limit_ns, tpot_limit_ns
+        float64, nanoseconds, nan where a request has no limit; None: nobody has one.
     """
 
     arrival_ns: IntArray
@@ -42,6 +45,8 @@ class Workload:
     priority: IntArray | None = None
     name_rank: IntArray | None = None
     client: Int32Array | None = None
+    ttft_limit_ns: FloatArray | None = None
+    tpot_limit_ns: FloatArray | None = None
 
     def __post_init__(self) -> None:
         count = len(self.arrival_ns)
@@ -76,6 +81,8 @@ class Workload:
             priority=np.array([request.priority for request in requests], dtype=np.int64),
             name_rank=name_rank,
             client=np.array([numbers[request.client_id] for request in requests], dtype=np.int32),
+            ttft_limit_ns=_limits([request.ttft_limit_ns for request in requests]),
+            tpot_limit_ns=_limits([request.tpot_limit_ns for request in requests]),
         )
 
     @property
@@ -99,7 +106,7 @@ class Workload:
             return submission
         if rules.order is Order.PRIORITY:
             names = np.arange(self.num_requests) if self.name_rank is None else self.name_rank
-            return np.lexsort((names, self.arrival_ns, self._priorities)).astype(np.int32)
+            return np.lexsort((names, self.arrival_ns, self.priorities)).astype(np.int32)
         key = self.output_tokens.astype(np.int64)
         if rules.order is Order.VOLUME:
             key = key * self.prompt_tokens + key * (key - 1) // 2
@@ -127,15 +134,22 @@ class Workload:
 
     def importance(self) -> Int32Array:
         """Rank of each request by (priority, arrival), equal where both are."""
-        order = np.lexsort((self.arrival_ns, self._priorities))
-        priority, arrival_ns = self._priorities[order], self.arrival_ns[order]
+        order = np.lexsort((self.arrival_ns, self.priorities))
+        priority, arrival_ns = self.priorities[order], self.arrival_ns[order]
         differs = (priority[1:] != priority[:-1]) | (arrival_ns[1:] != arrival_ns[:-1])
         ranks = np.empty(self.num_requests, dtype=np.int32)
         ranks[order] = np.concatenate(([0], np.cumsum(differs)))
         return ranks
 
     @property
-    def _priorities(self) -> IntArray:
+    def priorities(self) -> IntArray:
+        """Priority of each request, 0 where there are none."""
         if self.priority is None:
             return np.zeros(self.num_requests, dtype=np.int64)
         return self.priority
+
+
+def _limits(limits_ns: list[int | None]) -> FloatArray | None:
+    if all(limit is None for limit in limits_ns):
+        return None
+    return np.array(limits_ns, dtype=np.float64)

@@ -1,24 +1,19 @@
-"""Compiled: what a step may do with a request, and what running a batch of chosen requests does.
-
-The log is the kernel's own: a decode that stands in every batch at the same place of the order is one run,
-however long. Every entry of a batch has a number, rising in the order of the batch; a run is cut where a
-request sits out, or where the order has changed so that its number no longer fits.
-"""
+"""Compiled: what a step may do with a request, and what running a batch of chosen requests does."""
 
 from __future__ import annotations
 
 from cspsched.simulate.kernel.batch import blocks_of, log_batch
 from cspsched.simulate.kernel.each.layout import (
     BATCHED,
+    DECIDES_AHEAD,
     DECISION,
+    ENDING,
     EVICTED_AT,
-    LAST_STEP,
     LEARNS_LENGTHS,
     LENGTH_COUNT,
     LENGTH_SUM,
-    MOST_HOLDERS,
-    NO_RUN,
     NUM_BATCHED,
+    NUM_ENDING,
     NUM_IN_BATCH,
     RENUMBERS,
     SOMEBODY_FINISHED,
@@ -26,16 +21,20 @@ from cspsched.simulate.kernel.each.layout import (
     USED_TOKENS,
 )
 from cspsched.simulate.kernel.each.lists import drop_listed
+from cspsched.simulate.kernel.each.runs import (
+    LARGEST_NUMBER,
+    close_run,
+    log_span,
+    process_chunk,
+    process_decode,
+)
 from cspsched.simulate.kernel.jit import inner
 from cspsched.simulate.kernel.layout import (
-    AMOUNT,
     ARRIVAL_NS,
     ATTENTION,
     BATCH_ROW,
     BATCHES,
-    BEFORE,
     BLOCKS,
-    CHUNK_SPAN,
     CLOCK_NS,
     CONTEXT,
     DECODE_CONTEXT,
@@ -44,13 +43,10 @@ from cspsched.simulate.kernel.layout import (
     EVICTIONS,
     FINISH_NS,
     FINISHED,
-    FIRST,
     FIRST_TOKEN_NS,
     FREE,
     FRUITLESS,
     GENERATED,
-    KIND,
-    LAST_CHUNK_SPAN,
     LAST_CLOCK_NS,
     LAST_COUNT,
     LIVELOCK,
@@ -60,7 +56,6 @@ from cspsched.simulate.kernel.layout import (
     NUM_DECODES,
     NUM_GENERATING,
     NUM_PREFILLS,
-    NUMBER,
     OUTPUT,
     PHASE,
     PREEMPTIONS,
@@ -72,12 +67,8 @@ from cspsched.simulate.kernel.layout import (
     QUEUED,
     RECOMPUTED,
     REFUSED,
-    RUN_SPAN,
     RUNNING,
     SCHEDULED_NS,
-    SINCE,
-    SPAN_NUMBER,
-    SPAN_REQUEST,
     SPAN_ROW,
     STEPS,
     STUCK,
@@ -89,8 +80,6 @@ from cspsched.simulate.kernel.layout import (
     Kernel,
 )
 from cspsched.simulate.kernel.pricing import batch_time_ns
-
-LARGEST_NUMBER = 2**30
 
 
 @inner
@@ -125,6 +114,13 @@ def evicted_now(k: Kernel, request: int) -> bool:
 
 
 @inner
+def is_finishing(k: Kernel, request: int) -> bool:
+    """Whether the last token of a request is in flight."""
+    row = k.rows[request]
+    return bool(row[CONTEXT] + 1 == row[PROMPT] + row[OUTPUT])
+
+
+@inner
 def begin(k: Kernel) -> None:
     """Begin a decision."""
     now = k.now
@@ -153,16 +149,18 @@ def schedule(k: Kernel, request: int, tokens: int, blocks: int) -> None:
 def preempt(k: Kernel, request: int) -> int:
     """Evict a request and return the tokens that this takes out of the batch.
 
-    Who was admitted in this very step is only withdrawn.
+    Who was admitted in this very step is only withdrawn; whose last token is in flight loses nothing.
     """
     now, row = k.now, k.rows[request]
-    _close_run(k, request)
+    close_run(k, request)
     if row[CONTEXT]:
         now[EVICTIONS] += 1
         row[EVICTED_AT] = now[DECISION]
-        _log(k, EVICTION_SPAN, request, now[BATCHES], row[BLOCKS], row[CONTEXT])
-        k.wide[request, RECOMPUTED] += row[CONTEXT]
-        row[PREEMPTIONS] += 1
+        loses = not is_finishing(k, request)
+        log_span(k, EVICTION_SPAN, request, now[BATCHES], row[BLOCKS] if loses else 0, row[CONTEXT])
+        if loses:
+            k.wide[request, RECOMPUTED] += row[CONTEXT]
+            row[PREEMPTIONS] += 1
     now[FREE] += row[BLOCKS]
     now[RUNNING] -= 1
     now[WAITING] += 1
@@ -190,25 +188,39 @@ def _take_out(k: Kernel, request: int) -> int:
 def conclude(k: Kernel) -> int:
     """Run what was decided, or wait; an answer of the loop other than FINISHED ends it."""
     now = k.now
+    answer = refusal(k)
+    if answer != FINISHED:
+        return answer
+    if now[NUM_IN_BATCH]:
+        return execute(k)
+    return FINISHED if now[EVICTIONS] else await_arrival(k)
+
+
+@inner
+def refusal(k: Kernel) -> int:
+    """Why what was decided cannot be gone on with; FINISHED if it can."""
+    now = k.now
     if now[REFUSED] != NOBODY:
         return PROMPT_REFUSED
     now[FRUITLESS] += now[EVICTIONS]
     if now[FRUITLESS] > MAX_FRUITLESS * (now[RUNNING] + now[WAITING]):
         return LIVELOCK
-    if now[NUM_IN_BATCH]:
-        _execute(k)
-        if now[CLOCK_NS] > LAST_CLOCK_NS or now[BATCHES] + now[NUM_ADMISSIONS] > LAST_COUNT:
-            return TOO_LONG
-    elif not now[EVICTIONS]:
-        if now[SUBMITTED] == len(k.orders):
-            return STUCK
-        now[CLOCK_NS] = k.wide[k.orders[now[SUBMITTED], SUBMISSION], ARRIVAL_NS]
     return FINISHED
 
 
 @inner
-def _execute(k: Kernel) -> None:
-    """Run the batch: price it, log it, move the clock, generate and finish."""
+def await_arrival(k: Kernel) -> int:
+    """Move the clock to the next arrival."""
+    now = k.now
+    if now[SUBMITTED] == len(k.orders):
+        return STUCK
+    now[CLOCK_NS] = k.wide[k.orders[now[SUBMITTED], SUBMISSION], ARRIVAL_NS]
+    return FINISHED
+
+
+@inner
+def execute(k: Kernel) -> int:
+    """Run the batch: price it, log it, move the clock, generate and finish; TOO_LONG if that takes long."""
     now = k.now
     _add_up(k)
     num_decodes = int(now[NUM_DECODES])
@@ -223,9 +235,9 @@ def _execute(k: Kernel) -> None:
         if request == NOBODY:
             continue
         if k.rows[request, PHASE] == DECODES:
-            last = _process_decode(k, request, position, last)
+            last = process_decode(k, request, position, last)
         else:
-            last = _process_chunk(k, request, position, last)
+            last = process_chunk(k, request, position, last)
             if k.wide[request, SCHEDULED_NS] < 0:
                 k.wide[request, SCHEDULED_NS] = start_ns
         _generate(k, request, end_ns)
@@ -235,6 +247,9 @@ def _execute(k: Kernel) -> None:
     now[CLOCK_NS] = end_ns
     if now[SOMEBODY_FINISHED]:
         drop_listed(k)
+    if now[CLOCK_NS] > LAST_CLOCK_NS or now[BATCHES] + now[NUM_ADMISSIONS] > LAST_COUNT:
+        return TOO_LONG
+    return FINISHED
 
 
 @inner
@@ -264,47 +279,6 @@ def _add_up(k: Kernel) -> None:
 
 
 @inner
-def _process_decode(k: Kernel, request: int, position: int, last: int) -> int:
-    """One token of a decode: its run goes on if its number fits, else a new one begins; its number."""
-    row, steps = k.rows[request], k.now[STEPS]
-    if row[LAST_STEP] != steps - 1 or row[NUMBER] <= last or k.now[RENUMBERS]:
-        _close_run(k, request)
-        row[SINCE] = steps
-        row[NUMBER] = _number_after(k, position, last)
-    row[LAST_STEP] = steps
-    row[CONTEXT] += 1
-    return int(row[NUMBER])
-
-
-@inner
-def _process_chunk(k: Kernel, request: int, position: int, last: int) -> int:
-    """A chunk of a prefill; its number."""
-    row = k.rows[request]
-    number = row[NUMBER] = _number_after(k, position, last)
-    tokens, before = int(row[TOKENS]), int(row[CONTEXT])
-    row[CONTEXT] = before + tokens
-    ends = row[CONTEXT] == known_tokens(k, request)
-    _log(k, LAST_CHUNK_SPAN if ends else CHUNK_SPAN, request, k.now[BATCHES], tokens, before)
-    return int(number)
-
-
-@inner
-def _number_after(k: Kernel, position: int, last: int) -> int:
-    """A number after the last, and before that of the next entry if its run can go on."""
-    step = max(LARGEST_NUMBER // (2 * k.now[MOST_HOLDERS] + 2), 1)
-    step = min(step, 1024)
-    for following in range(position + 1, k.now[NUM_BATCHED]):
-        request = k.slots[following, BATCHED]
-        if request == NOBODY:
-            continue
-        row = k.rows[request]
-        if row[LAST_STEP] == k.now[STEPS] - 1 and row[NUMBER] > last + 1 and not k.now[RENUMBERS]:
-            return int(last + min(int(row[NUMBER] - last) // 2, step))
-        break
-    return int(last + step)
-
-
-@inner
 def _generate(k: Kernel, request: int, end_ns: int) -> None:
     """What the end of its part of the batch means for a request: a token, its last one, or none."""
     row = k.rows[request]
@@ -321,39 +295,31 @@ def _generate(k: Kernel, request: int, end_ns: int) -> None:
 
 @inner
 def _finish(k: Kernel, request: int, end_ns: int) -> None:
-    """Free what a request holds."""
+    """The last token of a request: it leaves, or will once that is known."""
     now, row = k.now, k.rows[request]
-    _close_run(k, request)
-    now[FREE] += row[BLOCKS]
-    now[UNFINISHED] -= 1
-    now[RUNNING] -= 1
-    now[SOMEBODY_FINISHED] = 1
+    close_run(k, request)
     k.wide[request, FINISH_NS] = end_ns
     if now[LEARNS_LENGTHS]:
         bits = bit_length(row[PROMPT])
         now[LENGTH_COUNT + bits] += 1
         now[LENGTH_SUM + bits] += row[PROMPT] + row[OUTPUT]
+    if now[DECIDES_AHEAD]:
+        k.slots[now[NUM_ENDING], ENDING] = request
+        now[NUM_ENDING] += 1
+    else:
+        leave(k, request)
+
+
+@inner
+def leave(k: Kernel, request: int) -> None:
+    """Free what a finished request holds."""
+    now, row = k.now, k.rows[request]
+    now[FREE] += row[BLOCKS]
+    now[UNFINISHED] -= 1
+    now[RUNNING] -= 1
+    now[SOMEBODY_FINISHED] = 1
     row[BLOCKS] = 0
     row[PHASE] = QUEUED
-
-
-@inner
-def _close_run(k: Kernel, request: int) -> None:
-    """Log the run of decodes that is open, if there is one."""
-    row = k.rows[request]
-    if row[LAST_STEP] != NO_RUN:
-        amount = row[LAST_STEP] - row[SINCE] + 1
-        _log(k, RUN_SPAN, request, row[SINCE], amount, row[CONTEXT] - amount)
-        row[LAST_STEP] = NO_RUN
-
-
-@inner
-def _log(k: Kernel, kind: int, request: int, first: int, amount: int, before: int) -> None:
-    """Note what happened to a request."""
-    log = k.spans[k.now[SPAN_ROW]]
-    k.now[SPAN_ROW] += 1
-    log[KIND], log[SPAN_REQUEST], log[SPAN_NUMBER] = kind, request, k.rows[request, NUMBER]
-    log[FIRST], log[AMOUNT], log[BEFORE] = first, amount, before
 
 
 @inner

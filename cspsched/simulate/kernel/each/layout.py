@@ -10,12 +10,12 @@ from cspsched.simulate.kernel.layout import IMPORTANCE, NEXT, ORDER, RANK, RECOM
     SPARE_BLOCKS, ASSUMED_TOKENS, TOTAL_TOKENS, GROUPS, LEARNS_LENGTHS, LENGTH_THRESHOLD, DECODES_FOLLOW,
     MOST_PREFILL, MIXES_DECODES, CLIENTS, WATERMARK, LONGEST_PROMPT, BY_ARRIVAL, MOST_IN_BATCH,
     PADDED_TOKENS, STAGE_TOKENS, NUM_STAGES, FIXED_BLOCKS, BY_IMPORTANCE, TEST_KNOWN, LONG_PREFILL, ADAPTIVE,
-    LOOKAHEAD, MAX_MODEL_LEN, INTERVAL,
+    LOOKAHEAD, MAX_MODEL_LEN, INTERVAL, DECIDES_AHEAD,
     STARVATION_PERIOD, ASKS, RATIO, PRICE, OUTPUT_PRICE,
     USED_TOKENS, NUM_IN_BATCH, NUM_LISTED, NUM_BATCHED, DECISION, HEAP_SIZE, GROUP_LEFT, IS_FULL, SHARE,
     FRONT, BATCH_START_NS, LAST_PROMPT_NS, LAST_WAS_PROMPT, NUM_IDLE, NUM_STEPS, LAST_PREFILL_STEP,
-    CAPACITY_BOUND, QUEUE_START, RENUMBERS, SOMEBODY_FINISHED,
-) = range(ORDER + 1, ORDER + 61)  # fmt: skip
+    CAPACITY_BOUND, QUEUE_START, RENUMBERS, IS_IN_FLIGHT, BUSY_UNTIL_NS, NUM_ENDING, SOMEBODY_FINISHED,
+) = range(ORDER + 1, ORDER + 65)  # fmt: skip
 LENGTH_COUNT, LENGTH_SUM = SOMEBODY_FINISHED + 1, SOMEBODY_FINISHED + 33
 """Of finished requests, by the bits of their prompt: how many, and their tokens together."""
 # Of the loop that asks: what it waits for, its place, and question and answer.
@@ -41,6 +41,18 @@ NUM_SLOT = 9
 # Columns of `rows` under other names where clients have queues: the first that a client has queued (in the
 # row of the client's number), the next in the queue, the client, and whether the prompt has been charged.
 QUEUE_OF_CLIENT, NEXT_OF_CLIENT, CLIENT, CHARGED = RANK, NEXT, IMPORTANCE, LEVEL
+# A column of `slots` where batches are decided ahead: who finishes in one that has not ended, oldest first.
+ENDING = FIRST_LIST
+
+# And where deadlines rank requests: whether a request is among those with prefill left, and whether it is
+# behind all others; its number; the time that its prefill takes; how many prefills are left, and how long
+# decodes can wait.
+IS_QUEUED, IS_RELEGATED, SUBMITTED_AS, LEFT_NS = NEXT, LEVEL, SPENT, IDLE_SINCE_NS
+NUM_QUEUED, LONGEST_NS = GROUP_LEFT, SHARE
+# More columns of `wide` there: the priority; in floating point when the first token is due, the time for each
+# further one, and the rank.
+TIER, DUE_NS, TOKEN_NS, URGENCY = range(NUM_WIDE, NUM_WIDE + 4)
+NUM_WIDE_WITH_DEADLINES = URGENCY + 1
 
 KEY_BITS = 33
 """Of a key, for the number of the submission."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from cspsched.simulate.kernel.each.ahead import conclude_ahead
 from cspsched.simulate.kernel.each.batch import begin, conclude, has_room
 from cspsched.simulate.kernel.each.decided import decided_step, submit_to_decided
 from cspsched.simulate.kernel.each.family import family_step
 from cspsched.simulate.kernel.each.family_parts import submit_to_family
-from cspsched.simulate.kernel.each.layout import HAS_ANSWER, MODE, MOST_IN_BATCH, STAGE
+from cspsched.simulate.kernel.each.layout import DECIDES_AHEAD, HAS_ANSWER, MODE, MOST_IN_BATCH, STAGE
 from cspsched.simulate.kernel.each.queue_run import queue_step, submit_to_queue
 from cspsched.simulate.kernel.each.ranked import charge_levels, ranked_step, submit_ranked
 from cspsched.simulate.kernel.each.rules import Loop, Mode
@@ -76,7 +77,7 @@ def run_vllm(k: Kernel) -> int:
         submit_to_vllm(k)
         begin(k)
         vllm_step(k)
-        answer = conclude(k)
+        answer = conclude_ahead(k) if k.now[DECIDES_AHEAD] else conclude(k)
         if answer != FINISHED:
             return answer
     return FINISHED

@@ -9,9 +9,9 @@ import numpy as np
 from cspsched.problem.cost import IntArray
 from cspsched.simulate.kernel import layout
 from cspsched.simulate.kernel.each import layout as each
-from cspsched.simulate.kernel.each.rules import EachRules
+from cspsched.simulate.kernel.each.rules import EachRules, Mode
 from cspsched.simulate.kernel.rules import Order
-from cspsched.simulate.kernel.workload import Int32Array, Workload
+from cspsched.simulate.kernel.workload import FloatArray, Int32Array, Workload
 
 
 def each_arrays(workload: Workload, rules: EachRules, most: int) -> dict[str, Any]:
@@ -54,8 +54,22 @@ def _rows(workload: Workload, rules: EachRules) -> Int32Array:
 
 
 def _wide(workload: Workload, rules: EachRules) -> IntArray:
-    wide = np.zeros((workload.num_requests, each.NUM_WIDE), dtype=np.int64)
+    with_deadlines = rules.mode in (Mode.DEADLINES, Mode.RELEGATING)
+    width = each.NUM_WIDE_WITH_DEADLINES if with_deadlines else each.NUM_WIDE
+    wide = np.zeros((workload.num_requests, width), dtype=np.int64)
     wide[:, layout.ARRIVAL_NS] = workload.arrival_ns
     wide[:, layout.SCHEDULED_NS : layout.FINISH_NS + 1] = -1
     wide[:, each.KEY] = workload.places(rules.order)
+    if with_deadlines:
+        wide[:, each.TIER] = workload.priorities
+        ttft_ns = _limits(workload.ttft_limit_ns, workload, rules.price)
+        wide[:, each.DUE_NS] = (workload.arrival_ns.astype(np.float64) + ttft_ns).view(np.int64)
+        wide[:, each.TOKEN_NS] = _limits(workload.tpot_limit_ns, workload, rules.output_price).view(np.int64)
     return wide
+
+
+def _limits(limits_ns: FloatArray | None, workload: Workload, else_ns: float) -> FloatArray:
+    """Limits of all requests, those that a policy gives where a request has none."""
+    if limits_ns is None:
+        return np.full(workload.num_requests, else_ns)
+    return np.where(np.isnan(limits_ns), else_ns, limits_ns)

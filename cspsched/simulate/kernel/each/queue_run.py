@@ -20,6 +20,7 @@ from cspsched.simulate.kernel.each.batch import (
     preempt,
     schedule,
 )
+from cspsched.simulate.kernel.each.capacity import equal_progress, max_utilization_step
 from cspsched.simulate.kernel.each.clients import admit_client, charge_decodes, client_head, enter_client
 from cspsched.simulate.kernel.each.layout import (
     BATCH_TOKENS,
@@ -62,6 +63,7 @@ from cspsched.simulate.kernel.layout import EVICTIONS, FREE, GENERATED, MAX_RUNN
 MIXED, PREFILL_ONLY, DECODE_ONLY = int(Mode.MIXED), int(Mode.PREFILL_ONLY), int(Mode.DECODE_ONLY)
 PREFILL_FIRST, WAITING_RATIO = int(Mode.PREFILL_FIRST), int(Mode.WAITING_RATIO)
 SGLANG = int(Mode.SGLANG)
+MAX_UTILIZATION, EQUAL_PROGRESS = int(Mode.MAX_UTILIZATION), int(Mode.EQUAL_PROGRESS)
 NEWEST, LAST_IN_ORDER = int(Evict.NEWEST), int(Evict.LAST_IN_ORDER)
 FEWEST_KNOWN, FEWEST_GENERATED = int(Evict.FEWEST_KNOWN), int(Evict.FEWEST_GENERATED)
 
@@ -101,6 +103,11 @@ def queue_step(k: Kernel) -> None:
         decode(k)
     elif mode == SGLANG:
         _sglang_step(k)
+    elif mode == MAX_UTILIZATION:
+        max_utilization_step(k)
+    elif mode == EQUAL_PROGRESS:
+        decode(k)
+        equal_progress(k)
     else:
         _prefill_at_times(k, by_ratio=mode == WAITING_RATIO)
 

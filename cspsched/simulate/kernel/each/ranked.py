@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import math
 
-from cspsched.simulate.kernel.each.batch import evicted_now, lacking_tokens, missing_blocks, preempt, schedule
+from cspsched.simulate.kernel.each.batch import (
+    decodes,
+    evicted_now,
+    lacking_tokens,
+    missing_blocks,
+    preempt,
+    schedule,
+)
+from cspsched.simulate.kernel.each.deadlines import fitting_chunk, number_arrival, rank_by_deadline
 from cspsched.simulate.kernel.each.layout import (
     BATCH_START_NS,
     BATCHED,
@@ -66,14 +74,15 @@ from cspsched.simulate.kernel.layout import (
 from cspsched.simulate.kernel.pricing import batch_time_ns
 from cspsched.simulate.kernel.rules import Chunk
 
-LEVELS = int(Mode.LEVELS)
+REMAINING, LEVELS = int(Mode.REMAINING), int(Mode.LEVELS)
+DEADLINES = int(Mode.DEADLINES)
 NEVER = int(Chunk.NEVER)
 HALF_KEYS = 2 ** (LEVEL_BITS - 1)
 
 
 @inner
 def submit_ranked(k: Kernel) -> None:
-    """Queue all arrivals: by output, or in the first queue whose quantum covers the prefill."""
+    """Queue all arrivals: by output, in the first queue whose quantum covers the prefill, or by deadline."""
     request = next_arrival(k)
     while request >= 0:
         if k.now[MODE] == LEVELS:
@@ -81,8 +90,10 @@ def submit_ranked(k: Kernel) -> None:
             k.rows[request, LEVEL] = level
             k.wide[request, KEY] = _level_key(level, next_number(k))
             k.wide[request, IDLE_SINCE_NS] = k.wide[request, ARRIVAL_NS]
-        else:
+        elif k.now[MODE] == REMAINING:
             k.wide[request, KEY] = numbered_key(int(k.rows[request, OUTPUT]) + 1, next_number(k))
+        else:
+            number_arrival(k, request)
         push(k, request)
         request = next_arrival(k)
 
@@ -94,8 +105,10 @@ def ranked_step(k: Kernel) -> None:
     if now[MODE] == LEVELS:
         if now[NUM_STEPS] and now[NUM_STEPS] % now[STARVATION_PERIOD] == 0:
             _rescue(k)
-    else:
+    elif now[MODE] == REMAINING:
         _rank_by_remaining(k)
+    else:
+        rank_by_deadline(k)
     sort_by_key(k, LISTED, int(now[NUM_LISTED]))
     _serve(k)
     if now[MODE] == LEVELS:
@@ -153,6 +166,8 @@ def _serve_one(k: Kernel, request: int) -> bool:
     tokens = lacking
     if lacking > budget:
         tokens = 0 if now[CUT] == NEVER else max(budget, 0)
+    if tokens and now[MODE] >= DEADLINES and not decodes(k, request):
+        tokens = fitting_chunk(k, request, tokens, lacking)
     if not tokens:
         return False
     blocks = missing_blocks(k, request, lacking)

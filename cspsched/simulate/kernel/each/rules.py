@@ -61,6 +61,12 @@ class Mode(IntEnum):
     """Vidur's Orca and FasterTransformer: decodes, then whole prompts, all memory reserved (FAMILY)."""
     CHUNKED = 13
     """vLLM V0 with chunks (FAMILY)."""
+    EQUAL_PROGRESS = 14
+    """TensorRT-LLM: decodes, then a block for every context in turn."""
+    DEADLINES = 15
+    """Niyama without relegation: by deadline and work left (RANKED)."""
+    RELEGATING = 16
+    """Niyama (RANKED)."""
 
 
 class Evict(IntEnum):
@@ -98,10 +104,13 @@ class EachRules:
         What has to stay free at the peak (Admit.FUTURE).
     assumed_tokens, ratio
         LightLLM: output assumed while less than a share of the blocks is used. TGI and SGLang: the ratio.
+        Niyama: alpha; the prices are then the limits in nanoseconds of a request that has none.
     total_tokens
         Most tokens of input and output that may run; 0 means no limit.
     clients
         Whether the client of least service goes next; the prices are those of a prompt and a decoded token.
+    decides_ahead
+        Whether the next batch is decided while one runs, before its tokens are known (VLLM).
     asks
         Questions that a policy in Python answers, a bit each.
     stages
@@ -148,6 +157,7 @@ class EachRules:
     lookahead: int = 0
     max_model_len: int = 0
     interval: int = 1
+    decides_ahead: bool = False
     starvation_period: int = 0
     asks: int = 0
     ratio: float = 0.0

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from cspsched.simulate.kernel.batch import blocks_of
-from cspsched.simulate.kernel.each.batch import decodes, known_tokens, lacking_tokens, preempt, schedule
+from cspsched.simulate.kernel.each.batch import (
+    decodes,
+    is_finishing,
+    known_tokens,
+    lacking_tokens,
+    preempt,
+    schedule,
+)
 from cspsched.simulate.kernel.each.layout import (
     ADAPTIVE,
     BATCHED,
@@ -116,7 +123,7 @@ def _serve_running(k: Kernel, longest: int, defers: bool) -> int:  # noqa: FBT00
     now, budget, position = k.now, int(k.now[MAX_TOKENS]), 0
     while budget and position < now[NUM_LISTED]:
         request = int(k.slots[position, LISTED])
-        if defers and not decodes(k, request):
+        if is_finishing(k, request) or (defers and not decodes(k, request)):
             position += 1
             continue
         tokens = lacking_tokens(k, request)
@@ -156,12 +163,15 @@ def _victim(k: Kernel) -> int:
 
 @inner
 def _evict_listed(k: Kernel, position: int) -> int:
-    """Preempt a running request and queue it again; the tokens that it gives back."""
+    """Preempt a running request and queue it again, unless it ends soon; the tokens that it gives back."""
     now, request = k.now, int(k.slots[position, LISTED])
+    finishing = is_finishing(k, request)
     returned = preempt(k, request)
     now[NUM_LISTED] -= 1
     for place in range(position, now[NUM_LISTED]):
         k.slots[place, LISTED] = k.slots[place + 1, LISTED]
+    if finishing:
+        return returned
     if not now[ORDER]:
         now[FRONT] -= 1
         k.wide[request, KEY] = now[FRONT]

@@ -1,0 +1,166 @@
+"""Compiled: TensorRT-LLM's contexts that have capacity before they have tokens.
+
+FIRST_LIST holds who has capacity, HELD_TOKENS what each context gets, TO_COME what it lacks.
+"""
+
+from __future__ import annotations
+
+from cspsched.simulate.kernel.each.admission import chunk_tokens, most_blocks, reserved_tokens
+from cspsched.simulate.kernel.each.batch import (
+    decodes,
+    evicted_now,
+    lacking_tokens,
+    missing_blocks,
+    preempt,
+    schedule,
+)
+from cspsched.simulate.kernel.each.layout import (
+    CUT,
+    FIRST_LIST,
+    HEAP_SIZE,
+    HELD_TOKENS,
+    LISTED,
+    NUM_LISTED,
+    TO_COME,
+    USED_TOKENS,
+)
+from cspsched.simulate.kernel.each.lists import append_listed, head, pop, push
+from cspsched.simulate.kernel.jit import inner
+from cspsched.simulate.kernel.layout import BLOCK_TOKENS, BLOCKS, FREE, MAX_RUNNING, MAX_TOKENS, Kernel
+from cspsched.simulate.kernel.rules import Chunk
+
+NEVER = int(Chunk.NEVER)
+
+
+@inner
+def max_utilization_step(k: Kernel) -> None:
+    """Capacity in order of arrival, then decodes, then contexts as far as the tokens go."""
+    count, is_open = _select(k), True
+    for position in range(count):
+        request = int(k.slots[position, FIRST_LIST])
+        if decodes(k, request):
+            schedule(k, request, 1, missing_blocks(k, request, 1))
+    for position in range(count):
+        request = int(k.slots[position, FIRST_LIST])
+        if decodes(k, request):
+            continue
+        is_new, tokens = not k.rows[request, BLOCKS], 0
+        if is_open:
+            lacking = lacking_tokens(k, request)
+            tokens = chunk_tokens(k, lacking)
+            is_open = tokens == lacking
+            if tokens:
+                schedule(k, request, tokens, missing_blocks(k, request, lacking))
+        if is_new:
+            _settle(k, request, tokens)
+
+
+@inner
+def _settle(k: Kernel, request: int, tokens: int) -> None:
+    """A request from the queue runs now if it has tokens, else it goes back."""
+    if tokens:
+        append_listed(k, request)
+    else:
+        push(k, request)
+
+
+@inner
+def _select(k: Kernel) -> int:
+    """Find those whose next step fits, after pauses of the last started; how many there are.
+
+    Whoever runs has arrived before all that wait: the first of these are admitted, the last started paused.
+    """
+    now, count, position, promised = k.now, 0, 0, 0
+    while count < now[MAX_RUNNING] and (position < now[NUM_LISTED] or now[HEAP_SIZE]):
+        is_new = position == now[NUM_LISTED]
+        request = head(k) if is_new else int(k.slots[position, LISTED])
+        if evicted_now(k, request):
+            break
+        blocks = missing_blocks(k, request, lacking_tokens(k, request))
+        while blocks > now[FREE] - promised and position < now[NUM_LISTED]:
+            now[NUM_LISTED] -= 1
+            victim = int(k.slots[now[NUM_LISTED], LISTED])
+            preempt(k, victim)
+            push(k, victim)
+            if victim == request:
+                return count
+        if blocks > now[FREE] - promised:
+            break
+        promised += blocks
+        k.slots[count, FIRST_LIST] = request
+        count += 1
+        if is_new:
+            pop(k)
+        else:
+            position += 1
+    return count
+
+
+@inner
+def equal_progress(k: Kernel) -> None:
+    """A share of the tokens for every context that has capacity, in order of admission."""
+    count = _contexts(k)
+    budget = max(int(k.now[MAX_TOKENS] - k.now[USED_TOKENS]), 0)
+    if k.now[CUT] == NEVER:
+        _share_whole(k, count, budget)
+    else:
+        _share_blocks(k, count, budget)
+    for position in range(count):
+        request, tokens = int(k.slots[position, FIRST_LIST]), int(k.slots[position, HELD_TOKENS])
+        is_new = not k.rows[request, BLOCKS]
+        if tokens:
+            schedule(k, request, tokens, most_blocks(k, reserved_tokens(k, request)) if is_new else 0)
+        if is_new:
+            _settle(k, request, tokens)
+
+
+@inner
+def _contexts(k: Kernel) -> int:
+    """Started contexts, then the first of the queue whose reservations fit together; how many."""
+    now, count, num_new, free = k.now, 0, 0, int(k.now[FREE])
+    for position in range(now[NUM_LISTED]):
+        request = int(k.slots[position, LISTED])
+        if not decodes(k, request):
+            _enter(k, request, count)
+            count += 1
+    while now[HEAP_SIZE] and num_new < now[MAX_RUNNING] - now[NUM_LISTED]:
+        free -= most_blocks(k, reserved_tokens(k, head(k)))
+        if free < 0:
+            break
+        _enter(k, pop(k), count)
+        count += 1
+        num_new += 1
+    return count
+
+
+@inner
+def _enter(k: Kernel, request: int, position: int) -> None:
+    """Note a context that has capacity."""
+    k.slots[position, FIRST_LIST], k.slots[position, HELD_TOKENS] = request, 0
+    k.slots[position, TO_COME] = lacking_tokens(k, request)
+
+
+@inner
+def _share_blocks(k: Kernel, count: int, budget: int) -> None:
+    """A block each in turn, or the rest of a prompt, until nobody can be given any more."""
+    was_given = True
+    while was_given:
+        was_given = False
+        for position in range(count):
+            slot = k.slots[position]
+            unit = min(int(k.now[BLOCK_TOKENS]), int(slot[TO_COME] - slot[HELD_TOKENS]))
+            if 0 < unit <= budget:
+                slot[HELD_TOKENS] += unit
+                budget -= unit
+                was_given = True
+
+
+@inner
+def _share_whole(k: Kernel, count: int, budget: int) -> None:
+    """Whole prompts, up to the first that is too long."""
+    for position in range(count):
+        slot = k.slots[position]
+        budget -= slot[TO_COME]
+        if budget < 0:
+            break
+        slot[HELD_TOKENS] = slot[TO_COME]
