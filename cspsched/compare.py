@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cspsched.bounds import best_bound
@@ -12,6 +12,7 @@ from cspsched.exact.search import Progress, SearchLimits
 from cspsched.exact.solver import solve_exactly
 from cspsched.improve import ImproveLimits, find_better
 from cspsched.policies.base import make_policy
+from cspsched.problem.cost import CostModel
 from cspsched.problem.instance import Instance, Rejection
 from cspsched.problem.metrics import Metrics, Objective, measure
 from cspsched.problem.referee import find_violations
@@ -162,6 +163,32 @@ def compare_policies(
     return Comparison(
         instance=servable, objective=objective, rows=rows, reference=reference, rejections=rejections
     )
+
+
+def compare_at_band(
+    instance: Instance, band: tuple[CostModel, CostModel], heuristics: Iterable[str], objective: Objective
+) -> dict[str, Comparison]:
+    """The comparison again with the batch times of both ends of a cost model's error band.
+
+    All batches are fast, or all are slow: what the fit's errors (p10 and p90) could mean at most if they went
+    the same way everywhere. Policies are measured against the best of them and the closed-form bound.
+
+    Parameters
+    ----------
+    band
+        Fast and slow cost models.
+
+    Raises
+    ------
+    UsageError
+        As `compare_policies`.
+    """
+    texts = list(heuristics)
+    no_search = SearchLimits(time_limit_s=0)
+    return {
+        end: compare_policies(replace(instance, cost=cost), texts, objective, limits=no_search)
+        for end, cost in zip(("fast", "slow"), band, strict=True)
+    }
 
 
 def _refuse_prefix_cache(policy: Policy) -> None:

@@ -290,3 +290,14 @@ def test_live_line_is_plain_and_rare_in_a_pipe(capsys):
         live(progress(0.2, 3_000_000_000))
 
     assert capsys.readouterr().err == "   0.1 s  best 4.000000000 s  bound 1.000000000 s  gap 75.00%\n"
+
+
+def test_uncertainty_needs_a_cost_model_with_a_band(capsys):
+    """A fitted model has two ends, each with its excess; a published one has none, and says so."""
+    refused = invoke(capsys, "compare", "burst-6", "--cost", "unit", "--uncertainty")
+    told = invoke(capsys, "compare", "burst-6", "--heuristics", "vllm", "--uncertainty").out
+
+    assert refused.code == 2
+    assert "cost model unit states no error band" in refused.err
+    assert "all batches are fast: vllm" in told
+    assert "all batches are slow: vllm" in told

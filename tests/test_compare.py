@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from cspsched.compare import COMPARISON_SCHEMA, SMALL_CELLS, Comparison, compare_policies
+from cspsched.compare import COMPARISON_SCHEMA, SMALL_CELLS, Comparison, compare_at_band, compare_policies
 from cspsched.costs.presets import load_cost
 from cspsched.errors import InputError, UsageError
 from cspsched.exact.search import SearchLimits
@@ -16,6 +16,7 @@ from cspsched.problem.referee import find_violations
 from cspsched.problem.request import Request
 from cspsched.problem.result import StopReason
 from cspsched.solving import solve
+from tests.strategies import UNIT, make_instance
 
 NO_SEARCH = SearchLimits(time_limit_s=0)
 POLICIES = ("vllm", "sarathi:chunk=4")
@@ -191,3 +192,18 @@ def test_comparison_repeats_to_the_byte():
     first, second = (compare_policies(crowded(), POLICIES, limits=NO_SEARCH).to_json() for _ in range(2))
 
     assert first == second
+
+
+def test_a_band_of_batch_times_is_compared_at_both_ends():
+    """With batches of half and of twice the time a burst's makespan halves and doubles; excess as before."""
+    instance = make_instance((3, 4), (2, 5), (4, 2), kv_blocks=14)
+    band = (replace(UNIT, step=UNIT.step * 50), replace(UNIT, step=UNIT.step * 200))
+    middle = compare_policies(
+        replace(instance, cost=replace(UNIT, step=UNIT.step * 100)), ["vllm"], limits=NO_SEARCH
+    )
+    ends = compare_at_band(instance, band, ["vllm"], Objective.MAKESPAN)
+
+    assert list(ends) == ["fast", "slow"]
+    assert ends["fast"].rows[0].value_ns * 2 == middle.rows[0].value_ns
+    assert ends["slow"].rows[0].value_ns == middle.rows[0].value_ns * 2
+    assert ends["fast"].rows[0].excess == ends["slow"].rows[0].excess

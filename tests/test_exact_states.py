@@ -148,8 +148,8 @@ def test_a_free_first_token_makes_chunks_pay(term):
     """Where the first token of a batch is free, one-token chunks are best, and the solver finds them."""
     free_first = PiecewiseLinear((0, 1), (Fraction(0), Fraction(100)))
     cost = CostModel(name="free", step=Fraction(1), **{term: free_first})
-    instance = instance_of([(4, 1)], kv_blocks=20, cost=cost)
-    result = solve_exactly(instance, Objective.MAKESPAN, SearchLimits(time_limit_s=60))
+    instance = instance_of([(3, 1)], kv_blocks=20, cost=cost)
+    result = solve_exactly(instance, Objective.MAKESPAN, SearchLimits(time_limit_s=240))
 
     assert result.primal_ns == exhaustive_optimum(instance)
 

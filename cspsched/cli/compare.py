@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,11 +28,13 @@ from cspsched.cli.options import (
     trace_options,
     workers_option,
 )
+from cspsched.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from cspsched.compare import Comparison
+    from cspsched.problem.cost import CostModel
     from cspsched.problem.instance import Instance
     from cspsched.problem.schedule import Schedule
 
@@ -65,6 +68,11 @@ TRACE_NAMES = ("limit", "window", "scale_rate")
     "policy's, as 'improve' does.",
 )
 @click.option(
+    "--uncertainty",
+    is_flag=True,
+    help="Also the excess at both ends of the cost model's error band (all batches fast, all slow).",
+)
+@click.option(
     "--markdown", type=click.Path(path_type=Path, dir_okay=False), help="File for the table in Markdown."
 )
 @click.option("--out", type=out_type, help="Folder for report.html, tables and pictures.")
@@ -80,6 +88,7 @@ def compare_command(
     objective: str,
     time_limit: float,
     improve_limit: float | None,
+    uncertainty: bool,  # noqa: FBT001 - click passes flags so
     markdown: Path | None,
     out: Path | None,
     as_json: bool,  # noqa: FBT001 - click passes flags so
@@ -100,23 +109,27 @@ def compare_command(
     cspsched compare trace.csv --limit 500 --heuristics vllm:max_num_seqs=256 sarathi:chunk=512
     cspsched compare --schedule real=real.json --heuristics vllm
     """  # noqa: D301 - click's marker for text that is not to be wrapped
-    from cspsched.compare import compare_policies
+    from cspsched.compare import compare_at_band, compare_policies
     from cspsched.exact.search import SearchLimits
     from cspsched.improve import ImproveLimits
     from cspsched.problem.metrics import Objective
     from cspsched.problem.result import StopReason
     from cspsched.report.output import require_writable, write_files
+    from cspsched.report.table import excess
     from cspsched.report.table import markdown as as_markdown
     from cspsched.serving import make_instance
 
+    if uncertainty and schedules:
+        raise UsageError("--uncertainty prices other batch times, --schedule has its own; give one of them")
     for folder in filter(None, (out, markdown and markdown.parent)):
         require_writable(folder)
     if schedules:
         _refuse_other_instance()
-        name, (instance, given) = ", ".join(schedules), _read_schedules(schedules)
+        name, (instance, given), band = ", ".join(schedules), _read_schedules(schedules), None
     else:
-        requests = selected_trace(trace, options)
-        name, instance, given = requests.name, make_instance(requests, instance_serving(options)), {}
+        requests, serving = selected_trace(trace, options), instance_serving(options)
+        name, instance, given = requests.name, make_instance(requests, serving), {}
+        band = _band(serving.cost or instance.cost.name) if uncertainty else None
     with LiveLine(Objective(objective), len(instance.requests)) as live:
         comparison = compare_policies(
             instance,
@@ -128,10 +141,20 @@ def compare_command(
             on_step=tell,
             on_progress=live,
         )
+    ends = {}
+    if band is not None:
+        tell("comparing at both ends of the cost model's error band")
+        ends = compare_at_band(instance, band, heuristics, Objective(objective))
     if as_json:
-        click.echo(json.dumps(comparison.to_json(), indent=1))
+        data = comparison.to_json()
+        if ends:
+            data["uncertainty"] = {end: one.to_json()["policies"] for end, one in ends.items()}
+        click.echo(json.dumps(data, indent=1))
     else:
         _show(name, comparison)
+        for end, one in ends.items():
+            told = ", ".join(f"{row.policy} {excess(row.excess)}" for row in one.rows)
+            click.echo(f"Certified excess if all batches are {end}: {told}.")
     if markdown is not None:
         write_files(markdown.parent, {markdown.name: as_markdown(comparison)})
     if out is not None:
@@ -140,6 +163,19 @@ def compare_command(
         written = write_comparison(comparison, out)
         tell(f"wrote {written[0]} and {len(written) - 1} more files to {out}")
     return INTERRUPTED if comparison.reference.stop_reason is StopReason.INTERRUPTED else 0
+
+
+def _band(cost: str | Path) -> tuple[CostModel, CostModel]:
+    """Fast and slow ends of the error band of a cost model."""
+    from cspsched.costs.estimator import Estimator
+
+    estimator = Estimator.load(cost)
+    if replace(estimator.low, name="") == replace(estimator.high, name=""):
+        raise UsageError(
+            f"cost model {cost} states no error band, so --uncertainty has nothing to say; the fitted models "
+            "have one (cspsched costs)"
+        )
+    return estimator.low, estimator.high
 
 
 def _refuse_other_instance() -> None:
@@ -155,7 +191,7 @@ def _refuse_other_instance() -> None:
 
 def _read_schedules(texts: tuple[str, ...]) -> tuple[Instance, dict[str, Schedule]]:
     """The instance that all the files share, and their schedules by name."""
-    from cspsched.errors import InputError, UsageError
+    from cspsched.errors import InputError
     from cspsched.problem.json_io import read_json
     from cspsched.problem.result import Result
 
