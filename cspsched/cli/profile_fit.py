@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
+from cspsched.cli.profile_options import engine_option, fitted_rank_option, measured_model_option
+
 if TYPE_CHECKING:
     from cspsched.costs.estimator import FittedProfile
     from cspsched.costs.fit import Measurements
@@ -18,16 +20,9 @@ PROFILE_LEAVES_OUT = "CPU work between batches and whatever the profile did not 
 
 @click.command("fit")
 @click.argument("profile", type=click.Path(path_type=Path))
-@click.option("--model", required=True, help="LLM that was measured (see 'cspsched models').")
+@measured_model_option
 @click.option("--device", help="GPU that was measured, if 'cspsched devices' knows it.")
-@click.option(
-    "--tp",
-    "tensor_parallel",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    help="Degree of tensor parallelism whose rows are fitted.",
-)
+@fitted_rank_option
 @click.option(
     "--pipeline-stages",
     type=click.IntRange(min=1),
@@ -35,13 +30,7 @@ PROFILE_LEAVES_OUT = "CPU work between batches and whatever the profile did not 
     show_default=True,
     help="Stages that share the layers; the time is that of one stage.",
 )
-@click.option(
-    "--engine",
-    type=click.Choice(["split", "unified"]),
-    default="split",
-    show_default=True,
-    help="One attention kernel for prefills and one for decodes, or one for both.",
-)
+@engine_option
 @click.option(
     "--from-log",
     is_flag=True,

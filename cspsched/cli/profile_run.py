@@ -11,6 +11,7 @@ import click
 
 from cspsched.cli.console import counted, tell
 from cspsched.cli.options import MOST_SEED, Duration, ManyValuesCommand, json_option, out_type
+from cspsched.cli.profile_options import measuring_device_option, repeats_option
 from cspsched.cli.profile_progress import Count
 
 if TYPE_CHECKING:
@@ -31,11 +32,7 @@ GRIDS = {"cuda": "gpu", "cpu": "cpu"}
     metavar="N...",
     help="Degrees of tensor parallelism whose shards are measured, on one device.  [default: 1]",
 )
-@click.option(
-    "--device",
-    type=click.Choice(["cuda", "cpu"]),
-    help="Where to measure.  [default: cuda if there is a GPU]",
-)
+@measuring_device_option
 @click.option("--grid", help="Grid of points: gpu, cpu, smoke, or a TOML file.  [default: by the device]")
 @click.option("--output", type=out_type, required=True, help="Folder of the profile.")
 @click.option(
@@ -49,13 +46,7 @@ GRIDS = {"cuda": "gpu", "cpu": "cpu"}
     show_default=True,
     help="Seed of the points drawn, of their order, and of the data.",
 )
-@click.option(
-    "--repeats",
-    type=click.IntRange(min=1),
-    default=15,
-    show_default=True,
-    help="Samples of each measurement; a CPU takes fewer of long ones, and at least five.",
-)
+@repeats_option
 @json_option
 def run_command(
     model: str,

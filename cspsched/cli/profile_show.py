@@ -8,26 +8,14 @@ from typing import Literal
 import click
 
 from cspsched.cli.options import out_type
+from cspsched.cli.profile_options import engine_option, fitted_rank_option, measured_model_option
 
 
 @click.command("show")
 @click.argument("profile", type=click.Path(path_type=Path))
-@click.option("--model", required=True, help="LLM that was measured (see 'cspsched models').")
-@click.option(
-    "--tp",
-    "tensor_parallel",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    help="Degree of tensor parallelism whose rows are shown.",
-)
-@click.option(
-    "--engine",
-    type=click.Choice(["split", "unified"]),
-    default="split",
-    show_default=True,
-    help="One attention kernel for prefills and one for decodes, or one for both.",
-)
+@measured_model_option
+@fitted_rank_option
+@engine_option
 @click.option("--out", type=out_type, required=True, help="Folder of the pictures.")
 def show_command(
     profile: Path, model: str, tensor_parallel: int, engine: Literal["split", "unified"], out: Path

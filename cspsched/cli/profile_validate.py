@@ -20,6 +20,7 @@ from cspsched.cli.options import (
     selected_trace,
     trace_options,
 )
+from cspsched.cli.profile_options import measuring_device_option, repeats_option
 from cspsched.cli.profile_progress import Count
 
 if TYPE_CHECKING:
@@ -38,11 +39,7 @@ ALL_REGIMES = "all"
 @click.command("validate")
 @click.option("--cost", required=True, help="Cost model: a name (see 'cspsched costs') or a TOML/JSON file.")
 @click.option("--model", help="LLM (see 'cspsched models').  [default: the cost model's]")
-@click.option(
-    "--device",
-    type=click.Choice(["cuda", "cpu"]),
-    help="Where to measure.  [default: cuda if there is a GPU]",
-)
+@measuring_device_option
 @click.option(
     "--batches",
     type=click.IntRange(min=24),
@@ -96,13 +93,7 @@ ALL_REGIMES = "all"
     show_default=True,
     help="Seed of the batches drawn, of their order, and of the data.",
 )
-@click.option(
-    "--repeats",
-    type=click.IntRange(min=1),
-    default=15,
-    show_default=True,
-    help="Samples of each measurement; a CPU takes fewer of long ones, and at least five.",
-)
+@repeats_option
 @click.option(
     "--gate",
     type=click.FloatRange(min=0),

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from cspsched.improve.plan import FloatArray
 from cspsched.problem.cost import IntArray
 from cspsched.simulate.kernel.jit import inner, outer
+from cspsched.simulate.kernel.pricing import term_ns
 from cspsched.simulate.kernel.workload import Int32Array
 
 # Rows of `rings`: KV blocks held; prefill tokens; their attention; context they read again; chunks; last
@@ -260,19 +261,9 @@ def _batch_time_ns(m: Machine, column: int) -> int:
     if m.now[NUM_DECODES]:
         time_ns += prices[0, 2]
     for position in range(1, prices[0, 3]):
-        term = prices[position]
-        x = _feature(m, term[0], column)
-        if not x:
-            continue
-        low, high = term[2], term[3]
-        while high - low > 1:
-            middle = (low + high) >> 1
-            if prices[middle, 0] <= x:
-                low = middle
-            else:
-                high = middle
-        numerator = prices[low, 1] + prices[low, 2] * (x - prices[low, 0])
-        time_ns += (numerator + term[1] - 1) // term[1]
+        x = _feature(m, prices[position, 0], column)
+        if x:
+            time_ns += term_ns(prices, position, x)
     return int(time_ns)
 
 

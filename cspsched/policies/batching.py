@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from cspsched.policies.settings import describe_settings
 from cspsched.problem.instance import Instance
@@ -31,6 +31,30 @@ class Configured:
     def label(self) -> str:
         """Name with the settings that differ from the defaults."""
         return ":".join(filter(None, (self.name, describe_settings(self.settings))))
+
+
+class RunWithRules(Protocol):
+    """A run that can say its limits and decisions to the compiled kernel."""
+
+    def kernel_rules(self) -> AnyRules | None:
+        """Rules for the compiled kernel; None if it does not know them."""
+
+
+class _Starter(Protocol):
+    def new_run(self, instance: Instance) -> RunWithRules: ...
+
+
+class Compiled:
+    """A policy that the compiled kernel can run: by the rules of its run."""
+
+    __slots__ = ()
+
+    def kernel_rules(self: _Starter, instance: Instance) -> AnyRules | None:
+        """Rules for the compiled kernel under an instance's limits; None if it does not know the settings.
+
+        Rules do not look at requests, and a run sets up columns of all that it is given.
+        """
+        return self.new_run(replace(instance, requests=instance.requests[:1])).kernel_rules()
 
 
 def first_come(request: Request) -> int:

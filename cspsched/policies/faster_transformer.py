@@ -11,13 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from cspsched.policies.batching import Configured
+from cspsched.policies.batching import Compiled, Configured
 from cspsched.policies.reserving import ReservingRun
 from cspsched.policies.sarathi_family import OwnLimits
 from cspsched.policies.settings import require_at_least
 from cspsched.problem.instance import Instance
 from cspsched.simulate import Step
-from cspsched.simulate.kernel.each.rules import AnyRules
 from cspsched.simulate.kernel.rules import Gate, KernelRules
 
 
@@ -33,7 +32,7 @@ class FasterTransformerSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class FasterTransformer(Configured):
+class FasterTransformer(Compiled, Configured):
     """FasterTransformer (sarathi-serve): a batch of requests runs to its end before the next is admitted."""
 
     settings: FasterTransformerSettings = FasterTransformerSettings()
@@ -44,10 +43,6 @@ class FasterTransformer(Configured):
         """Empty queues under the instance's limits and the settings, whichever are tighter."""
         own = OwnLimits(label=self.label, max_num_seqs=self.settings.max_num_seqs)
         return FasterTransformerRun(instance, own)
-
-    def kernel_rules(self, instance: Instance) -> AnyRules | None:
-        """Rules for the compiled kernel under an instance's limits; None if it does not know the settings."""
-        return self.new_run(replace(instance, requests=instance.requests[:1])).kernel_rules()
 
 
 class FasterTransformerRun(ReservingRun):

@@ -24,12 +24,12 @@ in.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import ldexp
 from typing import ClassVar
 
 from cspsched.errors import UsageError
-from cspsched.policies.batching import Configured
+from cspsched.policies.batching import Compiled, Configured
 from cspsched.policies.ranking import RankedRun
 from cspsched.policies.settings import require_at_least
 from cspsched.problem.cost import BatchFeatures, triangle
@@ -66,7 +66,7 @@ class FastserveSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Fastserve(Configured):
+class Fastserve(Compiled, Configured):
     """FastServe's skip-join MLFQ: who has run long waits behind who has not; swap if the instance has it."""
 
     settings: FastserveSettings = FastserveSettings()
@@ -76,10 +76,6 @@ class Fastserve(Configured):
     def new_run(self, instance: Instance) -> FastserveRun:
         """Empty queues under the instance's limits and the settings, whichever are tighter."""
         return FastserveRun(instance, self.settings)
-
-    def kernel_rules(self, instance: Instance) -> AnyRules | None:
-        """Rules for the compiled kernel under an instance's limits; None if it does not know the settings."""
-        return self.new_run(replace(instance, requests=instance.requests[:1])).kernel_rules()
 
 
 class FastserveRun(RankedRun):

@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import ClassVar
 
-from cspsched.policies.batching import Configured, QueueRun
+from cspsched.policies.batching import Compiled, Configured, QueueRun
 from cspsched.policies.settings import require_at_least
 from cspsched.problem.instance import Instance
 from cspsched.simulate import Step
@@ -70,7 +70,7 @@ class InfermaxSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Infermax(Configured):
+class Infermax(Compiled, Configured):
     """InferMax's unified scheduler (arXiv 2411.07447): phase order, hybrid batches, reservation, eviction."""
 
     settings: InfermaxSettings = InfermaxSettings()
@@ -80,10 +80,6 @@ class Infermax(Configured):
     def new_run(self, instance: Instance) -> InfermaxRun:
         """Empty queues under the instance's limits."""
         return InfermaxRun(instance, self.settings)
-
-    def kernel_rules(self, instance: Instance) -> AnyRules | None:
-        """Rules for the compiled kernel under an instance's limits; None if it does not know the settings."""
-        return self.new_run(replace(instance, requests=instance.requests[:1])).kernel_rules()
 
 
 class InfermaxRun(QueueRun):

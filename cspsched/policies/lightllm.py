@@ -25,7 +25,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from cspsched.policies.batching import Configured, QueueRun
+from cspsched.policies.batching import Compiled, Configured, QueueRun
 from cspsched.policies.future_memory import peak_blocks
 from cspsched.policies.settings import require_at_least, require_fraction
 from cspsched.problem.instance import Instance
@@ -56,7 +56,7 @@ class LightllmSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Lightllm(Configured):
+class Lightllm(Compiled, Configured):
     """LightLLM (continuous batch): prefill alone, admitted if the peak of all outputs fits."""
 
     settings: LightllmSettings = LightllmSettings()
@@ -66,10 +66,6 @@ class Lightllm(Configured):
     def new_run(self, instance: Instance) -> LightllmRun:
         """Empty queues under the instance's limits and the settings, whichever are tighter."""
         return LightllmRun(instance, self.settings)
-
-    def kernel_rules(self, instance: Instance) -> AnyRules | None:
-        """Rules for the compiled kernel under an instance's limits; None if it does not know the settings."""
-        return self.new_run(replace(instance, requests=instance.requests[:1])).kernel_rules()
 
 
 class LightllmRun(QueueRun):

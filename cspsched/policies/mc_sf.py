@@ -15,15 +15,16 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import ClassVar
 
-from cspsched.policies.batching import QueueRun
+from cspsched.policies.batching import Compiled, QueueRun
 from cspsched.policies.future_memory import peak_blocks
 from cspsched.problem.instance import Instance
 from cspsched.problem.request import Request
 from cspsched.simulate import Step
+from cspsched.simulate.kernel.each.rules import AnyRules
 from cspsched.simulate.kernel.rules import Admit, Gate, KernelRules, Order
 
 
-class McSf:
+class McSf(Compiled):
     """MC-SF (arXiv 2502.07115): shortest output first while all can run to completion; clairvoyant."""
 
     name: ClassVar[str] = "mc-sf"
@@ -33,9 +34,9 @@ class McSf:
         """Empty queues under the instance's limits."""
         return RunToCompletion(instance, key=output_tokens)
 
-    def kernel_rules(self, instance: Instance) -> KernelRules | None:
+    def kernel_rules(self, instance: Instance) -> AnyRules | None:
         """Rules for the compiled kernel under an instance's limits."""
-        rules = self.new_run(replace(instance, requests=instance.requests[:1])).kernel_rules()
+        rules = super().kernel_rules(instance)
         return rules and replace(rules, order=Order.OUTPUT)
 
 

@@ -21,13 +21,13 @@ Left open by the written rules and decided here:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from heapq import heappop, heappush
 from math import inf
 from typing import ClassVar
 
 from cspsched.errors import UsageError
-from cspsched.policies.batching import Configured
+from cspsched.policies.batching import Compiled, Configured
 from cspsched.policies.ranking import RankedRun
 from cspsched.problem.cost import BatchFeatures, triangle
 from cspsched.problem.instance import Instance
@@ -66,7 +66,7 @@ class NiyamaSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Niyama(Configured):
+class Niyama(Compiled, Configured):
     """Niyama-style (arXiv 2503.22562): earliest deadline first, chunks as large as the decodes' slack."""
 
     settings: NiyamaSettings = NiyamaSettings()
@@ -76,10 +76,6 @@ class Niyama(Configured):
     def new_run(self, instance: Instance) -> NiyamaRun:
         """Empty queues under the instance's limits."""
         return NiyamaRun(instance, self.settings)
-
-    def kernel_rules(self, instance: Instance) -> AnyRules | None:
-        """Rules for the compiled kernel under an instance's limits; None if it does not know the settings."""
-        return self.new_run(replace(instance, requests=instance.requests[:1])).kernel_rules()
 
 
 class NiyamaRun(RankedRun):

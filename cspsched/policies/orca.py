@@ -10,15 +10,14 @@ does not start then; a server for this device would be given that length).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
-from cspsched.policies.batching import Configured
+from cspsched.policies.batching import Compiled, Configured
 from cspsched.policies.reserving import Reservation, ReservingRun
 from cspsched.policies.sarathi_family import OwnLimits
 from cspsched.policies.settings import require_at_least
 from cspsched.problem.instance import Instance
-from cspsched.simulate.kernel.each.rules import AnyRules
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +34,7 @@ class OrcaSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Orca(Configured):
+class Orca(Compiled, Configured):
     """Orca (sarathi-serve): decodes and whole prompts in one batch, memory reserved to the end."""
 
     settings: OrcaSettings = OrcaSettings()
@@ -46,7 +45,3 @@ class Orca(Configured):
         """Empty queues under the instance's limits and the settings, whichever are tighter."""
         own = OwnLimits(label=self.label, max_num_seqs=self.settings.max_num_seqs)
         return ReservingRun(instance, own, self.settings.reservation)
-
-    def kernel_rules(self, instance: Instance) -> AnyRules | None:
-        """Rules for the compiled kernel under an instance's limits; None if it does not know the settings."""
-        return self.new_run(replace(instance, requests=instance.requests[:1])).kernel_rules()

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from cspsched.errors import UsageError
-from cspsched.policies.batching import Configured
+from cspsched.policies.batching import Compiled, Configured
 from cspsched.policies.sarathi_family import FamilyRun, OwnLimits
 from cspsched.policies.settings import require_at_least, require_fraction
 from cspsched.problem.instance import Instance
@@ -70,7 +70,7 @@ class SarathiSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Sarathi(Configured):
+class Sarathi(Compiled, Configured):
     """Sarathi-Serve: every decode in every batch, and prefill chunks in what the chunk leaves."""
 
     settings: SarathiSettings = SarathiSettings()
@@ -80,10 +80,6 @@ class Sarathi(Configured):
     def new_run(self, instance: Instance) -> SarathiRun:
         """Empty queues under the instance's limits and the settings, whichever are tighter."""
         return SarathiRun(instance, self.settings, self.label)
-
-    def kernel_rules(self, instance: Instance) -> AnyRules | None:
-        """Rules for the compiled kernel under an instance's limits; None if it does not know the settings."""
-        return self.new_run(replace(instance, requests=instance.requests[:1])).kernel_rules()
 
 
 class SarathiRun(FamilyRun):

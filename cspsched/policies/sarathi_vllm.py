@@ -11,12 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from cspsched.policies.batching import Configured
+from cspsched.policies.batching import Compiled, Configured
 from cspsched.policies.sarathi_family import FamilyRun, OwnLimits
 from cspsched.policies.settings import require_at_least, require_fraction
 from cspsched.problem.instance import Instance
 from cspsched.simulate import Step
-from cspsched.simulate.kernel.each.rules import AnyRules
 from cspsched.simulate.kernel.rules import Batch, KernelRules
 
 
@@ -39,7 +38,7 @@ class SarathiVllmSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class SarathiVllm(Configured):
+class SarathiVllm(Compiled, Configured):
     """vLLM as in sarathi-serve: batches of whole prompts first, decodes only when none is admitted."""
 
     settings: SarathiVllmSettings = SarathiVllmSettings()
@@ -56,10 +55,6 @@ class SarathiVllm(Configured):
             restarts_output=self.settings.emulate_bugs,
         )
         return SarathiVllmRun(instance, own)
-
-    def kernel_rules(self, instance: Instance) -> AnyRules | None:
-        """Rules for the compiled kernel under an instance's limits; None if it does not know the settings."""
-        return self.new_run(replace(instance, requests=instance.requests[:1])).kernel_rules()
 
 
 class SarathiVllmRun(FamilyRun):

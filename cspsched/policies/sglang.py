@@ -34,13 +34,13 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from random import Random
 from typing import ClassVar
 
 from cspsched.errors import UsageError
-from cspsched.policies.batching import Configured, QueueRun, first_come
+from cspsched.policies.batching import Compiled, Configured, QueueRun, first_come
 from cspsched.policies.settings import require_at_least
 from cspsched.problem.instance import Instance
 from cspsched.problem.request import Request
@@ -140,7 +140,7 @@ class SglangSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Sglang(Configured):
+class Sglang(Compiled, Configured):
     """SGLang (0.5.23): prefill first and alone, a decaying share of the outputs set aside."""
 
     settings: SglangSettings = SglangSettings()
@@ -150,10 +150,6 @@ class Sglang(Configured):
     def new_run(self, instance: Instance) -> SglangRun:
         """Empty queues under the instance's limits and the settings, whichever are tighter."""
         return SglangRun(instance, self.settings)
-
-    def kernel_rules(self, instance: Instance) -> AnyRules | None:
-        """Rules for the compiled kernel under an instance's limits; None if it does not know the settings."""
-        return self.new_run(replace(instance, requests=instance.requests[:1])).kernel_rules()
 
 
 class SglangRun(QueueRun):

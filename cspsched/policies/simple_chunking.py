@@ -12,12 +12,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
-from cspsched.policies.batching import Configured
+from cspsched.policies.batching import Compiled, Configured
 from cspsched.policies.sarathi_family import FamilyRun, OwnLimits
 from cspsched.policies.settings import require_at_least, require_fraction
 from cspsched.problem.instance import Instance
 from cspsched.simulate import Step
-from cspsched.simulate.kernel.each.rules import AnyRules
 from cspsched.simulate.kernel.rules import Batch, Chunk, Gate, KernelRules
 
 
@@ -40,7 +39,7 @@ class SimpleChunkingSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class SimpleChunking(Configured):
+class SimpleChunking(Compiled, Configured):
     """Sarathi-Serve's simple chunking: batches of prefill chunks and batches of decodes take turns."""
 
     settings: SimpleChunkingSettings = SimpleChunkingSettings()
@@ -50,10 +49,6 @@ class SimpleChunking(Configured):
     def new_run(self, instance: Instance) -> SimpleChunkingRun:
         """Empty queues under the instance's limits and the settings, whichever are tighter."""
         return SimpleChunkingRun(instance, self.settings, self.label)
-
-    def kernel_rules(self, instance: Instance) -> AnyRules | None:
-        """Rules for the compiled kernel under an instance's limits; None if it does not know the settings."""
-        return self.new_run(replace(instance, requests=instance.requests[:1])).kernel_rules()
 
 
 class SimpleChunkingRun(FamilyRun):

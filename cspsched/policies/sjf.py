@@ -8,10 +8,9 @@ tokens.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import ClassVar
 
-from cspsched.policies.batching import QueueRun
+from cspsched.policies.batching import Compiled, QueueRun
 from cspsched.policies.mc_sf import output_tokens
 from cspsched.problem.instance import Instance
 from cspsched.simulate import Step
@@ -19,7 +18,7 @@ from cspsched.simulate.kernel.each.rules import AnyRules, Evict
 from cspsched.simulate.kernel.rules import Order
 
 
-class Sjf:
+class Sjf(Compiled):
     """Shortest output first among the waiting (order of vllm-ltr's sjf); clairvoyant."""
 
     name: ClassVar[str] = "sjf"
@@ -28,10 +27,6 @@ class Sjf:
     def new_run(self, instance: Instance) -> SjfRun:
         """Empty queues under the instance's limits."""
         return SjfRun(instance, key=output_tokens)
-
-    def kernel_rules(self, instance: Instance) -> AnyRules | None:
-        """Rules for the compiled kernel under an instance's limits; None if it does not know the settings."""
-        return self.new_run(replace(instance, requests=instance.requests[:1])).kernel_rules()
 
 
 class SjfRun(QueueRun):

@@ -10,13 +10,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import ClassVar
 
+from cspsched.policies.batching import Compiled
 from cspsched.policies.mc_sf import RunToCompletion
 from cspsched.problem.instance import Instance
 from cspsched.problem.request import Request
-from cspsched.simulate.kernel.rules import KernelRules, Order
+from cspsched.simulate.kernel.each.rules import AnyRules
+from cspsched.simulate.kernel.rules import Order
 
 
-class SmallestVolume:
+class SmallestVolume(Compiled):
     """Smallest Volume First (arXiv 2606.22327): least memory x time first; clairvoyant."""
 
     name: ClassVar[str] = "smallest-volume"
@@ -26,9 +28,9 @@ class SmallestVolume:
         """Empty queues under the instance's limits."""
         return RunToCompletion(instance, key=volume)
 
-    def kernel_rules(self, instance: Instance) -> KernelRules | None:
+    def kernel_rules(self, instance: Instance) -> AnyRules | None:
         """Rules for the compiled kernel under an instance's limits."""
-        rules = self.new_run(replace(instance, requests=instance.requests[:1])).kernel_rules()
+        rules = super().kernel_rules(instance)
         return rules and replace(rules, order=Order.VOLUME)
 
 

@@ -12,11 +12,11 @@ requests are recomputed; ties go to the earlier submission.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 from cspsched.errors import UsageError
-from cspsched.policies.batching import Configured
+from cspsched.policies.batching import Compiled, Configured
 from cspsched.policies.mc_sf import output_tokens
 from cspsched.policies.ranking import RankedRun
 from cspsched.problem.instance import Instance
@@ -24,7 +24,7 @@ from cspsched.simulate import Step
 from cspsched.simulate.kernel.each.rules import AnyRules, Mode
 
 
-class Srpt:
+class Srpt(Compiled):
     """Shortest remaining output first, preemptive (vllm-ltr's srtf); clairvoyant."""
 
     name: ClassVar[str] = "srpt"
@@ -33,10 +33,6 @@ class Srpt:
     def new_run(self, instance: Instance) -> SrptRun:
         """Empty queues under the instance's limits; everybody may be preempted to the end."""
         return SrptRun(instance, c=1.0)
-
-    def kernel_rules(self, instance: Instance) -> AnyRules | None:
-        """Rules for the compiled kernel under an instance's limits; None if it does not know the settings."""
-        return self.new_run(replace(instance, requests=instance.requests[:1])).kernel_rules()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +48,7 @@ class TrailSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Trail(Configured):
+class Trail(Compiled, Configured):
     """Limited-preemption SRPT (TRAIL, arXiv 2410.01035) with true output lengths; clairvoyant."""
 
     settings: TrailSettings = TrailSettings()
@@ -62,10 +58,6 @@ class Trail(Configured):
     def new_run(self, instance: Instance) -> SrptRun:
         """Empty queues under the instance's limits."""
         return SrptRun(instance, c=self.settings.c)
-
-    def kernel_rules(self, instance: Instance) -> AnyRules | None:
-        """Rules for the compiled kernel under an instance's limits; None if it does not know the settings."""
-        return self.new_run(replace(instance, requests=instance.requests[:1])).kernel_rules()
 
 
 class SrptRun(RankedRun):

@@ -30,7 +30,7 @@ from heapq import merge
 from typing import ClassVar
 
 from cspsched.errors import UsageError
-from cspsched.policies.batching import Configured, QueueRun
+from cspsched.policies.batching import Compiled, Configured, QueueRun
 from cspsched.policies.settings import require_at_least
 from cspsched.problem.instance import Instance
 from cspsched.simulate import Step
@@ -80,7 +80,7 @@ class TensorrtLlmSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class TensorrtLlm(Configured):
+class TensorrtLlm(Compiled, Configured):
     """TensorRT-LLM's capacity policies: guaranteed-no-evict, max-utilization or static batch."""
 
     settings: TensorrtLlmSettings = TensorrtLlmSettings()
@@ -98,10 +98,6 @@ class TensorrtLlm(Configured):
             max_requests=min(self.settings.max_batch_size, self.settings.max_num_tokens),
             chunked=self.settings.enable_chunked_prefill,
         )
-
-    def kernel_rules(self, instance: Instance) -> AnyRules | None:
-        """Rules for the compiled kernel under an instance's limits; None if it does not know the settings."""
-        return self.new_run(replace(instance, requests=instance.requests[:1])).kernel_rules()
 
 
 class MicroBatch(QueueRun):

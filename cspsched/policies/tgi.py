@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from cspsched.errors import UsageError
-from cspsched.policies.batching import Configured, QueueRun
+from cspsched.policies.batching import Compiled, Configured, QueueRun
 from cspsched.policies.settings import require_at_least
 from cspsched.problem.instance import Instance
 from cspsched.simulate import Step
@@ -56,7 +56,7 @@ class TgiSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Tgi(Configured):
+class Tgi(Compiled, Configured):
     """TGI v3: prefill and decode batches apart, prompt and output reserved at admission, no preemption."""
 
     settings: TgiSettings = TgiSettings()
@@ -66,10 +66,6 @@ class Tgi(Configured):
     def new_run(self, instance: Instance) -> TgiRun:
         """Empty queues under the instance's limits and the settings, whichever are tighter."""
         return TgiRun(instance, self.settings)
-
-    def kernel_rules(self, instance: Instance) -> AnyRules | None:
-        """Rules for the compiled kernel under an instance's limits; None if it does not know the settings."""
-        return self.new_run(replace(instance, requests=instance.requests[:1])).kernel_rules()
 
 
 class TgiRun(QueueRun):

@@ -10,14 +10,13 @@ preempts the newest as in `lightllm.py`, and there is one pipeline stage, as in 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
-from cspsched.policies.batching import Configured
+from cspsched.policies.batching import Compiled, Configured
 from cspsched.policies.lightllm import LightllmRun, LightllmSettings
 from cspsched.policies.settings import require_at_least
 from cspsched.problem.instance import Instance
-from cspsched.simulate.kernel.each.rules import AnyRules
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +36,7 @@ class VidurLightllmSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class VidurLightllm(Configured):
+class VidurLightllm(Compiled, Configured):
     """Vidur's LightLLM: prefill alone every ten decodes, admitted if the peak of all outputs fits."""
 
     settings: VidurLightllmSettings = VidurLightllmSettings()
@@ -55,7 +54,3 @@ class VidurLightllm(Configured):
                 router_max_wait_tokens=own.max_waiting_iters,
             ),
         )
-
-    def kernel_rules(self, instance: Instance) -> AnyRules | None:
-        """Rules for the compiled kernel under an instance's limits; None if it does not know the settings."""
-        return self.new_run(replace(instance, requests=instance.requests[:1])).kernel_rules()

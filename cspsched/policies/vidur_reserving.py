@@ -14,16 +14,16 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from cspsched.policies.batching import Configured
+from cspsched.policies.batching import Compiled, Configured
 from cspsched.policies.reserving import ReservingRun
 from cspsched.policies.sarathi_family import OwnLimits
 from cspsched.policies.vidur_family import VidurRun, VidurSettings
 from cspsched.problem.instance import Instance, Limits
 from cspsched.simulate import Step
-from cspsched.simulate.kernel.each.rules import AnyRules, Mode
+from cspsched.simulate.kernel.each.rules import Mode
 from cspsched.simulate.kernel.rules import Reserve
 
 
@@ -53,7 +53,7 @@ class VidurFasterTransformerSettings(VidurOrcaSettings):
 
 
 @dataclass(frozen=True, slots=True)
-class VidurOrca(Configured):
+class VidurOrca(Compiled, Configured):
     """Vidur's Orca: decodes first and whole prompts beside them, memory reserved to the longest length."""
 
     settings: VidurOrcaSettings = VidurOrcaSettings()
@@ -70,13 +70,9 @@ class VidurOrca(Configured):
         """
         return VidurReservingRun(instance, self.settings, self.label)
 
-    def kernel_rules(self, instance: Instance) -> AnyRules | None:
-        """Rules for the compiled kernel under an instance's limits; None if it does not know the settings."""
-        return self.new_run(replace(instance, requests=instance.requests[:1])).kernel_rules()
-
 
 @dataclass(frozen=True, slots=True)
-class VidurFasterTransformer(Configured):
+class VidurFasterTransformer(Compiled, Configured):
     """Vidur's FasterTransformer: a batch of requests runs to its end before the next is formed."""
 
     settings: VidurFasterTransformerSettings = VidurFasterTransformerSettings()
@@ -92,10 +88,6 @@ class VidurFasterTransformer(Configured):
             If max_model_len is not known, or is more than the device holds.
         """
         return VidurFasterTransformerRun(instance, self.settings, self.label)
-
-    def kernel_rules(self, instance: Instance) -> AnyRules | None:
-        """Rules for the compiled kernel under an instance's limits; None if it does not know the settings."""
-        return self.new_run(replace(instance, requests=instance.requests[:1])).kernel_rules()
 
 
 class VidurReservingRun(VidurRun, ReservingRun):

@@ -12,16 +12,16 @@ in blocks taken one by one.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from cspsched.policies.batching import Configured
+from cspsched.policies.batching import Compiled, Configured
 from cspsched.policies.sarathi_family import OwnLimits
 from cspsched.policies.settings import require_fraction
 from cspsched.policies.vidur_family import VidurRun, VidurSettings
 from cspsched.problem.instance import Instance
 from cspsched.simulate import Step
-from cspsched.simulate.kernel.each.rules import AnyRules, Mode
+from cspsched.simulate.kernel.each.rules import Mode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +39,7 @@ class VidurSarathiSettings(VidurSettings):
 
 
 @dataclass(frozen=True, slots=True)
-class VidurSarathi(Configured):
+class VidurSarathi(Compiled, Configured):
     """Vidur's Sarathi: every decode in every batch, and prefill chunks in what the chunk leaves."""
 
     settings: VidurSarathiSettings = VidurSarathiSettings()
@@ -49,10 +49,6 @@ class VidurSarathi(Configured):
     def new_run(self, instance: Instance) -> VidurSarathiRun:
         """Empty queues under the instance's limits and the settings, whichever are tighter."""
         return VidurSarathiRun(instance, self.settings, self.label)
-
-    def kernel_rules(self, instance: Instance) -> AnyRules | None:
-        """Rules for the compiled kernel under an instance's limits; None if it does not know the settings."""
-        return self.new_run(replace(instance, requests=instance.requests[:1])).kernel_rules()
 
 
 class VidurSarathiRun(VidurRun):

@@ -12,16 +12,16 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from cspsched.policies.batching import Configured
+from cspsched.policies.batching import Compiled, Configured
 from cspsched.policies.sarathi_family import OwnLimits
 from cspsched.policies.settings import require_fraction
 from cspsched.policies.vidur_family import VidurRun, VidurSettings
 from cspsched.problem.instance import Instance
 from cspsched.simulate import Step
-from cspsched.simulate.kernel.each.rules import AnyRules, Mode
+from cspsched.simulate.kernel.each.rules import Mode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +39,7 @@ class VidurVllmSettings(VidurSettings):
 
 
 @dataclass(frozen=True, slots=True)
-class VidurVllm(Configured):
+class VidurVllm(Compiled, Configured):
     """Vidur's vLLM (early 2024): batches of whole prompts first, under a padded budget."""
 
     settings: VidurVllmSettings = VidurVllmSettings()
@@ -49,10 +49,6 @@ class VidurVllm(Configured):
     def new_run(self, instance: Instance) -> VidurVllmRun:
         """Empty queues under the instance's limits and the settings, whichever are tighter."""
         return VidurVllmRun(instance, self.settings, self.label)
-
-    def kernel_rules(self, instance: Instance) -> AnyRules | None:
-        """Rules for the compiled kernel under an instance's limits; None if it does not know the settings."""
-        return self.new_run(replace(instance, requests=instance.requests[:1])).kernel_rules()
 
 
 class VidurVllmRun(VidurRun):

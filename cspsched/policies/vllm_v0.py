@@ -9,18 +9,17 @@ max_num_batched_tokens < max_num_seqs; here the tighter binds. For preemption by
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import ClassVar
 
 from cspsched.errors import UsageError
-from cspsched.policies.batching import Configured
+from cspsched.policies.batching import Compiled, Configured
 from cspsched.policies.sarathi_family import OwnLimits
 from cspsched.policies.settings import require_at_least, require_fraction
 from cspsched.policies.vllm_v0_runs import PartialPrefills, V0ChunkedRun, V0DefaultRun, V0Run
 from cspsched.policies.vllm_v1 import QueueOrder
 from cspsched.problem.instance import Instance, Limits, Preemption
-from cspsched.simulate.kernel.each.rules import AnyRules
 
 SMALLEST_DEFAULT_BUDGET = 2048
 """Default of max_num_batched_tokens for short models, and with chunked prefill for all."""
@@ -89,7 +88,7 @@ class VllmV0Settings:
 
 
 @dataclass(frozen=True, slots=True)
-class VllmV0(Configured):
+class VllmV0(Compiled, Configured):
     """vLLM V0 (0.9.2): batches of whole prompts first, decodes only when none is admitted; or chunked."""
 
     settings: VllmV0Settings = VllmV0Settings()
@@ -139,7 +138,3 @@ class VllmV0(Configured):
                 f"policy {self.label}: whoever makes room for a more important request is recomputed, but "
                 "the instance allows swap only; give it either (--preemption either)"
             )
-
-    def kernel_rules(self, instance: Instance) -> AnyRules | None:
-        """Rules for the compiled kernel under an instance's limits; None if it does not know the settings."""
-        return self.new_run(replace(instance, requests=instance.requests[:1])).kernel_rules()

@@ -286,13 +286,9 @@ class VllmRun:
         Returns whether there is prefill work among it: more than the one token that a cached prompt lacks.
         """
         waiting, running = self._waiting, self._running
-        skipped: list[int] = []
         has_prefill = False
         while budget and waiting and len(running) < self._max_running:
             request = waiting.head()
-            if request in step.undelivered:
-                skipped.append(waiting.pop())
-                continue
             cached = step.find_cached(request)
             lacking = step.known_tokens[request] - len(cached.blocks) * self._block_tokens
             if terms.defers_prefills and lacking > 1:
@@ -310,8 +306,6 @@ class VllmRun:
             running.append(waiting.pop())
             budget -= tokens
             has_prefill |= lacking > 1
-        for request in reversed(skipped):
-            waiting.push_back(request)
         if not terms.defers_prefills:
             self._capacity_bound = len(waiting) > 0
         return has_prefill

@@ -16,11 +16,11 @@ this is `lightllm` with first come, first served.
 from __future__ import annotations
 
 from bisect import insort
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 from cspsched.errors import UsageError
-from cspsched.policies.batching import Configured
+from cspsched.policies.batching import Compiled, Configured
 from cspsched.policies.lightllm import LightllmRun, LightllmSettings
 from cspsched.policies.settings import require_at_least
 from cspsched.problem.instance import Instance
@@ -54,7 +54,7 @@ class VtcSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Vtc(Configured):
+class Vtc(Compiled, Configured):
     """VTC (OSDI '24, VTC-artifact): the client that has got the least service goes next."""
 
     settings: VtcSettings = VtcSettings()
@@ -64,10 +64,6 @@ class Vtc(Configured):
     def new_run(self, instance: Instance) -> VtcRun:
         """Empty queues and counters at 0 under the instance's limits and the settings."""
         return VtcRun(instance, self.settings)
-
-    def kernel_rules(self, instance: Instance) -> AnyRules | None:
-        """Rules for the compiled kernel under an instance's limits; None if it does not know the settings."""
-        return self.new_run(replace(instance, requests=instance.requests[:1])).kernel_rules()
 
 
 class VtcRun(LightllmRun):

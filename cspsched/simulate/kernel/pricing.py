@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cspsched.problem.cost import IntArray
 from cspsched.simulate.kernel.jit import inner
 from cspsched.simulate.kernel.layout import (
     ATTENTION,
@@ -15,6 +16,21 @@ from cspsched.simulate.kernel.layout import (
 
 
 @inner
+def term_ns(prices: IntArray, position: int, x: int) -> int:
+    """Value of a piecewise-linear term of the flat cost model at x > 0, rounded up."""
+    term = prices[position]
+    low, high = term[2], term[3]
+    while high - low > 1:
+        middle = (low + high) >> 1
+        if prices[middle, 0] <= x:
+            low = middle
+        else:
+            high = middle
+    numerator = prices[low, 1] + prices[low, 2] * (x - prices[low, 0])
+    return int((numerator + term[1] - 1) // term[1])
+
+
+@inner
 def batch_time_ns(k: Kernel, num_decodes: int) -> int:
     """Duration of the batch: every term rounded up once."""
     now = k.now
@@ -25,19 +41,9 @@ def batch_time_ns(k: Kernel, num_decodes: int) -> int:
     if num_decodes:
         time_ns += prices[0, 2]
     for position in range(1, prices[0, 3]):
-        term = prices[position]
-        x = feature(k, term[0], num_decodes)
-        if not x:
-            continue
-        low, high = term[2], term[3]
-        while high - low > 1:
-            middle = (low + high) >> 1
-            if prices[middle, 0] <= x:
-                low = middle
-            else:
-                high = middle
-        numerator = prices[low, 1] + prices[low, 2] * (x - prices[low, 0])
-        time_ns += (numerator + term[1] - 1) // term[1]
+        x = feature(k, prices[position, 0], num_decodes)
+        if x:
+            time_ns += term_ns(prices, position, x)
     return int(time_ns)
 
 
