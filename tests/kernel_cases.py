@@ -227,6 +227,10 @@ def _vidur_reserving(rng: random.Random) -> Settings:
     return {"batch_size_cap": rng.randint(1, 8), "max_batch_size": rng.choice([None, 1, 3, 8])}
 
 
+def _sorted_f(rng: random.Random) -> Settings:
+    return {"exact_requests": rng.choice([0, 3, 10])}
+
+
 SETTINGS: dict[str, Callable[[random.Random], Settings]] = {
     "vllm": _vllm,
     "sarathi": _sarathi,
@@ -241,6 +245,7 @@ SETTINGS: dict[str, Callable[[random.Random], Settings]] = {
     "lightllm": _lightllm,
     "mc-sf": _none,
     "smallest-volume": _none,
+    "sorted-f": _sorted_f,
 }
 """Settings of every policy that the kernel runs on aggregated state, drawn so that it knows them."""
 

@@ -213,7 +213,7 @@ def test_a_request_that_fits_nowhere_is_refused() -> None:
 
 def test_a_policy_without_rules_is_told() -> None:
     """The kernel by name is a promise; the front door without a name takes the clear engine."""
-    instance, policy = make_instance((4, 4)), make_policy("sorted-f")
+    instance, policy = make_instance((4, 4)), make_policy("vllm:enable_prefix_caching=true")
 
     with pytest.raises(UsageError, match="no kernel rules"):
         run_policy(instance, policy, "kernel")
@@ -268,7 +268,7 @@ def test_rules_are_codes_in_their_order() -> None:
     )
     codes = rules.codes
 
-    assert len(codes) == layout.FUTURE_EXTRA - layout.KV_BLOCKS + 1
+    assert len(codes) == layout.EXACT_REQUESTS - layout.KV_BLOCKS + 1
     assert codes[layout.BATCH - layout.KV_BLOCKS] == Batch.TURNS
     assert codes[layout.FUTURE_EXTRA - layout.KV_BLOCKS] == 9
 

@@ -121,6 +121,7 @@ def test_niyama_ranks_evicted_prefills_anew_and_cuts_none_where_chunks_are_off(s
         ("sarathi:chunk=64", 120),
         ("vllm-v0", 120),
         ("mc-sf", 120),
+        ("sorted-f", 120),
         ("vllm:num_lookahead_tokens=3", 120),
         ("vllm:async_scheduling=true", 120),
         ("vllm:async_scheduling=true,policy=priority", 120),
@@ -148,7 +149,7 @@ def test_hundreds_of_requests_under_pressure(text: str, kv_blocks: int) -> None:
     assert clear.schedule.num_batches > 500
     assert (
         clear.schedule.num_preemptions > 10
-        or text.startswith(("mc-sf", "sglang"))
+        or text.startswith(("mc-sf", "sorted-f", "sglang"))
         or "equal_progress" in text
     )
 
@@ -163,7 +164,6 @@ def test_hundreds_of_requests_under_pressure(text: str, kv_blocks: int) -> None:
         "sglang:ignore_eos=true",
         "sglang:schedule_policy=random",
         "sglang:enable_priority_scheduling=true",
-        "sorted-f",
         "vidur-vllm:emulate_bugs=true",
         "vidur-vllm:num_pipeline_stages=2",
     ],

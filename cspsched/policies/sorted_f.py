@@ -10,27 +10,29 @@ output with the least F of all sizes fit, which they mostly do, or if at most `e
 and bound). Else it is the best of two greedy fillings, by output and by prompt + output, in the place of the
 paper's local search; the constant-factor guarantee is then not claimed.
 
-The paper has all requests at 0. Here, after an arrival, whoever still waits is ordered anew (its variant of a
-receding horizon). Token budgets and chunks are those of `mc-sf`, which differs in the order only.
+The paper has all requests at 0. Here, after an arrival or a preemption, whoever still waits is ordered anew
+(its variant of a receding horizon). Token budgets and chunks are those of `mc-sf`, which differs in the order
+only.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import accumulate
 from math import inf
 from typing import ClassVar, NamedTuple
 
-from cspsched.policies.batching import Configured
+from cspsched.policies.batching import Compiled, Configured
 from cspsched.policies.future_memory import peak_blocks
 from cspsched.policies.mc_sf import RunToCompletion
 from cspsched.policies.settings import require_at_least
 from cspsched.problem.instance import Instance
 from cspsched.problem.request import Request
 from cspsched.simulate import Step
+from cspsched.simulate.kernel.rules import KernelRules, Order
 from cspsched.units import ceil_div
 
 
@@ -46,7 +48,7 @@ class SortedFSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class SortedF(Configured):
+class SortedF(Compiled, Configured):
     """Sorted-F (arXiv 2508.06133): sets with little output for many requests first; clairvoyant."""
 
     settings: SortedFSettings = SortedFSettings()
@@ -198,17 +200,26 @@ class SortedFRun(RunToCompletion):
         self._exact_requests = settings.exact_requests
         self._num_placed = 0
 
+    def kernel_rules(self) -> KernelRules | None:
+        """Those of MC-SF in this order."""
+        rules = super().kernel_rules()
+        return rules and replace(rules, order=Order.QUALITY, exact_requests=self._exact_requests)
+
     def submit(self, request: int) -> None:
         """Queue an arrival; the order is to be made anew."""
-        for other in self.waiting:
-            self.rank[other] = (inf, self.rank[other][1])
+        self._forget_places(request)
         super().submit(request)
-        self.waiting.sort(key=self.rank.__getitem__)
 
     def requeue(self, request: int) -> None:
-        """Put an evicted request to those without a place."""
-        self.rank[request] = (inf, self.rank[request][1])
+        """Queue an evicted request; the order is to be made anew."""
+        self._forget_places(request)
         super().requeue(request)
+
+    def _forget_places(self, request: int) -> None:
+        """Take its place from a request that joins the queue and from all who wait."""
+        for other in (*self.waiting, request):
+            self.rank[other] = (inf, self.rank[other][1])
+        self.waiting.sort(key=self.rank.__getitem__)
 
     def _admit(self, step: Step) -> bool:
         """Admit the head of the order, which is made as far as it is needed."""

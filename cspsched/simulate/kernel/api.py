@@ -17,7 +17,7 @@ from cspsched.simulate.kernel.cost import flatten_cost
 from cspsched.simulate.kernel.each.rules import AnyRules, EachRules, Loop
 from cspsched.simulate.kernel.layout import Kernel
 from cspsched.simulate.kernel.memory import Logs, new_kernel
-from cspsched.simulate.kernel.rules import HasKernelRules
+from cspsched.simulate.kernel.rules import HasKernelRules, Order
 from cspsched.simulate.kernel.workload import Int32Array, Workload
 from cspsched.simulate.protocol import Policy
 from cspsched.simulate.step import PolicyError
@@ -257,6 +257,10 @@ def _loop(rules: AnyRules) -> Callable[[Kernel], int]:
         from cspsched.simulate.kernel.each.loops import LOOPS
 
         return LOOPS[rules.loop]
+    if rules.order is Order.QUALITY:
+        from cspsched.simulate.kernel.quality import run_quality
+
+        return run_quality
     from cspsched.simulate.kernel.core import run_kernel
 
     return run_kernel

@@ -49,32 +49,42 @@ def run_kernel(k: Kernel) -> int:
     """Run until all is done, a log is full, or something is wrong; the next call goes on from there."""
     now = k.now
     while now[UNFINISHED]:
-        if not _has_room(k):
+        if not has_room(k):
             return LOG_FULL
         submit_arrivals(k)
-        _clear_batch(k)
-        if k.now[BATCH]:
-            parts_step(k)
-        else:
-            running_first(k)
-        if now[REFUSED] != NOBODY:
-            return PROMPT_REFUSED
-        now[FRUITLESS] += now[EVICTIONS]
-        if now[FRUITLESS] > MAX_FRUITLESS * (now[RUNNING] + now[WAITING]):
-            return LIVELOCK
-        if now[NUM_PREFILLS] or (now[DECODE_NOW] and now[NUM_DECODES]):
-            execute(k)
-            if now[CLOCK_NS] > LAST_CLOCK_NS or now[BATCHES] + now[NUM_ADMISSIONS] > LAST_COUNT:
-                return TOO_LONG
-        elif not now[EVICTIONS]:
-            if now[SUBMITTED] == len(k.orders):
-                return STUCK
-            now[CLOCK_NS] = k.wide[k.orders[now[SUBMITTED], SUBMISSION], ARRIVAL_NS]
+        answer = decide(k)
+        if answer != FINISHED:
+            return answer
     return FINISHED
 
 
 @inner
-def _has_room(k: Kernel) -> bool:
+def decide(k: Kernel) -> int:
+    """Decide a batch and run it, or wait; an answer other than FINISHED ends the loop."""
+    now = k.now
+    _clear_batch(k)
+    if k.now[BATCH]:
+        parts_step(k)
+    else:
+        running_first(k)
+    if now[REFUSED] != NOBODY:
+        return PROMPT_REFUSED
+    now[FRUITLESS] += now[EVICTIONS]
+    if now[FRUITLESS] > MAX_FRUITLESS * (now[RUNNING] + now[WAITING]):
+        return LIVELOCK
+    if now[NUM_PREFILLS] or (now[DECODE_NOW] and now[NUM_DECODES]):
+        execute(k)
+        if now[CLOCK_NS] > LAST_CLOCK_NS or now[BATCHES] + now[NUM_ADMISSIONS] > LAST_COUNT:
+            return TOO_LONG
+    elif not now[EVICTIONS]:
+        if now[SUBMITTED] == len(k.orders):
+            return STUCK
+        now[CLOCK_NS] = k.wide[k.orders[now[SUBMITTED], SUBMISSION], ARRIVAL_NS]
+    return FINISHED
+
+
+@inner
+def has_room(k: Kernel) -> bool:
     """Whether the logs hold whatever one more decision can bring."""
     now, most = k.now, len(k.slots) // 2
     return bool(now[BATCH_ROW] < len(k.batch_ns) and now[SPAN_ROW] + 4 * most <= len(k.spans))

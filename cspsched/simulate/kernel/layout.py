@@ -23,8 +23,9 @@ from cspsched.simulate.kernel.workload import Int32Array
 QUEUED, PREFILLS, DECODES, HELD = range(4)
 # Columns of `wide`: times in nanoseconds, and tokens lost to preemption.
 ARRIVAL_NS, SCHEDULED_NS, FIRST_TOKEN_NS, FINISH_NS, RECOMPUTED = range(5)
-# Columns of `orders`.
+# Columns of `orders`; those after the third serve a queue by quality.
 SUBMISSION, BY_RANK, HEAP = range(3)
+BY_PEAK, CHOSEN, BEST, IS_BEST, ENDS, HELD_TOKENS, AT_END = range(3, 10)
 # Columns of `slots`.
 LISTED, STARTED, STARTED_TOKENS, GENERATING, STACK, SORTED, NEW_TO_COME, NEW_TOKENS, ENOUGH_WAIT = range(9)
 # Column of `batch_ns` that is there if batches are decided ahead.
@@ -41,8 +42,10 @@ CHUNK_SPAN, LAST_CHUNK_SPAN, RUN_SPAN, EVICTION_SPAN = range(4)
     SPAN_ROW, TURN, DECODE_COUNT, REFUSED, PEAK_BLOCKS,
     KV_BLOCKS, BLOCK_TOKENS, MAX_TOKENS, MAX_RUNNING, ORDER, BATCH, RESERVE, CHUNK, GATE, NEED, VICTIM, ADMIT,
     LONG_PREFILL, WATERMARK, TEST_KNOWN, LONGEST_PROMPT, FIXED_BLOCKS, DECODE_STEPS, FUTURE_SPARE,
-    FUTURE_EXTRA,
-) = range(51)  # fmt: skip
+    FUTURE_EXTRA, EXACT_REQUESTS,
+) = range(52)  # fmt: skip
+NUM_UNPLACED = QUEUE_HEAD
+"""Of a queue by quality: how many have no place yet."""
 ALL_SERVED = 2**62
 """SERVED_END while nobody sits out."""
 NOBODY = -1
@@ -71,7 +74,8 @@ class Kernel(NamedTuple):
     """Shape (num_requests, 5); times that have not come are -1."""
     orders: Int32Array
     """Shape (num_requests, 3), or (num_requests, 1) if the queue is in order of arrival: requests by
-    (arrival, file); requests in the order of the queue; a heap of ranks in that order."""
+    (arrival, file); requests in the order of the queue; a heap of ranks in that order. If the queue is by
+    quality (num_requests, 10): the third is the queue, the rest is room for what `kernel.quality` sorts."""
     slots: Int32Array
     """Lists of running requests, a column each: all in order of admission, with holes (-1) where requests
     left; those with prefill left, in that order, and the tokens that each gets in this batch; those whose

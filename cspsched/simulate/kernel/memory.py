@@ -50,11 +50,12 @@ def _first_state(workload: Workload, rules: KernelRules) -> IntArray:
 
 
 def _rows(workload: Workload, rules: KernelRules) -> Int32Array:
-    width = layout.RANK if rules.order is Order.ARRIVAL else layout.IMPORTANCE + 1
+    is_ranked = rules.order not in (Order.ARRIVAL, Order.QUALITY)
+    width = layout.IMPORTANCE + 1 if is_ranked else layout.RANK
     rows = np.zeros((workload.num_requests, width), dtype=np.int32)
     rows[:, layout.PROMPT] = workload.prompt_tokens
     rows[:, layout.OUTPUT] = workload.output_tokens
-    if rules.order is not Order.ARRIVAL:
+    if is_ranked:
         rows[workload.queue_order(rules), layout.RANK] = np.arange(workload.num_requests)
     if rules.order is Order.PRIORITY:
         rows[:, layout.IMPORTANCE] = workload.importance()
@@ -72,6 +73,10 @@ def _orders(workload: Workload, rules: KernelRules) -> Int32Array:
     submission = workload.submission_order()
     if rules.order is Order.ARRIVAL:
         return submission[:, np.newaxis]
+    if rules.order is Order.QUALITY:
+        orders = np.zeros((workload.num_requests, layout.AT_END + 1), dtype=np.int32)
+        orders[:, layout.SUBMISSION] = submission
+        return orders
     return np.stack((submission, workload.queue_order(rules), np.zeros_like(submission)), axis=1)
 
 

@@ -14,6 +14,7 @@ from cspsched.simulate.kernel.layout import (
     LISTED,
     NOBODY,
     NUM_ADMISSIONS,
+    NUM_UNPLACED,
     NUMBER,
     ORDER,
     PLACE,
@@ -30,6 +31,9 @@ from cspsched.simulate.kernel.layout import (
     WAITING,
     Kernel,
 )
+from cspsched.simulate.kernel.rules import Order
+
+QUALITY = int(Order.QUALITY)
 
 
 @inner
@@ -44,12 +48,25 @@ def submit_arrivals(k: Kernel) -> None:
         now[WAITING] += 1
         now[FRUITLESS] = 0
         if k.now[ORDER]:
-            push_rank(k, k.rows[request, RANK])
+            _enter(k, request)
+
+
+@inner
+def _enter(k: Kernel, request: int) -> None:
+    """Put a request to its rank; in a queue by quality all that wait lose their places."""
+    if k.now[ORDER] == QUALITY:
+        k.orders[k.now[QUEUE_BACK], HEAP] = request
+        k.now[QUEUE_BACK] += 1
+        k.now[NUM_UNPLACED] = k.now[QUEUE_BACK]
+    else:
+        push_rank(k, k.rows[request, RANK])
 
 
 @inner
 def queue_head(k: Kernel) -> int:
     """The request that is served next (somebody waits)."""
+    if k.now[ORDER] == QUALITY:
+        return int(k.orders[k.now[QUEUE_BACK] - 1, HEAP])
     if k.now[ORDER]:
         return int(k.orders[k.orders[0, HEAP], BY_RANK])
     if k.now[QUEUE_BACK]:
@@ -62,7 +79,9 @@ def pop_head(k: Kernel) -> None:
     """Remove the head."""
     now = k.now
     now[WAITING] -= 1
-    if k.now[ORDER]:
+    if k.now[ORDER] == QUALITY:
+        now[QUEUE_BACK] -= 1
+    elif k.now[ORDER]:
         pop_rank(k)
     elif now[QUEUE_BACK]:
         now[QUEUE_BACK] -= 1
@@ -76,7 +95,7 @@ def queue_again(k: Kernel, request: int) -> None:
     now = k.now
     now[WAITING] += 1
     if k.now[ORDER]:
-        push_rank(k, k.rows[request, RANK])
+        _enter(k, request)
     else:
         k.slots[now[QUEUE_BACK], STACK] = request
         now[QUEUE_BACK] += 1

@@ -34,6 +34,8 @@ class Order(IntEnum):
     """Longest output first."""
     PROMPT = 5
     """Shortest prompt first."""
+    QUALITY = 6
+    """Sorted-F: sets of least output over the square of their size first."""
 
 
 class Batch(IntEnum):
@@ -151,6 +153,8 @@ class KernelRules:
     future_spare, future_extra
         Blocks that have to stay free at every future completion, and tokens that each request counts more
         until it decodes (`Admit.FUTURE`).
+    exact_requests
+        Most waiting requests among which the best set is found exactly (`Order.QUALITY`).
     prefills_first
         Whether prefills stand before decodes in the log of a batch.
     """
@@ -175,6 +179,7 @@ class KernelRules:
     decode_steps: int = 0
     future_spare: int = 0
     future_extra: int = 0
+    exact_requests: int = 0
     waiting_ratio: float = 0.0
     prefills_first: bool = True
 
