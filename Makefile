@@ -24,9 +24,9 @@ demo: $(BIN)/cspsched
 
 profile-cpu: $(BIN)/cspsched
 	rm -rf $(MEASURED)
-	$(BIN)/cspsched profile run --model tiny-llama --device cpu --time-budget 60s --output $(MEASURED)
+	$(BIN)/cspsched profile run --model tiny-llama --device cpu --time-budget 40s --output $(MEASURED)
 	$(BIN)/cspsched profile fit $(MEASURED) --model tiny-llama --output $(MEASURED)/cost.toml
-	$(BIN)/cspsched profile validate --cost $(MEASURED)/cost.toml --device cpu --time-budget 90s --gate 12 --out $(MEASURED)/validation
+	$(BIN)/cspsched profile validate --cost $(MEASURED)/cost.toml --device cpu --time-budget 40s --gate 12 --out $(MEASURED)/validation
 	$(BIN)/cspsched solve traces/burst-6.csv $(SMALL) --kv-tokens 64 --block-tokens 1 --time-limit 10s --out $(MEASURED)/solve
 	$(BIN)/cspsched compare traces/chat-2000.csv --limit 50 --heuristics vllm sarathi $(SMALL) --kv-tokens 16384 --out $(MEASURED)/compare
 

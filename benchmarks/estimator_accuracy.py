@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ import numpy as np
 import pandas as pd
 from sklearn.ensemble import RandomForestRegressor
 
-from cspsched.costs.estimator import fit_profile
 from cspsched.costs.estimator.features import attention_work, head_work, of_operator, token_work
 from cspsched.costs.estimator.quality import Group
 from cspsched.costs.estimator.tables import MonotoneTable
@@ -28,7 +26,7 @@ from cspsched.costs.fit import FloatArray, Measurements, batch_features, price_t
 from cspsched.costs.importers.aiconfigurator import AicTables, attention_of_heads
 from cspsched.costs.importers.vidur import import_vidur
 from cspsched.costs.models import load_device, load_model
-from cspsched.costs.presets import cost_path, load_cost
+from cspsched.costs.presets import load_cost
 from cspsched.problem.cost import BatchFeatures, triangle
 
 NUM_FOLDS = 10
@@ -259,32 +257,6 @@ def unrounded_attention(
     return found
 
 
-def costs_of_use(folder: Path) -> Iterator[dict[str, Any]]:
-    """What using the estimator takes: bytes, CPU seconds, microseconds a look-up."""
-    model, device = load_model("llama-3.1-8b"), load_device("h100")
-    start = time.process_time()
-    tables = AicTables.read(sorted(folder.glob("prof_aic_h100_*")))
-    fit_profile(tables.rows(model, device, 1), model)
-    yield {"what": "raw files to a fitted model", "CPU s": time.process_time() - start}
-    start = time.process_time()
-    cost = load_cost("h100-llama-3.1-8b")
-    yield {
-        "what": "loading the model", "ms": 1000 * (time.process_time() - start),
-        "bytes": cost_path("h100-llama-3.1-8b").stat().st_size,
-    }  # fmt: skip
-    points = np.random.default_rng(0).integers(1, 8192, 200_000).tolist()
-    start = time.process_time()
-    for point in points:
-        cost.tokens.ceil(point)
-    yield {"what": "one look-up of a term", "us": (time.process_time() - start) / len(points) * 1e6}
-    batches = drawn_batches()
-    singles = [BatchFeatures(*row) for row in np.stack(batches, axis=1).tolist()]
-    start = time.process_time()
-    for batch in singles * 10:
-        cost.batch_time_ns(batch)
-    yield {"what": "one whole batch", "us": (time.process_time() - start) / NUM_BATCHES / 10 * 1e6}
-
-
 def main() -> None:
     """Run all and print one line each."""
     parser = argparse.ArgumentParser(
@@ -294,7 +266,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=None)
     arguments = parser.parse_args()
     results = []
-    for part in (costs_of_use, token_operators, whole_steps, gemm_shapes, attention):
+    for part in (token_operators, whole_steps, gemm_shapes, attention):
         for result in part(arguments.data_folder):
             results.append(result)
             figures = "  ".join(f"{key} {value:.2f}" for key, value in result.items() if key != "what")

@@ -39,8 +39,8 @@ AMPERE_LEAVES_OUT = (
 )
 UNIFIED_LEAVES_OUT = (
     "CPU work between batches, kernel launches outside CUDA graphs. vLLM's unified attention kernel makes "
-    "decodes dearer beside a prefill chunk; the form has no such term, so the prefill terms stand for it and "
-    "the error band of prefill attention is wide"
+    "decodes dearer beside a prefill chunk: the terms for that know how many decodes there are and what they "
+    "read together, not how the longest of them compares with the rest, and their error band is wide"
 )
 AIC = (
     "ai-dynamo/aiconfigurator 095f58a (Apache-2.0), aic-core systems/data, {tables}: bf16 GEMMs and "

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from sklearn.linear_model import LinearRegression
 
 from cspsched.costs.estimator.quality import describe
 from cspsched.costs.estimator.write import decimals
@@ -24,8 +24,6 @@ from cspsched.costs.fit import (
     Measurements,
     Terms,
     batch_features,
-    constant_column,
-    feature_column,
     fit_terms,
     price_terms,
     relative_errors,
@@ -52,9 +50,7 @@ SOURCE = (
 )
 LEAVES_OUT = (
     "CPU work between batches (hidden by asynchronous scheduling, as far as it is shorter than a batch). "
-    "vLLM's unified attention kernel makes decodes dearer beside a prefill chunk, in proportion to what they "
-    "read; the form has no such term, so a constant of every batch with a prefill stands for it, right for "
-    "half a full device and too small for a full one. Contexts of very different length in one batch"
+    "Contexts of very different length in one batch"
 )
 
 
@@ -118,39 +114,38 @@ def decode_terms(measured: Measurements) -> Terms:
     return fit_terms(measured, constants=("decode_batch", "decode_request"), knots=knots)
 
 
-def prefill_terms(measured: Measurements, decode: Terms) -> Terms:
-    """What a chunk adds to the attention of the decodes beside it; errors relative to the whole batch."""
-    columns = [constant_column("prefill_batch", measured.features)]
-    names = ("prefill_attention", "prefill_tokens", "prefill_context")
-    columns += [feature_column(name, measured.features).astype(float) for name in names]
-    relative = np.stack(columns, axis=1) / measured.times_ns[:, None]
-    scale = relative.max(axis=0)
-    added = 1 - price_terms(decode, measured.features) / measured.times_ns
-    fit = LinearRegression(positive=True, fit_intercept=False).fit(relative / scale, added)
-    batch, *slopes = fit.coef_ / scale
-    lines = (PiecewiseLinear.linear(f"{slope:.4f}") for slope in slopes)
-    return {"prefill_batch": Fraction(round(batch)), **dict(zip(names, lines, strict=True))}
+def prefill_terms(measured: Measurements) -> Terms:
+    """Attention of a chunk alone."""
+    knots = {"prefill_attention": (0,), "prefill_tokens": (0,), "prefill_context": (0,)}
+    return fit_terms(measured, constants=("prefill_batch",), knots=knots)
+
+
+def mixed_terms(measured: Measurements, alone: Terms) -> Terms:
+    """What decodes cost on top beside a chunk; errors relative to the whole batch."""
+    beside = replace(measured, beside_ns=price_terms(alone, measured.features))
+    return fit_terms(beside, knots={"mixed_context": (0,)})
 
 
 def fit(folder: Path) -> tuple[Terms, dict[str, str]]:
     """All terms, and how well the fitted ones meet the tables."""
     rows = read_table(folder, "attention")
     read = rows["n_decode"] * rows["kv_decode"]
+    held = read + rows["kv_prefill"] + rows["prefill_chunk"]
     decodes = attention(
         rows[(rows["prefill_chunk"] == 0) & rows["n_decode"].between(1, 64) & (rows["kv_decode"] >= 256)
              & (read <= 2 * KV_TOKENS)]
     )  # fmt: skip
-    held = read + rows["kv_prefill"] + rows["prefill_chunk"]
-    mixed = attention(
-        rows[(rows["prefill_chunk"] > 0) & (rows["n_decode"] <= 64) & (rows["kv_prefill"] <= 4096)
-             & (read >= 8192) & (held <= KV_TOKENS)]
-    )  # fmt: skip
-    decode = decode_terms(decodes)
-    terms = decode | prefill_terms(mixed, decode)
+    chunks = rows[(rows["prefill_chunk"] > 0) & (rows["kv_prefill"] <= 4096) & (held <= KV_TOKENS)]
+    prefills = attention(chunks[chunks["n_decode"] == 0])
+    mixed = attention(chunks[chunks["n_decode"].between(1, 64) & (chunks["kv_decode"] >= 256)])
+    alone = decode_terms(decodes) | prefill_terms(prefills)
+    terms = alone | mixed_terms(mixed, alone)
     errors = {
         name: "in sample " + describe(relative_errors(price_terms(terms, m.features), m.times_ns))
-        for name, m in (("decode_attention", decodes), ("mixed_attention", mixed))
-    }
+        for name, m in (
+            ("prefill_attention", prefills), ("decode_attention", decodes), ("mixed_attention", mixed)
+        )
+    }  # fmt: skip
     return token_terms(folder) | head_terms(folder) | terms, errors
 
 

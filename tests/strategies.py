@@ -13,7 +13,7 @@ import numpy as np
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from cspsched.problem.cost import CONSTANT_TERMS, FUNCTION_FEATURES, CostModel, PiecewiseLinear
+from cspsched.problem.cost import CONSTANT_TERMS, FUNCTION_TERMS, CostModel, PiecewiseLinear
 from cspsched.problem.instance import Instance, Limits, Preemption, Switches
 from cspsched.problem.request import Request
 from cspsched.problem.schedule import Schedule
@@ -84,6 +84,8 @@ EVERY_TERM = CostModel(
     prefill_tokens=PiecewiseLinear.linear("1/2"),
     prefill_context=PiecewiseLinear.linear("1/5"),
     decode_context=PiecewiseLinear((0, 10), (Fraction(1, 6), Fraction(1, 9))),
+    mixed_request=Fraction(2, 5),
+    mixed_context=PiecewiseLinear((0, 6), (Fraction(1, 8), Fraction(1, 7))),
     head=PiecewiseLinear.linear("1/4"),
 )
 """Nothing is zero, nothing is whole, and f_tok is neither convex nor concave."""
@@ -101,7 +103,7 @@ def piecewise(draw: st.DrawFn) -> PiecewiseLinear:
 def cost_models(draw: st.DrawFn) -> CostModel:
     """A cost model with each of its terms there or not; a batch takes time."""
     constants = {name: draw(rationals) for name in CONSTANT_TERMS if draw(st.booleans())}
-    functions = {name: draw(piecewise()) for name in FUNCTION_FEATURES if draw(st.booleans())}
+    functions = {name: draw(piecewise()) for name in FUNCTION_TERMS if draw(st.booleans())}
     step = draw(rationals) + Fraction(1, draw(st.integers(1, 7)))
     return CostModel(name=draw(st.text(max_size=4)), **{**constants, **functions, "step": step})
 

@@ -16,7 +16,9 @@ from cspsched.errors import CostError, InputError
 from cspsched.problem.cost import (
     CONSTANT_TERMS,
     FUNCTION_FEATURES,
+    FUNCTION_TERMS,
     INT64_SAFE,
+    MIXED_FEATURES,
     BatchFeatures,
     CostModel,
     PiecewiseLinear,
@@ -305,3 +307,28 @@ def test_every_function_has_a_feature():
     """Each piecewise-linear term prices one feature of a batch, and no two the same."""
     assert set(FUNCTION_FEATURES.values()) < set(BatchFeatures._fields)
     assert len(FUNCTION_FEATURES) == len(set(FUNCTION_FEATURES.values()))
+    assert set(MIXED_FEATURES.values()) < set(BatchFeatures._fields)
+    assert set(FUNCTION_TERMS) == {*FUNCTION_FEATURES, *MIXED_FEATURES}
+
+
+def test_decodes_cost_more_beside_a_prefill():
+    """10 a step; beside a chunk each decode pays 3 more and each entry that it reads 1/2, rounded up once."""
+    cost = CostModel(
+        name="unified",
+        step=Fraction(10),
+        mixed_request=Fraction(3),
+        mixed_context=PiecewiseLinear.linear(Fraction(1, 2)),
+    )
+
+    assert cost.batch_time_ns(features_of([], [4, 5], 2)) == 10
+    assert cost.batch_time_ns(features_of([(0, 8)], [], 1)) == 10
+    assert cost.batch_time_ns(features_of([(0, 8)], [4, 5], 2)) == 10 + 2 * 3 + 5
+    batches = [features_of(chunks, [4, 5], 2) for chunks in ([], [(0, 8)])]
+    assert cost.batch_times_ns(stacked(batches)).tolist() == [10, 21]
+
+
+def test_terms_that_came_later_leave_old_fingerprints_alone():
+    """A cost model without them is written as it was before there were any."""
+    written = CostModel(name="old", step=Fraction(1)).to_json()
+
+    assert not {"swap_block_ns", "mixed_request_ns", "mixed_context"} & set(written)

@@ -83,6 +83,13 @@ def test_rows_survive_both_formats(tmp_path):
         ([{"op": "down", "t_us": "fast"}], r"line 2: t_us is 'fast', expected a number"),
         ([{"op": "down", "t_us": "inf"}], r"line 2: t_us is .*inf.*, expected a number"),
         ([{"op": "down", "t_us": 1, "num_tokens": -3}], r"line 2: num_tokens is -3.0, expected at least 0"),
+        (
+            [{"op": "down", "t_us": 1, "batch_spec": "{]"}],
+            r"line 2: batch_spec is '{\]', expected JSON such as",
+        ),
+        ([{"op": "down", "t_us": 1, "batch_spec": '{"chunks": [[0, 5]]}'}], r"line 2: batch_spec is"),
+        ([{"op": "down", "t_us": 1, "batch_spec": '{"active_experts": "all"}'}], r"line 2: batch_spec is"),
+        ([{"op": "down", "t_us": 1, "batch_spec": '{"chunk": [[1, 5]]}'}], r"line 2: batch_spec is"),
         ([{"op": "down", "t_us": 1, "t_p90_us": 0}], r"line 2: t_p90_us is 0.0, expected a time above 0"),
         (
             [{"op": "down", "num_tokens": n, "t_us": t} for n, t in ((1, 50.0), (2, 0.051), (4, 53.0))],
@@ -154,6 +161,10 @@ def test_vidur_tables_become_rows(tmp_path):
         (MLP | {"num_tokens": 1.5}, r"vidur.csv line 2: num_tokens is 1.5, expected a whole number"),
         (ATTENTION | {"batch_size": 2}, r"batch_size of a prefill is 2, expected 1"),
         (NETWORK | {"collective": "broadcast"}, r"line 2: unknown collective 'broadcast'; known: all_reduce"),
+        (
+            NETWORK | {"devices_per_node": 1, "time_stats.all_reduce.median": "x"},
+            r"line 2: .* expected a number",
+        ),
         (NETWORK | {"devices_per_node": 1}, r"no row has all of its workers on one node"),
         (
             {"layer": "act_fn", "tokens": 1, "time_us": 2},
@@ -309,6 +320,19 @@ def test_elementwise_rows_have_a_floor_and_a_slope():
         ([MLP], r"no table of aiconfigurator has these columns"),
         ([GEMM | {"gemm_dtype": "fp8"}], r"no rows of bfloat16 kernels"),
         ([GEMM | {"latency": 0.0}], r"latency is 0.0, expected a time above 0"),
+        (
+            [GEMM, CONTEXT | {"num_heads": 7, "latency": -1.0}],
+            r"1.csv line 2: latency is -1.0, expected a time",
+        ),
+        (
+            [GEMM, CONTEXT | {"num_heads": 7, "isl": 2.5}],
+            r"1.csv line 2: isl is 2.5, expected a whole number",
+        ),
+        ([NCCL | {"nccl_dtype": "int8", "latency": "x"}], r"0.csv line 2: latency is 'x', expected a number"),
+        (
+            [NCCL | {"op_name": "gossip"}],
+            r"line 2: unknown collective 'gossip'; known: all_reduce, all_gather",
+        ),
         ([CONTEXT], r"no gemm table among"),
         ([GEMM | {"n": 65_536, "k": 4096}, CONTEXT], r"the GEMM table covers n from 65536"),
     ],
@@ -319,6 +343,36 @@ def test_foreign_aiconfigurator_tables_are_refused(tmp_path, tables, complaint):
 
     with pytest.raises(InputError, match=complaint):
         AicTables.read(paths).rows(MODEL, load_device("h100"), 1)
+
+
+@pytest.mark.parametrize("kind", ["gemm", "context", "generation", "nccl"])
+def test_one_row_in_seconds_is_told_among_milliseconds(tmp_path, kind):
+    """Rows of shapes that the model does not have are looked at, too."""
+    size, row = {
+        "gemm": ("m", GEMM), "context": ("isl", CONTEXT), "generation": ("step", CONTEXT | {"step": 1}),
+        "nccl": ("message_size", NCCL),
+    }[kind]  # fmt: skip
+    rows = [row | {size: 2**k, "latency": 0.01 * 2**k} for k in range(1, 8)]
+    AicTables.read([table(tmp_path, "right.csv", *rows)])
+    rows[3]["latency"] *= 1000
+
+    with pytest.raises(InputError, match=r"wrong.csv line 5: .* takes 160000 us, and .*; are the times in"):
+        AicTables.read([table(tmp_path, "wrong.csv", *rows)])
+
+
+def test_units_are_compared_where_other_counts_are_missing(tmp_path):
+    """Attention has no bytes: its points have sizes all the same, ragged ones, too."""
+    equal = [{"op": "attn_decode", "n_seq": 1, "kv_total": 2**k, "t_us": 8.0 * 2**k} for k in range(6)]
+    ragged = [
+        {"op": "attn_decode", "n_seq": 2, "kv_total": -1, "t_us": 2.0**k,
+         "batch_spec": json.dumps({"chunks": [[1, 2**k], [1, 2**k]]})}
+        for k in range(1, 12)
+    ]  # fmt: skip
+    for rows in (equal, ragged):
+        read_rows(table(tmp_path, "right.csv", *rows))
+        rows[-2]["t_us"] *= 1000
+        with pytest.raises(InputError, match=r"wrong.csv line .*; are the times in different units"):
+            read_rows(table(tmp_path, "wrong.csv", *rows))
 
 
 def test_installed_tables_are_found(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from cspsched.costs.estimator.knots import choose_knots, last_knot, within
 from cspsched.costs.estimator.tables import ExpertTable, MonotoneTable, expected_experts, rising
-from cspsched.costs.estimator.trees import CorrectedByTrees
+from cspsched.costs.estimator.trees import CorrectedByTrees, contradicted
 from cspsched.costs.fit import Measurements, batch_features
 
 points = st.lists(
@@ -41,7 +41,7 @@ def test_table_keeps_what_rises(measured):
 @given(st.lists(st.floats(1.0, 1e6), min_size=1, max_size=40))
 def test_falling_neighbours_are_pooled(times):
     """The result rises, and lies between the least and the largest time."""
-    found = rising(np.array(times), np.arange(len(times)))
+    found = rising(np.array(times), np.ones(len(times)))
 
     assert (np.diff(found) >= 0).all()
     assert found.min() >= min(times) * (1 - 1e-12)
@@ -50,9 +50,7 @@ def test_falling_neighbours_are_pooled(times):
 
 def test_pooling_is_the_weighted_mean():
     """Times 4 and 2 that fall get their mean weighted by 1/t^2: (4/16 + 2/4)/(1/16 + 1/4)."""
-    assert rising(np.array([1.0, 4.0, 2.0, 9.0]), np.arange(4)).tolist() == pytest.approx(
-        [1.0, 2.4, 2.4, 9.0]
-    )
+    assert rising(np.array([1.0, 4.0, 2.0, 9.0]), np.ones(4)).tolist() == pytest.approx([1.0, 2.4, 2.4, 9.0])
 
 
 def test_table_goes_on_with_the_slope_of_its_last_quarter():
@@ -63,6 +61,16 @@ def test_table_goes_on_with_the_slope_of_its_last_quarter():
     assert table(np.array([1000])) == pytest.approx([1000.0])
     assert table(np.array([0])) == pytest.approx([100.0])
     assert table.largest == 400
+
+
+def test_noisy_points_pull_a_table_less():
+    """Of two times of one count the steady one is taken; where times fall, it weighs more in their mean."""
+    x, noisy, steady = np.array([1, 2, 2, 3]), 0.25, 1.0
+    table = MonotoneTable(x, np.array([1.0, 4.0, 8.0, 2.0]), np.array([steady, noisy, noisy / 2, steady]))
+    # 4 counts a quarter: (4 / 4 / 16 + 2 / 4) / (1 / 4 / 16 + 1 / 4).
+    expected = (noisy * 4 / 16 + 2 / 4) / (noisy / 16 + 1 / 4)
+
+    assert table([1, 2, 3]) == pytest.approx([1.0, expected, expected])
 
 
 def test_single_point_is_a_constant():
@@ -133,3 +141,15 @@ def test_trees_correct_inside_the_hull_and_are_silent_outside():
 
     assert inside == pytest.approx(1.5 * 505.0)
     assert outside == 2000.0
+
+
+def test_slips_of_a_measurement_are_not_learned():
+    """A point five times as long as the next larger one is told, and its neighbours keep their factor."""
+    size = np.arange(1.0, 101.0)[:, None]
+    fitted = 10.0 * size[:, 0]
+    times = fitted.copy()
+    times[49] *= 5
+    trees = CorrectedByTrees(size, fitted, times)
+
+    assert np.flatnonzero(contradicted(size, times)).tolist() == [49]
+    assert trees(np.array([[50.0]]), np.array([500.0])) == pytest.approx(500.0, rel=0.02)

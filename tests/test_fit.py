@@ -24,7 +24,13 @@ from cspsched.costs.fit import (
     robust_fit,
 )
 from cspsched.errors import InputError
-from cspsched.problem.cost import CONSTANT_TERMS, FUNCTION_FEATURES, CostModel, PiecewiseLinear
+from cspsched.problem.cost import (
+    CONSTANT_TERMS,
+    FUNCTION_FEATURES,
+    MIXED_FEATURES,
+    CostModel,
+    PiecewiseLinear,
+)
 
 x_points = np.unique(np.geomspace(1, 10_000, 60).astype(np.int64))
 
@@ -134,6 +140,16 @@ def test_every_function_has_its_feature(name):
     features = batch_features(**{FUNCTION_FEATURES[name]: x_points})
 
     assert feature_column(name, features) is x_points
+
+
+@pytest.mark.parametrize("name", MIXED_FEATURES)
+def test_terms_of_mixed_batches_have_their_feature_beside_a_prefill_only(name):
+    """Every second batch has a prefill: there the feature counts, and is 0 in the others."""
+    with_prefill = np.arange(len(x_points)) % 2
+    features = batch_features(**{MIXED_FEATURES[name]: x_points}, num_prefills=with_prefill)
+
+    assert (x_points * with_prefill).tolist() == feature_column(name, features).tolist()
+    assert constant_column("mixed_request", features).tolist() == [0.0] * len(x_points)
 
 
 def test_robust_fit_ignores_a_few_odd_points():

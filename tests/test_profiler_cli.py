@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -155,22 +156,66 @@ def test_campaign_lists_its_steps_below_ten_minutes_each():
 def test_campaign_runs_on_a_cpu(tmp_path):
     """Its first steps with the small model and few points leave rows, a cost model and a validation."""
     pytest.importorskip("torch", reason="torch is an extra: pip install 'cspsched[gpu]'")
-    command = tmp_path / "cspsched"
-    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m cspsched "$@"\n')
-    command.chmod(0o755)
     environment = os.environ | {
-        "CSPSCHED": str(command), "OUT": str(tmp_path / "out"), "DEVICE": "cpu", "GRID": "smoke",
+        "PYTHON": sys.executable, "OUT": str(tmp_path / "out"), "DEVICE": "cpu", "GRID": "smoke",
         "MODEL": "tiny-llama", "BATCHES": "24", "REPEATS": "1",
-        "LIMITS": "--max-batch-tokens 64 --max-context 200", "GATE": "1000", "PYTHONPATH": str(ROOT),
+        "LIMITS": "--max-batch-tokens 64 --max-context 200", "GATE": "1000",
     }  # fmt: skip
     done = subprocess.run(
         ["bash", CAMPAIGN, "1", "2"], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
 
+    assert done.stderr.startswith(f"Python {platform.python_version()}, torch")
     folder = tmp_path / "out/llama-3.1-8b"
     assert {"profile.parquet", "meta.json", "cost.toml"} <= {path.name for path in folder.iterdir()}
     assert len(json.loads((folder / "validation/validation.json").read_text())["batches"]) == 24
+
+
+def campaign(tmp_path, script, *arguments, **changes):
+    """The campaign with a Python that is a shell script."""
+    python = tmp_path / "python"
+    python.write_text("#!/bin/bash\n" + script)
+    python.chmod(0o755)
+    environment = os.environ | {"PYTHON": str(python), "OUT": str(tmp_path / "out"), **changes}
+    return subprocess.run(
+        ["bash", CAMPAIGN, *arguments], env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def test_campaign_says_first_what_the_machine_lacks(tmp_path):
+    """A Python without its packages, or torch without a GPU, is told in one line before anything is run."""
+    bare = campaign(tmp_path, f'exec "{sys.executable}" -I -S "$@"\n', "1")
+    assert bare.returncode == 1
+    assert bare.stderr.startswith("cannot measure here: ")
+    assert "lacks click, numpy, pandas, pyarrow, numba, sklearn, rich, torch" in bare.stderr
+    assert bare.stderr.count("\n") == 1
+
+    torch = pytest.importorskip("torch", reason="torch is an extra: pip install 'cspsched[gpu]'")
+    if not torch.cuda.is_available():
+        without_gpu = campaign(tmp_path, f'exec "{sys.executable}" "$@"\n', "--check")
+        assert without_gpu.returncode == 1
+        assert f"torch {torch.__version__} finds no CUDA device" in without_gpu.stderr
+
+
+FAKE = """[ "$1" = - ] && exit 0
+echo "$@" >> "$OUT.log"
+case "$*" in
+  *"--tp 4 8"*) exit 5 ;;
+  *"run --model mistral-7b"*) exit 1 ;;
+esac
+"""
+"""Passes the check, notes its arguments; one run always breaks its device, another fails."""
+
+
+def test_campaign_goes_on_after_a_step_that_fails(tmp_path):
+    """A broken device gets six processes, other failures one; the steps behind run, the exit code tells."""
+    done = campaign(tmp_path, FAKE, "5", "6", "7", "8")
+    runs = [line.split()[5] for line in (tmp_path / "out.log").read_text().splitlines()]
+
+    assert runs == ["llama-3.1-70b"] * 6 + ["qwen2.5-7b", "mistral-7b", "qwen3-30b-a3b"]
+    assert done.returncode == 1
+    assert done.stderr.endswith("steps that failed: 5 7\n")
 
 
 def test_every_field_of_a_profile_is_documented(profile, tmp_path, capsys):

@@ -24,12 +24,19 @@ from cspsched.profiler.timing import summarise
 
 TINY = load_model("tiny-llama")
 CPU = Features(
-    device="cpu", varlen=False, paged=False, causal_by_window=True, grouped_mm=False, varlen_parameters=()
+    device="cpu",
+    varlen=False,
+    paged=False,
+    in_place=False,
+    causal_by_window=True,
+    grouped_mm=False,
+    varlen_parameters=(),
 )
 GPU = Features(
     device="cuda",
     varlen=True,
     paged=True,
+    in_place=True,
     causal_by_window=True,
     grouped_mm=True,
     varlen_parameters=("block_table", "seqused_k"),
@@ -212,12 +219,17 @@ def test_a_wrong_grid_file_is_refused_with_its_place(tmp_path, old, new, message
 
 
 @pytest.mark.parametrize(
-    ("varlen", "paged", "backend"),
-    [(True, True, "varlen_paged"), (True, False, "varlen"), (False, False, "sdpa_loop")],
+    ("paged", "in_place", "varlen", "backend"),
+    [
+        (True, True, True, "varlen_paged"),
+        (False, True, True, "flash_in_place"),
+        (False, False, True, "varlen"),
+        (False, False, False, "sdpa_loop"),
+    ],
 )
-def test_attention_falls_back_along_what_torch_offers(varlen, paged, backend):
-    """Pages where the signature has block tables, packed entries without, one call a sequence else."""
-    features = replace(GPU, varlen=varlen, paged=paged)
+def test_attention_falls_back_along_what_torch_offers(paged, in_place, varlen, backend):
+    """Pages, entries where they are, entries that are gathered, one call a sequence."""
+    features = replace(GPU, varlen=varlen, in_place=in_place, paged=paged)
 
     assert backend == attention_backend(features)
     assert backend == operator_backends(TINY, features)["attn_decode"][0]

@@ -169,6 +169,36 @@ def test_gpu_calls_are_warmed_up_on_a_side_stream():
     assert torch.log[:5] == ["side begins", "call", "call", "call", "side ends"]
 
 
+def test_a_capture_that_fails_leaves_nothing_behind():
+    """The stream from before is the current one again, and random numbers have a generator that works."""
+    torch = FakeCuda()
+    graphs, states = [], []
+    before = SimpleNamespace(wait_stream=lambda other: None)
+    torch.Generator = lambda device: SimpleNamespace(graphsafe_get_state=lambda: "fresh")
+    torch.cuda.current_stream = lambda: before
+    torch.cuda.set_stream = graphs.append
+    torch.cuda.current_device = lambda: 0
+    torch.cuda.default_generators = [SimpleNamespace(graphsafe_set_state=states.append)]
+
+    class Capture(FakeContext):
+        def __exit__(self, *error):
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    torch.cuda.graph = lambda graph: Capture(torch, "capture")
+
+    def waits():
+        torch.log.append("call")
+        if "capture begins" in torch.log:
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    with pytest.raises(RuntimeError, match="not permitted"):
+        CudaTimer(torch).samples_us([waits], repeats=1)
+
+    assert graphs == [before]
+    assert states == ["fresh"]
+    assert "replay" not in torch.log
+
+
 def test_flush_is_larger_than_any_l2():
     """256 MiB are written between replays."""
     torch = FakeCuda()

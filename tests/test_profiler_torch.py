@@ -11,15 +11,22 @@ import pytest
 
 from cspsched.costs.models import Moe, load_model
 from cspsched.costs.rows import read_rows
-from cspsched.errors import InputError, UsageError
+from cspsched.errors import InputError, LimitError, UsageError
 from cspsched.profiler import layers
 from cspsched.profiler.attention import PAGE_TOKENS, cache_slots, plan_attention
-from cspsched.profiler.backends import Features, default_device, operator_backends, require_torch
+from cspsched.profiler.backends import (
+    Features,
+    attention_backend,
+    default_device,
+    operator_backends,
+    require_torch,
+)
 from cspsched.profiler.collectives import measure_collectives
 from cspsched.profiler.compositions import Composition, Regime
 from cspsched.profiler.decoder import Decoder
 from cspsched.profiler.grids import load_grid, plan_points
 from cspsched.profiler.points import Chunk
+from cspsched.profiler.probe import working_attention
 from cspsched.profiler.runner import RunSettings, run_profile
 from cspsched.profiler.shapes import rank_shape
 from cspsched.profiler.store import read_meta
@@ -36,10 +43,10 @@ MOE = replace(
     moe=Moe(num_experts=6, experts_per_token=2, expert_intermediate_size=32),
 )  # fmt: skip
 PAGED = Features(
-    device="cpu", varlen=True, paged=True, causal_by_window=True, grouped_mm=False,
+    device="cpu", varlen=True, paged=True, in_place=True, causal_by_window=True, grouped_mm=False,
     varlen_parameters=("enable_gqa", "seqused_k", "block_table"),
 )  # fmt: skip
-OLD = replace(PAGED, paged=False, causal_by_window=False, varlen_parameters=("is_causal",))
+OLD = replace(PAGED, paged=False, in_place=False, causal_by_window=False, varlen_parameters=("is_causal",))
 RAGGED = (Chunk(5, 0), Chunk(1, 300), Chunk(40, 256), Chunk(1, 0), Chunk(7, 511))
 
 
@@ -56,8 +63,11 @@ def naive_attention(q, k, v, context):
 
 
 def twin_of_varlen(q, k, v, cu_q, cu_k, max_q, max_k, *, seqused_k=None, block_table=None, **causal):
-    """varlen_attn as its documentation has it, with pages or with packed keys and values."""
-    assert causal in ({"window_size": (-1, 0), "enable_gqa": True}, {"is_causal": True})
+    """varlen_attn as its documentation and its kernel have it, with pages or with packed keys and values."""
+    masks = ({"window_size": (-1, 0)}, {"is_causal": True}) if max_q > 1 else ({},)
+    assert {name: value for name, value in causal.items() if name != "enable_gqa"} in masks
+    assert cu_k.dtype == cu_q.dtype == torch.int32
+    assert len(cu_k) == len(cu_q)
     starts, outputs = cu_q.tolist(), []
     assert max_q == max(b - a for a, b in itertools.pairwise(starts))
     for row, (first, last) in enumerate(itertools.pairwise(starts)):
@@ -65,11 +75,30 @@ def twin_of_varlen(q, k, v, cu_q, cu_k, max_q, max_k, *, seqused_k=None, block_t
             pages = block_table[row].long()
             keys, values = (x[pages].flatten(0, 1)[: seqused_k[row]] for x in (k, v))
         else:
-            assert causal == {"is_causal": True}
             keys, values = (x[cu_k[row] : cu_k[row + 1]] for x in (k, v))
         assert len(keys) <= max_k
         outputs.append(naive_attention(q[first:last], keys, values, len(keys) - (last - first)))
     return torch.cat(outputs)
+
+
+def twin_of_flash(q, k, v, cu_q, cu_k, max_q, max_k, dropout, is_causal, debug, *, seqused_k):
+    """The operator beneath, as its kernel has it: room from cu_k on, of which so many entries are used."""
+    assert (dropout, is_causal, debug) == (0.0, max_q > 1, False)
+    assert cu_k.dtype == seqused_k.dtype == torch.int32
+    assert len(cu_k) == len(cu_q)
+    starts, outputs = cu_q.tolist(), []
+    for row, (first, last) in enumerate(itertools.pairwise(starts)):
+        room = slice(int(cu_k[row]), int(cu_k[row]) + int(seqused_k[row]))
+        assert seqused_k[row] <= min(max_k, cu_k[row + 1] - cu_k[row])
+        outputs.append(naive_attention(q[first:last], k[room], v[room], int(seqused_k[row]) - (last - first)))
+    return torch.cat(outputs), None
+
+
+@pytest.fixture(autouse=True)
+def _kernels(monkeypatch):
+    """Kernels of a GPU, slow and obvious."""
+    monkeypatch.setattr("cspsched.profiler.attention._varlen", lambda: twin_of_varlen)
+    monkeypatch.setattr("cspsched.profiler.attention._flash", lambda torch: twin_of_flash)
 
 
 def whole_sequences(chunks):
@@ -78,12 +107,12 @@ def whole_sequences(chunks):
 
 
 @pytest.mark.parametrize(
-    ("backend", "features"), [("sdpa_loop", PAGED), ("varlen_paged", PAGED), ("varlen", OLD)]
+    ("backend", "features"),
+    [("sdpa_loop", PAGED), ("varlen_paged", PAGED), ("flash_in_place", PAGED), ("varlen", OLD)],
 )
 @pytest.mark.parametrize("first_slot", [0, 2 * PAGE_TOKENS])
-def test_attention_over_a_cache_is_that_of_the_bare_sequences(backend, features, first_slot, monkeypatch):
+def test_attention_over_a_cache_is_that_of_the_bare_sequences(backend, features, first_slot):
     """Ragged chunks with contexts, wherever their entries lie: slots, pages and masks fit together."""
-    monkeypatch.setattr("cspsched.profiler.attention._varlen", lambda: twin_of_varlen)
     torch.manual_seed(1)
     q_heads, kv_heads, size = 4, 2, 8
     plans = []
@@ -105,10 +134,65 @@ def test_attention_over_a_cache_is_that_of_the_bare_sequences(backend, features,
         row += chunk.tokens
 
 
-@pytest.mark.parametrize("backend", ["sdpa_loop", "varlen_paged", "varlen"])
-def test_new_tokens_have_slots_of_their_own(backend, monkeypatch):
+def test_decodes_alone_ask_for_no_mask(monkeypatch):
+    """A single query sees everything; told so, the kernel reads the entries of a group of heads once."""
+    asked = []
+    monkeypatch.setattr(
+        "cspsched.profiler.attention._varlen", lambda: lambda q, *_, **options: asked.append(options) or q
+    )
+    q, cache = torch.randn(2, 4, 8), tuple(torch.randn(4 * PAGE_TOKENS, 2, 8) for _ in range(2))
+    for features in (PAGED, OLD):
+        plan_attention(torch, "varlen_paged", (Chunk(1, 300), Chunk(1, 5)), "cpu", features)(q, cache)
+
+    assert [set(options) for options in asked] == [
+        {"enable_gqa", "seqused_k", "block_table"}, {"seqused_k", "block_table"}
+    ]  # fmt: skip
+
+
+def refusing(*_, **options):
+    """A build without pages."""
+    if "block_table" in options:
+        raise RuntimeError("no pages in this build\nsecond line")
+    return twin_of_varlen(*_, **options).to(torch.bfloat16)
+
+
+def wrong(*_, **options):
+    """A kernel that forgets the mask."""
+    return 1.1 * twin_of_varlen(*_, **options).to(torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "refused", "attention"),
+    [
+        (lambda *a, **o: twin_of_varlen(*a, **o).to(torch.bfloat16), (), "varlen_paged"),
+        (refusing, ("varlen_paged: no pages in this build",), "flash_in_place"),
+        (wrong, ("varlen_paged: outputs differ by", "varlen: outputs differ by"), "flash_in_place"),
+    ],
+)
+def test_attention_is_tried_before_it_is_measured(kernel, refused, attention, monkeypatch):
+    """What raises or answers wrongly on a small batch is not used, and the profile says why."""
+    monkeypatch.setattr("cspsched.profiler.attention._varlen", lambda: kernel)
+    found = working_attention(torch, PAGED)
+
+    assert attention_backend(found) == attention
+    assert len(found.refused) == len(refused)
+    assert all(why.startswith(start) for why, start in zip(found.refused, refused, strict=True))
+    assert found.to_json()["refused"] == list(found.refused)
+
+
+def test_without_any_kernel_sequences_go_one_by_one(monkeypatch):
+    """Everything that torch names may fail; a plain call a sequence is always there."""
+    for name in ("_varlen", "_flash"):
+        monkeypatch.setattr(f"cspsched.profiler.attention.{name}", lambda *_: 1 / 0)
+    found = working_attention(torch, PAGED)
+
+    assert attention_backend(found) == "sdpa_loop"
+    assert [why.partition(":")[0] for why in found.refused] == ["varlen_paged", "flash_in_place", "varlen"]
+
+
+@pytest.mark.parametrize("backend", ["sdpa_loop", "varlen_paged", "flash_in_place", "varlen"])
+def test_new_tokens_have_slots_of_their_own(backend):
     """No two tokens of a batch are written to the same place, and all lie in the pages counted."""
-    monkeypatch.setattr("cspsched.profiler.attention._varlen", lambda: twin_of_varlen)
     slots = plan_attention(torch, backend, RAGGED, "cpu", PAGED, 0).slots
 
     assert len(slots) == len(set(slots.tolist())) == sum(chunk.tokens for chunk in RAGGED)
@@ -279,22 +363,60 @@ def test_a_run_out_of_time_has_the_coarse_points(tmp_path):
     assert {point.operator for _, point in plan} - set(rows["op"]) <= {"attn_mixed"}
 
 
-def test_a_point_that_torch_cannot_run_is_named_and_skipped(tmp_path, monkeypatch):
-    """Out of memory on one operator costs its rows and no others."""
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (torch.OutOfMemoryError("no memory left\nsecond line"), "no memory left"),
+        (TypeError("varlen_attn() got an unexpected keyword"), "varlen_attn() got an unexpected keyword"),
+        (FileNotFoundError(), "FileNotFoundError"),
+    ],
+)
+def test_a_point_that_torch_cannot_run_is_named_and_skipped(error, reason, tmp_path, monkeypatch):
+    """Whatever one operator raises costs its rows and no others."""
     calls = Workbench.calls
 
     def failing(bench, point):
         if point.operator == "down":
-            raise torch.OutOfMemoryError("no memory left\nsecond line")
+            raise error
         return calls(bench, point)
 
     monkeypatch.setattr(Workbench, "calls", failing)
     outcome = run_profile(settings(tmp_path), lambda progress: None)
 
-    assert outcome.failed == {"down tp=1 eager": "no memory left"}
+    assert outcome.failed == {"down tp=1 eager": reason}
     assert 0 < outcome.num_measured < outcome.num_planned
     assert "down" not in set(read_rows(tmp_path)["op"])
     assert read_meta(tmp_path)["failed"] == outcome.failed
+
+
+def test_a_point_that_breaks_the_device_is_left_out_when_the_run_goes_on(tmp_path, monkeypatch):
+    """After an illegal access nothing works in the process; the next one measures all but that point."""
+    calls, broken = Workbench.calls, []
+
+    def failing(bench, point):
+        if point.operator == "down" and point.num_tokens == 1:
+            broken.append(point)
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return calls(bench, point)
+
+    def randn(bench, *size):
+        if broken and size == (1,):
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return torch.randn(size)
+
+    monkeypatch.setattr(Workbench, "calls", failing)
+    monkeypatch.setattr(Workbench, "randn", randn)
+    with pytest.raises(
+        LimitError, match=r"the device no longer answers .*illegal memory.*run the command again"
+    ):
+        run_profile(settings(tmp_path), lambda progress: None)
+    num_before = len(read_rows(tmp_path))
+    broken.clear()
+    outcome = run_profile(replace(settings(tmp_path), resume=True), lambda progress: None)
+
+    assert broken == []
+    assert outcome.num_measured == outcome.num_planned - num_before - 1
+    assert {"down"} < set(read_rows(tmp_path)["op"])
 
 
 def test_a_profile_of_another_machine_is_not_resumed(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cspsched.costs.models import load_model
 from cspsched.costs.presets import load_cost
 from cspsched.errors import InputError
 from cspsched.policies.sarathi import Sarathi, SarathiSettings
@@ -23,10 +25,11 @@ from cspsched.profiler.compositions import (
     draw_compositions,
     stack_features,
 )
+from cspsched.profiler.decoder import Decoder
 from cspsched.profiler.points import Chunk
 from cspsched.profiler.replay import compositions_of, pick_spread, replay_batches
 from cspsched.profiler.timing import summarise
-from cspsched.profiler.validation import Measured, Validation
+from cspsched.profiler.validation import Measured, Validation, ValidationSettings, validate
 from cspsched.simulate import simulate
 
 LIMITS = BatchLimits(max_tokens=512, max_requests=32, max_kv_tokens=16384, max_context=1500)
@@ -257,3 +260,28 @@ def test_errors_are_of_the_judging_batches_by_regime():
     assert (table["all"]["raw MAPE"], table["all"]["raw bias"]) == (10, 10)
     assert (table["decode"]["calibrated MAPE"], table["decode"]["calibrated bias"]) == (2, -2)
     assert [entry["judges"] for entry in found.to_json()["batches"]] == judges.tolist()
+
+
+def test_a_batch_that_cannot_be_run_costs_no_other(monkeypatch):
+    """The decoder has no memory for prefills: the rest calibrates and judges, and the reason is told once."""
+    pytest.importorskip("torch", reason="torch is an extra: pip install 'cspsched[gpu]'")
+    step = Decoder.step
+
+    def failing(decoder, composition):
+        if composition.regime is Regime.PREFILL:
+            raise RuntimeError("no memory left\nsecond line")
+        return step(decoder, composition)
+
+    monkeypatch.setattr(Decoder, "step", failing)
+    cost = CostModel(name="raw", **TERMS)
+    tiny = ValidationSettings(
+        model=load_model("tiny-llama"), device="cpu", limits=replace(LIMITS, max_tokens=64, max_context=100),
+        requests=tuple(Request(request_id=str(k), arrival_ns=0, prompt_tokens=20, output_tokens=9)
+                       for k in range(12)),
+        seed=1, batches=40, repeats=5,
+    )  # fmt: skip
+    found = validate(cost, tiny, lambda *_: None)
+
+    assert found.failed == ("prefill: no memory left",)
+    assert {batch.composition.regime for batch in found.measured} == {*Regime} - {Regime.PREFILL}
+    assert found.judges.sum() == 15

@@ -64,7 +64,7 @@ def fit_command(
     from cspsched.costs.estimator.steps import fit_steps
     from cspsched.costs.estimator.write import write_cost
     from cspsched.costs.models import load_device, load_model
-    from cspsched.costs.rows import read_rows
+    from cspsched.costs.rows import preferred_backends, read_rows
 
     facts, name = load_model(model), name or output.stem
     described: dict[str, str | int] = {
@@ -79,7 +79,7 @@ def fit_command(
     else:
         fitted = fit_profile(
             read_rows(profile), facts, tensor_parallel, name=name, engine=engine,
-            pipeline_stages=pipeline_stages,
+            pipeline_stages=pipeline_stages, backends=preferred_backends(profile),
         )  # fmt: skip
     write_cost(fitted, described, COMMAND, output)
     _show(fitted, output)

@@ -27,11 +27,14 @@ def show_command(
     """  # noqa: D301 - click's marker for text that is not to be wrapped
     from cspsched.costs.estimator import fit_profile
     from cspsched.costs.models import load_model
-    from cspsched.costs.rows import read_rows
+    from cspsched.costs.rows import preferred_backends, read_rows
     from cspsched.report.output import require_writable
     from cspsched.report.profile_figures import write_profile_figures
 
     require_writable(out)
-    fitted = fit_profile(read_rows(profile), load_model(model), tensor_parallel, engine=engine)
+    fitted = fit_profile(
+        read_rows(profile), load_model(model), tensor_parallel, engine=engine,
+        backends=preferred_backends(profile),
+    )  # fmt: skip
     for path in write_profile_figures(fitted, out):
         click.echo(f"{path}: {fitted.fit_error[path.stem]}")

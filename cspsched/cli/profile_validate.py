@@ -142,6 +142,8 @@ def validate_command(
                 done, total, f"{batch.composition.regime} {batch.sample.median_us:.0f} us"
             ),
         )
+    for reason in found.failed:
+        tell(f"not measured: {reason}")
     if out is not None:
         _write(found, info, name, out)
     click.echo(json.dumps(found.to_json(), indent=1) if as_json else "\n".join(_lines(found)))

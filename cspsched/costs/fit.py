@@ -16,7 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 from cspsched.errors import InputError
-from cspsched.problem.cost import FUNCTION_FEATURES, BatchFeatures, IntArray, PiecewiseLinear
+from cspsched.problem.cost import (
+    FUNCTION_FEATURES,
+    FUNCTION_TERMS,
+    MIXED_FEATURES,
+    BatchFeatures,
+    IntArray,
+    PiecewiseLinear,
+)
 
 FloatArray = npt.NDArray[np.float64]
 Terms = dict[str, Fraction | PiecewiseLinear]
@@ -40,11 +47,14 @@ class Measurements:
         Positive times in nanoseconds, shape (num_batches,).
     beside_ns
         What terms that are not fitted here say of each batch, shape (num_batches,); None is 0.
+    weights
+        How much each squared relative residual counts, shape (num_batches,), above 0; None is 1.
     """
 
     features: BatchFeatures[IntArray]
     times_ns: FloatArray
     beside_ns: FloatArray | None = None
+    weights: FloatArray | None = None
 
     def __post_init__(self) -> None:
         if not len(self.times_ns) or not (self.times_ns > 0).all():
@@ -54,7 +64,10 @@ class Measurements:
         """Only the batches where the mask, of shape (num_batches,), is true."""
         features = BatchFeatures(*(column[mask] for column in self.features))
         beside = None if self.beside_ns is None else self.beside_ns[mask]
-        return Measurements(features=features, times_ns=self.times_ns[mask], beside_ns=beside)
+        weights = None if self.weights is None else self.weights[mask]
+        return Measurements(
+            features=features, times_ns=self.times_ns[mask], beside_ns=beside, weights=weights
+        )
 
 
 class RelativeErrors(NamedTuple):
@@ -104,7 +117,7 @@ def fit_terms(
         _require_tail(name, feature_column(name, measured.features), at)
     blocks = [constant_column(name, measured.features)[:, None] for name in constants]
     blocks += [ramp_columns(feature_column(name, measured.features), at) for name, at in knots.items()]
-    found = robust_fit(np.hstack(blocks), measured.times_ns, rounds, measured.beside_ns)
+    found = robust_fit(np.hstack(blocks), measured.times_ns, rounds, measured.beside_ns, measured.weights)
     coefficients = iter(found)
     terms: Terms = {name: Fraction(round(next(coefficients))) for name in constants}
     for name, at in knots.items():
@@ -187,7 +200,11 @@ def non_negative_fit(columns: FloatArray, y: FloatArray, targets: FloatArray | N
 
 
 def robust_fit(
-    columns: FloatArray, y: FloatArray, rounds: int, beside: FloatArray | None = None
+    columns: FloatArray,
+    y: FloatArray,
+    rounds: int,
+    beside: FloatArray | None = None,
+    weights: FloatArray | None = None,
 ) -> FloatArray:
     """Coefficients >= 0 that come near the least sum of absolute relative residuals.
 
@@ -200,14 +217,17 @@ def robust_fit(
         As in `non_negative_fit`.
     beside
         Share of y that others explain, shape (num_points,); None is 0.
+    weights
+        How much each squared residual counts, shape (num_points,); None is 1.
     """
     targets = np.ones(len(y)) if beside is None else 1 - beside / y
-    weights = np.ones(len(y))
+    given = np.ones(len(y)) if weights is None else np.sqrt(weights)
+    scales = given
     for left in range(rounds, 0, -1):
-        coefficients = non_negative_fit(columns * weights[:, None], y, targets * weights)
+        coefficients = non_negative_fit(columns * scales[:, None], y, targets * scales)
         if left > 1:
             residuals = np.abs(columns @ coefficients / y - targets)
-            weights = 1 / np.sqrt(np.maximum(residuals, LEAST_RESIDUAL))
+            scales = given / np.sqrt(np.maximum(residuals, LEAST_RESIDUAL))
     return coefficients
 
 
@@ -220,10 +240,14 @@ def ramp_columns(x: IntArray, knots: Sequence[int]) -> FloatArray:
 
 
 def feature_column(name: str, features: BatchFeatures[IntArray]) -> IntArray:
-    """Feature that a piecewise-linear term of the cost model prices."""
-    if name not in FUNCTION_FEATURES:
-        raise InputError(f"{name!r} is no piecewise-linear term; known: {', '.join(FUNCTION_FEATURES)}")
-    column: IntArray = getattr(features, FUNCTION_FEATURES[name])
+    """Feature that a piecewise-linear term of the cost model prices, 0 in batches that do not pay it."""
+    if name not in FUNCTION_TERMS:
+        raise InputError(f"{name!r} is no piecewise-linear term; known: {', '.join(FUNCTION_TERMS)}")
+    column: IntArray
+    if name in MIXED_FEATURES:
+        column = getattr(features, MIXED_FEATURES[name]) * (features.num_prefills > 0)
+    else:
+        column = getattr(features, FUNCTION_FEATURES[name])
     return column
 
 
@@ -235,6 +259,7 @@ def constant_column(name: str, features: BatchFeatures[IntArray]) -> FloatArray:
         "decode_batch": features.num_decodes > 0,
         "prefill_request": features.num_prefills,
         "decode_request": features.num_decodes,
+        "mixed_request": features.num_decodes * (features.num_prefills > 0),
     }
     if name not in columns:
         raise InputError(f"{name!r} is no constant term; known: {', '.join(columns)}")

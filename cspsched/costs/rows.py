@@ -15,6 +15,8 @@ depends on the operator (`OPERATORS`):
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -22,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cspsched.errors import InputError
+from cspsched.problem.json_io import read_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 Mask = npt.NDArray[np.bool_]
 Feature = Literal["tokens", "sequences", "attention", "message"]
 CSV = ".csv"
+META = "meta.json"
 PARQUET = ".parquet"
 COUNTS = ("tp", "num_tokens", "chunk", "kv", "n_seq", "kv_total", "kv_max")
 TEXTS = ("profile_id", "model", "family", "dtype", "op", "backend", "kernel_impl", "batch_spec")
@@ -38,6 +42,8 @@ COLUMNS = (
     "kv", "n_seq", "kv_total", "kv_max", "kv_var", "batch_spec", "page_size", "t_us", "t_min_us", "t_p10_us",
     "t_p90_us", "iqr_us", "reps", "noisy", "flops", "bytes", "repeat_index",
 )  # fmt: skip
+DIGITS = re.compile(r"\d+")
+BATCH_SPECS = '{{"chunks": [[64, 0], [1, 512]]}} or {{"active_experts": 8}}'
 UNIT_JUMP = 300.0
 """Neighbouring points of one operator never differ by so much; units that were mixed up differ by 1000."""
 
@@ -122,6 +128,24 @@ def read_rows(path: Path) -> pd.DataFrame:
     return make_rows(dict(rows))
 
 
+def preferred_backends(path: Path) -> dict[str, tuple[str, ...]]:
+    """Implementations of each operator in a profile's folder, that of its decoder first; empty elsewhere.
+
+    Raises
+    ------
+    InputError
+        If the folder's `meta.json` cannot be read, or names them otherwise.
+    """
+    meta = path / META
+    if not meta.is_file():
+        return {}
+    data = read_json(meta)
+    named = data.get("backends", {}) if isinstance(data, dict) else None
+    if not isinstance(named, dict) or not all(isinstance(names, list) for names in named.values()):
+        raise InputError(f"{meta}: backends are {named!r}, expected a list of names for each operator")
+    return {str(operator): tuple(map(str, names)) for operator, names in named.items()}
+
+
 def write_rows(rows: pd.DataFrame, path: Path) -> None:
     """Write rows as CSV or Parquet, by the end of the name.
 
@@ -187,7 +211,8 @@ def check_rows(rows: pd.DataFrame, where: str) -> None:
     ------
     InputError
         For an unknown operator, a time or a count that is no number, times that are not above 0, counts
-        below 0, and times of one operator in different units; names the file and the row.
+        below 0, a batch that is none, and times of one operator in different units; names the file and the
+        row.
     """
     operators = np.asarray(rows["op"], dtype=object)
     unknown = np.array([operator not in OPERATORS for operator in operators])
@@ -201,7 +226,34 @@ def check_rows(rows: pd.DataFrame, where: str) -> None:
             counts = numbers(rows[name], where, name, may_lack=True)
             # -1 stands for a count that a ragged batch does not have.
             refuse(counts < -1, where, f"{name} is {{}}, expected at least 0", counts.tolist())
+    if "batch_spec" in rows:
+        specs = np.asarray(rows["batch_spec"], dtype=object)
+        bad = np.array([isinstance(spec, str) and not _is_batch(spec) for spec in specs])
+        sentence = f"batch_spec is {{}}, expected JSON such as {BATCH_SPECS}"
+        refuse(bad, where, sentence, specs)
     _refuse_mixed_units(rows, operators, where)
+
+
+def _is_batch(spec: str) -> bool:
+    """Whether a text is a batch: nothing, or JSON with its chunks or its active experts."""
+    if not spec:
+        return True
+    try:
+        data = json.loads(spec)
+    except (ValueError, RecursionError):
+        return False
+    if not isinstance(data, dict) or not set(data) <= {"chunks", "active_experts"}:
+        return False
+    chunks, active = data.get("chunks", [[1, 0]]), data.get("active_experts", 1)
+    pairs = isinstance(chunks, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in chunks)
+    if not pairs or not chunks:
+        return False
+    whole = [active, *(count for pair in chunks for count in pair)]
+    return (
+        all(type(count) is int for count in whole)
+        and active > 0
+        and all(tokens > 0 and context >= 0 for tokens, context in chunks)
+    )
 
 
 def numbers(column: Any, where: str, name: str, *, may_lack: bool = False) -> npt.NDArray[np.float64]:
@@ -222,25 +274,59 @@ def numbers(column: Any, where: str, name: str, *, may_lack: bool = False) -> np
     return found
 
 
+def refuse_mixed_units(
+    groups: npt.NDArray[np.int64], sizes: npt.NDArray[np.float64], times: npt.NDArray[np.float64],
+    where: str, names: npt.NDArray[np.object_],
+) -> None:  # fmt: skip
+    """Refuse times in different units: a point a little larger never takes hundreds of times as long.
+
+    Parameters
+    ----------
+    groups, sizes, times
+        Points of one group are compared; shape (num_rows,) each, times in microseconds, above 0.
+    names
+        What each row is of, for the message.
+
+    Raises
+    ------
+    InputError
+        Names the file and two rows.
+    """
+    # Rows of one size are sorted by time, so that only a jump between sizes counts.
+    order = np.lexsort((times, sizes, groups))
+    same = groups[order][1:] == groups[order][:-1]
+    steps = times[order][1:] / times[order][:-1]
+    growth = np.maximum(sizes[order][1:], 1) / np.maximum(sizes[order][:-1], 1)
+    jumps = np.flatnonzero(same & ((steps > UNIT_JUMP * growth**2) | (steps < 1 / UNIT_JUMP)))
+    if len(jumps):
+        row, before = int(order[jumps[0] + 1]), int(order[jumps[0]])
+        raise InputError(
+            f"{place_of(row, where)}: {names[row]} takes {times[row]:g} us, and {times[before]:g} us at the "
+            f"next smaller point ({place_of(before, where)}); are the times in different units?"
+        )
+
+
 def _refuse_mixed_units(rows: pd.DataFrame, operators: npt.NDArray[np.object_], where: str) -> None:
-    """Within one operator, a point a little larger takes a little longer, never hundreds of times as long."""
-    size = sum(
-        numbers(rows[name], where, name, may_lack=True)
+    """Compare the points of each operator, first those of one implementation and as many ranks."""
+    import pandas as pd
+
+    sizes = sum(
+        # -1 and what is missing count nothing.
+        np.maximum(np.nan_to_num(numbers(rows[name], where, name, may_lack=True)), 0)
         for name in ("num_tokens", "n_seq", "chunk", "kv", "kv_total", "bytes")
         if name in rows
-    )
-    # Rows of one size are sorted by time, so that only a jump between sizes counts.
-    sizes = np.nan_to_num(np.broadcast_to(np.asarray(size, dtype=np.float64), len(rows)))
+    ) + np.zeros(len(rows))
+    if "batch_spec" in rows:
+        sizes += [_ragged_size(spec) for spec in rows["batch_spec"]]
     times = numbers(rows["t_us"], where, "t_us")
-    for operator in dict.fromkeys(operators):
-        at = np.flatnonzero(operators == operator)
-        at = at[np.lexsort((times[at], sizes[at]))]
-        steps = times[at][1:] / times[at][:-1]
-        growth = np.maximum(sizes[at][1:], 1) / np.maximum(sizes[at][:-1], 1)
-        jumps = np.flatnonzero((steps > UNIT_JUMP * growth**2) | (steps < 1 / UNIT_JUMP))
-        if len(jumps):
-            row, before = int(at[jumps[0] + 1]), int(at[jumps[0]])
-            raise InputError(
-                f"{place_of(row, where)}: {operator} takes {times[row]:g} us, and {times[before]:g} us at "
-                f"the next smaller point ({place_of(before, where)}); are the times in different units?"
-            )
+    for names in (("op", "tp", "backend"), ("op",)):
+        kinds = [np.asarray(rows[name], dtype=str) for name in names if name in rows]
+        groups = pd.MultiIndex.from_arrays(kinds).factorize()[0].astype(np.int64)
+        refuse_mixed_units(groups, sizes, times, where, operators)
+
+
+def _ragged_size(spec: Any) -> int:
+    """Tokens and entries of a ragged batch; 0 for others. What makes no sense is refused when it is read."""
+    if not isinstance(spec, str) or '"chunks"' not in spec:
+        return 0
+    return sum(map(int, DIGITS.findall(spec)))

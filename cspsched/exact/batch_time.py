@@ -18,7 +18,7 @@ def duration_of(prices: Prices, features: IntArray) -> int:
         total += prices.decode_batch
     for term in range(len(prices.feature)):
         x = features[prices.feature[term]]
-        if x == 0:
+        if x == 0 or (prices.mixed[term] and not features[6]):
             continue
         piece = 0
         while piece + 1 < prices.knots.shape[1] and prices.knots[term, piece + 1] <= x:

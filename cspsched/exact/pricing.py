@@ -6,6 +6,7 @@ Time is minimised, so each term is bounded from below only; the bound is the exa
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import lcm
 
 from ortools.sat.python import cp_model
 
@@ -47,8 +48,19 @@ def add_duration(model: cp_model.CpModel, cost: CostModel, batch: BatchExpressio
         terms.append(add_term(model, getattr(cost, name), batch.features[feature]))
     terms.append(add_term(model, cost.prefill_request_term, batch.features["num_prefills"]))
     terms.append(add_term(model, cost.decode_request_term, batch.features["num_decodes"]))
+    for position, function in cost.functions(mixed=True):
+        feature = BatchFeatures._fields[position]
+        terms.append(add_term(model, function, _beside_prefill(model, batch, feature)))
     most = cost.batch_time_ns(feature_maxima(batch))
     return Amount(cp_model.LinearExpr.sum(terms), most)
+
+
+def _beside_prefill(model: cp_model.CpModel, batch: BatchExpressions, feature: str) -> Amount:
+    """A feature in a batch with a prefill, 0 in others; bounded from below only, for it is minimised."""
+    amount = batch.features[feature]
+    beside = model.new_int_var(0, amount.most, "")
+    model.add(beside >= amount.expression).only_enforce_if(batch.has_prefill)
+    return Amount(beside, amount.most)
 
 
 def add_term(model: cp_model.CpModel, function: PiecewiseLinear, amount: Amount) -> cp_model.LinearExprT:
@@ -92,6 +104,6 @@ def _add_pieces(
         line = _piece(function, k, amount)
         model.add(function.denominator * term >= line).only_enforce_if(here)
     for slope, intercept in lower_hull(function, 0, amount.most):
-        scale = slope.denominator * intercept.denominator
+        scale = lcm(slope.denominator, intercept.denominator)
         line = int(slope * scale) * amount.expression + int(intercept * scale)
         model.add(scale * term >= line)

@@ -269,8 +269,12 @@ def _batch_time_ns(m: Machine, column: int) -> int:
 
 @inner
 def _feature(m: Machine, position: int, column: int) -> int:
-    """What a term is over, in the order of BatchFeatures."""
+    """What a term is over, in the order of BatchFeatures; -1 - position is 0 in a batch without a prefill."""
     rings, decodes = m.rings, int(m.now[NUM_DECODES])
+    if position < 0:
+        if not rings[CHUNKS, column]:
+            return 0
+        position = -1 - position
     if position == 0:
         return int(rings[PREFILL, column]) + decodes
     if position == 1:

@@ -1,7 +1,10 @@
 """Batch time: the integer piecewise-linear form of the problem (one form for solver, simulator and referee).
 
     T = step + f_tok(N) + f_pre(A) + f_ptok(P) + f_ctx(X) + f_dec(K) + f_head(n_gen)
-        + c_p n_pre + c_d n_dec + [n_pre > 0] b_p + [n_dec > 0] b_d
+        + c_p n_pre + c_d n_dec + [n_pre > 0] (b_p + f_mix(K) + c_mix n_dec) + [n_dec > 0] b_d
+
+f_mix and c_mix are for engines where one attention kernel serves prefills and decodes: a decode costs more
+beside a prefill. They are 0 where each has a kernel of its own.
 
 Every coefficient and slope is a rational >= 0 in nanoseconds; each term is evaluated exactly and rounded up
 once per batch; T is their sum. Monotone in every feature by construction.
@@ -9,27 +12,34 @@ once per batch; T is their sum. Monotone in every feature by construction.
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_right
 from dataclasses import dataclass, fields
 from fractions import Fraction
 from functools import cached_property
-from math import lcm
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from cspsched.errors import CostError
 from cspsched.problem.json_io import require_keys, require_schema, require_text
+from cspsched.problem.piecewise import INT64_SAFE, NOTHING, IntArray, PiecewiseLinear, read_rational
 
-IntArray = npt.NDArray[np.int64]
+__all__ = [
+    "CONSTANT_TERMS",
+    "COST_SCHEMA",
+    "FUNCTION_FEATURES",
+    "FUNCTION_TERMS",
+    "INT64_SAFE",
+    "MIXED_FEATURES",
+    "BatchFeatures",
+    "CostModel",
+    "Count",
+    "IntArray",
+    "PiecewiseLinear",
+    "read_rational",
+    "triangle",
+]
 Count = TypeVar("Count", int, IntArray)
-
-# Products of int64 arrays stay exact below this; larger models are evaluated with Python integers.
-SANE_NUMBER = re.compile(r"[-+]?[0-9./]{1,60}(?:[eE][-+]?[0-9]{1,2})?")
-"""Exact numbers are short: `1e999999999` would be a number of a billion digits."""
-INT64_SAFE = 2**62
 
 
 class BatchFeatures(NamedTuple, Generic[Count]):
@@ -58,122 +68,6 @@ def triangle(tokens: Count) -> Count:
     return tokens * (tokens + 1) // 2
 
 
-@dataclass(frozen=True)
-class PiecewiseLinear:
-    """A non-decreasing piecewise-linear function with f(0) = 0, in nanoseconds.
-
-    Attributes
-    ----------
-    knots
-        Where the slope changes; the first is 0, strictly increasing.
-    slopes
-        Slope from each knot to the next (the last holds for ever), rationals >= 0.
-    """
-
-    knots: tuple[int, ...] = (0,)
-    slopes: tuple[Fraction, ...] = (Fraction(0),)
-
-    def __post_init__(self) -> None:
-        if len(self.knots) != len(self.slopes) or not self.knots or self.knots[0] != 0:
-            raise CostError(
-                f"piecewise-linear term: {len(self.knots)} knots starting at {self.knots[:1]} and "
-                f"{len(self.slopes)} slopes, expected as many slopes as knots and 0 as the first knot"
-            )
-        if any(left >= right for left, right in zip(self.knots, self.knots[1:], strict=False)):
-            raise CostError(f"piecewise-linear term: knots {self.knots} are not strictly increasing")
-        if any(slope < 0 for slope in self.slopes):
-            raise CostError(f"piecewise-linear term: slopes {self.slopes} must all be at least 0")
-
-    @classmethod
-    def linear(cls, slope: Fraction | int | str) -> PiecewiseLinear:
-        """The straight line of a slope in nanoseconds per unit."""
-        return cls((0,), (Fraction(slope),))
-
-    @cached_property
-    def denominator(self) -> int:
-        """Common denominator of all slopes."""
-        return lcm(*(slope.denominator for slope in self.slopes))
-
-    @cached_property
-    def slope_numerators(self) -> tuple[int, ...]:
-        """Slopes times the common denominator."""
-        return tuple(int(slope * self.denominator) for slope in self.slopes)
-
-    @cached_property
-    def knot_numerators(self) -> tuple[int, ...]:
-        """Values at the knots times the common denominator."""
-        values = [0]
-        for k in range(1, len(self.knots)):
-            values.append(values[-1] + self.slope_numerators[k - 1] * (self.knots[k] - self.knots[k - 1]))
-        return tuple(values)
-
-    @property
-    def is_zero(self) -> bool:
-        """Whether the term costs nothing anywhere."""
-        return not any(self.slopes)
-
-    def numerator(self, x: int) -> int:
-        """Exact value at x times the common denominator."""
-        k = bisect_right(self.knots, x) - 1
-        return self.knot_numerators[k] + self.slope_numerators[k] * (x - self.knots[k])
-
-    def exact(self, x: int) -> Fraction:
-        """Unrounded value at x in nanoseconds."""
-        return Fraction(self.numerator(x), self.denominator)
-
-    def ceil(self, x: int) -> int:
-        """Value at x in nanoseconds, rounded up."""
-        return -(-self.numerator(x) // self.denominator)
-
-    def ceil_array(self, x: IntArray) -> IntArray:
-        """Values at many points in nanoseconds, rounded up; falls back to Python integers near overflow."""
-        if self.is_zero or len(x) == 0:
-            return np.zeros(len(x), dtype=np.int64)
-        largest = int(x.max())
-        # One further, so that the last slope is covered too; knots beyond may be of any size.
-        if max(self.numerator(largest + 1), self.denominator) >= INT64_SAFE:
-            return np.array([self.ceil(int(value)) for value in x], dtype=np.int64)
-        reached = slice(bisect_right(self.knots, largest))
-        knots = np.array(self.knots[reached], dtype=np.int64)
-        k = np.searchsorted(knots, x, side="right") - 1
-        base = np.array(self.knot_numerators[reached], dtype=np.int64)[k]
-        slope = np.array(self.slope_numerators[reached], dtype=np.int64)[k]
-        numerators: IntArray = base + slope * (x - knots[k])
-        return -(-numerators // self.denominator)
-
-    def to_json(self) -> dict[str, Any]:
-        """Knots as integers, slopes as exact text."""
-        return {"knots": list(self.knots), "slopes_ns": [str(slope) for slope in self.slopes]}
-
-    @classmethod
-    def from_json(cls, data: Any, where: str, ns_per_unit: Fraction = Fraction(1)) -> PiecewiseLinear:
-        """Read what `to_json` wrote (or a cost file's table, with slopes in another unit)."""
-        require_keys(data, where, required=("knots", "slopes_ns"))
-        if not isinstance(data["knots"], list) or not isinstance(data["slopes_ns"], list):
-            raise CostError(f"{where}: knots and slopes_ns must be lists")
-        if not all(isinstance(knot, int) and not isinstance(knot, bool) for knot in data["knots"]):
-            raise CostError(f"{where}: knots are {data['knots']}, expected whole numbers")
-        slopes = tuple(
-            ns_per_unit * read_rational(text, f"{where}.slopes_ns[{k}]")
-            for k, text in enumerate(data["slopes_ns"])
-        )
-        return cls(tuple(data["knots"]), slopes)
-
-
-def read_rational(text: Any, where: str) -> Fraction:
-    """Read an exact number from text such as `97.76`, `8.6e-8` or `2444/25`."""
-    try:
-        if isinstance(text, bool) or not isinstance(text, str | int):
-            raise ValueError
-        if not SANE_NUMBER.fullmatch(str(text).strip()):
-            raise ValueError
-        return Fraction(text)
-    except (ValueError, ZeroDivisionError):
-        raise CostError(
-            f"{where} is {text!r}, expected an exact number as text, such as '97.76' or '2444/25'"
-        ) from None
-
-
 @dataclass(frozen=True, kw_only=True)
 class CostModel:
     """Duration of a batch from its features; see the module for the formula. Times in nanoseconds."""
@@ -189,19 +83,23 @@ class CostModel:
     """c_p: each prefilling request."""
     decode_request: Fraction = Fraction(0)
     """c_d: each decoding request."""
+    mixed_request: Fraction = Fraction(0)
+    """c_mix: each decoding request beside a prefill, on top of c_d."""
     swap_block: Fraction = Fraction(0)
     """Each KV block moved between device and host; no part of the batch, it delays its start."""
-    tokens: PiecewiseLinear = PiecewiseLinear()
+    tokens: PiecewiseLinear = NOTHING
     """f_tok over N."""
-    prefill_attention: PiecewiseLinear = PiecewiseLinear()
+    prefill_attention: PiecewiseLinear = NOTHING
     """f_pre over A."""
-    prefill_tokens: PiecewiseLinear = PiecewiseLinear()
+    prefill_tokens: PiecewiseLinear = NOTHING
     """f_ptok over P."""
-    prefill_context: PiecewiseLinear = PiecewiseLinear()
+    prefill_context: PiecewiseLinear = NOTHING
     """f_ctx over X."""
-    decode_context: PiecewiseLinear = PiecewiseLinear()
+    decode_context: PiecewiseLinear = NOTHING
     """f_dec over K."""
-    head: PiecewiseLinear = PiecewiseLinear()
+    mixed_context: PiecewiseLinear = NOTHING
+    """f_mix over K in batches with a prefill, on top of f_dec."""
+    head: PiecewiseLinear = NOTHING
     """f_head over n_gen."""
 
     def __post_init__(self) -> None:
@@ -211,14 +109,32 @@ class CostModel:
         if self.step + min(self.prefill_batch, self.decode_batch) + self.tokens.exact(1) <= 0:
             raise CostError(f"cost model {self.name!r}: a batch of one token takes no time; give a step time")
 
-    @cached_property
-    def _functions(self) -> tuple[tuple[int, PiecewiseLinear], ...]:
-        """Non-zero piecewise-linear terms with the index of their feature."""
+    def functions(self, *, mixed: bool) -> list[tuple[int, PiecewiseLinear]]:
+        """Non-zero terms with the position of their feature in `BatchFeatures`.
+
+        Parameters
+        ----------
+        mixed
+            Whether those that are paid beside a prefill only, or those of every batch.
+        """
         position = {name: k for k, name in enumerate(BatchFeatures._fields)}
-        return tuple(
-            (position[feature], getattr(self, name))
-            for name, feature in FUNCTION_FEATURES.items()
-            if not getattr(self, name).is_zero
+        if mixed:
+            named = [(feature, getattr(self, name)) for name, feature in MIXED_FEATURES.items()]
+            named.append(("num_decodes", self.mixed_request_term))
+        else:
+            named = [(feature, getattr(self, name)) for name, feature in FUNCTION_FEATURES.items()]
+            named.append(("num_prefills", self.prefill_request_term))
+            named.append(("num_decodes", self.decode_request_term))
+        return [(position[feature], function) for feature, function in named if not function.is_zero]
+
+    @cached_property
+    def _kinds(self) -> tuple[tuple[_Flat, _Flat], tuple[_Flat, _Flat]]:
+        """What batches pay: without and with prefill, of each without and with decode."""
+        alone, step = self.functions(mixed=False), self.step_ceil
+        beside, with_prefill = alone + self.functions(mixed=True), step + self.prefill_batch_ceil
+        return (
+            (_Flat.of(step, alone), _Flat.of(step + self.decode_batch_ceil, alone)),
+            (_Flat.of(with_prefill, beside), _Flat.of(with_prefill + self.decode_batch_ceil, beside)),
         )
 
     @cached_property
@@ -246,15 +162,23 @@ class CostModel:
         """c_d n_dec as a function of n_dec."""
         return PiecewiseLinear.linear(self.decode_request)
 
+    @cached_property
+    def mixed_request_term(self) -> PiecewiseLinear:
+        """c_mix n_dec as a function of n_dec, in batches with a prefill."""
+        return PiecewiseLinear.linear(self.mixed_request)
+
     def batch_time_ns(self, batch: BatchFeatures[int]) -> int:
         """Duration of one batch in nanoseconds."""
-        time_ns = self.step_ceil
-        for index, function in self._functions:
-            time_ns += function.ceil(batch[index])
-        if batch.num_prefills:
-            time_ns += self.prefill_batch_ceil + self.prefill_request_term.ceil(batch.num_prefills)
-        if batch.num_decodes:
-            time_ns += self.decode_batch_ceil + self.decode_request_term.ceil(batch.num_decodes)
+        time_ns, lines, curves = self._kinds[batch.num_prefills > 0][batch.num_decodes > 0]
+        for feature, slope, denominator in lines:
+            x = batch[feature]
+            if x:
+                time_ns -= -slope * x // denominator
+        for feature, knots, values, slopes, denominator in curves:
+            x = batch[feature]
+            if x:
+                k = bisect_right(knots, x) - 1
+                time_ns -= -(values[k] + slopes[k] * (x - knots[k])) // denominator
         return time_ns
 
     def swap_time_ns(self, num_blocks: int) -> int:
@@ -271,11 +195,12 @@ class CostModel:
         """
         self._require_int64(batches)
         times = np.full(len(batches.tokens), self.step_ceil, dtype=np.int64)
-        for index, function in self._functions:
-            times += function.ceil_array(batches[index])
-        times += self.prefill_request_term.ceil_array(batches.num_prefills)
-        times += self.decode_request_term.ceil_array(batches.num_decodes)
-        times += self.prefill_batch_ceil * (batches.num_prefills > 0)
+        for feature, function in self.functions(mixed=False):
+            times += function.ceil_array(batches[feature])
+        beside_prefill = batches.num_prefills > 0
+        for feature, function in self.functions(mixed=True):
+            times += function.ceil_array(batches[feature] * beside_prefill)
+        times += self.prefill_batch_ceil * beside_prefill
         times += self.decode_batch_ceil * (batches.num_decodes > 0)
         return times
 
@@ -289,11 +214,11 @@ class CostModel:
         """Exact JSON: rationals as text."""
         data: dict[str, Any] = {"schema": COST_SCHEMA, "name": self.name}
         for name in CONSTANT_TERMS:
-            # Instances without swap keep the fingerprint that they had before there was any.
-            if name != "swap_block" or self.swap_block:
+            if name not in LATER_TERMS or getattr(self, name):
                 data[f"{name}_ns"] = str(getattr(self, name))
-        for name in FUNCTION_FEATURES:
-            data[name] = getattr(self, name).to_json()
+        for name in FUNCTION_TERMS:
+            if name not in LATER_TERMS or not getattr(self, name).is_zero:
+                data[name] = getattr(self, name).to_json()
         return data
 
     @classmethod
@@ -311,7 +236,7 @@ class CostModel:
         require_schema(data, COST_SCHEMA, where)
         constants = tuple(f"{name}_ns" for name in CONSTANT_TERMS)
         require_keys(
-            data, where, required=("name",), optional=(*constants, *FUNCTION_FEATURES, *DESCRIPTION_KEYS)
+            data, where, required=("name",), optional=(*constants, *FUNCTION_TERMS, *DESCRIPTION_KEYS)
         )
         unit = read_rational(data.get("ns_per_unit", 1), f"{where}: ns_per_unit")
         terms: dict[str, Any] = {
@@ -321,10 +246,31 @@ class CostModel:
         }
         terms |= {
             name: PiecewiseLinear.from_json(data[name], f"{where}: {name}", unit)
-            for name in FUNCTION_FEATURES
+            for name in FUNCTION_TERMS
             if name in data
         }
         return cls(name=require_text(data, "name", where), **terms)
+
+
+class _Flat(NamedTuple):
+    """What a batch pays as plain integers, so that one is priced in a microsecond."""
+
+    constant: int
+    lines: tuple[tuple[int, int, int], ...]
+    """Feature, slope times the denominator, denominator."""
+    curves: tuple[tuple[int, tuple[int, ...], tuple[int, ...], tuple[int, ...], int], ...]
+    """Feature, knots, values there and slopes from there times the denominator, denominator."""
+
+    @classmethod
+    def of(cls, constant: int, functions: list[tuple[int, PiecewiseLinear]]) -> _Flat:
+        """Lines apart from what has several slopes."""
+        lines, curves = [], []
+        for feature, f in functions:
+            if len(f.knots) == 1:
+                lines.append((feature, f.slope_numerators[0], f.denominator))
+            else:
+                curves.append((feature, f.knots, f.knot_numerators, f.slope_numerators, f.denominator))
+        return cls(constant, tuple(lines), tuple(curves))
 
 
 def _ceil(value: Fraction) -> int:
@@ -340,10 +286,16 @@ FUNCTION_FEATURES = {
     "decode_context": "decode_context",
     "head": "num_generating",
 }
-"""Piecewise-linear terms of a cost model and the batch feature that each prices."""
+"""Piecewise-linear terms of every batch and the feature that each prices."""
+MIXED_FEATURES = {"mixed_context": "decode_context"}
+"""Piecewise-linear terms of batches with a prefill only, and the feature that each prices."""
+FUNCTION_TERMS = (*FUNCTION_FEATURES, *MIXED_FEATURES)
+"""Piecewise-linear terms of a cost model."""
 CONSTANT_TERMS = tuple(
-    field.name for field in fields(CostModel) if field.name not in ("name", *FUNCTION_FEATURES)
+    field.name for field in fields(CostModel) if field.name not in ("name", *FUNCTION_TERMS)
 )
+LATER_TERMS = ("swap_block", "mixed_request", "mixed_context")
+"""Instances without these keep the fingerprint that they had before there were any."""
 DESCRIPTION_KEYS = (
     "ns_per_unit", "title", "model", "device", "tensor_parallel", "source", "fit_error", "leaves_out", "band",
     "domain",

@@ -11,7 +11,7 @@ from importlib import import_module
 from itertools import accumulate
 from typing import Any, Protocol
 
-from cspsched.profiler.backends import DENSE, LOOP, PAGED, VARLEN, Features
+from cspsched.profiler.backends import DENSE, IN_PLACE, LOOP, PAGED, VARLEN, Features
 from cspsched.profiler.layers import Tensor
 from cspsched.profiler.points import Chunk
 from cspsched.units import ceil_div
@@ -44,6 +44,8 @@ def plan_attention(
     """Attention of a batch by one of the back ends; its sequences lie from `first_slot` (a page's) on."""
     if backend == PAGED:
         return PagedAttention(torch, chunks, device, features, first_slot)
+    if backend == IN_PLACE:
+        return InPlaceAttention(torch, chunks, device, first_slot)
     if backend == VARLEN:
         return PackedAttention(torch, chunks, device, features, first_slot)
     if backend in DENSE:
@@ -102,8 +104,10 @@ class PagedAttention:
         lengths = [chunk.context + chunk.tokens for chunk in chunks]
         self._lengths = max(chunk.tokens for chunk in chunks), max(lengths)
         self._starts = _cumulative(torch, [chunk.tokens for chunk in chunks], device)
+        # The kernel wants the starts of the keys, too, and reads them from the table.
+        self._kv_starts = _cumulative(torch, lengths, device)
         self._options = {
-            **_causal(features),
+            **_causal(features, self._lengths[0]),
             "seqused_k": torch.tensor(lengths, dtype=torch.int32, device=device),
             "block_table": table.to(device),
         }
@@ -111,7 +115,29 @@ class PagedAttention:
     def __call__(self, q: Tensor, cache: Cache) -> Tensor:
         """Outputs of shape (T, q heads, D)."""
         k, v = (entries.unflatten(0, (-1, PAGE_TOKENS)) for entries in cache)
-        return self._attend(q, k, v, self._starts, None, *self._lengths, **self._options)
+        return self._attend(q, k, v, self._starts, self._kv_starts, *self._lengths, **self._options)
+
+
+class InPlaceAttention:
+    """FlashAttention over sequences that lie one behind another, each in whole pages: nothing is copied."""
+
+    def __init__(self, torch: Any, chunks: Sequence[Chunk], device: str, first_slot: int) -> None:
+        starts = _starts(chunks, first_slot)
+        lengths = [chunk.context + chunk.tokens for chunk in chunks]
+        end = starts[-1] + _num_pages(chunks[-1]) * PAGE_TOKENS
+        self.slots = _new_slots(torch, chunks, starts, device)
+        self._attend = _flash(torch)
+        self._lengths = max(chunk.tokens for chunk in chunks), max(lengths)
+        self._starts = _cumulative(torch, [chunk.tokens for chunk in chunks], device)
+        self._kv_starts = torch.tensor([*starts, end], dtype=torch.int32, device=device)
+        self._used = torch.tensor(lengths, dtype=torch.int32, device=device)
+
+    def __call__(self, q: Tensor, cache: Cache) -> Tensor:
+        """Outputs of shape (T, q heads, D)."""
+        # No dropout, no debug output; a single query needs no mask (see `_causal`).
+        last = (0.0, self._lengths[0] > 1, False)
+        starts = (self._starts, self._kv_starts)
+        return self._attend(q, *cache, *starts, *self._lengths, *last, seqused_k=self._used)[0]
 
 
 class PackedAttention:
@@ -130,7 +156,7 @@ class PackedAttention:
         self._lengths = max(chunk.tokens for chunk in chunks), max(lengths)
         self._starts = _cumulative(torch, [chunk.tokens for chunk in chunks], device)
         self._kv_starts = _cumulative(torch, lengths, device)
-        self._options = _causal(features)
+        self._options = _causal(features, self._lengths[0])
         self._repeats_heads = "enable_gqa" not in features.varlen_parameters
 
     def __call__(self, q: Tensor, cache: Cache) -> Tensor:
@@ -195,10 +221,21 @@ def _cumulative(torch: Any, counts: Sequence[int], device: str) -> Tensor:
     return torch.tensor([0, *accumulate(counts)], dtype=torch.int32, device=device)
 
 
-def _causal(features: Features) -> dict[str, Any]:
+def _causal(features: Features, most_queries: int) -> dict[str, Any]:
+    """How varlen attention is told of groups of heads, and not to look ahead.
+
+    A single query sees everything. Only where no mask is asked for does FlashAttention 2 take the query heads
+    of a group together; a causal decode would read the keys and values once for each of them.
+    """
     gqa = {"enable_gqa": True} if "enable_gqa" in features.varlen_parameters else {}
+    if most_queries == 1:
+        return gqa
     return {**gqa, "window_size": (-1, 0)} if features.causal_by_window else {**gqa, "is_causal": True}
 
 
 def _varlen() -> Any:
     return import_module("torch.nn.attention.varlen").varlen_attn
+
+
+def _flash(torch: Any) -> Any:
+    return torch.ops.aten._flash_attention_forward

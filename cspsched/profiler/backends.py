@@ -13,13 +13,14 @@ from cspsched.errors import UsageError
 from cspsched.profiler.operators import Family, operators_of
 
 INSTALL_ADVICE = "pip install 'cspsched[gpu]' (proven with torch 2.13.0: pip install torch==2.13.0)"
-PAGED, VARLEN, LOOP = "varlen_paged", "varlen", "sdpa_loop"
-"""Attention over sequences of any length: pages of KV entries, packed KV entries, one call a sequence."""
+PAGED, IN_PLACE, VARLEN, LOOP = "varlen_paged", "flash_in_place", "varlen", "sdpa_loop"
+"""Attention over sequences of any length: over pages of KV entries; over entries that lie one behind
+another; over entries that are gathered first; one call a sequence."""
 DENSE = ("sdpa_flash", "sdpa_cudnn")
 """Attention over fresh prompts of one length, in one dense call."""
 COMPILED = ("rmsnorm", "rope", "silu_mul", "residual")
 """Elementwise operators that engines fuse, and that are measured compiled, too."""
-MULTINOMIAL = "multinomial"
+DRAWN = "exponential_race"
 """Drawing from the softmax in place of taking the largest logit."""
 GROUPED, EXPERT_LOOP = "grouped_mm", "expert_loop"
 
@@ -32,18 +33,24 @@ class Features:
     ----------
     varlen, paged
         `torch.nn.attention.varlen.varlen_attn`, and its block tables.
+    in_place
+        The FlashAttention operator beneath it, told how much of each sequence's room is used.
     causal_by_window
         Whether varlen attention is made causal by `window_size=(-1, 0)` and not by `is_causal`.
     grouped_mm
         One matrix product over all experts.
+    refused
+        Attention that the signatures promise and that a small batch showed not to work here, with why.
     """
 
     device: str
     varlen: bool
     paged: bool
+    in_place: bool
     causal_by_window: bool
     grouped_mm: bool
     varlen_parameters: tuple[str, ...]
+    refused: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for the provenance."""
@@ -82,6 +89,7 @@ def find_features(torch: Any, device: str) -> Features:
         device=device,
         varlen=bool(parameters),
         paged={"block_table", "seqused_k"} <= set(parameters),
+        in_place=device == "cuda" and "seqused_k" in _flash_schema(torch),
         causal_by_window="is_causal" not in parameters,
         grouped_mm=device == "cuda" and hasattr(torch, "_grouped_mm"),
         varlen_parameters=parameters,
@@ -96,10 +104,18 @@ def _varlen_parameters() -> tuple[str, ...]:
     return tuple(inspect.signature(varlen.varlen_attn).parameters)
 
 
+def _flash_schema(torch: Any) -> str:
+    """Arguments of the operator; empty where there is none."""
+    flash = getattr(torch.ops.aten, "_flash_attention_forward", None)
+    return str(flash.default._schema) if flash is not None else ""
+
+
 def attention_backend(features: Features) -> str:
     """The attention that the decoder runs: pages where torch has them, else the next best."""
     if features.paged:
         return PAGED
+    if features.in_place:
+        return IN_PLACE
     return VARLEN if features.varlen else LOOP
 
 
@@ -117,7 +133,7 @@ def operator_backends(model: LlmModel, features: Features) -> Mapping[str, tuple
             case _:
                 compiled = ("compiled",) if is_cuda and operator.name in COMPILED else ()
                 backends[operator.name] = ("eager", *compiled)
-    backends["sampler"] = ("eager", MULTINOMIAL)
+    backends["sampler"] = ("eager", DRAWN)
     if model.moe is not None:
         backends["experts"] = (GROUPED if features.grouped_mm else EXPERT_LOOP,)
     return backends

@@ -17,7 +17,7 @@ LEAST_BATCHES = 12
 FACTOR_DIGITS = 4
 GROUPS = {
     "prefill": ("prefill_attention", "prefill_tokens", "prefill_context", "prefill_request", "prefill_batch"),
-    "decode": ("decode_context", "decode_request", "decode_batch"),
+    "decode": ("decode_context", "decode_request", "decode_batch", "mixed_context", "mixed_request"),
     "tokens": ("tokens", "head"),
 }
 """Terms that share a factor: their operators share what the profile misses."""

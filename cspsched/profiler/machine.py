@@ -33,7 +33,7 @@ def machine_facts(torch: Any, device: str) -> dict[str, Any]:
         "torch_threads": torch.get_num_threads(),
         "os": platform.platform(),
         "python": platform.python_version(),
-        "cspsched": version("cspsched"),
+        "cspsched": _version_of("cspsched"),
         "git_sha": _git_sha(),
         "torch": str(torch.__version__),
         "cuda": torch.version.cuda,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cspsched.costs.models import LlmModel
-from cspsched.errors import InputError
+from cspsched.errors import InputError, LimitError
 from cspsched.profiler.attention import PAGE_TOKENS
 from cspsched.profiler.backends import operator_backends
 from cspsched.profiler.collectives import measure_collectives
@@ -101,6 +101,8 @@ def run_profile(
         If torch or the device is missing, or a degree of parallelism does not divide the heads.
     InputError
         If the folder holds a profile and `resume` is off, or one of another model or machine.
+    LimitError
+        If a point broke the device; its rows until then are kept, and `resume` leaves the point out.
     """
     for degree in settings.tensor_parallel:
         rank_shape(settings.model, degree)
@@ -138,7 +140,12 @@ class _Run:
             settings.grid, settings.model, settings.tensor_parallel, backends, seed=settings.seed
         )
         have = row_keys(self._folder.rows())
-        todo = [planned for planned in plan if self._key(planned.point) not in have]
+        broke = set(self._meta["broke"])
+        todo = [
+            planned
+            for planned in plan
+            if self._key(planned.point) not in have and str(self._key(planned.point)) not in broke
+        ]
         before, num_tried, notes = len(plan) - len(todo), 0, []
         self._meta["runs"].append(self._run_record(len(plan)))
         self._sentinel.measure()
@@ -182,12 +189,22 @@ class _Run:
         shape = self._bench.shape(point.tensor_parallel)
         try:
             sample = measure(self._timer, self._bench.calls(point), repeats=self._settings.repeats)
-        except RuntimeError as error:
-            # Torch raises it for all: no memory, no kernel for these sizes. One point less, not all.
-            name = f"{point.operator} tp={point.tensor_parallel} {point.backend}"
-            self._meta["failed"].setdefault(name, str(error).partition("\n")[0])
+        except Exception as error:  # noqa: BLE001
+            # No memory, no kernel for these sizes, no compiler: torch raises many kinds. One point less.
+            self._note_failure(point, error)
             return None
         return make_row(point, shape, self._context, sample, self._bench.kernel_impl(point))
+
+    def _note_failure(self, point: Point, error: Exception) -> None:
+        """Note why a point has no row; one after which nothing works any more is not tried again."""
+        name = f"{point.operator} tp={point.tensor_parallel} {point.backend}"
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        self._meta["failed"].setdefault(name, reason)
+        try:
+            self._bench.require_device()
+        except LimitError:
+            self._meta["broke"].append(str(self._key(point)))
+            raise
 
     def _take(self, row: Row) -> None:
         self._pending.append(row)
@@ -252,7 +269,9 @@ class _Run:
 
 def _merged_meta(folder: ProfileFolder, settings: RunSettings, facts: dict[str, Any]) -> Meta:
     """Provenance to go on with; a profile of another model, machine or torch is refused."""
-    meta: Meta = {"model": settings.model.name, "machine": facts, "runs": [], "sentinel": [], "failed": {}}
+    meta: Meta = {
+        "model": settings.model.name, "machine": facts, "runs": [], "sentinel": [], "failed": {}, "broke": [],
+    }  # fmt: skip
     earlier = folder.meta()
     if not earlier:
         return meta

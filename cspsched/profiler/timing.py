@@ -126,13 +126,29 @@ class CudaTimer:
             for _ in range(WARM_UP_CALLS):
                 for call in variants:
                     call()
-        self._torch.cuda.current_stream().wait_stream(side)
+        stream = self._torch.cuda.current_stream()
+        stream.wait_stream(side)
         graph = self._torch.cuda.CUDAGraph()
-        with self._torch.cuda.graph(graph):
-            for call in variants:
-                call()
+        try:
+            with self._torch.cuda.graph(graph):
+                for call in variants:
+                    call()
+        except Exception as error:  # noqa: BLE001 - put right and raised again
+            self._leave_capture(stream)
+            # Ending a capture that failed raises, too, and says nothing of the reason.
+            raise error.__context__ or error from None
         graph.replay()
         return graph
+
+    def _leave_capture(self, stream: Any) -> None:
+        """Repair what a capture that failed leaves behind, or all that comes later would fail, too.
+
+        Its stream stays the current one, and the generator of random numbers waits for its end.
+        """
+        cuda = self._torch.cuda
+        cuda.set_stream(stream)
+        fresh = self._torch.Generator(device="cuda")
+        cuda.default_generators[cuda.current_device()].graphsafe_set_state(fresh.graphsafe_get_state())
 
 
 def measure(timer: Timer, variants: Sequence[Call], *, repeats: int = 15, tries: int = MOST_TRIES) -> Sample:

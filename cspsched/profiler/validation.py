@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,6 +29,7 @@ from cspsched.profiler.workbench import Workbench
 
 VALIDATION_SCHEMA = "cspsched/validation/1"
 NS_PER_US = 1e3
+NEW_LINE = "\n"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +79,10 @@ class Validation:
         Shape (num_batches,): whether a batch had no part in the calibration.
     measured_ns, raw_ns, calibrated_ns
         Shape (num_batches,).
+    failed
+        Why batches could not be run, each reason once.
     loop
-        Totals over consecutive batches in nanoseconds: measured, raw, calibrated; None if none was run.
+        Totals over consecutive batches in nanoseconds: measured, raw, calibrated; None if not all were run.
     """
 
     measured: tuple[Measured, ...]
@@ -88,6 +91,7 @@ class Validation:
     raw_ns: FloatArray
     calibrated_ns: FloatArray
     calibration: Calibration
+    failed: tuple[str, ...] = ()
     loop: tuple[float, float, float] | None = None
 
     def errors(self, predicted_ns: FloatArray, regime: Regime | None = None) -> RelativeErrors | None:
@@ -117,6 +121,7 @@ class Validation:
             "errors_percent": self.table(),
             "step_ns": calibration.step_ns,
             "factors": calibration.factors,
+            "failed": list(self.failed),
             "loop_ns": dict(zip(("measured", "raw", "calibrated"), self.loop, strict=True))
             if self.loop
             else None,
@@ -168,20 +173,25 @@ def validate(
     batches = [drawn[k] for k in rng.permutation(len(drawn))]
     loop = replayed[: settings.loop_steps]
     total = len(batches) + len(loop)
-    measured: list[Measured] = []
-    for result in _measure_steps([*batches, *loop], settings):
-        measured.append(result)
-        on_batch(len(measured), total, result)
+    held_out: list[Measured] = []
+    looped: list[Measured] = []
+    failed: list[str] = []
+    for number, result in enumerate(_measure_steps([*batches, *loop], settings), start=1):
+        if isinstance(result, str):
+            failed.append(result)
+        else:
+            (held_out if number <= len(batches) else looped).append(result)
+            on_batch(number, total, result)
         if settings.time_budget_s is not None and clock() - start_s >= settings.time_budget_s:
             break
-    held_out, looped = tuple(measured[: len(batches)]), measured[len(batches) :]
     judges = np.array([id(batch.composition) in judging for batch in held_out], dtype=np.bool_)
     if np.count_nonzero(~judges) < LEAST_BATCHES or not judges.any():
         raise LimitError(
             f"{len(held_out)} of {len(batches)} batches were measured, too few to calibrate and judge; "
-            "give more --time-budget or --batches"
+            + (f"the first that failed: {failed[0]}" if failed else "give more --time-budget or --batches")
         )
-    return _compared(cost, held_out, judges, looped if len(looped) == len(loop) else [])
+    found = _compared(cost, tuple(held_out), judges, looped if len(looped) == len(loop) else [])
+    return replace(found, failed=tuple(dict.fromkeys(failed)))
 
 
 def _compared(
@@ -214,15 +224,27 @@ def predicted_ns(cost: CostModel, batches: Sequence[Measured]) -> FloatArray:
     return np.array([cost.batch_time_ns(batch) for batch in features], dtype=np.float64)
 
 
-def _measure_steps(batches: Sequence[Composition], settings: ValidationSettings) -> Any:
-    """Measure batch by batch, lazily."""
+def _measure_steps(batches: Sequence[Composition], settings: ValidationSettings) -> Iterator[Measured | str]:
+    """Measure batch by batch, lazily; where torch cannot run one, why.
+
+    Raises
+    ------
+    LimitError
+        If nothing works on the device any more.
+    """
     bench = Workbench(settings.model, settings.device, seed=settings.seed)
     timer: Timer = CudaTimer(bench.torch) if settings.device == "cuda" else CpuTimer()
     slots = max(composition_slots(batch) for batch in batches)
     with bench.torch.inference_mode():
         decoder = Decoder(bench, kv_tokens=slots, unified=settings.unified)
         for batch in batches:
-            yield Measured(batch, measure(timer, [decoder.step(batch)], repeats=settings.repeats))
+            result: Measured | str
+            try:
+                result = Measured(batch, measure(timer, [decoder.step(batch)], repeats=settings.repeats))
+            except Exception as error:  # noqa: BLE001 - as in a profile: one batch less
+                result = f"{batch.regime}: {str(error).partition(NEW_LINE)[0] or type(error).__name__}"
+                bench.require_device()
+            yield result
 
 
 def _of(batches: Sequence[Composition], regime: Regime) -> list[Composition]:

@@ -7,12 +7,14 @@ from functools import partial
 from typing import Any
 
 from cspsched.costs.models import LlmModel
+from cspsched.errors import LimitError
 from cspsched.profiler import layers
 from cspsched.profiler.attention import PAGE_TOKENS, Cache, cache_slots, plan_attention
-from cspsched.profiler.backends import GROUPED, MULTINOMIAL, Features, find_features, require_torch
+from cspsched.profiler.backends import DRAWN, GROUPED, Features, find_features, require_torch
 from cspsched.profiler.layers import Tensor
 from cspsched.profiler.operators import gemm_sizes
 from cspsched.profiler.points import Point
+from cspsched.profiler.probe import working_attention
 from cspsched.profiler.shapes import RankShape, rank_shape
 from cspsched.profiler.timing import Call
 from cspsched.units import ceil_div
@@ -40,7 +42,7 @@ class Workbench:
         self.torch = require_torch(device)
         self.device = device
         self.model = model
-        self.features: Features = find_features(self.torch, device)
+        self.features: Features = working_attention(self.torch, find_features(self.torch, device))
         if device == "cpu":
             self.torch.set_num_threads(1)
         self.torch.manual_seed(seed)
@@ -73,6 +75,26 @@ class Workbench:
     def randn(self, *size: int) -> Tensor:
         """Random activations of the model's type."""
         return self.torch.randn(size, device=self.device, dtype=getattr(self.torch, self.shape(1).dtype))
+
+    def require_device(self) -> None:
+        """Refuse to go on where nothing works any more, as after a kernel that wrote where it must not.
+
+        Raises
+        ------
+        LimitError
+            If the device does not do the simplest thing.
+        """
+        try:
+            self.randn(1)
+            if self.device == "cuda":
+                self.torch.cuda.synchronize()
+                self.torch.cuda.empty_cache()
+        except RuntimeError as error:
+            reason = str(error).partition("\n")[0]
+            raise LimitError(
+                f"the device no longer answers ({reason}); run the command again; "
+                "with --resume a profile keeps its rows, and leaves out the point that broke the device"
+            ) from None
 
     def cache(self, shape: RankShape, slots: int) -> Cache:
         """KV cache of one layer with at least so many slots, filled at random."""
@@ -146,7 +168,7 @@ class Workbench:
                     self._function(layers.silu_mul, point), torch, self.randn(tokens, 2 * shape.width)
                 )
             case "sampler":
-                sample = _draw if point.backend == MULTINOMIAL else layers.greedy
+                sample = _draw if point.backend == DRAWN else layers.greedy
                 return partial(sample, torch, self.randn(tokens, shape.vocabulary))
             case "kv_cache_write":
                 slots = torch.randperm(2 * tokens, device=self.device)[:tokens]
@@ -192,6 +214,7 @@ class Workbench:
 
 KERNEL_IMPL = {
     "varlen_paged": "torch.nn.attention.varlen.varlen_attn(block_table)",
+    "flash_in_place": "torch.ops.aten._flash_attention_forward(seqused_k)",
     "varlen": "torch.nn.attention.varlen.varlen_attn after a gather",
     "sdpa_loop": "scaled_dot_product_attention, one call a sequence",
     "sdpa_flash": "scaled_dot_product_attention(FLASH_ATTENTION)",
@@ -199,7 +222,7 @@ KERNEL_IMPL = {
     "compiled": "torch.compile",
     "grouped_mm": "torch._grouped_mm",
     "expert_loop": "torch.nn.functional.linear, one call an expert",
-    "multinomial": "torch.softmax and torch.multinomial",
+    "exponential_race": "torch.softmax, Tensor.exponential_ and torch.argmax",
     "qkv_proj": "torch.nn.functional.linear",
     "o_proj": "torch.nn.functional.linear",
     "gate_up": "torch.nn.functional.linear",
@@ -222,7 +245,9 @@ def _add(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _draw(torch: Any, logits: Tensor) -> Tensor:
-    return torch.multinomial(torch.softmax(logits, dim=-1), 1)
+    """Draw from the softmax: the largest of p / e with e exponential. `multinomial` waits for the device."""
+    shares = torch.softmax(logits, dim=-1, dtype=torch.float32)
+    return torch.argmax(shares / torch.empty_like(shares).exponential_(), dim=-1)
 
 
 def _norm_heads(torch: Any, q: Tensor, k: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -23,6 +23,7 @@ MAIN_FEATURE = {
     "head": ("num_generating", "requests that get a token"),
     "prefill_attention": ("prefill_tokens", "prefill tokens (P)"),
     "decode_attention": ("decode_context", "KV entries that decodes read (K)"),
+    "mixed_attention": ("decode_context", "KV entries that decodes read beside a prefill (K)"),
     "steps": ("tokens", "tokens in the batch (N)"),
 }
 """What each kind of work is drawn over."""

@@ -105,9 +105,10 @@ def cost_models(draw):
     """Any cost model with small coefficients."""
     constants = {
         name: draw(st.fractions(0, 12, max_denominator=2))
-        for name in ("prefill_batch", "decode_batch", "prefill_request", "decode_request")
+        for name in ("prefill_batch", "decode_batch", "prefill_request", "decode_request", "mixed_request")
     }
-    functions = {name: draw(piecewise_linear()) for name in FUNCTIONS if draw(st.booleans())}
+    names = (*FUNCTIONS, "mixed_context")
+    functions = {name: draw(piecewise_linear()) for name in names if draw(st.booleans())}
     return CostModel(name="drawn", step=Fraction(draw(st.integers(1, 20))), **constants, **functions)
 
 

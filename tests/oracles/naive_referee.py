@@ -41,6 +41,8 @@ def naive_duration(cost: CostModel, chunks: list[Chunk], contexts: list[int], ge
         cost.prefill_request * len(chunks),
         cost.decode_request * len(contexts),
         cost.prefill_batch if chunks else Fraction(0),
+        height(cost.mixed_context, sum(contexts)) if chunks else Fraction(0),
+        cost.mixed_request * len(contexts) if chunks else Fraction(0),
         cost.decode_batch if contexts else Fraction(0),
     ]
     return sum(ceil(term) for term in terms)

@@ -377,6 +377,8 @@ def naive_batch_time_ns(cost: CostModel, plan: Plan) -> int:
         cost.prefill_request * len(prefills),
         cost.decode_request * len(decodes),
         cost.prefill_batch if prefills else Fraction(0),
+        value(cost.mixed_context, sum(n for n, _ in decodes)) if prefills else Fraction(0),
+        cost.mixed_request * len(decodes) if prefills else Fraction(0),
         cost.decode_batch if decodes else Fraction(0),
     ]
     return sum(ceil(term) for term in terms)

@@ -10,7 +10,7 @@ from typing import Any
 
 from cspsched.costs.presets import cost_path, read_cost
 from cspsched.errors import CostError
-from cspsched.problem.cost import FUNCTION_FEATURES, BatchFeatures, CostModel, PiecewiseLinear, read_rational
+from cspsched.problem.cost import FUNCTION_TERMS, BatchFeatures, CostModel, PiecewiseLinear, read_rational
 from cspsched.problem.json_io import require_int, require_keys
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
@@ -20,6 +20,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "prefill_batch", "prefill_request", "prefill_attention", "prefill_tokens", "prefill_context",
     ),
     "decode_attention": ("decode_batch", "decode_request", "decode_context"),
+    "mixed_attention": ("mixed_request", "mixed_context"),
 }  # fmt: skip
 """Terms of a cost model that are fitted together, under the name of what they price."""
 BAND_KEYS = ("low", "high")
@@ -161,7 +162,7 @@ def _scaled(cost: CostModel, factors: Mapping[str, Fraction], end: str) -> CostM
     for group, factor in factors.items():
         for name in GROUPS[group]:
             term = getattr(cost, name)
-            if name in FUNCTION_FEATURES:
+            if name in FUNCTION_TERMS:
                 terms[name] = PiecewiseLinear(term.knots, tuple(factor * slope for slope in term.slopes))
             else:
                 terms[name] = factor * term

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,30 +18,54 @@ from cspsched.problem.cost import BatchFeatures, IntArray, triangle
 if TYPE_CHECKING:
     import pandas as pd
 
+Backends = Mapping[str, Sequence[str]]
+"""Implementations of operators, best first."""
 NS_PER_US = 1000.0
 LEAST_CONTEXT = 63
 """Shorter contexts fit into one tile of a kernel and behave otherwise; serving hardly sees those."""
 MOST_REQUESTS = 1024
 """No engine runs more requests in a batch by default."""
-SCALES = {"low": "t_p10_us", "high": "t_p90_us"}
+NOISY_WEIGHT = 0.25
+"""How much a measurement that is flagged as noisy counts beside others."""
+POINT = ["num_tokens", "chunk", "kv", "n_seq", "kv_total", "batch_spec", "bytes"]
+"""Columns that say at what point a row was measured."""
 
 
-def one_backend(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows of each operator from its fastest implementation, as an engine would choose.
+def one_backend(rows: pd.DataFrame, preferred: Backends | None = None) -> pd.DataFrame:
+    """Rows of each operator from one implementation.
 
-    Implementations are compared by the median of their times over the fastest at each point.
+    That is the first preferred one that was measured (a profile names first what its decoder runs), or else
+    the one that was measured at most points, or of those the fastest, by the median of its times over the
+    least at each point.
+
+    Parameters
+    ----------
+    preferred
+        Implementations of an operator, best first.
     """
     import pandas as pd
 
-    point = ["num_tokens", "chunk", "kv", "n_seq", "kv_total", "batch_spec"]
     kept = []
-    for _, group in rows.groupby("op", sort=False):
+    for operator, group in rows.groupby("op", sort=False):
         if group["backend"].nunique() > 1:
-            fastest = group.groupby(point, dropna=False)["t_us"].transform("min")
-            slowness = (group["t_us"] / fastest).groupby(group["backend"]).median()
-            group = group[group["backend"] == slowness.idxmin()]
+            measured = set(group["backend"])
+            wanted = [name for name in (preferred or {}).get(str(operator), ()) if name in measured]
+            group = group[group["backend"] == (wanted[0] if wanted else _widest(group))]
         kept.append(group)
     return pd.concat(kept, ignore_index=True)
+
+
+def _widest(group: pd.DataFrame) -> str:
+    """The implementation with the most points, of several the fastest, of several the first by name."""
+    least = group.groupby(POINT, dropna=False)["t_us"].transform("min")
+    slowness = (group["t_us"] / least).groupby(group["backend"]).median()
+    points = group.drop_duplicates(["backend", *POINT]).groupby("backend").size()
+    return str(min(points.index, key=lambda name: (-points[name], slowness[name], name)))
+
+
+def row_weights(rows: pd.DataFrame) -> FloatArray:
+    """How much each row counts, shape (num_rows,): those flagged as noisy less."""
+    return np.where(rows["noisy"].fillna(0).to_numpy(np.float64) > 0, NOISY_WEIGHT, 1.0)
 
 
 def of_operator(rows: pd.DataFrame, name: str) -> pd.DataFrame:
@@ -71,11 +96,16 @@ def token_work(rows: pd.DataFrame, model: LlmModel, num_layers: int, ranks: int)
     reach = min(table.largest for table, _ in tables)
     x: IntArray = np.unique(np.concatenate([table.x for table, _ in tables]))
     x = x[(x > 0) & (x <= reach)]
-    times = sum(calls * _times(table, x, model) for table, calls in tables)
-    total = np.asarray(times, dtype=np.float64) + message_times(rows, "all_reduce", x, model, ranks) * (
+    parts = np.array([calls * _times(table, x, model) for table, calls in tables])
+    weights = np.array([np.interp(x, table.x, table.weights) for table, _ in tables])
+    total = parts.sum(axis=0) + message_times(rows, "all_reduce", x, model, ranks) * (
         num_layers * OPERATORS["all_reduce"].per_layer
     )
-    return Measurements(features=batch_features(tokens=x), times_ns=total * NS_PER_US)
+    return Measurements(
+        features=batch_features(tokens=x),
+        times_ns=total * NS_PER_US,
+        weights=(parts * weights).sum(axis=0) / parts.sum(axis=0),
+    )
 
 
 def message_times(
@@ -97,14 +127,16 @@ def message_times(
             "measure it on several GPUs or bring in a table of the network"
         )
     sizes = numbers(measured["bytes"], "profile", "bytes").astype(np.int64)
-    table = MonotoneTable(sizes, measured["t_us"].to_numpy(np.float64))
+    table = MonotoneTable(sizes, measured["t_us"].to_numpy(np.float64), row_weights(measured))
     return table(tokens * model.hidden_size * model.dtype_bytes)
 
 
 def head_work(rows: pd.DataFrame) -> Measurements | None:
     """Head and sampler by requests that get a token; None if neither was measured."""
     tables = [
-        MonotoneTable(part["num_tokens"].to_numpy(np.int64), part["t_us"].to_numpy(np.float64))
+        MonotoneTable(
+            part["num_tokens"].to_numpy(np.int64), part["t_us"].to_numpy(np.float64), row_weights(part)
+        )
         for part in (of_operator(rows, name) for name in ("lm_head", "sampler"))
         if len(part)
     ]
@@ -114,7 +146,10 @@ def head_work(rows: pd.DataFrame) -> Measurements | None:
     # Twice of what engines run, so that the last slope rests on data.
     x = x[(x > 0) & (x <= min(2 * MOST_REQUESTS, *(table.largest for table in tables)))]
     times = np.asarray(sum(table(x) for table in tables), dtype=np.float64)
-    return Measurements(features=batch_features(num_generating=x), times_ns=times * NS_PER_US)
+    weights = np.min([np.interp(x, table.x, table.weights) for table in tables], axis=0)
+    return Measurements(
+        features=batch_features(num_generating=x), times_ns=times * NS_PER_US, weights=weights
+    )
 
 
 def attention_work(rows: pd.DataFrame, num_layers: int, time: str = "t_us") -> Measurements:
@@ -126,7 +161,11 @@ def attention_work(rows: pd.DataFrame, num_layers: int, time: str = "t_us") -> M
         The column of times; where it is empty, `t_us` stands for it.
     """
     times = rows[time].fillna(rows["t_us"]).to_numpy(np.float64)
-    return Measurements(features=attention_features(rows), times_ns=times * num_layers * NS_PER_US)
+    return Measurements(
+        features=attention_features(rows),
+        times_ns=times * num_layers * NS_PER_US,
+        weights=row_weights(rows),
+    )
 
 
 def attention_features(rows: pd.DataFrame) -> BatchFeatures[IntArray]:
@@ -182,8 +221,8 @@ def _token_table(rows: pd.DataFrame) -> MonotoneTable | ExpertTable:
     specs = [_parsed(spec) for spec in rows["batch_spec"]]
     if rows["op"].iloc[0] == "experts" and all("active_experts" in spec for spec in specs):
         active = np.array([int(spec["active_experts"]) for spec in specs], dtype=np.int64)
-        return ExpertTable(tokens, active, times)
-    return MonotoneTable(tokens, times)
+        return ExpertTable(tokens, active, times, row_weights(rows))
+    return MonotoneTable(tokens, times, row_weights(rows))
 
 
 def _times(table: MonotoneTable | ExpertTable, x: IntArray, model: LlmModel) -> FloatArray:
@@ -195,13 +234,6 @@ def _times(table: MonotoneTable | ExpertTable, x: IntArray, model: LlmModel) -> 
 
 
 def _parsed(spec: Any) -> dict[str, Any]:
-    """A batch as JSON; empty where there is none."""
-    if not isinstance(spec, str) or not spec:
-        return {}
-    try:
-        data = json.loads(spec)
-    except json.JSONDecodeError as error:
-        raise InputError(f"batch_spec {spec[:60]!r} is no JSON ({error.msg})") from None
-    if not isinstance(data, dict):
-        raise InputError(f"batch_spec {spec[:60]!r}: expected a JSON object")
+    """A batch as JSON, which `check_rows` has looked at; empty where there is none."""
+    data: dict[str, Any] = json.loads(spec) if isinstance(spec, str) and spec else {}
     return data

@@ -78,6 +78,7 @@ def _error(
     knots: Mapping[str, Sequence[int]],
 ) -> float:
     columns = np.hstack([fixed, *(ramp_columns(x, knots[name]) for name, x in counts.items())])
-    found = robust_fit(columns, measured.times_ns, 1, measured.beside_ns)
+    found = robust_fit(columns, measured.times_ns, 1, measured.beside_ns, measured.weights)
     beside = 0.0 if measured.beside_ns is None else measured.beside_ns
-    return float(np.square((columns @ found + beside) / measured.times_ns - 1).sum())
+    squares = np.square((columns @ found + beside) / measured.times_ns - 1)
+    return float(squares.sum() if measured.weights is None else measured.weights @ squares)

@@ -18,9 +18,10 @@ from cspsched.costs.fit import (
     feature_column,
     fit_terms,
     predicted_ns,
+    price_terms,
     relative_errors,
 )
-from cspsched.problem.cost import FUNCTION_FEATURES, BatchFeatures, IntArray
+from cspsched.problem.cost import FUNCTION_FEATURES, MIXED_FEATURES, BatchFeatures, IntArray
 
 NUM_FOLDS = 10
 ROUNDS = 10
@@ -29,6 +30,7 @@ NEAR_SHARE = {"tokens": 0.5, "head": 0.5}
 NEAR_LENGTH_SHARE = 0.25
 BAND_QUANTILES = (0.1, 0.9)
 BAND_DIGITS = 3
+LEAST_FACTOR = 0.001
 
 
 @dataclass(frozen=True)
@@ -126,24 +128,32 @@ def error_text(group: Group, terms: Terms) -> str:
     return "; ".join(f"{name} {describe(errors)}" for name, errors in parts if errors is not None)
 
 
-def band_of(predicted_ns: FloatArray, low_ns: FloatArray, high_ns: FloatArray) -> tuple[Fraction, Fraction]:
-    """Factors at which a tenth of the measurements lies below, and a tenth above.
+def band_of(
+    terms: Terms, measured: Measurements, low_ns: FloatArray, high_ns: FloatArray
+) -> tuple[Fraction, Fraction]:
+    """Factors on fitted terms at which a tenth of the measurements lies below, and a tenth above.
 
     Parameters
     ----------
-    predicted_ns
-        What the fit says, shape (num_batches,).
+    terms, measured
+        What was fitted to which batches; what lies beside the terms has no factor.
     low_ns, high_ns
         Times of the measurements at their own 10th and 90th percentile, shape (num_batches,) each.
 
     Returns
     -------
     tuple
-        A factor of at most 1, and one of at least 1.
+        A factor above 0 and at most 1, and one of at least 1.
     """
-    low = float(np.quantile(low_ns / predicted_ns, BAND_QUANTILES[0]))
-    high = float(np.quantile(high_ns / predicted_ns, BAND_QUANTILES[1]))
-    return _rounded(min(low, 1.0)), _rounded(max(high, 1.0))
+    own = price_terms(terms, measured.features)
+    # Batches that pay nothing of these terms say nothing about them.
+    paid = own > 0
+    beside = np.zeros(len(own)) if measured.beside_ns is None else measured.beside_ns
+    low, high = (
+        float(np.quantile((times - beside)[paid] / own[paid], quantile)) if paid.any() else 1.0
+        for times, quantile in zip((low_ns, high_ns), BAND_QUANTILES, strict=True)
+    )
+    return _rounded(min(max(low, LEAST_FACTOR), 1.0)), _rounded(max(high, 1.0))
 
 
 def largest_features(groups: Sequence[Group]) -> dict[str, int]:
@@ -151,7 +161,7 @@ def largest_features(groups: Sequence[Group]) -> dict[str, int]:
     largest: dict[str, int] = {}
     for group in groups:
         counts = {"num_prefills", "num_decodes"} if group.name not in ("tokens", "head") else set()
-        counts |= {FUNCTION_FEATURES[term] for term in group.knots}
+        counts |= {(FUNCTION_FEATURES | MIXED_FEATURES)[term] for term in group.knots}
         for name in BatchFeatures._fields:
             most = int(getattr(group.measured.features, name).max()) if name in counts else 0
             if most:

@@ -7,7 +7,7 @@ import numpy as np
 from cspsched.costs.estimator.band import GROUPS, Band, Domain
 from cspsched.costs.estimator.profile import FittedProfile
 from cspsched.costs.estimator.quality import Group, band_of, error_text, largest_features
-from cspsched.costs.fit import Measurements, feature_column, predicted_ns
+from cspsched.costs.fit import Measurements, feature_column
 from cspsched.errors import InputError
 from cspsched.problem.cost import CostModel
 
@@ -34,7 +34,7 @@ def fit_steps(measured: Measurements, name: str) -> FittedProfile:
     seen = {term: most for term, most in MOST_KNOTS.items() if feature_column(term, features).any()}
     group = Group.choose("steps", measured, CONSTANTS, seen)
     terms = group.fit(measured)
-    low, high = band_of(predicted_ns(terms, measured), measured.times_ns, measured.times_ns)
+    low, high = band_of(terms, measured, measured.times_ns, measured.times_ns)
     constants_and_functions: dict[str, object] = dict(terms)
     return FittedProfile(
         cost=CostModel(name=name, **constants_and_functions),  # type: ignore[arg-type]

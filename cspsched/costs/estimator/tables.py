@@ -26,12 +26,18 @@ class MonotoneTable:
         Counts, shape (num_points,), in any order; repeated counts give their median.
     times
         Times at them in any unit, positive, shape (num_points,).
+    weights
+        How much each point counts, shape (num_points,), above 0; None is 1. Of repeated counts only those
+        that count most are looked at, and where times fall, neighbours are pooled by weight.
     """
 
-    def __init__(self, x: IntArray, times: FloatArray) -> None:
+    def __init__(self, x: IntArray, times: FloatArray, weights: FloatArray | None = None) -> None:
         self.x: IntArray = np.unique(x)
-        medians = [np.median(times[x == point]) for point in self.x]
-        self.times = rising(np.array(medians, dtype=np.float64), self.x)
+        weights = np.ones(len(x)) if weights is None else weights
+        self.weights = np.array([weights[x == point].max() for point in self.x], dtype=np.float64)
+        best = weights >= self.weights[np.searchsorted(self.x, x)]
+        medians = [np.median(times[(x == point) & best]) for point in self.x]
+        self.times = rising(np.array(medians, dtype=np.float64), self.weights)
         first = min(int(len(self.x) * (1 - TAIL_SHARE)), len(self.x) - 2)
         if first < 0:
             self._slope = 0.0
@@ -58,18 +64,29 @@ class ExpertTable:
     ----------
     tokens, activated
         Counts of shape (num_points,).
-    times
-        Times at them, shape (num_points,).
+    times, weights
+        Times at them, and how much each counts, shape (num_points,) each; no weights are 1.
     """
 
-    def __init__(self, tokens: IntArray, activated: IntArray, times: FloatArray) -> None:
+    def __init__(
+        self, tokens: IntArray, activated: IntArray, times: FloatArray, weights: FloatArray | None = None
+    ) -> None:
         self._activated: IntArray = np.unique(activated)
-        self._tables = [MonotoneTable(tokens[activated == n], times[activated == n]) for n in self._activated]
+        weights = np.ones(len(tokens)) if weights is None else weights
+        self._tables = [
+            MonotoneTable(tokens[here], times[here], weights[here])
+            for here in (activated == n for n in self._activated)
+        ]
 
     @property
     def x(self) -> IntArray:
         """Token counts at which all of the experts that were measured were active."""
         return self._tables[-1].x
+
+    @property
+    def weights(self) -> FloatArray:
+        """How much each of `x` counts."""
+        return self._tables[-1].weights
 
     @property
     def largest(self) -> int:
@@ -89,21 +106,25 @@ def expected_experts(tokens: IntArray, num_experts: int, experts_per_token: int)
     return np.asarray(num_experts * (1 - (1 - experts_per_token / num_experts) ** tokens.astype(np.float64)))
 
 
-def rising(times: FloatArray, x: IntArray) -> FloatArray:
+def rising(times: FloatArray, weights: FloatArray) -> FloatArray:
     """Nearest non-decreasing times: where they fall, neighbours get their mean (pool adjacent violators).
 
-    Weighs a time by the inverse of its square, as relative errors count.
+    Besides its own weight a time has the inverse of its square, as relative errors count.
+
+    Parameters
+    ----------
+    times, weights
+        Above 0, shape (num_points,) each.
     """
     pools: list[list[float]] = []
-    for time in times.tolist():
-        pools.append([time, 1 / time**2, 1])
+    for time, own in zip(times.tolist(), weights.tolist(), strict=True):
+        pools.append([time, own / time**2, 1])
         while len(pools) > 1 and pools[-2][0] > pools[-1][0]:
             (high, weight_high, size_high), (low, weight_low, size_low) = pools[-2:]
             weight = weight_high + weight_low
             mean = (high * weight_high + low * weight_low) / weight
             pools[-2:] = [[mean, weight, size_high + size_low]]
     found = [value for value, _, size in pools for _ in range(int(size))]
-    assert len(found) == len(x)
     return np.array(found, dtype=np.float64)
 
 

@@ -12,6 +12,8 @@ import numpy.typing as npt
 from cspsched.costs.fit import FloatArray
 
 NUM_TREES = 100
+CONTRADICTION = 2.0
+"""A measurement this many times as long as one of a larger point is a slip of the measurement."""
 
 
 class CorrectedByTrees:
@@ -20,7 +22,8 @@ class CorrectedByTrees:
     Parameters
     ----------
     features
-        Positive features of shape (num_points, num_features).
+        Positive features of shape (num_points, num_features). Points that a larger one contradicts are not
+        learned from: a tree repeats what it has seen, and a slip would be the answer for its neighbours.
     fitted, times
         What the term says and what was measured, shape (num_points,) each.
     """
@@ -28,6 +31,8 @@ class CorrectedByTrees:
     def __init__(self, features: FloatArray, fitted: FloatArray, times: FloatArray) -> None:
         from sklearn.ensemble import ExtraTreesRegressor
 
+        kept = ~contradicted(features, times)
+        features, fitted, times = features[kept], fitted[kept], times[kept]
         self._low, self._high = features.min(axis=0), features.max(axis=0)
         self._trees = ExtraTreesRegressor(NUM_TREES, random_state=0, n_jobs=1)
         self._trees.fit(_logs(features, fitted), np.log(times / fitted))
@@ -40,6 +45,12 @@ class CorrectedByTrees:
         """Times at some points, given what the term says there."""
         factors = np.exp(self._trees.predict(_logs(features, fitted)))
         return np.where(self.inside(features), fitted * factors, fitted)
+
+
+def contradicted(features: FloatArray, times: FloatArray) -> npt.NDArray[np.bool_]:
+    """Points that take far longer than one at least as large in every feature, shape (num_points,)."""
+    least_of_larger = np.array([times[(features >= point).all(axis=1)].min() for point in features])
+    return np.asarray(times > CONTRADICTION * least_of_larger)
 
 
 def _logs(features: FloatArray, fitted: FloatArray) -> FloatArray:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cspsched.costs.estimator.profile import FittedProfile
 from cspsched.errors import InputError, UsageError
-from cspsched.problem.cost import CONSTANT_TERMS, COST_SCHEMA, FUNCTION_FEATURES
+from cspsched.problem.cost import CONSTANT_TERMS, COST_SCHEMA, FUNCTION_TERMS
 
 
 def cost_text(fitted: FittedProfile, described: Mapping[str, str | int], written_by: str) -> str:
@@ -28,7 +28,7 @@ def cost_text(fitted: FittedProfile, described: Mapping[str, str | int], written
     lines += [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in described.items()]
     constants = {name: getattr(cost, name) for name in CONSTANT_TERMS}
     lines += [f'{name}_ns = "{value}"' for name, value in constants.items() if value]
-    for name in FUNCTION_FEATURES:
+    for name in FUNCTION_TERMS:
         term = getattr(cost, name)
         if not term.is_zero:
             lines += ["", f"[{name}]", f"knots = {list(term.knots)}", f"slopes_ns = {decimals(term.slopes)}"]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cspsched.costs.importers.aiconfigurator_check import DTYPES, check_table
 from cspsched.costs.importers.gemm_grid import GemmGrid, ceil_share
 from cspsched.costs.importers.source import US_PER_MS, Source
 from cspsched.costs.models import Device, LlmModel
@@ -35,9 +36,6 @@ TABLES = {
     "nccl": "comm/nccl/*/nccl_perf",
 }
 """Where the package keeps the tables of a system, below `systems/data/SYSTEM`."""
-DTYPES = {"gemm_dtype": "bfloat16", "attn_dtype": "bfloat16", "kv_cache_dtype": "bfloat16",
-          "moe_dtype": "bfloat16", "nccl_dtype": "half", "beam_width": "1", "window_size": "0"}  # fmt: skip
-"""What is taken of tables that hold more: 16-bit kernels without beams and sliding windows."""
 ROUTING = "power_law_1.01"
 """How tokens choose experts: between `balanced` and `power_law_1.2`, the two ends of the table."""
 HALF_BYTES = 2
@@ -72,6 +70,7 @@ class AicTables:
         for path in paths:
             source = Source.read(path)
             kind = _kind(source)
+            check_table(source, kind)
             source = _half_precision(source)
             devices = {str(name) for name in source.text("device")}
             known = {str(name) for table in tables.values() for name in table.text("device")[:1]}

@@ -31,6 +31,8 @@ DENSE = {
 }
 """Layers of the dense table; a norm adds its residual in the same kernel."""
 SEQUENCE = {"lm_head": "lm_head", "sampler": "sampler"}
+REGIMES = ("pure", "mixed")
+"""Decodes alone, and beside a chunk."""
 SKEW_FORWARDS = 3
 """The skew table holds the sum of its three forwards, not their mean: at equal batches it is 3.0 times the
 attention table (median 2.99 on both GPUs, decodes alone and beside a chunk)."""
@@ -123,6 +125,9 @@ def _skew(source: Source) -> dict[str, object]:
     """Decodes of two lengths, some beside a chunk: `nb` of them read `kv_big`, the others `kvs`."""
     names = ("n", "nb", "pc", "kp", "kvs", "kv_big")
     number, big, chunk, before, short, long = (source.counts(name).tolist() for name in names)
+    regimes = source.text("regime")
+    unknown = np.array([regime not in REGIMES for regime in regimes])
+    refuse(unknown, str(source.path), f"unknown regime {{}}; known: {', '.join(REGIMES)}", regimes)
     specs, operators = [], []
     for n, b, c, k, s, m in zip(number, big, chunk, before, short, long, strict=True):
         decodes = [[1, m]] * b + [[1, s]] * (n - b)

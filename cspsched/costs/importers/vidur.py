@@ -134,6 +134,9 @@ def _network(source: Source, model: LlmModel) -> pd.DataFrame:
         "unknown collective {}; known: all_reduce, send_recv",
         kinds,
     )
+    source.counts("size", 1)
+    for name in _operators(source, ["all_reduce", "send_recv"]):
+        _times(source, name)
     inside = source.where(ranks == here)
     if not len(inside.frame):
         raise InputError(f"{source.path}: no row has all of its workers on one node")

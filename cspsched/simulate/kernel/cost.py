@@ -6,19 +6,20 @@ from bisect import bisect_right
 
 import numpy as np
 
-from cspsched.problem.cost import FUNCTION_FEATURES, BatchFeatures, CostModel, IntArray, PiecewiseLinear
+from cspsched.problem.cost import BatchFeatures, CostModel, IntArray, PiecewiseLinear
 from cspsched.simulate.kernel.each.rules import AnyRules, EachRules, Mode
 
 LARGEST_TERM = 2**58
-"""A dozen terms and a clock of less than 2^61 ns stay below 2^63."""
+"""Fifteen terms and a clock of less than 2^61 ns stay below 2^63."""
 
 
 def flatten_cost(cost: CostModel, rules: AnyRules, largest_peak: int) -> IntArray | None:
     """Flat form of a cost model; None if a batch could take a term beyond 64 bits.
 
     Rows of four numbers, int64: step, b_p and b_d rounded up, in nanoseconds, and the row of the first knot;
-    each non-zero term (feature, denominator, rows from and to of its knots); each knot (where, value there
-    and slope from there, both times the denominator, 0).
+    each non-zero term (feature, denominator, rows from and to of its knots; features of terms that only
+    batches with a prefill pay come after all others, as -1 - feature); each knot (where, value there and
+    slope from there, both times the denominator, 0).
 
     Parameters
     ----------
@@ -31,7 +32,7 @@ def flatten_cost(cost: CostModel, rules: AnyRules, largest_peak: int) -> IntArra
     terms: list[tuple[int, ...]] = []
     knots: list[tuple[int, ...]] = []
     for feature, function in functions:
-        largest = worst[feature]
+        largest = worst[feature if feature >= 0 else -1 - feature]
         # One further, so that the last slope is covered, too.
         if max(function.numerator(largest + 1) + function.denominator, largest) >= LARGEST_TERM:
             return None
@@ -46,12 +47,9 @@ def flatten_cost(cost: CostModel, rules: AnyRules, largest_peak: int) -> IntArra
 
 
 def _functions(cost: CostModel) -> list[tuple[int, PiecewiseLinear]]:
-    """Non-zero terms with the position of their feature."""
-    position = {name: k for k, name in enumerate(BatchFeatures._fields)}
-    named = [(position[feature], getattr(cost, name)) for name, feature in FUNCTION_FEATURES.items()]
-    named.append((position["num_prefills"], cost.prefill_request_term))
-    named.append((position["num_decodes"], cost.decode_request_term))
-    return [(feature, function) for feature, function in named if not function.is_zero]
+    """Non-zero terms with the position of their feature, -1 - position where it counts beside a prefill."""
+    mixed = [(-1 - feature, function) for feature, function in cost.functions(mixed=True)]
+    return cost.functions(mixed=False) + mixed
 
 
 def _largest_features(rules: AnyRules, largest_peak: int) -> BatchFeatures[int]:

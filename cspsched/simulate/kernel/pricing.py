@@ -49,8 +49,12 @@ def batch_time_ns(k: Kernel, num_decodes: int) -> int:
 
 @inner
 def feature(k: Kernel, position: int, num_decodes: int) -> int:
-    """What a term is over, in the order of BatchFeatures."""
+    """What a term is over, in the order of BatchFeatures; -1 - position is 0 in a batch without a prefill."""
     now = k.now
+    if position < 0:
+        if not now[NUM_PREFILLS]:
+            return 0
+        position = -1 - position
     if position == 0:
         return int(now[PREFILL_TOKENS] + num_decodes)
     if position == 1:
