@@ -26,7 +26,7 @@ from cspsched.simulate.kernel import (
     simulate_fast,
 )
 from cspsched.simulate.kernel.api import failure
-from cspsched.simulate.kernel.core import run_kernel
+from cspsched.simulate.kernel.core import run_vllm
 from cspsched.simulate.kernel.cost import flatten_cost
 from cspsched.simulate.kernel.each import layout as each
 from cspsched.simulate.kernel.each.rules import EachRules, Loop
@@ -169,11 +169,11 @@ def test_evictions_without_end_are_a_livelock() -> None:
     instance = make_instance((4, 60))
     rules = VLLM.kernel_rules(instance)
     kernel = new_kernel(Workload.from_instance(instance), rules, flatten_cost(UNIT, rules, 63))
-    assert run_kernel(kernel) == layout.LOG_FULL
+    assert run_vllm(kernel) == layout.LOG_FULL
     kernel.now[layout.FRUITLESS] = 101
     kernel = Logs().grow(kernel)
 
-    assert run_kernel(kernel) == layout.LIVELOCK
+    assert run_vllm(kernel) == layout.LIVELOCK
     error = failure(layout.LIVELOCK, kernel, rules, "vllm", str)
     assert isinstance(error, LivelockError)
     assert "evicts in a circle: 101 evictions since the last generated token" in str(error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,13 @@ from cspsched.recording.log import hash_of
 from cspsched.recording.replay import simulated_rows
 from cspsched.recording.setup import make_setup
 from cspsched.simulate import simulate
-from cspsched.simulate.kernel import simulate_fast
+from cspsched.simulate.kernel import Workload, layout, simulate_fast
 from cspsched.simulate.kernel.api import kernel_rules
+from cspsched.simulate.kernel.cost import flatten_cost
+from cspsched.simulate.kernel.each import layout as each
+from cspsched.simulate.kernel.each.loops import loop_of
+from cspsched.simulate.kernel.each.rules import EachRules
+from cspsched.simulate.kernel.memory import new_kernel
 from tests.kernel_cases import BY_REQUEST, SETTINGS, digest, disagreements, draw_case
 from tests.strategies import EVERY_TERM
 
@@ -152,6 +158,62 @@ def test_hundreds_of_requests_under_pressure(text: str, kv_blocks: int) -> None:
         or text.startswith(("mc-sf", "sorted-f", "sglang"))
         or "equal_progress" in text
     )
+
+
+@pytest.mark.parametrize("kv_blocks", [130, 400, 4000])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "vllm:num_lookahead_tokens=3,policy=priority",
+        "vllm:async_scheduling=true,long_prefill_token_threshold=60",
+        "vllm:prefill_schedule_interval=3",
+        "vllm-v0:delay_factor=0.5",
+        "vllm-v0:policy=priority",
+        "vllm-v0:enable_chunked_prefill=true",
+        "sarathi:enable_dynamic_chunking_schedule=true,low_chunk_size=32,high_chunk_size=200,"
+        "chunk_schedule_max_tokens=150,chunk_schedule_stages=3",
+        "infermax:eviction=histogram",
+        "infermax:priority=prefill",
+        "tensorrt-llm:capacity_scheduler_policy=static_batch",
+        "tensorrt-llm:capacity_scheduler_policy=max_utilization",
+        "tensorrt-llm:context_chunking_policy=equal_progress",
+        "tgi:max_batch_total_tokens=3000",
+        "lightllm:router_token_ratio=0.5",
+        "sglang",
+        "sglang:enable_mixed_chunk=true",
+        "vtc:output_price=0.1",
+        "vidur-vllm",
+        "vidur-sarathi:chunk_size=100",
+        "vidur-orca:max_batch_size=40",
+        "vidur-faster-transformer:max_batch_size=40",
+    ],
+)
+def test_decodes_in_lockstep_make_the_same_schedule(text: str, kv_blocks: int) -> None:
+    """Over long runs with little memory, with enough at most times, and with more than enough."""
+    instance, policy = busy_instance(300, kv_blocks), make_policy(text)
+    clients = tuple(replace(request, client_id="abc"[i % 3]) for i, request in enumerate(instance.requests))
+    instance = replace(instance, requests=clients)
+
+    assert digest(simulate_fast(instance, policy).to_simulation()) == digest(simulate(instance, policy))
+
+
+@pytest.mark.parametrize("text", ["sjf", "vllm:num_lookahead_tokens=1", "vidur-sarathi"])
+def test_with_memory_enough_decodes_stay_in_lockstep(text: str) -> None:
+    """No step looks at single decodes: each joins once, numbered one after the other."""
+    instance, policy = busy_instance(300, 4000), make_policy(text)
+    rules = kernel_rules(instance, policy)
+    assert isinstance(rules, EachRules)
+    workload = Workload.from_instance(instance)
+    prices = flatten_cost(instance.cost, rules, workload.largest_peak)
+    assert prices is not None
+    kernel = new_kernel(workload, rules, prices)
+
+    assert loop_of(rules)(kernel) == layout.FINISHED
+    assert kernel.now[each.IS_LOCKED]
+    runs = kernel.spans[: kernel.now[layout.SPAN_ROW]]
+    runs = runs[runs[:, layout.KIND] == layout.RUN_SPAN]
+    assert len(runs) == (workload.output_tokens > 1).sum()
+    assert sorted(runs[:, layout.SPAN_NUMBER]) == sorted(set(runs[:, layout.SPAN_NUMBER]))
 
 
 @pytest.mark.parametrize(

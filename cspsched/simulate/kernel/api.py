@@ -17,7 +17,7 @@ from cspsched.simulate.kernel.cost import flatten_cost
 from cspsched.simulate.kernel.each.rules import AnyRules, EachRules, Loop
 from cspsched.simulate.kernel.layout import Kernel
 from cspsched.simulate.kernel.memory import Logs, new_kernel
-from cspsched.simulate.kernel.rules import HasKernelRules, Order
+from cspsched.simulate.kernel.rules import Batch, HasKernelRules, Order
 from cspsched.simulate.kernel.workload import Int32Array, Workload
 from cspsched.simulate.protocol import Policy
 from cspsched.simulate.step import PolicyError
@@ -254,16 +254,16 @@ def _run(
 def _loop(rules: AnyRules) -> Callable[[Kernel], int]:
     """The compiled loop that runs the rules; the others are not loaded."""
     if isinstance(rules, EachRules):
-        from cspsched.simulate.kernel.each.loops import LOOPS
+        from cspsched.simulate.kernel.each.loops import loop_of
 
-        return LOOPS[rules.loop]
+        return loop_of(rules)
     if rules.order is Order.QUALITY:
         from cspsched.simulate.kernel.quality import run_quality
 
         return run_quality
-    from cspsched.simulate.kernel.core import run_kernel
+    from cspsched.simulate.kernel.core import run_parts, run_vllm
 
-    return run_kernel
+    return run_vllm if rules.batch is Batch.RUNNING_FIRST else run_parts
 
 
 def run_policy(instance: Instance, policy: Policy, engine: Engine | str = Engine.AUTO) -> Simulation:

@@ -1,9 +1,9 @@
-"""Compiled: the loop over decisions. This module and those it imports load numba."""
+"""Compiled: the loops over decisions. This module and those it imports load numba."""
 
 from __future__ import annotations
 
-from cspsched.simulate.kernel.batch import execute
-from cspsched.simulate.kernel.jit import inner, outer
+from cspsched.simulate.kernel.batch import KNOWN_ONLY, execute
+from cspsched.simulate.kernel.jit import inner, merged, outer
 from cspsched.simulate.kernel.layout import (
     ARRIVAL_NS,
     ATTENTION,
@@ -11,10 +11,12 @@ from cspsched.simulate.kernel.layout import (
     BATCH_ROW,
     BATCHES,
     CLOCK_NS,
+    DECODE_CONTEXT,
     DECODE_NOW,
     EVICTIONS,
     FINISHED,
     FRUITLESS,
+    GATE,
     LAST_CLOCK_NS,
     LAST_COUNT,
     LIVELOCK,
@@ -29,6 +31,7 @@ from cspsched.simulate.kernel.layout import (
     PREFILL_TOKENS,
     PROMPT_REFUSED,
     REFUSED,
+    RESERVE,
     RUNNING,
     SPAN_ROW,
     STUCK,
@@ -39,34 +42,51 @@ from cspsched.simulate.kernel.layout import (
     WAITING,
     Kernel,
 )
-from cspsched.simulate.kernel.parts import parts_step
+from cspsched.simulate.kernel.parts import DECODE_ONLY, MIXED, NOBODY_RUNS, PREFILL_ONLY, parts_step
 from cspsched.simulate.kernel.queues import submit_arrivals
+from cspsched.simulate.kernel.repeat import repeat_decodes
 from cspsched.simulate.kernel.running_first import running_first
 
 
 @outer
-def run_kernel(k: Kernel) -> int:
-    """Run until all is done, a log is full, or something is wrong; the next call goes on from there."""
-    now = k.now
-    while now[UNFINISHED]:
+def run_parts(k: Kernel) -> int:
+    """Run rules of any other `Batch` until all is done, a log is full, or something is wrong.
+
+    The next call goes on from there.
+    """
+    while k.now[UNFINISHED]:
         if not has_room(k):
             return LOG_FULL
         submit_arrivals(k)
-        answer = decide(k)
+        if _may_repeat(k) and _repeat(k):
+            continue
+        clear_batch(k)
+        parts_step(k)
+        answer = conclude(k)
         if answer != FINISHED:
             return answer
     return FINISHED
 
 
-@inner
-def decide(k: Kernel) -> int:
-    """Decide a batch and run it, or wait; an answer other than FINISHED ends the loop."""
-    now = k.now
-    _clear_batch(k)
-    if k.now[BATCH]:
-        parts_step(k)
-    else:
+@outer
+def run_vllm(k: Kernel) -> int:
+    """Run rules of `Batch.RUNNING_FIRST`, alone so that it is compiled alone."""
+    while k.now[UNFINISHED]:
+        if not has_room(k):
+            return LOG_FULL
+        submit_arrivals(k)
+        clear_batch(k)
         running_first(k)
+        answer = conclude(k)
+        if answer != FINISHED:
+            return answer
+    return FINISHED
+
+
+@merged
+def conclude(k: Kernel) -> int:
+    """Run the batch that was decided, or wait; an answer other than FINISHED ends the loop."""
+    now = k.now
     if now[REFUSED] != NOBODY:
         return PROMPT_REFUSED
     now[FRUITLESS] += now[EVICTIONS]
@@ -84,6 +104,27 @@ def decide(k: Kernel) -> int:
 
 
 @inner
+def _may_repeat(k: Kernel) -> bool:
+    """Whether all that run decode, nobody can be admitted, and the mode keeps no count of steps."""
+    now = k.now
+    if not now[NUM_DECODES] or now[NUM_DECODES] != now[RUNNING]:
+        return False
+    if now[BATCH] not in (MIXED, PREFILL_ONLY, DECODE_ONLY):
+        return False
+    return bool(not now[WAITING] or now[GATE] == NOBODY_RUNS)
+
+
+@inner
+def _repeat(k: Kernel) -> bool:
+    """Run batches of the same decodes; whether there was one."""
+    now, count = k.now, int(k.now[NUM_DECODES])
+    grows = now[RESERVE] <= KNOWN_ONLY
+    steps = repeat_decodes(k, count, int(now[DECODE_CONTEXT]), len(k.calendar) - 1, grows)
+    now[DECODE_CONTEXT] += count * steps
+    return steps > 0
+
+
+@inner
 def has_room(k: Kernel) -> bool:
     """Whether the logs hold whatever one more decision can bring."""
     now, most = k.now, len(k.slots) // 2
@@ -91,7 +132,7 @@ def has_room(k: Kernel) -> bool:
 
 
 @inner
-def _clear_batch(k: Kernel) -> None:
+def clear_batch(k: Kernel) -> None:
     """Begin a decision."""
     now = k.now
     now[DECODE_NOW] = now[ATTENTION] = now[PREFILL_TOKENS] = now[PREFILL_CONTEXT] = 0

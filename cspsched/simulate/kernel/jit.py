@@ -15,14 +15,24 @@ COMMON: dict[str, Any] = {"nogil": True, "error_model": "numpy", "_nrt": False}
 """Nothing in the kernel allocates memory, so arrays are passed without counting references to them: the
 counts are atomic, and cost several times what the kernel does in an iteration."""
 
+INNER: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+
 
 def inner(function: Function) -> Function:
     """Compile a function that only compiled functions call.
 
     It needs no entry from Python, which would take as long to compile as the function itself.
     """
-    options: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-    return cast(Function, nb.njit(**COMMON, **options)(function))
+    return cast(Function, nb.njit(**COMMON, **INNER)(function))
+
+
+def merged(function: Function) -> Function:
+    """Compile a large function as a part of the only one that calls it.
+
+    Whatever a function calls is optimised again with it, so that each level of calls costs as much as all
+    those below.
+    """
+    return cast(Function, nb.njit(**COMMON, **INNER, inline="always")(function))
 
 
 def outer(function: Function) -> Function:

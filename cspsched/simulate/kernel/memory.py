@@ -15,7 +15,7 @@ from cspsched.simulate.kernel.layout import NOBODY, Kernel
 from cspsched.simulate.kernel.rules import Batch, KernelRules, Order
 from cspsched.simulate.kernel.workload import Int32Array, Workload
 
-ROWS_A_REQUEST, MOST_ROWS = 4, 1 << 20
+ROWS_A_REQUEST, MOST_ROWS = 32, 1 << 22
 """Rows of a log at first, seldom too few, and how many it gets at a time. Unused ones cost nothing."""
 
 

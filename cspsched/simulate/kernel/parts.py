@@ -14,7 +14,7 @@ from cspsched.simulate.kernel.batch import (
     known_tokens,
 )
 from cspsched.simulate.kernel.future import future_fits
-from cspsched.simulate.kernel.jit import inner
+from cspsched.simulate.kernel.jit import inner, merged
 from cspsched.simulate.kernel.layout import (
     ADMIT,
     BATCH,
@@ -70,7 +70,7 @@ WHOLE_OUTPUT = int(Reserve.OUTPUT)
 FUTURE = int(Admit.FUTURE)
 
 
-@inner
+@merged
 def parts_step(k: Kernel) -> None:
     """Decide a batch."""
     mode = k.now[BATCH]

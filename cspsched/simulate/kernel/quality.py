@@ -7,7 +7,7 @@ served last: those without a place yet, then those with one. `cspsched.policies.
 from __future__ import annotations
 
 from cspsched.simulate.kernel.batch import blocks_of, known_tokens
-from cspsched.simulate.kernel.core import decide, has_room
+from cspsched.simulate.kernel.core import clear_batch, conclude, has_room
 from cspsched.simulate.kernel.jit import inner, outer
 from cspsched.simulate.kernel.layout import (
     AT_END,
@@ -32,6 +32,7 @@ from cspsched.simulate.kernel.layout import (
     UNFINISHED,
     Kernel,
 )
+from cspsched.simulate.kernel.parts import parts_step
 from cspsched.simulate.kernel.queues import submit_arrivals
 
 
@@ -43,7 +44,9 @@ def run_quality(k: Kernel) -> int:
             return LOG_FULL
         submit_arrivals(k)
         _place_waiting(k)
-        answer = decide(k)
+        clear_batch(k)
+        parts_step(k)
+        answer = conclude(k)
         if answer != FINISHED:
             return answer
     return FINISHED

@@ -18,7 +18,7 @@ from cspsched.simulate.kernel.batch import (
     known_tokens,
     leave_decode,
 )
-from cspsched.simulate.kernel.jit import inner
+from cspsched.simulate.kernel.jit import inner, merged
 from cspsched.simulate.kernel.layout import (
     ALL_SERVED,
     BLOCK_TOKENS,
@@ -58,7 +58,7 @@ from cspsched.simulate.kernel.rules import Chunk
 NEVER_CUT = int(Chunk.NEVER)
 
 
-@inner
+@merged
 def running_first(k: Kernel) -> None:
     """Decide a batch."""
     now = k.now

@@ -7,7 +7,7 @@ the batch in flight has ended. For the same reason nobody is admitted whose own 
 
 from __future__ import annotations
 
-from cspsched.simulate.kernel.each.batch import await_arrival, execute, leave, refusal
+from cspsched.simulate.kernel.each.batch import await_arrival, leave, refusal
 from cspsched.simulate.kernel.each.layout import (
     BUSY_UNTIL_NS,
     ENDING,
@@ -17,6 +17,7 @@ from cspsched.simulate.kernel.each.layout import (
     SOMEBODY_FINISHED,
 )
 from cspsched.simulate.kernel.each.lists import drop_listed
+from cspsched.simulate.kernel.each.together import execute_together
 from cspsched.simulate.kernel.jit import inner
 from cspsched.simulate.kernel.layout import (
     BATCH_ROW,
@@ -55,7 +56,7 @@ def _launch(k: Kernel) -> int:
     num_due = int(now[NUM_ENDING])
     k.batch_ns[now[BATCH_ROW], DECIDED_NS] = decided_ns
     now[CLOCK_NS] = max(decided_ns, busy_until_ns)
-    answer = execute(k)
+    answer = execute_together(k)
     now[BUSY_UNTIL_NS], now[CLOCK_NS] = now[CLOCK_NS], decided_ns
     if now[IS_IN_FLIGHT]:
         _deliver(k, num_due, busy_until_ns)

@@ -20,11 +20,12 @@ from cspsched.simulate.kernel.each.layout import (
     TOKENS,
     USED_TOKENS,
 )
-from cspsched.simulate.kernel.each.lists import drop_listed
+from cspsched.simulate.kernel.each.lists import bit_length, drop_listed
 from cspsched.simulate.kernel.each.runs import (
     LARGEST_NUMBER,
     close_run,
     log_span,
+    number_after,
     process_chunk,
     process_decode,
 )
@@ -38,6 +39,7 @@ from cspsched.simulate.kernel.layout import (
     CLOCK_NS,
     CONTEXT,
     DECODE_CONTEXT,
+    DECODE_NOW,
     DECODES,
     EVICTION_SPAN,
     EVICTIONS,
@@ -56,6 +58,7 @@ from cspsched.simulate.kernel.layout import (
     NUM_DECODES,
     NUM_GENERATING,
     NUM_PREFILLS,
+    NUMBER,
     OUTPUT,
     PHASE,
     PREEMPTIONS,
@@ -68,7 +71,6 @@ from cspsched.simulate.kernel.layout import (
     RECOMPUTED,
     REFUSED,
     RUNNING,
-    SCHEDULED_NS,
     SPAN_ROW,
     STEPS,
     STUCK,
@@ -125,7 +127,7 @@ def begin(k: Kernel) -> None:
     """Begin a decision."""
     now = k.now
     now[DECISION] += 1
-    now[USED_TOKENS] = now[NUM_IN_BATCH] = now[NUM_BATCHED] = now[EVICTIONS] = 0
+    now[USED_TOKENS] = now[NUM_IN_BATCH] = now[NUM_BATCHED] = now[EVICTIONS] = now[DECODE_NOW] = 0
 
 
 @inner
@@ -221,15 +223,9 @@ def await_arrival(k: Kernel) -> int:
 @inner
 def execute(k: Kernel) -> int:
     """Run the batch: price it, log it, move the clock, generate and finish; TOO_LONG if that takes long."""
-    now = k.now
-    _add_up(k)
-    num_decodes = int(now[NUM_DECODES])
-    start_ns = now[CLOCK_NS]
-    end_ns = start_ns + batch_time_ns(k, num_decodes)
-    log_batch(k, num_decodes, end_ns)
-    if num_decodes + now[NUM_GENERATING]:
-        now[FRUITLESS] = 0
-    last = 0
+    now, start_ns, last = k.now, int(k.now[CLOCK_NS]), 0
+    add_up(k)
+    end_ns = price_batch(k)
     for position in range(now[NUM_BATCHED]):
         request = int(k.slots[position, BATCHED])
         if request == NOBODY:
@@ -237,12 +233,30 @@ def execute(k: Kernel) -> int:
         if k.rows[request, PHASE] == DECODES:
             last = process_decode(k, request, position, last)
         else:
-            last = process_chunk(k, request, position, last)
-            if k.wide[request, SCHEDULED_NS] < 0:
-                k.wide[request, SCHEDULED_NS] = start_ns
-        _generate(k, request, end_ns)
+            k.rows[request, NUMBER] = last = number_after(k, position, last)
+            process_chunk(k, request, start_ns)
+        generate(k, request, end_ns)
     now[RENUMBERS] = last > LARGEST_NUMBER
-    now[STEPS] += num_decodes > 0
+    now[STEPS] += now[NUM_DECODES] > 0
+    return end_batch(k, end_ns)
+
+
+@inner
+def price_batch(k: Kernel) -> int:
+    """Log the batch whose features are known; its end."""
+    now = k.now
+    num_decodes = int(now[NUM_DECODES])
+    end_ns = int(now[CLOCK_NS] + batch_time_ns(k, num_decodes))
+    log_batch(k, num_decodes, end_ns)
+    if num_decodes + now[NUM_GENERATING]:
+        now[FRUITLESS] = 0
+    return end_ns
+
+
+@inner
+def end_batch(k: Kernel, end_ns: int) -> int:
+    """Move the clock to the end of the batch; TOO_LONG if that is late."""
+    now = k.now
     now[BATCHES] += 1
     now[CLOCK_NS] = end_ns
     if now[SOMEBODY_FINISHED]:
@@ -253,7 +267,7 @@ def execute(k: Kernel) -> int:
 
 
 @inner
-def _add_up(k: Kernel) -> None:
+def add_up(k: Kernel) -> None:
     """Features of the batch."""
     now = k.now
     attention = prefill_tokens = prefill_context = context = num_decodes = num_generating = 0
@@ -279,7 +293,7 @@ def _add_up(k: Kernel) -> None:
 
 
 @inner
-def _generate(k: Kernel, request: int, end_ns: int) -> None:
+def generate(k: Kernel, request: int, end_ns: int) -> None:
     """What the end of its part of the batch means for a request: a token, its last one, or none."""
     row = k.rows[request]
     row[TOKENS] = 0
@@ -290,11 +304,11 @@ def _generate(k: Kernel, request: int, end_ns: int) -> None:
     if row[GENERATED] == 1:
         k.wide[request, FIRST_TOKEN_NS] = end_ns
     if row[GENERATED] == row[OUTPUT]:
-        _finish(k, request, end_ns)
+        finish(k, request, end_ns)
 
 
 @inner
-def _finish(k: Kernel, request: int, end_ns: int) -> None:
+def finish(k: Kernel, request: int, end_ns: int) -> None:
     """The last token of a request: it leaves, or will once that is known."""
     now, row = k.now, k.rows[request]
     close_run(k, request)
@@ -320,15 +334,6 @@ def leave(k: Kernel, request: int) -> None:
     now[SOMEBODY_FINISHED] = 1
     row[BLOCKS] = 0
     row[PHASE] = QUEUED
-
-
-@inner
-def bit_length(tokens: int) -> int:
-    """Bits of a number."""
-    bits = 0
-    while tokens >> bits:
-        bits += 1
-    return bits
 
 
 @inner

@@ -19,23 +19,50 @@ from cspsched.simulate.kernel.each.layout import (
     FIRST_LIST,
     HEAP_SIZE,
     HELD_TOKENS,
+    IS_LOCKED,
     LISTED,
+    MODE,
     NUM_LISTED,
+    NUM_LOCKED,
     TO_COME,
     USED_TOKENS,
 )
 from cspsched.simulate.kernel.each.lists import append_listed, head, pop, push
-from cspsched.simulate.kernel.jit import inner
-from cspsched.simulate.kernel.layout import BLOCK_TOKENS, BLOCKS, FREE, MAX_RUNNING, MAX_TOKENS, Kernel
+from cspsched.simulate.kernel.each.lockstep import can_go_on, decode_all, locked_growth
+from cspsched.simulate.kernel.each.queue_run import decode
+from cspsched.simulate.kernel.each.rules import Mode
+from cspsched.simulate.kernel.each.together import unlock_listed
+from cspsched.simulate.kernel.jit import inner, merged
+from cspsched.simulate.kernel.layout import (
+    BLOCK_TOKENS,
+    BLOCKS,
+    FREE,
+    MAX_RUNNING,
+    MAX_TOKENS,
+    RUNNING,
+    Kernel,
+)
 from cspsched.simulate.kernel.rules import Chunk
 
-NEVER = int(Chunk.NEVER)
+NEVER, MAX_UTILIZATION = int(Chunk.NEVER), int(Mode.MAX_UTILIZATION)
+
+
+@merged
+def capacity_step(k: Kernel) -> None:
+    """Decide a batch."""
+    if k.now[MODE] == MAX_UTILIZATION:
+        _max_utilization(k)
+    else:
+        decode(k)
+        _equal_progress(k)
 
 
 @inner
-def max_utilization_step(k: Kernel) -> None:
+def _max_utilization(k: Kernel) -> None:
     """Capacity in order of arrival, then decodes, then contexts as far as the tokens go."""
     count, is_open = _select(k), True
+    if k.now[IS_LOCKED]:
+        decode_all(k)
     for position in range(count):
         request = int(k.slots[position, FIRST_LIST])
         if decodes(k, request):
@@ -70,8 +97,9 @@ def _select(k: Kernel) -> int:
 
     Whoever runs has arrived before all that wait: the first of these are admitted, the last started paused.
     """
-    now, count, position, promised = k.now, 0, 0, 0
-    while count < now[MAX_RUNNING] and (position < now[NUM_LISTED] or now[HEAP_SIZE]):
+    now, count, position = k.now, 0, 0
+    promised, num_together = _promise(k)
+    while count + num_together < now[MAX_RUNNING] and (position < now[NUM_LISTED] or now[HEAP_SIZE]):
         is_new = position == now[NUM_LISTED]
         request = head(k) if is_new else int(k.slots[position, LISTED])
         if evicted_now(k, request):
@@ -97,7 +125,23 @@ def _select(k: Kernel) -> int:
 
 
 @inner
-def equal_progress(k: Kernel) -> None:
+def _promise(k: Kernel) -> tuple[int, int]:
+    """Blocks for the decodes in lockstep, and their number, if all that run can go on; else all part."""
+    now = k.now
+    if not now[IS_LOCKED]:
+        return 0, 0
+    promised, needed = locked_growth(k), 0
+    for position in range(now[NUM_LISTED]):
+        request = int(k.slots[position, LISTED])
+        needed += missing_blocks(k, request, lacking_tokens(k, request))
+    if promised + needed > now[FREE] or not can_go_on(k):
+        unlock_listed(k)
+        return 0, 0
+    return promised, int(now[NUM_LOCKED])
+
+
+@inner
+def _equal_progress(k: Kernel) -> None:
     """A share of the tokens for every context that has capacity, in order of admission."""
     count = _contexts(k)
     budget = max(int(k.now[MAX_TOKENS] - k.now[USED_TOKENS]), 0)
@@ -123,7 +167,7 @@ def _contexts(k: Kernel) -> int:
         if not decodes(k, request):
             _enter(k, request, count)
             count += 1
-    while now[HEAP_SIZE] and num_new < now[MAX_RUNNING] - now[NUM_LISTED]:
+    while now[HEAP_SIZE] and num_new < now[MAX_RUNNING] - now[RUNNING]:
         free -= most_blocks(k, reserved_tokens(k, head(k)))
         if free < 0:
             break

@@ -11,10 +11,15 @@ from cspsched.simulate.kernel.each.layout import (
     BATCHED,
     CHARGED,
     CLIENT,
+    IS_LOCKED,
     KEY,
+    LOCKED,
+    LOCKED_END,
+    LOCKED_OF_CLIENT,
     NEXT_OF_CLIENT,
     NUM_BATCHED,
     NUM_IDLE,
+    NUM_LOCKED,
     OUTPUT_PRICE,
     PRICE,
     QUEUE_OF_CLIENT,
@@ -88,8 +93,23 @@ def admit_client(k: Kernel, request: int) -> None:
 @inner
 def charge_decodes(k: Kernel) -> None:
     """Charge every decode of the batch to its client."""
-    for position in range(k.now[NUM_BATCHED]):
-        request = k.slots[position, BATCHED]
+    if k.now[IS_LOCKED] and k.now[NUM_IDLE] <= k.now[NUM_LOCKED]:
+        _charge_locked(k)
+        return
+    column, count = (LOCKED, k.now[LOCKED_END]) if k.now[IS_LOCKED] else (BATCHED, k.now[NUM_BATCHED])
+    for position in range(count):
+        request = k.slots[position, column]
         if request != NOBODY:
             client = int(k.rows[request, CLIENT])
             set_counter(k, client, counter(k, client) + get_float(k, OUTPUT_PRICE))
+
+
+@inner
+def _charge_locked(k: Kernel) -> None:
+    """Charge the decodes in lockstep, by client; one addition each, as in floating point they round."""
+    price = get_float(k, OUTPUT_PRICE)
+    for client in range(k.now[NUM_IDLE]):
+        service = counter(k, client)
+        for _ in range(k.rows[client, LOCKED_OF_CLIENT]):
+            service += price
+        set_counter(k, client, service)

@@ -17,39 +17,36 @@ from cspsched.simulate.kernel.each.layout import (
     FIRST_LIST,
     GROUP_LEFT,
     HEAP_SIZE,
+    IS_LOCKED,
     LAST_PROMPT_NS,
+    LAST_RANK,
     LAST_WAS_PROMPT,
     LISTED,
     MODE,
     NUM_IDLE,
     NUM_IN_BATCH,
     NUM_LISTED,
+    NUM_LOCKED,
     QUEUE_START,
     SECOND_LIST,
     SORTED_LIST,
     WATERMARK,
 )
 from cspsched.simulate.kernel.each.lists import append_listed, sort_by_key
+from cspsched.simulate.kernel.each.lockstep import can_decode_all, decode_all, locked_growth
 from cspsched.simulate.kernel.each.rules import Mode
-from cspsched.simulate.kernel.each.v0_chunked import chunked_step
-from cspsched.simulate.kernel.each.vidur import vidur_step
-from cspsched.simulate.kernel.jit import inner
-from cspsched.simulate.kernel.layout import CLOCK_NS, FREE, HEAP, IMPORTANCE, MAX_RUNNING, Kernel
+from cspsched.simulate.kernel.each.together import unlock_listed
+from cspsched.simulate.kernel.jit import inner, merged
+from cspsched.simulate.kernel.layout import CLOCK_NS, FREE, HEAP, IMPORTANCE, MAX_RUNNING, RUNNING, Kernel
 
-PREFILL_ONLY, CHUNKED = int(Mode.PREFILL_ONLY), int(Mode.CHUNKED)
-PADDED, STALL_FREE, WHOLE = int(Mode.PADDED), int(Mode.STALL_FREE), int(Mode.WHOLE)
+PREFILL_ONLY = int(Mode.PREFILL_ONLY)
 
 
-@inner
+@merged
 def family_step(k: Kernel) -> None:
     """Decide a batch."""
-    mode = k.now[MODE]
-    if mode == PREFILL_ONLY:
+    if k.now[MODE] == PREFILL_ONLY:
         _prompts_first(k)
-    elif mode == CHUNKED:
-        chunked_step(k)
-    elif mode in (PADDED, STALL_FREE, WHOLE):
-        vidur_step(k, int(mode))
     else:
         _mixed(k)
 
@@ -93,7 +90,10 @@ def _keep_decodes(k: Kernel) -> int:
 
     Returns the blocks that the decodes will take; their numbers are NUM_IDLE and GROUP_LEFT.
     """
-    now, num_decodes, num_started, promised = k.now, 0, 0, 0
+    now, num_decodes, num_started = k.now, 0, 0
+    if now[IS_LOCKED] and not can_decode_all(k):
+        unlock_listed(k)
+    promised = locked_growth(k)
     start, end = 0, int(now[NUM_LISTED])
     for position in range(end):
         k.slots[position, SORTED_LIST] = k.slots[position, LISTED]
@@ -120,13 +120,16 @@ def _keep_decodes(k: Kernel) -> int:
         append_listed(k, int(k.slots[position, FIRST_LIST]))
     for position in range(num_started):
         append_listed(k, int(k.slots[position, SECOND_LIST]))
-    now[NUM_IDLE], now[GROUP_LEFT] = num_decodes, num_started
+    now[NUM_IDLE], now[GROUP_LEFT] = num_decodes + now[NUM_LOCKED], num_started
     return promised
 
 
 @inner
 def _schedule_decodes(k: Kernel, count: int) -> None:
     """One token each."""
+    if k.now[IS_LOCKED]:
+        decode_all(k)
+        return
     for position in range(count):
         request = int(k.slots[position, FIRST_LIST])
         schedule(k, request, 1, missing_blocks(k, request, 1))
@@ -136,6 +139,10 @@ def _schedule_decodes(k: Kernel, count: int) -> None:
 def _prefer_important(k: Kernel) -> None:
     """Preempt whom the head of the queue surpasses until it can be admitted; then sort the queue."""
     now = k.now
+    if now[IS_LOCKED] and not _is_surpassed(k):
+        _sort_queue(k)
+        return
+    unlock_listed(k)
     _sort_running(k)
     if now[HEAP_SIZE]:
         request = front(k)
@@ -149,6 +156,20 @@ def _prefer_important(k: Kernel) -> None:
             now[NUM_LISTED] -= 1
             preempt_to_front(k, last)
     _sort_queue(k)
+
+
+@inner
+def _is_surpassed(k: Kernel) -> bool:
+    """Whether the head of the queue may surpass somebody who runs; those in lockstep are in order."""
+    now = k.now
+    if now[NUM_LISTED]:
+        return True
+    if not now[HEAP_SIZE]:
+        return False
+    request = front(k)
+    blocks = blocks_of(k, known_tokens(k, request)) + now[WATERMARK]
+    has_room = now[RUNNING] < now[MAX_RUNNING] and blocks <= now[FREE]
+    return bool(now[LAST_RANK] > k.rows[request, IMPORTANCE] and not has_room)
 
 
 @inner

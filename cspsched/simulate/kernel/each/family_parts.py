@@ -6,6 +6,7 @@ from cspsched.simulate.kernel.batch import blocks_of
 from cspsched.simulate.kernel.each.batch import known_tokens, lacking_tokens, preempt, schedule
 from cspsched.simulate.kernel.each.layout import (
     BATCHED,
+    CALENDAR_MASK,
     FIXED_BLOCKS,
     HEAP_SIZE,
     IS_FULL,
@@ -17,6 +18,7 @@ from cspsched.simulate.kernel.each.layout import (
     NUM_BATCHED,
     NUM_IN_BATCH,
     NUM_LISTED,
+    NUM_LOCKED,
     NUM_STAGES,
     PADDED_TOKENS,
     QUEUE_AFTER_EVICTION,
@@ -113,7 +115,7 @@ def prefill_tokens(k: Kernel, request: int, lacking: int, used: int) -> int:
         return max(min(lacking, int(now[MAX_TOKENS]) - used), 0)
     if now[NUM_STAGES]:
         stage = min(computed // int(now[STAGE_TOKENS]), int(now[NUM_STAGES]) - 1)
-        return max(0, min(lacking, int(k.calendar[stage]) - used))
+        return max(0, min(lacking, int(k.calendar[now[CALENDAR_MASK] + 1 + stage]) - used))
     if not computed and now[LONGEST_PROMPT] and lacking > now[LONGEST_PROMPT]:
         now[REFUSED] = request
         return 0
@@ -145,7 +147,7 @@ def _may_admit(k: Kernel) -> bool:
     if now[EVICTIONS] and not now[QUEUE_AFTER_EVICTION]:
         return False
     delay = get_float(k, RATIO)
-    if not delay or not now[HEAP_SIZE] or not now[NUM_LISTED]:
+    if not delay or not now[HEAP_SIZE] or not now[NUM_LISTED] + now[NUM_LOCKED]:
         return True
     earliest = k.wide[front(k), ARRIVAL_NS]
     for position in range(1, now[HEAP_SIZE]):

@@ -15,8 +15,10 @@ from cspsched.simulate.kernel.layout import IMPORTANCE, NEXT, ORDER, RANK, RECOM
     USED_TOKENS, NUM_IN_BATCH, NUM_LISTED, NUM_BATCHED, DECISION, HEAP_SIZE, GROUP_LEFT, IS_FULL, SHARE,
     FRONT, BATCH_START_NS, LAST_PROMPT_NS, LAST_WAS_PROMPT, NUM_IDLE, NUM_STEPS, LAST_PREFILL_STEP,
     CAPACITY_BOUND, QUEUE_START, RENUMBERS, IS_IN_FLIGHT, BUSY_UNTIL_NS, NUM_ENDING, SOMEBODY_FINISHED,
-) = range(ORDER + 1, ORDER + 65)  # fmt: skip
-LENGTH_COUNT, LENGTH_SUM = SOMEBODY_FINISHED + 1, SOMEBODY_FINISHED + 33
+    IS_LOCKED, MUST_UNLOCK, MAY_LOCK, NUM_LOCKED, LOCKED_END, LOCKED_CONTEXT, LOCKED_TOTAL, DECODES_AT,
+    LAST_NUMBER, LAST_RANK, CALENDAR_MASK,
+) = range(ORDER + 1, ORDER + 76)  # fmt: skip
+LENGTH_COUNT, LENGTH_SUM = CALENDAR_MASK + 1, CALENDAR_MASK + 33
 """Of finished requests, by the bits of their prompt: how many, and their tokens together."""
 # Of the loop that asks: what it waits for, its place, and question and answer.
 STAGE, POSITION, BUDGET, BATCH_MODE, ASKED, MOST, HAS_ANSWER, ANSWER, CHUNK_GIVEN = range(
@@ -25,19 +27,27 @@ STAGE, POSITION, BUDGET, BATCH_MODE, ASKED, MOST, HAS_ANSWER, ANSWER, CHUNK_GIVE
 NUM_NOW = CHUNK_GIVEN + 1
 
 # More columns of `rows`: last decode step of the run that is open (or NO_RUN), tokens in the batch that is
-# decided, decision in which the request was evicted last, and what a policy keeps of a request.
-LAST_STEP, TOKENS, EVICTED_AT, LEVEL = range(IMPORTANCE + 1, IMPORTANCE + 5)
-NUM_ROW = LEVEL + 1
+# decided, decision in which the request was evicted last, what a policy keeps of a request, and of one in
+# lockstep the decode step since which it is, and its place in that list. PLACE is its number in the order.
+# The last, in the row of a client's number, says how many of its requests are in lockstep.
+LAST_STEP, TOKENS, EVICTED_AT, LEVEL, JOINED, LOCKED_PLACE, LOCKED_OF_CLIENT = range(
+    IMPORTANCE + 1, IMPORTANCE + 8
+)
+NUM_ROW = LOCKED_OF_CLIENT + 1
 NO_RUN = -2
+IN_LOCKSTEP = 4
+"""One more value of PHASE: a decode whose row is as it was when it joined the lockstep."""
 
 # More columns of `wide`: what the queue is sorted by, and what a policy keeps of a request.
 KEY, SPENT, IDLE_SINCE_NS = range(RECOMPUTED + 1, RECOMPUTED + 4)
 NUM_WIDE = IDLE_SINCE_NS + 1
 
 # Columns of `slots`: running requests in the policy's order, the batch, and lists that a step makes.
-LISTED, BATCHED, SORTED_LIST, IDLE, FIRST_LIST, SECOND_LIST, HELD_TOKENS, TO_COME, THIRD_LIST = range(9)
+# The last holds the decodes in lockstep, with holes; the first then only the others.
+LISTED, BATCHED, SORTED_LIST, IDLE, FIRST_LIST, SECOND_LIST = range(6)
+HELD_TOKENS, TO_COME, THIRD_LIST, LOCKED = range(6, 10)
 
-NUM_SLOT = 9
+NUM_SLOT = 10
 # Columns of `rows` under other names where clients have queues: the first that a client has queued (in the
 # row of the client's number), the next in the queue, the client, and whether the prompt has been charged.
 QUEUE_OF_CLIENT, NEXT_OF_CLIENT, CLIENT, CHARGED = RANK, NEXT, IMPORTANCE, LEVEL

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from cspsched.simulate.kernel.each.layout import HEAP_SIZE, KEY, KEY_BITS, LISTED, NUM_LISTED
+from cspsched.simulate.kernel.each.layout import (
+    HEAP_SIZE,
+    IN_LOCKSTEP,
+    KEY,
+    KEY_BITS,
+    LAST_NUMBER,
+    LISTED,
+    NUM_LISTED,
+)
 from cspsched.simulate.kernel.jit import inner
 from cspsched.simulate.kernel.layout import (
     ARRIVAL_NS,
@@ -13,6 +21,7 @@ from cspsched.simulate.kernel.layout import (
     HEAP,
     NUM_ADMISSIONS,
     PHASE,
+    PLACE,
     QUEUED,
     SUBMISSION,
     SUBMITTED,
@@ -98,15 +107,17 @@ def append_listed(k: Kernel, request: int) -> None:
     """Enter a request at the end of the running ones."""
     k.slots[k.now[NUM_LISTED], LISTED] = request
     k.now[NUM_LISTED] += 1
+    k.now[LAST_NUMBER] += 1
+    k.rows[request, PLACE] = k.now[LAST_NUMBER]
 
 
 @inner
 def drop_listed(k: Kernel) -> None:
-    """Take those that hold nothing any more out of the running ones."""
+    """Take those that hold nothing any more, or are in lockstep, out of the running ones."""
     kept = 0
     for position in range(k.now[NUM_LISTED]):
         request = k.slots[position, LISTED]
-        if k.rows[request, PHASE] != QUEUED:
+        if QUEUED < k.rows[request, PHASE] < IN_LOCKSTEP:
             k.slots[kept, LISTED] = request
             kept += 1
     k.now[NUM_LISTED] = kept
@@ -134,3 +145,12 @@ def get_float(k: Kernel, position: int) -> float:
 def set_float(k: Kernel, position: int, value: float) -> None:
     """Note a number in floating point in `now`."""
     k.now[position : position + 1].view(np.float64)[0] = value
+
+
+@inner
+def bit_length(tokens: int) -> int:
+    """Bits of a number."""
+    bits = 0
+    while tokens >> bits:
+        bits += 1
+    return bits

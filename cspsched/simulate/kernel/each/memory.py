@@ -9,9 +9,12 @@ import numpy as np
 from cspsched.problem.cost import IntArray
 from cspsched.simulate.kernel import layout
 from cspsched.simulate.kernel.each import layout as each
-from cspsched.simulate.kernel.each.rules import EachRules, Mode
+from cspsched.simulate.kernel.each.rules import EachRules, Loop, Mode
 from cspsched.simulate.kernel.rules import Order
 from cspsched.simulate.kernel.workload import FloatArray, Int32Array, Workload
+
+LOCKSTEP_LOOPS = Loop.QUEUE, Loop.FAMILY, Loop.VLLM
+"""Loops in which decodes run in lockstep wherever nothing speaks against it."""
 
 
 def each_arrays(workload: Workload, rules: EachRules, most: int) -> dict[str, Any]:
@@ -24,9 +27,20 @@ def each_arrays(workload: Workload, rules: EachRules, most: int) -> dict[str, An
         "wide": _wide(workload, rules),
         "orders": orders,
         "slots": np.full((2 * most + 2, each.NUM_SLOT), layout.NOBODY, dtype=np.int32),
-        "residues": np.zeros(1, dtype=np.int32),
-        "calendar": np.array(rules.stages or (0,), dtype=np.int32),
+        "residues": np.zeros(rules.block_tokens, dtype=np.int32),
+        "calendar": _calendar(workload, rules),
     }
+
+
+def _calendar(workload: Workload, rules: EachRules) -> Int32Array:
+    """Who finishes at a decode step, modulo a power of two; behind it the chunks by stage."""
+    empty = np.full(calendar_steps(workload), layout.NOBODY, dtype=np.int32)
+    return np.concatenate((empty, np.array(rules.stages, dtype=np.int32)))
+
+
+def calendar_steps(workload: Workload) -> int:
+    """Decode steps that the calendar tells apart: more than any request takes."""
+    return 1 << int(workload.output_tokens.max()).bit_length()
 
 
 def _first_state(workload: Workload, rules: EachRules) -> IntArray:
@@ -35,6 +49,8 @@ def _first_state(workload: Workload, rules: EachRules) -> IntArray:
     now[layout.UNFINISHED] = workload.num_requests
     now[layout.FREE] = rules.kv_blocks
     now[layout.REFUSED] = layout.NOBODY
+    now[each.IS_LOCKED] = rules.loop in LOCKSTEP_LOOPS
+    now[each.CALENDAR_MASK] = calendar_steps(workload) - 1
     now[each.SHARE] = np.float64(rules.ratio).view(np.int64)
     return now
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from cspsched.simulate.kernel.each.admission import (
     chunk_tokens,
     fits,
@@ -10,7 +12,6 @@ from cspsched.simulate.kernel.each.admission import (
     growth,
     most_blocks,
     reserved_tokens,
-    update_share,
 )
 from cspsched.simulate.kernel.each.batch import (
     decodes,
@@ -20,52 +21,57 @@ from cspsched.simulate.kernel.each.batch import (
     preempt,
     schedule,
 )
-from cspsched.simulate.kernel.each.capacity import equal_progress, max_utilization_step
-from cspsched.simulate.kernel.each.clients import admit_client, charge_decodes, client_head, enter_client
+from cspsched.simulate.kernel.each.clients import admit_client, client_head, enter_client
 from cspsched.simulate.kernel.each.layout import (
     BATCH_TOKENS,
     CLIENTS,
-    DECODE_STEPS,
     EVICT,
     GROUP_LEFT,
     GROUPS,
-    IS_FULL,
+    IS_LOCKED,
     KEY,
     KEY_BITS,
-    LEARNS_LENGTHS,
     LISTED,
-    MIXES_DECODES,
     MODE,
     NUM_IN_BATCH,
     NUM_LISTED,
-    NUM_STEPS,
+    NUM_LOCKED,
     QUEUE_AFTER_EVICTION,
-    RATIO,
-    SHARE,
-    SOMEBODY_FINISHED,
     USED_TOKENS,
 )
 from cspsched.simulate.kernel.each.lists import (
     append_listed,
-    get_float,
     head,
     next_arrival,
     next_number,
     numbered_key,
     pop,
     push,
-    set_float,
 )
+from cspsched.simulate.kernel.each.lockstep import can_go_on, decode_all
 from cspsched.simulate.kernel.each.rules import Evict, Mode
-from cspsched.simulate.kernel.jit import inner
-from cspsched.simulate.kernel.layout import EVICTIONS, FREE, GENERATED, MAX_RUNNING, PROMPT, WAITING, Kernel
+from cspsched.simulate.kernel.each.together import unlock_listed
+from cspsched.simulate.kernel.jit import inner, merged
+from cspsched.simulate.kernel.layout import (
+    EVICTIONS,
+    FREE,
+    GENERATED,
+    MAX_RUNNING,
+    PROMPT,
+    RUNNING,
+    WAITING,
+    Kernel,
+)
 
-MIXED, PREFILL_ONLY, DECODE_ONLY = int(Mode.MIXED), int(Mode.PREFILL_ONLY), int(Mode.DECODE_ONLY)
-PREFILL_FIRST, WAITING_RATIO = int(Mode.PREFILL_FIRST), int(Mode.WAITING_RATIO)
+MIXED, DECODE_ONLY, PREFILL_FIRST = int(Mode.MIXED), int(Mode.DECODE_ONLY), int(Mode.PREFILL_FIRST)
 SGLANG = int(Mode.SGLANG)
-MAX_UTILIZATION, EQUAL_PROGRESS = int(Mode.MAX_UTILIZATION), int(Mode.EQUAL_PROGRESS)
 NEWEST, LAST_IN_ORDER = int(Evict.NEWEST), int(Evict.LAST_IN_ORDER)
 FEWEST_KNOWN, FEWEST_GENERATED = int(Evict.FEWEST_KNOWN), int(Evict.FEWEST_GENERATED)
+
+
+ChunkTest = Callable[[Kernel, int], int]
+AdmissionTest = Callable[[Kernel, int], bool]
+Step = Callable[[Kernel], None]
 
 
 @inner
@@ -82,102 +88,22 @@ def submit_to_queue(k: Kernel) -> None:
 
 
 @inner
-def queue_step(k: Kernel) -> None:
-    """Decide a batch."""
-    now = k.now
-    mode = now[MODE]
-    if now[LEARNS_LENGTHS] or mode == SGLANG:
-        _note_finished(k)
-    if mode in (MIXED, DECODE_ONLY):
-        decode(k)
-        if (now[QUEUE_AFTER_EVICTION] or not now[EVICTIONS]) and (mode == MIXED or not now[NUM_IN_BATCH]):
-            if now[GROUPS]:
-                form_group(k)
-            prefill(k)
-    elif mode == PREFILL_ONLY:
-        prefill(k)
-        if not now[NUM_IN_BATCH]:
-            decode(k)
-    elif mode == PREFILL_FIRST:
-        prefill(k)
-        decode(k)
-    elif mode == SGLANG:
-        _sglang_step(k)
-    elif mode == MAX_UTILIZATION:
-        max_utilization_step(k)
-    elif mode == EQUAL_PROGRESS:
-        decode(k)
-        equal_progress(k)
-    else:
-        _prefill_at_times(k, by_ratio=mode == WAITING_RATIO)
-
-
-@inner
-def _note_finished(k: Kernel) -> None:
-    """Take note of those that finished in the last batch."""
-    if k.now[SOMEBODY_FINISHED]:
-        k.now[IS_FULL] = k.now[SOMEBODY_FINISHED] = 0
-
-
-@inner
-def _has_started(k: Kernel) -> bool:
+def has_started(k: Kernel) -> bool:
     """Whether the last of the running requests has prefill left."""
     now = k.now
     return bool(now[NUM_LISTED] and not decodes(k, int(k.slots[now[NUM_LISTED] - 1, LISTED])))
 
 
 @inner
-def _prefill_at_times(k: Kernel, by_ratio: bool) -> None:  # noqa: FBT001
-    """Prefills when they are due by the number of waiting requests or of decode steps; else decodes."""
-    now = k.now
-    is_due = not now[NUM_LISTED] or _has_started(k) or now[NUM_STEPS] >= now[DECODE_STEPS]
-    if not is_due and by_ratio:
-        is_due = now[WAITING] >= get_float(k, RATIO) * now[NUM_LISTED]
-    if is_due:
-        if not by_ratio:
-            now[NUM_STEPS] = 0
-        prefill(k)
-    if not now[NUM_IN_BATCH]:
-        now[NUM_STEPS] += 1
-        decode(k)
-        if now[CLIENTS]:
-            charge_decodes(k)
-    elif by_ratio:
-        now[NUM_STEPS] = 0
-
-
-@inner
-def _sglang_step(k: Kernel) -> None:
-    """Prefill whatever can be; else decode, after retractions if memory is short."""
-    now = k.now
-    if not now[NUM_LISTED]:
-        now[IS_FULL] = 0
-        if not now[WAITING]:
-            set_float(k, SHARE, get_float(k, RATIO))
-    if _may_prefill(k):
-        prefill(k)
-    is_prefill = now[NUM_IN_BATCH] > 0
-    now[NUM_STEPS] = 0 if is_prefill else now[NUM_STEPS] + 1
-    if now[NUM_LISTED] and (not is_prefill or now[MIXES_DECODES]):
-        decode(k)
-    if now[NUM_LISTED] and not is_prefill:
-        update_share(k)
-
-
-@inner
-def _may_prefill(k: Kernel) -> bool:
-    """Whether there have been decodes enough, and the batch is not full."""
-    if k.now[NUM_STEPS] < k.now[DECODE_STEPS]:
-        for position in range(k.now[NUM_LISTED]):
-            if decodes(k, int(k.slots[position, LISTED])):
-                return False
-    return not k.now[IS_FULL]
-
-
-@inner
 def decode(k: Kernel) -> None:
     """One token for every decode, after evictions if blocks are short."""
     now = k.now
+    if now[IS_LOCKED]:
+        fits = now[USED_TOKENS] + now[NUM_LOCKED] <= now[BATCH_TOKENS] and can_go_on(k)
+        if fits and growing_blocks(k) <= now[FREE]:
+            decode_all(k)
+            return
+        unlock_listed(k)
     needed = growing_blocks(k)
     while needed > now[FREE] and now[NUM_LISTED] > 1:
         position = _victim(k)
@@ -232,37 +158,68 @@ def _evict_listed(k: Kernel, position: int) -> None:
         push(k, request)
 
 
-@inner
-def prefill(k: Kernel) -> None:
-    """Continue the started prefill, then admit from the head of the queue while it fits."""
-    now = k.now
-    if _has_started(k):
-        request = int(k.slots[now[NUM_LISTED] - 1, LISTED])
-        lacking = lacking_tokens(k, request)
-        tokens = chunk_tokens(k, lacking)
-        if tokens:
-            schedule(k, request, tokens, missing_blocks(k, request, tokens))
-        if tokens < lacking:
-            return
-    while now[WAITING] and now[NUM_LISTED] < now[MAX_RUNNING] and _admit(k):
-        pass
+def prefill_with(chunk_tokens: ChunkTest, fits: AdmissionTest) -> Step:
+    """Compiled: continue the started prefill, then admit from the head of the queue while it fits.
+
+    Parameters
+    ----------
+    chunk_tokens, fits
+        Compiled functions of a policy: how many of so many lacking tokens go into the batch, and whether a
+        request may be admitted beside those that run.
+    """
+
+    @inner
+    def admit(k: Kernel) -> bool:
+        """Admit the head of the queue if it fits; whether another may follow."""
+        now = k.now
+        request = client_head(k) if now[CLIENTS] else head(k)
+        known = known_tokens(k, request)
+        tokens = chunk_tokens(k, known)
+        if not tokens or (now[RUNNING] and not fits(k, request)):
+            return False
+        if now[GROUPS]:
+            now[GROUP_LEFT] -= 1
+        if now[CLIENTS]:
+            admit_client(k, request)
+        else:
+            pop(k)
+        schedule(k, request, tokens, most_blocks(k, reserved_tokens(k, request)))
+        append_listed(k, request)
+        return tokens == known
+
+    @inner
+    def prefill(k: Kernel) -> None:
+        """Continue, then admit."""
+        now = k.now
+        if has_started(k):
+            request = int(k.slots[now[NUM_LISTED] - 1, LISTED])
+            lacking = lacking_tokens(k, request)
+            tokens = chunk_tokens(k, lacking)
+            if tokens:
+                schedule(k, request, tokens, missing_blocks(k, request, tokens))
+            if tokens < lacking:
+                return
+        while now[WAITING] and now[RUNNING] < now[MAX_RUNNING] and admit(k):
+            pass
+
+    return prefill
 
 
-@inner
-def _admit(k: Kernel) -> bool:
-    """Admit the head of the queue if it fits; whether another may follow."""
+_prefill = prefill_with(chunk_tokens, fits)
+
+
+@merged
+def queue_step(k: Kernel) -> None:
+    """Decide a batch."""
     now = k.now
-    request = client_head(k) if now[CLIENTS] else head(k)
-    known = known_tokens(k, request)
-    tokens = chunk_tokens(k, known)
-    if not tokens or (now[NUM_LISTED] and not fits(k, request)):
-        return False
-    if now[GROUPS]:
-        now[GROUP_LEFT] -= 1
-    if now[CLIENTS]:
-        admit_client(k, request)
+    mode = now[MODE]
+    if mode in (MIXED, DECODE_ONLY):
+        decode(k)
+        if (now[QUEUE_AFTER_EVICTION] or not now[EVICTIONS]) and (mode == MIXED or not now[NUM_IN_BATCH]):
+            if now[GROUPS]:
+                form_group(k)
+            _prefill(k)
     else:
-        pop(k)
-    schedule(k, request, tokens, most_blocks(k, reserved_tokens(k, request)))
-    append_listed(k, request)
-    return tokens == known
+        _prefill(k)
+        if mode == PREFILL_FIRST or not now[NUM_IN_BATCH]:
+            decode(k)

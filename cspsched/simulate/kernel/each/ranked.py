@@ -51,7 +51,7 @@ from cspsched.simulate.kernel.each.lists import (
     sort_by_key,
 )
 from cspsched.simulate.kernel.each.rules import Mode
-from cspsched.simulate.kernel.jit import inner
+from cspsched.simulate.kernel.jit import inner, merged
 from cspsched.simulate.kernel.layout import (
     ARRIVAL_NS,
     ATTENTION,
@@ -98,7 +98,7 @@ def submit_ranked(k: Kernel) -> None:
         request = next_arrival(k)
 
 
-@inner
+@merged
 def ranked_step(k: Kernel) -> None:
     """Update the ranks, then fill the batch in their order."""
     now = k.now

@@ -31,6 +31,7 @@ from cspsched.simulate.kernel.layout import (
     NUMBER,
     PROMPT,
     RUN_SPAN,
+    SCHEDULED_NS,
     SINCE,
     SPAN_NUMBER,
     SPAN_REQUEST,
@@ -59,26 +60,26 @@ def process_decode(k: Kernel, request: int, position: int, last: int) -> int:
     if row[LAST_STEP] != steps - 1 or row[NUMBER] <= last or k.now[RENUMBERS]:
         close_run(k, request)
         row[SINCE] = steps
-        row[NUMBER] = _number_after(k, position, last)
+        row[NUMBER] = number_after(k, position, last)
     row[LAST_STEP] = steps
     row[CONTEXT] += 1
     return int(row[NUMBER])
 
 
 @inner
-def process_chunk(k: Kernel, request: int, position: int, last: int) -> int:
-    """A chunk of a prefill; its number."""
+def process_chunk(k: Kernel, request: int, start_ns: int) -> None:
+    """A chunk of a prefill."""
     row = k.rows[request]
-    number = row[NUMBER] = _number_after(k, position, last)
     tokens, before = int(row[TOKENS]), int(row[CONTEXT])
     row[CONTEXT] = before + tokens
     ends = row[CONTEXT] == row[PROMPT] + row[GENERATED]
     log_span(k, LAST_CHUNK_SPAN if ends else CHUNK_SPAN, request, k.now[BATCHES], tokens, before)
-    return int(number)
+    if k.wide[request, SCHEDULED_NS] < 0:
+        k.wide[request, SCHEDULED_NS] = start_ns
 
 
 @inner
-def _number_after(k: Kernel, position: int, last: int) -> int:
+def number_after(k: Kernel, position: int, last: int) -> int:
     """A number after the last, and before that of the next entry if its run can go on."""
     step = max(LARGEST_NUMBER // (2 * k.now[MOST_HOLDERS] + 2), 1)
     step = min(step, 1024)

@@ -15,19 +15,23 @@ from cspsched.simulate.kernel.each.layout import (
     FIRST_LIST,
     GROUP_LEFT,
     HELD_TOKENS,
+    IS_LOCKED,
     LISTED,
     NUM_IDLE,
     NUM_LISTED,
+    NUM_LOCKED,
     NUM_STEPS,
     SECOND_LIST,
     TO_COME,
 )
 from cspsched.simulate.kernel.each.lists import append_listed
-from cspsched.simulate.kernel.jit import inner
-from cspsched.simulate.kernel.layout import BLOCK_TOKENS, FREE, MAX_TOKENS, Kernel
+from cspsched.simulate.kernel.each.lockstep import can_go_on, decode_all, locked_growth
+from cspsched.simulate.kernel.each.together import unlock_listed
+from cspsched.simulate.kernel.jit import inner, merged
+from cspsched.simulate.kernel.layout import BLOCK_TOKENS, FREE, MAX_TOKENS, RUNNING, Kernel
 
 
-@inner
+@merged
 def chunked_step(k: Kernel) -> None:
     """Visit the running requests, admit, hand over: new prefills, started ones, decodes."""
     now = k.now
@@ -45,6 +49,8 @@ def chunked_step(k: Kernel) -> None:
     for position in range(num_chunks):
         request, tokens = int(k.slots[position, SECOND_LIST]), int(k.slots[position, TO_COME])
         schedule(k, request, tokens, missing_blocks(k, request, tokens))
+    if now[IS_LOCKED]:
+        decode_all(k)
     for position in range(num_decodes):
         request = int(k.slots[position, FIRST_LIST])
         schedule(k, request, 1, missing_blocks(k, request, 1))
@@ -56,7 +62,11 @@ def chunked_step(k: Kernel) -> None:
 def _visit(k: Kernel) -> tuple[int, int]:
     """Decodes and chunks as far as the budget goes; the tokens used and the blocks that decodes will take."""
     now, start, end = k.now, 0, int(k.now[NUM_LISTED])
-    num_decodes = num_chunks = used = promised = 0
+    num_decodes = num_chunks = 0
+    if now[IS_LOCKED] and not _can_visit_all(k):
+        unlock_listed(k)
+        end = int(now[NUM_LISTED])
+    used, promised = int(now[NUM_LOCKED]), locked_growth(k)
     while start < end and used < now[MAX_TOKENS]:
         request = int(k.slots[start, LISTED])
         start += 1
@@ -83,6 +93,19 @@ def _visit(k: Kernel) -> tuple[int, int]:
         k.slots[position, LISTED] = k.slots[start + position, LISTED]
     now[NUM_IDLE], now[NUM_STEPS] = num_decodes, num_chunks
     return used, promised
+
+
+@inner
+def _can_visit_all(k: Kernel) -> bool:
+    """Whether neither tokens nor blocks run out before the last of the running requests."""
+    now, used = k.now, int(k.now[NUM_LOCKED])
+    for position in range(now[NUM_LISTED]):
+        if used >= now[MAX_TOKENS]:
+            return False
+        used += lacking_tokens(k, int(k.slots[position, LISTED]))
+    if now[NUM_LOCKED] > now[MAX_TOKENS] or not can_go_on(k):
+        return False
+    return bool(not now[RUNNING] or locked_growth(k) < now[FREE])
 
 
 @inner

@@ -9,43 +9,82 @@ from cspsched.simulate.kernel.each.batch import decodes, missing_blocks, schedul
 from cspsched.simulate.kernel.each.family_parts import admit_waiting, continue_prefills, preempt_to_front
 from cspsched.simulate.kernel.each.layout import (
     BATCHED,
+    CALENDAR_MASK,
     GROUPS,
     IDLE,
+    IN_LOCKSTEP,
     IS_FULL,
+    IS_LOCKED,
+    LOCKED_CONTEXT,
+    MAY_LOCK,
+    MODE,
     MOST_IN_BATCH,
+    MUST_UNLOCK,
     NUM_BATCHED,
     NUM_IDLE,
     NUM_IN_BATCH,
+    NUM_LOCKED,
     RESERVES,
     SECOND_LIST,
     TOKENS,
 )
 from cspsched.simulate.kernel.each.lists import sort_by_key
+from cspsched.simulate.kernel.each.lockstep import can_decode_all, decode_all, lock, unlock
 from cspsched.simulate.kernel.each.rules import Mode
-from cspsched.simulate.kernel.jit import inner
-from cspsched.simulate.kernel.layout import FREE, NOBODY, PHASE, QUEUED, Kernel
+from cspsched.simulate.kernel.jit import inner, merged
+from cspsched.simulate.kernel.layout import FREE, NOBODY, PHASE, QUEUED, RUNNING, WAITING, Kernel
+from cspsched.simulate.kernel.repeat import repeat_decodes
 from cspsched.simulate.kernel.rules import Reserve
 
-PADDED, STALL_FREE, WHOLE = int(Mode.PADDED), int(Mode.STALL_FREE), int(Mode.WHOLE)
+PADDED, STALL_FREE = int(Mode.PADDED), int(Mode.STALL_FREE)
 FIXED = int(Reserve.FIXED)
 
 
 @inner
 def take_back(k: Kernel) -> None:
-    """Put those of the last batch that have not finished behind those that were left out of it."""
-    now = k.now
+    """Put those of the last batch that have not finished behind those that were left out of it.
+
+    Decodes in lockstep are neither; they go on only if nobody is left out.
+    """
+    now, num_left = k.now, int(k.now[NUM_IDLE])
     for position in range(now[NUM_BATCHED]):
         request = k.slots[position, BATCHED]
-        if request != NOBODY and k.rows[request, PHASE] != QUEUED:
+        if request != NOBODY and QUEUED < k.rows[request, PHASE] < IN_LOCKSTEP:
             k.slots[now[NUM_IDLE], IDLE] = request
             now[NUM_IDLE] += 1
+    if now[IS_LOCKED]:
+        if now[MUST_UNLOCK] or num_left or (now[NUM_IDLE] and now[MODE] == PADDED):
+            now[NUM_IDLE] = unlock(k, IDLE, int(now[NUM_IDLE]), num_left)
+    elif now[MAY_LOCK]:
+        now[NUM_IDLE] = lock(k, IDLE, int(now[NUM_IDLE]))
 
 
 @inner
-def vidur_step(k: Kernel, mode: int) -> None:
-    """Decide a batch, and keep who is left out of it."""
+def may_repeat(k: Kernel) -> bool:
+    """Whether all that run decode in lockstep, and nobody can be admitted."""
     now = k.now
-    now[IS_FULL] = now[GROUPS] and now[NUM_IDLE]
+    if not now[IS_LOCKED] or not now[NUM_LOCKED] or now[NUM_LOCKED] != now[RUNNING]:
+        return False
+    return bool(now[NUM_LOCKED] <= now[MOST_IN_BATCH] and (not now[WAITING] or now[GROUPS]))
+
+
+@inner
+def repeat(k: Kernel) -> bool:
+    """Run batches of the same decodes; whether there was one."""
+    now, count = k.now, int(k.now[NUM_LOCKED])
+    grows, mask = now[RESERVES] != FIXED, int(now[CALENDAR_MASK])
+    steps = repeat_decodes(k, count, int(now[LOCKED_CONTEXT]), mask, grows)
+    now[LOCKED_CONTEXT] += count * steps
+    # Nobody of the last batch is to be taken back once more.
+    now[NUM_BATCHED] = 0
+    return steps > 0
+
+
+@merged
+def vidur_step(k: Kernel) -> None:
+    """Decide a batch, and keep who is left out of it."""
+    now, mode = k.now, k.now[MODE]
+    now[IS_FULL] = now[GROUPS] and now[RUNNING]
     if mode == PADDED:
         _prompts_alone(k)
     else:
@@ -61,7 +100,7 @@ def vidur_step(k: Kernel, mode: int) -> None:
     now[NUM_IDLE] = kept
 
 
-@inner
+@merged
 def _decodes_first(k: Kernel) -> None:
     """Decodes, then started prefills, then the queue."""
     now = k.now
@@ -83,7 +122,7 @@ def _decodes_first(k: Kernel) -> None:
     admit_waiting(k, used, int(now[FREE]))
 
 
-@inner
+@merged
 def _prompts_alone(k: Kernel) -> None:
     """Prompts; if there is none, decodes in the order of arrival."""
     now, num_started = k.now, 0
@@ -105,8 +144,14 @@ def _decode_idle(k: Kernel) -> int:
 
     Returns how many prefills were passed by; they stand in SECOND_LIST and are idle no more.
     """
-    now, start, end, num_started = k.now, 0, int(k.now[NUM_IDLE]), 0
+    now, start, num_started = k.now, 0, 0
     reserved = now[RESERVES] == FIXED
+    if now[IS_LOCKED]:
+        if now[NUM_LOCKED] <= now[MOST_IN_BATCH] and (reserved or can_decode_all(k)):
+            decode_all(k)
+        else:
+            now[NUM_IDLE] = unlock(k, IDLE, int(now[NUM_IDLE]), 0)
+    end = int(now[NUM_IDLE])
     while start < end and now[NUM_IN_BATCH] < now[MOST_IN_BATCH]:
         request = int(k.slots[start, IDLE])
         start += 1

@@ -20,7 +20,9 @@ from cspsched.simulate.kernel.each.layout import (
     FRONT,
     HEAP_SIZE,
     INTERVAL,
+    IS_LOCKED,
     KEY,
+    LAST_NUMBER,
     LAST_PREFILL_STEP,
     LISTED,
     LONG_PREFILL,
@@ -29,13 +31,16 @@ from cspsched.simulate.kernel.each.layout import (
     NUM_BATCHED,
     NUM_IN_BATCH,
     NUM_LISTED,
+    NUM_LOCKED,
     NUM_STEPS,
     TEST_KNOWN,
     WATERMARK,
 )
 from cspsched.simulate.kernel.each.lists import append_listed, head, next_arrival, next_number, pop, push
+from cspsched.simulate.kernel.each.lockstep import can_go_on, decode_all, locked_growth
 from cspsched.simulate.kernel.each.rules import Evict
-from cspsched.simulate.kernel.jit import inner
+from cspsched.simulate.kernel.each.together import unlock_listed
+from cspsched.simulate.kernel.jit import inner, merged
 from cspsched.simulate.kernel.layout import (
     BLOCK_TOKENS,
     BLOCKS,
@@ -48,7 +53,9 @@ from cspsched.simulate.kernel.layout import (
     MAX_TOKENS,
     NOBODY,
     ORDER,
+    PLACE,
     RANK,
+    RUNNING,
     Kernel,
 )
 from cspsched.simulate.kernel.rules import Chunk
@@ -67,7 +74,7 @@ def submit_to_vllm(k: Kernel) -> None:
         request = next_arrival(k)
 
 
-@inner
+@merged
 def vllm_step(k: Kernel) -> None:
     """Running requests first; the waiting queue only if nobody had to be preempted."""
     now = k.now
@@ -86,7 +93,7 @@ def vllm_step(k: Kernel) -> None:
 def _longest_chunk(k: Kernel) -> int:
     """Tokens that a request may be given at most, before the budget is looked at."""
     now = k.now
-    num_eligible = now[NUM_LISTED] + now[HEAP_SIZE]
+    num_eligible = now[RUNNING] + now[HEAP_SIZE]
     threshold = now[LONG_PREFILL] if num_eligible > 1 else 0
     if now[ADAPTIVE] and num_eligible:
         threshold = max(threshold, now[MAX_TOKENS] // num_eligible)
@@ -101,10 +108,10 @@ def _defers_prefills(k: Kernel) -> bool:
         return False
     if now[NUM_STEPS] + 1 - now[LAST_PREFILL_STEP] >= now[INTERVAL]:
         return False
-    some = False
+    some = now[NUM_LOCKED] > 0
     for position in range(now[NUM_LISTED]):
         some = some or decodes(k, int(k.slots[position, LISTED]))
-    return some
+    return bool(some)
 
 
 @inner
@@ -120,7 +127,13 @@ def _has_prefill(k: Kernel) -> bool:
 @inner
 def _serve_running(k: Kernel, longest: int, defers: bool) -> int:  # noqa: FBT001
     """Give every running request what it lacks, in order of admission; return the budget left."""
-    now, budget, position = k.now, int(k.now[MAX_TOKENS]), 0
+    now, position = k.now, 0
+    if now[IS_LOCKED]:
+        if _can_serve_all(k, longest, defers):
+            decode_all(k)
+        else:
+            unlock_listed(k)
+    budget = int(now[MAX_TOKENS] - now[NUM_LOCKED])
     while budget and position < now[NUM_LISTED]:
         request = int(k.slots[position, LISTED])
         if is_finishing(k, request) or (defers and not decodes(k, request)):
@@ -130,10 +143,7 @@ def _serve_running(k: Kernel, longest: int, defers: bool) -> int:  # noqa: FBT00
         if tokens > 1:
             tokens = min(tokens, longest, budget)
         row = k.rows[request]
-        after = int(row[CONTEXT]) + tokens
-        if now[LOOKAHEAD]:
-            after = min(after + int(now[LOOKAHEAD]), int(now[MAX_MODEL_LEN]))
-        blocks = blocks_of(k, after) - int(row[BLOCKS])
+        blocks = _blocks_for(k, request, tokens)
         while blocks > now[FREE] and row[BLOCKS]:
             place = _victim(k)
             budget += _evict_listed(k, place)
@@ -146,6 +156,37 @@ def _serve_running(k: Kernel, longest: int, defers: bool) -> int:  # noqa: FBT00
         budget -= tokens
         position += 1
     return budget
+
+
+@inner
+def _blocks_for(k: Kernel, request: int, tokens: int) -> int:
+    """KV blocks that a running request lacks for so many more tokens."""
+    now, row = k.now, k.rows[request]
+    after = int(row[CONTEXT]) + tokens
+    if now[LOOKAHEAD]:
+        after = min(after + int(now[LOOKAHEAD]), int(now[MAX_MODEL_LEN]))
+    return blocks_of(k, after) - int(row[BLOCKS])
+
+
+@inner
+def _can_serve_all(k: Kernel, longest: int, defers: bool) -> bool:  # noqa: FBT001
+    """Whether tokens and blocks are enough for all that run, so that their order does not matter.
+
+    The last admitted may be cut: it is given what the others leave in any order.
+    """
+    now, left, blocks = k.now, int(k.now[MAX_TOKENS] - k.now[NUM_LOCKED]), locked_growth(k)
+    for position in range(now[NUM_LISTED]):
+        request = int(k.slots[position, LISTED])
+        if is_finishing(k, request) or (defers and not decodes(k, request)):
+            continue
+        tokens = lacking_tokens(k, request)
+        if tokens > 1:
+            tokens = min(tokens, longest)
+        if k.rows[request, PLACE] == now[LAST_NUMBER] and left > 0:
+            tokens = min(tokens, left)
+        left -= tokens
+        blocks += _blocks_for(k, request, tokens)
+    return bool(left >= 0 and blocks <= now[FREE] and can_go_on(k))
 
 
 @inner
@@ -183,7 +224,7 @@ def _evict_listed(k: Kernel, position: int) -> int:
 def _admit_waiting(k: Kernel, longest: int, defers: bool, budget: int) -> bool:  # noqa: FBT001
     """Admit in the order of the queue until something does not fit; whether there is prefill work."""
     now, has_prefill = k.now, False
-    while budget and now[HEAP_SIZE] and now[NUM_LISTED] < now[MAX_RUNNING]:
+    while budget and now[HEAP_SIZE] and now[RUNNING] < now[MAX_RUNNING]:
         request = head(k)
         known = known_tokens(k, request)
         if defers and known > 1:
@@ -192,7 +233,7 @@ def _admit_waiting(k: Kernel, longest: int, defers: bool, budget: int) -> bool: 
         if tokens > budget and now[CUT] == NEVER:
             break
         tokens = min(tokens, budget)
-        spare = now[FREE] - (now[WATERMARK] if now[NUM_LISTED] else 0)
+        spare = now[FREE] - (now[WATERMARK] if now[RUNNING] else 0)
         if now[TEST_KNOWN] and blocks_of(k, min(known, int(now[MAX_MODEL_LEN]))) > spare:
             break
         blocks = blocks_of(k, min(tokens + int(now[LOOKAHEAD]), int(now[MAX_MODEL_LEN])))

@@ -1,0 +1,100 @@
+"""Compiled: batch after batch of the same decodes, as long as nothing else can happen.
+
+That is until the next arrival, the next finish, or a shortage of blocks. Of the price only the term of their
+contexts changes from one to the next.
+"""
+
+from __future__ import annotations
+
+from cspsched.simulate.kernel.jit import inner
+from cspsched.simulate.kernel.layout import (
+    ARRIVAL_NS,
+    ATTENTION,
+    BATCH_ROW,
+    BATCHES,
+    BLOCK_TOKENS,
+    CLOCK_NS,
+    DECODE_CONTEXT,
+    FREE,
+    FRUITLESS,
+    KV_BLOCKS,
+    LAST_CLOCK_NS,
+    NOBODY,
+    NUM_GENERATING,
+    NUM_PREFILLS,
+    PREFILL_CONTEXT,
+    PREFILL_TOKENS,
+    RUNNING,
+    SHIFT,
+    STEPS,
+    SUBMISSION,
+    SUBMITTED,
+    WAITING,
+    Kernel,
+)
+from cspsched.simulate.kernel.pricing import batch_time_ns, term_ns
+
+CONTEXT_FEATURE = 4
+"""Position of `decode_context` in BatchFeatures."""
+
+
+@inner
+def repeat_decodes(k: Kernel, count: int, context: int, mask: int, grows: bool) -> int:  # noqa: FBT001
+    """Run such batches; how many.
+
+    Parameters
+    ----------
+    count, context
+        Decodes, all that run, and the sum of their contexts.
+    mask
+        Positions of the calendar, less one.
+    grows
+        Whether decodes take blocks, of which one has to be left free.
+    """
+    now, first = k.now, int(k.now[STEPS])
+    step, shift, free, row = first, int(now[SHIFT]), int(now[FREE]), int(now[BATCH_ROW])
+    clock_ns, limit_ns = int(now[CLOCK_NS]), _next_arrival_ns(k)
+    fixed_ns, term = _price_without_context(k, count)
+    while clock_ns < limit_ns and row < len(k.batch_ns) and k.calendar[step & mask] == NOBODY:
+        if grows:
+            growth = int(k.residues[shift])
+            if growth >= free:
+                break
+            free -= growth
+        end_ns = clock_ns + fixed_ns
+        if term:
+            end_ns += term_ns(k.prices, term, context)
+        times, counts = k.batch_ns[row], k.batch_counts[row]
+        times[0], times[1] = clock_ns, end_ns
+        counts[0], counts[1], counts[2] = 0, count, 0
+        counts[3], counts[4], counts[5] = now[KV_BLOCKS] - free, now[WAITING], now[RUNNING]
+        clock_ns, context = end_ns, context + count
+        row, step = row + 1, step + 1
+        shift = (shift if shift else int(now[BLOCK_TOKENS])) - 1
+    now[CLOCK_NS], now[FREE], now[SHIFT], now[STEPS], now[BATCH_ROW] = clock_ns, free, shift, step, row
+    now[BATCHES] += step - first
+    if step > first:
+        now[FRUITLESS] = 0
+    return step - first
+
+
+@inner
+def _next_arrival_ns(k: Kernel) -> int:
+    """When the next request arrives, or the clock ends."""
+    if k.now[SUBMITTED] == len(k.orders):
+        return LAST_CLOCK_NS
+    return int(min(LAST_CLOCK_NS, k.wide[k.orders[k.now[SUBMITTED], SUBMISSION], ARRIVAL_NS]))
+
+
+@inner
+def _price_without_context(k: Kernel, count: int) -> tuple[int, int]:
+    """Duration of a batch of decodes but for the term of the context, and the row of that, 0 without it."""
+    now, context = k.now, k.now[DECODE_CONTEXT]
+    now[ATTENTION] = now[PREFILL_TOKENS] = now[PREFILL_CONTEXT] = 0
+    now[NUM_PREFILLS] = now[NUM_GENERATING] = now[DECODE_CONTEXT] = 0
+    fixed_ns, term = batch_time_ns(k, count), 0
+    now[DECODE_CONTEXT] = context
+    for position in range(1, k.prices[0, 3]):
+        if k.prices[position, 0] == CONTEXT_FEATURE:
+            term = position
+    return fixed_ns, term
