@@ -12,18 +12,18 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-from cspsched.errors import InternalError
+from cspsched.errors import InternalError, UsageError
 from cspsched.exact.search import Progress, SearchLimits
 from cspsched.problem.instance import Instance, Preemption, Rejection
-from cspsched.problem.lifting import Restriction, lift, lift_all
-from cspsched.problem.metrics import Objective
+from cspsched.problem.lifting import Restriction, lift, lift_all, without_swap
+from cspsched.problem.objectives import AnyObjective, Mixture, Objective
 from cspsched.problem.result import Result, Status, StopReason, tool_versions
 from cspsched.solving import DEFAULT_HEURISTICS, Candidate, servable_part, solve
 
 LADDER_SCHEMA = "cspsched/ladder/1"
 NO_PREEMPTION, RECOMPUTE, RECOMPUTE_OR_SWAP = "no preemption", "recompute", "recompute or swap"
 AS_GIVEN = "as given"
-NO_SWAP = "the exact solver does not know preemption by swap yet"
+NO_HOST_MEMORY = "there is no host memory to swap to"
 CUT_SHORT = "interrupted before its turn"
 
 
@@ -68,7 +68,7 @@ class Rung:
             raise InternalError(f"the rung {self.name!r} has no result; please report")
         return self.result.dual_ns, self.result.primal_ns
 
-    def to_json(self, objective: Objective, num_requests: int) -> dict[str, Any]:
+    def to_json(self, objective: AnyObjective, num_requests: int) -> dict[str, Any]:
         """Plain values; null where the rung was skipped."""
         result = self.result
         bound_ns, value_ns = (None, None) if result is None else self.interval_ns
@@ -126,7 +126,7 @@ class Ladder:
     """Rungs on the servable part of an instance, from the narrowest class to the widest."""
 
     instance: Instance
-    objective: Objective
+    objective: AnyObjective
     rungs: tuple[Rung, ...]
     rejections: tuple[Rejection, ...]
 
@@ -173,19 +173,26 @@ class Ladder:
 
 
 def ladder_steps(instance: Instance) -> list[Step]:
-    """Reservation, no preemption, recompute, recompute or swap, without C, without M (and C)."""
+    """Reservation, no preemption, recompute, recompute or swap, without C, without M (and C).
+
+    The last two allow swap too, if there is host memory; else the rung of swap is skipped.
+    """
+    plain = without_swap(instance)
     none, recompute, either = (
-        replace(instance, switches=replace(instance.switches, preemption=preemption, reservation=False))
-        for preemption in (Preemption.NONE, Preemption.RECOMPUTE, Preemption.EITHER)
-    )
+        replace(one, switches=replace(one.switches, preemption=preemption, reservation=False))
+        for one, preemption in (
+            (plain, Preemption.NONE), (plain, Preemption.RECOMPUTE), (instance, Preemption.EITHER)
+        )
+    )  # fmt: skip
     reserving = replace(none, switches=replace(none.switches, reservation=True))
-    no_budget = lift(recompute, Restriction.BUDGET)
+    can_swap = instance.limits.host_kv_blocks > 0
+    no_budget = lift(either if can_swap else recompute, Restriction.BUDGET)
     budget, memory = Restriction.BUDGET, Restriction.MEMORY
     return [
         Step(name="reservation", instance=reserving),
         Step(name=NO_PREEMPTION, instance=none),
         Step(name=RECOMPUTE, instance=recompute),
-        Step(name=RECOMPUTE_OR_SWAP, instance=either, skipped=NO_SWAP),
+        Step(name=RECOMPUTE_OR_SWAP, instance=either, skipped=None if can_swap else NO_HOST_MEMORY),
         Step(name="without C", instance=no_budget, lifted=(budget,)),
         Step(name="without M", instance=lift(no_budget, memory), lifted=(budget, memory)),
     ]
@@ -210,7 +217,7 @@ def relaxing_steps(instance: Instance, restrictions: Sequence[Restriction]) -> l
 
 def climb(
     instance: Instance,
-    objective: Objective = Objective.MAKESPAN,
+    objective: AnyObjective = Objective.MAKESPAN,
     *,
     relax: Sequence[Restriction] = (),
     limits: SearchLimits | None = None,
@@ -236,10 +243,15 @@ def climb(
     Raises
     ------
     UsageError
-        If a restriction to relax binds nobody.
+        If a restriction to relax binds nobody, or the objective counts requests.
     InfeasibleError, InputError
         As `cspsched.solving.solve`.
     """
+    if isinstance(objective, Mixture) and objective.counts:
+        raise UsageError(
+            f"objective {objective} counts requests, and rungs are compared in time; add a time to it, such "
+            f"as {objective}+latency, or leave --ladder and --relax out"
+        )
     servable, rejections = servable_part(instance, drop_rejected=drop_rejected)
     steps = relaxing_steps(servable, relax) if relax else ladder_steps(servable)
     limits, heuristics, tell = limits or SearchLimits(), tuple(heuristics), on_step or (lambda _: None)
@@ -343,6 +355,6 @@ def saving(narrow: Rung, wide: Rung) -> Saving:
         # The wider class is never worse, whatever the intervals alone allow.
         least_ns=max(0, narrow_bound - wide_value),
         most_ns=narrow_value - wide_bound,
-        least_share=max(0.0, 1 - wide_value / narrow_bound),
-        most_share=1 - wide_bound / narrow_value,
+        least_share=max(0.0, 1 - wide_value / narrow_bound) if narrow_bound else 0.0,
+        most_share=1 - wide_bound / narrow_value if narrow_value else 0.0,
     )

@@ -7,13 +7,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cspsched.errors import InfeasibleError, InputError
+from cspsched.exact.lexicographic import solve_in_order
 from cspsched.exact.search import Progress, SearchLimits
-from cspsched.exact.solver import require_no_swap, solve_exactly
+from cspsched.exact.solver import solve_exactly
 from cspsched.policies.base import make_policy
 from cspsched.problem.infeasibility import find_infeasibility
 from cspsched.problem.instance import Instance, Rejection
 from cspsched.problem.json_io import read_json
-from cspsched.problem.metrics import Objective
+from cspsched.problem.lifting import without_swap
+from cspsched.problem.linear_form import read_objectives
+from cspsched.problem.objectives import AnyObjective, Objective
 from cspsched.problem.referee import find_violations
 from cspsched.problem.result import RESULT_SCHEMA, Result
 from cspsched.problem.schedule import SCHEDULE_SCHEMA, Schedule
@@ -35,18 +38,22 @@ class Solution:
 
 def solve(
     instance: Instance,
-    objective: Objective = Objective.MAKESPAN,
+    objective: AnyObjective | str = Objective.MAKESPAN,
     *,
     limits: SearchLimits | None = None,
     heuristics: Iterable[str] = DEFAULT_HEURISTICS,
     candidates: Sequence[Candidate] = (),
     drop_rejected: bool = False,
+    on_stage: Callable[[AnyObjective], None] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Solution:
     """Best schedule with a certified bound; never worse than any of the heuristics.
 
     Parameters
     ----------
+    objective
+        What is minimised, or a text that `--objective` takes, such as `latency`, `latency+2*max-itl`
+        (weighted sum) or `misses,latency` (one after the other).
     heuristics
         Policies whose schedules compete for the first incumbent, as far as they are feasible under the
         instance's switches.
@@ -55,23 +62,26 @@ def solve(
         on the servable part of the instance are passed over. See `read_warm_start`.
     drop_rejected
         Leave out requests that can never be served, instead of raising.
+    on_stage
+        Told which objective is minimised, where there are several.
 
     Raises
     ------
     InfeasibleError
         If a request can never be served: which one, by which rules, and from which limit on it would be.
     InputError
-        If the instance allows preemption by swap.
+        If the text of the objective means nothing.
     """
-    require_no_swap(instance)
     servable, rejections = servable_part(instance, drop_rejected=drop_rejected)
-    result = solve_exactly(
-        servable,
-        objective,
-        limits or SearchLimits(),
-        candidates=[*policy_candidates(servable, heuristics), *candidates],
-        on_progress=on_progress,
-    )
+    stages = read_objectives(objective, servable) if isinstance(objective, str) else (objective,)
+    limits = limits or SearchLimits()
+    known = [*policy_candidates(servable, heuristics), *candidates]
+    if len(stages) == 1:
+        result = solve_exactly(servable, stages[0], limits, candidates=known, on_progress=on_progress)
+    else:
+        result = solve_in_order(
+            servable, stages, limits, candidates=known, on_stage=on_stage, on_progress=on_progress
+        )
     return Solution(result=result, rejections=rejections)
 
 
@@ -136,7 +146,8 @@ def _schedule_of(path: Path, instance: Instance) -> Schedule:
     if result.schedule is None:
         raise InputError(f"{path}: holds no schedule to start from")
     same_rules = replace(result.instance, limits=instance.limits, switches=instance.switches)
-    if same_rules.fingerprint() != instance.fingerprint():
+    # What moves of KV caches cost says nothing about an instance that has none.
+    if without_swap(same_rules).fingerprint() != without_swap(instance).fingerprint():
         raise InputError(
             f"{path}: is a schedule of another instance (fingerprint {result.instance.fingerprint()}, here "
             f"{instance.fingerprint()}): requests or cost model differ; solve the same trace with the same "

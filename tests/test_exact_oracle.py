@@ -30,6 +30,8 @@ STAIRS = CostModel(
     prefill_attention=PiecewiseLinear.linear(Fraction(3, 2)),
     prefill_context=PiecewiseLinear.linear(2),
     decode_context=PiecewiseLinear((0, 3), (Fraction(1, 2), Fraction(5))),
+    mixed_request=Fraction(7, 3),
+    mixed_context=PiecewiseLinear((0, 2), (Fraction(6), Fraction(1, 2))),
     head=PiecewiseLinear((0, 1), (Fraction(10), Fraction(1))),
 )
 """Every term of the cost form at work, convex, concave and neither."""

@@ -1,6 +1,7 @@
 """The batch-indexed model and the referee accept the same schedules."""
 
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -9,17 +10,19 @@ from hypothesis import strategies as st
 from cspsched.errors import InternalError
 from cspsched.exact.batch_model import BatchModel
 from cspsched.exact.search import complete_hint
+from cspsched.problem.instance import Preemption
 from cspsched.problem.metrics import Objective
 from cspsched.problem.referee import find_violations
 from cspsched.problem.timing import schedule_asap
 from tests.instances import NO_PREEMPTION, instance_of
 from tests.oracles.exhaustive import _apply, _batches
+from tests.strategies import instances, make_instance, random_decisions
 from tests.test_exact_oracle import tiny_instances
 
 
-def accepts(instance, batches, evictions):
+def accepts(instance, batches, evictions, **moves):
     """Whether the model has a solution with these decisions."""
-    schedule = schedule_asap(instance, batches, evictions)
+    schedule = schedule_asap(instance, batches, evictions, **moves)
     model = BatchModel(instance, Objective.MAKESPAN, schedule.num_batches)
     try:
         return complete_hint(model, schedule, 60) is not None
@@ -27,16 +30,16 @@ def accepts(instance, batches, evictions):
         return False
 
 
-def is_feasible(instance, batches, evictions):
+def is_feasible(instance, batches, evictions, **moves):
     """Whether the referee has no objection."""
-    return find_violations(instance, schedule_asap(instance, batches, evictions)) == []
+    return find_violations(instance, schedule_asap(instance, batches, evictions, **moves)) == []
 
 
 def random_schedule(instance, rng):
     """Batches and evictions of a random feasible walk, or None if it gets stuck or long."""
-    state = tuple((0, 0, False) for _ in instance.requests)
+    state = tuple((0, 0, False, False) for _ in instance.requests)
     batches, evictions = [], []
-    while any(g < r.output_tokens for (_, g, _), r in zip(state, instance.requests, strict=True)):
+    while any(g < r.output_tokens for (_, g, *_), r in zip(state, instance.requests, strict=True)):
         moves = list(_batches(instance, state))
         if not moves or len(batches) > 12:
             return None
@@ -72,6 +75,59 @@ def test_model_and_referee_accept_the_same_schedules(instance, seed):
     assert accepts(instance, *made)
     changed = broken(*made, rng, len(instance.requests))
     assert is_feasible(instance, *changed) == accepts(instance, *changed)
+
+
+@settings(max_examples=120, deadline=None, derandomize=True)
+@given(instances(), st.integers(0, 10**6))
+def test_model_and_referee_agree_on_swaps(instance, seed):
+    """A random schedule with moves to host memory, whole or with one move more or less: both or neither."""
+    rng = random.Random(seed)
+    preemption = instance.switches.preemption
+    if any(map(instance.rejection_of, instance.requests)) or not preemption.swaps:
+        return
+    walks = (random_decisions(instance, rng) for _ in range(40))
+    steps = next((walk for walk in walks if len(walk) <= 14 and any(step.swapped for step in walk)), None)
+    if steps is None:
+        return
+    columns = {
+        name: [set(getattr(step, name)) for step in steps] for name in ("evicted", "swapped", "restored")
+    }
+    batches = [step.entries for step in steps]
+
+    def judged(judge):
+        evicted, swapped, restored = ([sorted(one) for one in column] for column in columns.values())
+        return judge(instance, batches, evicted, swapped=swapped, restored=restored)
+
+    assert judged(is_feasible)
+    assert judged(accepts)
+    which, j = rng.choice(list(columns)), rng.randrange(len(steps))
+    i = rng.randrange(len(instance.requests))
+    columns[which][j] ^= {i}
+    if which == "swapped":
+        columns["evicted"][j] |= {i}
+    assert judged(is_feasible) == judged(accepts)
+
+
+OUT, BACK = [[], [0], []], [[], [], [0]]
+AROUND = [[(0, 2)], [(1, 2)], [(0, 1)]]
+
+
+@pytest.mark.parametrize(("host", "feasible"), [(2, True), (1, False)])
+def test_host_memory_holds_what_was_moved_out(host, feasible):
+    """Two tokens need two blocks of host memory while another request runs; then they decode."""
+    instance = make_instance((2, 2), (2, 1), kv_blocks=3, preemption=Preemption.SWAP)
+    instance = replace(instance, limits=replace(instance.limits, host_kv_blocks=host))
+
+    assert accepts(instance, AROUND, OUT, swapped=OUT, restored=BACK) == feasible
+    assert is_feasible(instance, AROUND, OUT, swapped=OUT, restored=BACK) == feasible
+
+
+def test_whoever_is_in_host_memory_is_not_processed():
+    """A decode needs the KV cache back first."""
+    instance = make_instance((2, 2), (2, 1), kv_blocks=3, preemption=Preemption.SWAP)
+    instance = replace(instance, limits=replace(instance.limits, host_kv_blocks=9))
+
+    assert not accepts(instance, AROUND, OUT, swapped=OUT, restored=[[], [], []])
 
 
 @pytest.mark.parametrize(("capacity", "feasible"), [(7, True), (6, False)])

@@ -16,8 +16,8 @@ from cspsched import ladder as ladder_module
 from cspsched.errors import InfeasibleError, InternalError, UsageError
 from cspsched.exact.search import SearchLimits
 from cspsched.ladder import Ladder, Rung, Saving, climb, hand_down_bounds, ladder_steps, saving
-from cspsched.problem.instance import Instance, Preemption
 from cspsched.problem.lifting import Restriction, lift, lift_all
+from cspsched.problem.linear_form import read_objectives
 from cspsched.problem.metrics import Objective
 from cspsched.problem.referee import find_violations
 from cspsched.problem.result import Result, Status, StopReason
@@ -30,13 +30,6 @@ from tests.strategies import check_briefly, feasible_runs, instances
 NO_SEARCH = SearchLimits(time_limit_s=0)
 EXACT = SearchLimits(time_limit_s=60)
 TWO_MICROSECONDS = 2_000
-
-
-def without_swap(instance: Instance) -> Instance:
-    """The same instance with recompute where it had swap."""
-    preemption = instance.switches.preemption
-    kept = Preemption.RECOMPUTE if preemption.swaps else preemption
-    return replace(instance, switches=replace(instance.switches, preemption=kept))
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +95,7 @@ def test_e2_and_e3_are_two_rungs(equal):
 
 
 def test_every_rung_is_there_in_order_and_swap_says_why_it_is_not_solved(equal):
-    """Six rungs; the fourth is skipped with a sentence while the exact solver has no swap."""
+    """Six rungs; the fourth is skipped with a sentence where there is no host memory."""
     names = [rung.name for rung in equal.rungs]
 
     assert names == [
@@ -114,9 +107,40 @@ def test_every_rung_is_there_in_order_and_swap_says_why_it_is_not_solved(equal):
         "without M",
     ]
     assert [rung.name for rung in equal.rungs if rung.result is None] == ["recompute or swap"]
-    assert "Skipped 'recompute or swap': the exact solver does not know preemption by swap yet." in sentences(
-        equal
-    )
+    assert "Skipped 'recompute or swap': there is no host memory to swap to." in sentences(equal)
+
+
+def test_with_host_memory_the_rung_of_swap_is_climbed():
+    """Swap is a rung of its own between recompute and no C, and the wider ones keep it."""
+    instance = instance_of([(3, 4)] * 2, kv_blocks=9, max_batch_tokens=16)
+    instance = replace(instance, limits=replace(instance.limits, host_kv_blocks=9))
+    climbed = climb(instance, limits=EXACT)
+    values = {rung.name: rung.interval_ns for rung in climbed.rungs}
+
+    assert [rung.skipped for rung in climbed.rungs] == [None] * 6
+    assert values["recompute or swap"][1] < values["recompute"][0]
+    assert climbed.rungs[2].result.instance.limits.host_kv_blocks == 0
+    assert climbed.rungs[4].policy_class == "recompute or swap, without budget"
+    assert climbed.preemption.to_rung == "recompute or swap"
+
+
+@pytest.mark.parametrize("text", ["max-itl", "latency+2*max-itl", "weighted-latency"])
+def test_mixtures_climb_too(text):
+    """Any objective that is a time has its ladder; one that counts requests is refused with a way out."""
+    instance = instance_of([(2, 2), (3, 1)], kv_blocks=4)
+    climbed = climb(instance, read_objectives(text, instance)[0], limits=EXACT)
+
+    assert climbed.to_json()["objective"] == text
+    for narrow, wide in itertools.pairwise(climbed.solved):
+        assert wide.interval_ns[1] <= narrow.interval_ns[1]
+
+
+def test_counts_are_not_climbed():
+    """Rungs are compared in time."""
+    instance = instance_of([(2, 2), (3, 1)], kv_blocks=4)
+    limited = replace(instance, requests=tuple(replace(one, ttft_limit_ns=10) for one in instance.requests))
+    with pytest.raises(UsageError, match="objective misses counts requests, and rungs are compared in time"):
+        climb(limited, read_objectives("misses", limited)[0])
 
 
 def test_policy_classes_name_what_is_forbidden_and_what_is_gone(equal):
@@ -151,7 +175,6 @@ def test_rungs_agree_with_exhaustive_search(objective):
 @given(instances(), st.sampled_from(Objective))
 def test_values_and_bounds_fall_from_rung_to_rung(instance, objective):
     """A wider class is never worse, its bound never higher, and nothing is below anybody's bound."""
-    instance = without_swap(instance)
     assume(not any(map(instance.rejection_of, instance.requests)))
     climbed = climb(instance, objective, limits=NO_SEARCH, heuristics=())
     intervals = [rung.interval_ns for rung in climbed.solved]

@@ -153,7 +153,7 @@ def replaced(data: Any, path: tuple[str | int, ...], value: Any) -> Any:
         (("found_by",), 3, "found_by is 3, expected text or null"),
         (("certificate",), [], "certificate is [], expected text or null"),
         (("provenance",), "by hand", "provenance is 'by hand', expected a table"),
-        (("objective",), "speed", "'speed' is not a valid Objective"),
+        (("objective",), "speed", "objective 'speed' is not known, expected a measure"),
         (("status",), [], "[] is not a valid Status"),
         (("stop_reason",), None, "None is not a valid StopReason"),
         (("instance", "requests"), 5, "instance: requests must be a list, got int"),

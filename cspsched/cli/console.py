@@ -14,7 +14,7 @@ import click
 if TYPE_CHECKING:
     from cspsched.exact.search import Progress
     from cspsched.problem.instance import Rejection
-    from cspsched.problem.metrics import Objective
+    from cspsched.problem.objectives import AnyObjective
 
 PLAIN_LINE_SECONDS = 5.0
 ERASE = "\x1b[K"
@@ -55,7 +55,7 @@ def counted(number: int, noun: str, plural: str = "") -> str:
 class LiveLine:
     """Best, bound and gap of a running search: one line that rewrites itself, or plain lines in a pipe."""
 
-    def __init__(self, objective: Objective, num_requests: int) -> None:
+    def __init__(self, objective: AnyObjective, num_requests: int) -> None:
         self._objective = objective
         self._num_requests = num_requests
         self._terminal = sys.stderr.isatty()
@@ -67,9 +67,9 @@ class LiveLine:
         if not self._terminal and now - self._last_line < PLAIN_LINE_SECONDS:
             return
         self._last_line = now
-        gap = (progress.best_ns - progress.bound_ns) / progress.best_ns
-        text = f"{progress.elapsed_s:6.1f} s  best {self._seconds(progress.best_ns)}"
-        text += f"  bound {self._seconds(progress.bound_ns)}  gap {gap:.2%}"
+        gap = (progress.best_ns - progress.bound_ns) / (progress.best_ns or 1)
+        text = f"{progress.elapsed_s:6.1f} s  best {self._shown(progress.best_ns)}"
+        text += f"  bound {self._shown(progress.bound_ns)}  gap {gap:.2%}"
         if progress.best_by and progress.bound_by:
             text += f"  best by {progress.best_by}, bound by {progress.bound_by}"
         if self._terminal:
@@ -83,6 +83,11 @@ class LiveLine:
         self._last_line = 0.0
         tell(message)
 
+    def turn_to(self, objective: AnyObjective) -> None:
+        """Tell which of several objectives is minimised from here on."""
+        self._objective = objective
+        self.tell(f"minimising {objective.label}")
+
     def __enter__(self) -> Self:
         return self
 
@@ -91,5 +96,5 @@ class LiveLine:
         if self._terminal and self._last_line:
             click.echo(err=True)
 
-    def _seconds(self, value_ns: int) -> str:
-        return f"{self._objective.mean_s(value_ns, self._num_requests):.9f} s"
+    def _shown(self, value_ns: int) -> str:
+        return self._objective.show(value_ns, self._num_requests)

@@ -16,7 +16,6 @@ from cspsched.cli.options import (
     heuristics_option,
     instance_serving,
     json_option,
-    objective_option,
     out_type,
     seed_option,
     selected_trace,
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
     from cspsched.exact.search import SearchLimits
     from cspsched.problem.instance import Instance
     from cspsched.problem.lifting import Restriction
-    from cspsched.problem.metrics import Objective
+    from cspsched.problem.objectives import AnyObjective
     from cspsched.solving import Candidate
 
 
@@ -54,9 +53,35 @@ class Restrictions(click.ParamType[tuple["Restriction", ...]]):
         return tuple(map(Restriction, names))
 
 
+class ObjectiveText(click.ParamType[str]):
+    """Text of an objective, refused if it means nothing."""
+
+    name = "objective"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The text, as it is."""
+        from cspsched.errors import InputError
+        from cspsched.problem.objectives import parse_stages
+
+        try:
+            parse_stages(str(value))
+        except InputError as error:
+            self.fail(str(error), param, ctx)
+        return str(value)
+
+
 @click.command("solve", cls=ManyValuesCommand)
 @trace_argument
-@objective_option
+@click.option(
+    "--objective",
+    type=ObjectiveText(),
+    default="makespan",
+    show_default=True,
+    metavar="WHAT",
+    help="What is minimised: makespan, latency, ttft, itl, tpot (sums), mean- or max-itl and -tpot, misses, "
+    "weighted-latency, -ttft, -misses; 'latency+2*max-itl' is a weighted sum, 'misses,latency' one after "
+    "the other.",
+)
 @click.option("--time-limit", type=Duration(), default="60s", show_default=True, help="Longest search.")
 @click.option(
     "--out",
@@ -147,13 +172,15 @@ def solve_command(
     \b
     cspsched solve trace.csv
     cspsched solve trace.csv --limit 6 --objective latency --time-limit 5min
+    cspsched solve trace.csv --limit 4 --objective misses,mean-tpot
+    cspsched solve trace.csv --limit 4 --objective "latency+2*max-itl" --preemption swap
     cspsched solve trace.csv --kv-tokens 64 --block-tokens 1 --preemption none
     cspsched solve trace.csv --kv-tokens 64 --block-tokens 1 --ladder
     cspsched solve trace.csv --reservation --relax reservation,memory
     cspsched solve trace.csv --warm-start cspsched-solve/schedule.json --time-limit 10min
     cspsched solve trace.csv --deterministic --time-limit 20s --export model.pb
     """  # fmt: skip  # noqa: D301 - click's marker for text that is not to be wrapped
-    from cspsched.problem.metrics import Objective
+    from cspsched.problem.linear_form import read_objectives
     from cspsched.report.output import require_writable
     from cspsched.serving import make_instance
     from cspsched.solving import solve
@@ -168,24 +195,31 @@ def solve_command(
     require_writable(out)
     limits = _limits(time_limit, workers, seed, deterministic=deterministic)
     requests = selected_trace(trace, options)
+    if ladder:
+        # The widest of its classes: it has host memory, and a price of moving there.
+        options["preemption"] = "either"
     given = make_instance(requests, instance_serving(options, **switches))
     servable = _servable(given, as_json=as_json, drop_rejected=drop_rejected)
-    aim = Objective(objective)
+    first, *others = stages = read_objectives(objective, servable)
+    if others and (ladder or relax or export):
+        raise click.UsageError(
+            f"--objective {objective} has {len(stages)} stages; --ladder, --relax and --export take one"
+        )
     candidates = _warm_candidates(warm_start, servable)
-    exported = _export(export, servable, aim, heuristics, candidates)
+    exported = _export(export, servable, first, heuristics, candidates)
     asked: dict[str, Any] = {
         "limits": limits,
         "heuristics": heuristics,
         "candidates": candidates,
         "drop_rejected": drop_rejected,
     }
-    with LiveLine(aim, len(servable.requests)) as live:
+    with LiveLine(first, len(servable.requests)) as live:
         if ladder or relax:
             from cspsched.ladder import climb
 
-            climbed = climb(given, aim, relax=relax or (), on_step=live.tell, on_progress=live, **asked)
+            climbed = climb(given, first, relax=relax or (), on_step=live.tell, on_progress=live, **asked)
         else:
-            solution = solve(given, aim, on_progress=live, **asked)
+            solution = solve(given, objective, on_stage=live.turn_to, on_progress=live, **asked)
     if ladder or relax:
         return report_ladder(climbed, exported, out, as_json=as_json)
     return report_solution(solution, exported, out, as_json=as_json)
@@ -231,7 +265,7 @@ def _warm_candidates(path: Path | None, instance: Instance) -> list[Candidate]:
 def _export(
     path: Path | None,
     instance: Instance,
-    objective: Objective,
+    objective: AnyObjective,
     heuristics: tuple[str, ...],
     candidates: list[Candidate],
 ) -> ExportedModel | None:

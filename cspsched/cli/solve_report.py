@@ -14,6 +14,7 @@ from cspsched.cli.group import INTERRUPTED
 if TYPE_CHECKING:
     from cspsched.exact.export import ExportedModel
     from cspsched.ladder import Ladder
+    from cspsched.problem.result import Stage
     from cspsched.solving import Solution
 
 
@@ -82,9 +83,18 @@ def _summary(solution: Solution) -> dict[str, Any]:
     return data
 
 
+def _stage_sentence(stage: Stage, count: int) -> str:
+    """What is proven of an objective that was minimised before."""
+    best = stage.objective.show(stage.primal_ns, count)
+    if stage.is_proven:
+        return f"first {stage.objective.label}: {best}, proven by {stage.certificate}; then"
+    bound = stage.objective.show(stage.dual_ns, count)
+    return f"first {stage.objective.label}: {best}, at least {bound} by certificate {stage.certificate}; then"
+
+
 def _verdict(solution: Solution) -> str:
     """What is proven, and the schedule in numbers."""
-    from cspsched.problem.metrics import Objective, measure
+    from cspsched.problem.metrics import measure
     from cspsched.problem.result import Status, StopReason
     from cspsched.report.table import percent, seconds
 
@@ -93,8 +103,7 @@ def _verdict(solution: Solution) -> str:
     assert result.primal_ns is not None
     assert result.dual_ns is not None
     count = len(result.instance.requests)
-    what = "makespan" if result.objective is Objective.MAKESPAN else f"mean {result.objective}"
-    best = f"{result.objective.mean_s(result.primal_ns, count):.9f} s"
+    what, best = result.objective.label, result.objective.show(result.primal_ns, count)
     klass = result.instance.switches.policy_class
     if result.stop_reason is StopReason.ROUNDING:
         head = (
@@ -104,7 +113,7 @@ def _verdict(solution: Solution) -> str:
     elif result.status is Status.OPTIMAL:
         head = f"OPTIMAL: {what} {best}, proven by {result.certificate} (class: {klass})"
     else:
-        bound = f"{result.objective.mean_s(result.dual_ns, count):.9f} s"
+        bound = result.objective.show(result.dual_ns, count)
         gap = percent(result.gap or 0.0)
         head = (
             f"FEASIBLE: {what} {best}, at least {bound} by certificate {result.certificate}, gap {gap} "
@@ -112,6 +121,7 @@ def _verdict(solution: Solution) -> str:
         )
     summary = measure(result.instance, result.schedule).to_json()
     lines = [
+        *(_stage_sentence(stage, count) for stage in result.earlier),
         head,
         f"schedule found by {result.found_by}: {counted(count, 'request')}, "
         f"{counted(summary['num_batches'], 'batch', 'batches')}, "

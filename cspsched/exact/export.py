@@ -14,7 +14,8 @@ from cspsched.exact.list_schedule import list_schedules
 from cspsched.exact.record import best_incumbent
 from cspsched.exact.timeline import WORST_SUM
 from cspsched.problem.instance import Instance
-from cspsched.problem.metrics import Objective
+from cspsched.problem.objectives import AnyObjective
+from cspsched.problem.result import unit_of
 from cspsched.problem.schedule import Schedule
 
 MOST_CELLS = 30_000
@@ -28,7 +29,7 @@ class ExportedModel:
     """What a model file holds."""
 
     path: Path
-    objective: Objective
+    objective: AnyObjective
     num_requests: int
     num_batches: int
     """Horizon: some optimal schedule has at most so many batches."""
@@ -40,7 +41,7 @@ class ExportedModel:
     def sentence(self) -> str:
         """What the file holds and how large it is."""
         return (
-            f"{self.path}: {self.objective} in ns, {self.num_requests} requests, "
+            f"{self.path}: {self.objective} in {unit_of(self.objective)}, {self.num_requests} requests, "
             f"horizon of {self.num_batches} batches (certified), "
             f"{self.num_variables:,} variables, {self.num_constraints:,} constraints, "
             f"{self.size_bytes:,} bytes"
@@ -60,15 +61,15 @@ class ExportedModel:
 
 def export_model(
     instance: Instance,
-    objective: Objective,
+    objective: AnyObjective,
     path: Path,
     *,
     candidates: Iterable[tuple[str, Schedule]] = (),
 ) -> ExportedModel:
     """Write the batch-indexed model of an instance, with its best known schedule as a hint.
 
-    The objective is in nanoseconds: the makespan, or the sum over requests. The horizon is certified, so the
-    model's optimum is the instance's.
+    The objective is in nanoseconds (the makespan, or the sum over requests), or in the unit of a mixture. The
+    horizon is certified, so the model's optimum is the instance's.
 
     Raises
     ------
@@ -91,7 +92,8 @@ def export_model(
         raise InputError(f"{path}: sums of the model could leave 64 bits; keep fewer requests (--limit)")
     for variable, value in model.assignment(incumbent.schedule):
         model.model.add_hint(variable, value)
-    model.model.name = f"cspsched {objective} in ns, {len(instance.requests)} requests, {horizon} batches"
+    named = f"cspsched {objective} in {unit_of(objective)}"
+    model.model.name = f"{named}, {len(instance.requests)} requests, {horizon} batches"
     _write(model, path)
     return ExportedModel(
         path=path,

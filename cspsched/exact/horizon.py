@@ -2,34 +2,90 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from cspsched.bounds import batch_floor, best_bound
-from cspsched.problem.instance import Instance, Preemption
-from cspsched.problem.metrics import Objective
+from cspsched.exact.model import Ceiling
+from cspsched.problem.instance import Instance
+from cspsched.problem.linear_form import LinearForm, linear_form
+from cspsched.problem.objectives import AnyObjective, Objective
 from cspsched.units import ceil_div
 
 
-def certified_horizon(instance: Instance, objective: Objective, upper_ns: int) -> int:
+def certified_horizon(
+    instance: Instance, objective: AnyObjective, upper_ns: int, ceilings: Sequence[Ceiling] = ()
+) -> int:
     """Some optimal schedule has at most this many batches, given that the optimum is at most `upper_ns`.
 
     Two arguments, the better of which counts. By work: without chunking whoever is in a batch generates,
-    so there are at most sum O batches; without preemption nothing is processed twice, so there are at most
-    sum (I + O - 1). By time: batch times sum up to at least alpha B + work (see `cspsched.bounds`) and to at
-    most the makespan. For the sum of latencies, whoever finishes last waits at most `upper_ns` less what the
-    others wait in any schedule of theirs. TTFT says nothing about the batches after the last first token;
-    those can be replaced by the plainest completion.
+    so there are at most sum O batches; without recompute nothing is processed twice, so there are at most
+    sum (I + O - 1); and what is computed, lost and never used to generate can be left out, so there are at
+    most sum_i sum_k (I_i + k). By time: batch times sum up to at least alpha B + work (see `cspsched.bounds`)
+    and to at most the makespan. For the sum of latencies, whoever finishes last waits at most `upper_ns` less
+    what the others wait in any schedule of theirs. TTFT says nothing about the batches after the last first
+    token; those can be replaced by the plainest completion. Mixtures: see `_most_by_form`.
     """
-    return min([_most_by_time(instance, objective, upper_ns), *_most_by_work(instance)])
+    if isinstance(objective, Objective) and not ceilings:
+        return min([_most_by_time(instance, objective, upper_ns), *_most_by_work(instance)])
+    known = [(objective, upper_ns), *((ceiling.objective, ceiling.most_ns) for ceiling in ceilings)]
+    by_time = [
+        count
+        for one, most_ns in known
+        for count in _most_by_form(instance, linear_form(one, instance), most_ns)
+    ]
+    return min([*by_time, *_most_by_work(instance)])
 
 
 def _most_by_work(instance: Instance) -> list[int]:
-    counts = []
+    requests = instance.requests
+    counts = [sum(r.output_tokens * (2 * r.prompt_tokens + r.output_tokens - 1) // 2 for r in requests)]
     if not instance.switches.chunked_prefill:
-        counts.append(sum(request.output_tokens for request in instance.requests))
-    if instance.switches.preemption is Preemption.NONE:
-        counts.append(sum(request.peak_kv_tokens for request in instance.requests))
+        counts.append(sum(request.output_tokens for request in requests))
+    if not instance.switches.preemption.recomputes:
+        counts.append(sum(request.peak_kv_tokens for request in requests))
     return counts
+
+
+def _most_by_form(instance: Instance, form: LinearForm, upper_ns: int) -> list[int]:
+    """Most batches of a schedule without waste whose form is at most `upper_ns`: one count an argument.
+
+    Every weight bounds a time. If makespan or all latencies are bounded, so are the batches that fit. If the
+    times between first and last tokens are, so are the batches in them; in every other one nobody is between
+    its tokens, so it processes prompts, of which no token is processed twice.
+    """
+    requests = instance.requests
+    counts = []
+    if form.makespan:
+        counts.append(_most_batches(instance, upper_ns // form.makespan))
+    slowest = [min(u, v) for u, v in zip(form.first, form.span, strict=True)]
+    if all(slowest):
+        ends = [r.arrival_ns + upper_ns // weight for r, weight in zip(requests, slowest, strict=True)]
+        counts.append(_most_batches(instance, max(ends)))
+    between = _most_between(instance, form, upper_ns)
+    if between is not None:
+        prompts = sum(request.prompt_tokens for request in requests)
+        counts.append(_batches_before(instance, between) + prompts)
+    return counts
+
+
+def _most_between(instance: Instance, form: LinearForm, upper_ns: int) -> int | None:
+    """Longest time for which some request can be between its first and last token; None if not bounded."""
+    total = 0
+    spans = zip(instance.requests, form.span, form.max_span, strict=True)
+    for request, weight, largest in spans:
+        gaps = request.output_tokens - 1
+        limits = [upper_ns // w for w in (weight, largest) if w]
+        if form.max_gap:
+            limits.append(gaps * (upper_ns // form.max_gap))
+        if gaps and not limits:
+            return None
+        total += min(limits) if gaps else 0
+    # A sum of spans is limited as a whole, too.
+    weights = [
+        w for request, w in zip(instance.requests, form.span, strict=True) if request.output_tokens > 1
+    ]
+    return min(total, upper_ns // min(weights)) if weights and all(weights) else total
 
 
 def _most_by_time(instance: Instance, objective: Objective, upper_ns: int) -> int:

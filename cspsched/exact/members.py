@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from cspsched.errors import InternalError
 from cspsched.exact.batch_model import BatchModel
 from cspsched.exact.horizon import certified_horizon
 from cspsched.exact.local_search import LOCAL_SEARCH, improve
-from cspsched.exact.model import ExactModel
+from cspsched.exact.model import Ceiling, ExactModel
 from cspsched.exact.record import Details, Record
 from cspsched.exact.search import SearchLimits, add_hint, complete_hint, search
 from cspsched.exact.start_model import StartModel
@@ -17,7 +17,7 @@ from cspsched.exact.state_search import STATE_SEARCH, StateOutcome, Talk, descen
 from cspsched.exact.state_space import StateSpace
 from cspsched.exact.timeline import WORST_SUM
 from cspsched.problem.instance import Instance
-from cspsched.problem.metrics import Objective
+from cspsched.problem.objectives import AnyObjective, Objective
 from cspsched.problem.result import StopReason
 
 MOST_CELLS = 30_000
@@ -66,6 +66,7 @@ def _time_left(record: Record, share: float) -> Callable[[], float]:
 def run_local_search(record: Record, limits: SearchLimits, share: float = 1.0) -> tuple[StopReason, Details]:
     """Anneal plans of a parametric scheduler in a share of the time; finds schedules and proves nothing."""
     time_left = _time_left(record, share)
+    assert isinstance(record.objective, Objective)
     for decisions in improve(record.instance, record.objective, limits.seed, time_left):
         record.offer(LOCAL_SEARCH, decisions)
     return StopReason.TIME_LIMIT, {}
@@ -73,26 +74,19 @@ def run_local_search(record: Record, limits: SearchLimits, share: float = 1.0) -
 
 def run_model(record: Record, limits: SearchLimits) -> tuple[StopReason, Details]:
     """Search with CP-SAT, as far as the model is affordable and the time goes. Returns why it stopped."""
-    instance, objective, watch, incumbent = record.instance, record.objective, record.watch, record.incumbent
+    watch = record.watch
     horizon, certified = _horizon(record, limits)
     if horizon is None:
         return StopReason.TOO_LARGE, {}
-    model = build_model(instance, objective, horizon)
+    model = build_model(record.instance, record.objective, horizon, record.ceilings)
     details: Details = {"name": model.name, "horizon_batches": horizon, "horizon_certified": certified}
     if model.worst_sum >= WORST_SUM:
         return StopReason.TOO_LARGE, details
-    model.bound_objective(record.proof.dual_ns, incumbent.value_ns)
-    hint = complete_hint(model, incumbent.schedule, watch.remaining_s / 2, deterministic=limits.deterministic)
-    if hint is not None:
-        value, values = hint
-        if value != incumbent.value_ns:
-            raise InternalError(
-                f"the model prices {incumbent.found_by} at {value} ns, the referee at "
-                f"{incumbent.value_ns} ns; please report this instance"
-            )
-        add_hint(model, values)
+    model.bound_objective(record.proof.dual_ns, record.incumbent.value_ns)
+    _hint_incumbent(record, model, limits)
     outcome = search(model, limits, watch, count_bound=certified)
-    record.offer(model.name, outcome.decisions)
+    if outcome.schedule is not None:
+        record.offer_schedule(model.name, outcome.schedule)
     if certified:
         record.raise_bound(model.name, outcome.bound_ns, details)
     elif outcome.stop_reason is StopReason.PROVEN:
@@ -100,10 +94,41 @@ def run_model(record: Record, limits: SearchLimits) -> tuple[StopReason, Details
     return outcome.stop_reason, details
 
 
-def build_model(instance: Instance, objective: Objective, num_batches: int) -> ExactModel:
-    """Model of start variables where everybody runs to completion, else the batch-indexed one."""
-    kind = StartModel if instance.switches.run_to_completion else BatchModel
-    return kind(instance, objective, num_batches)
+def _hint_incumbent(record: Record, model: ExactModel, limits: SearchLimits) -> None:
+    """Hint every variable with the best schedule, whose price in the model must be the referee's.
+
+    Raises
+    ------
+    InternalError
+        If it is another one. Lower is fine where idle time pays: the model chooses the times anew.
+    """
+    incumbent = record.incumbent
+    hint = complete_hint(
+        model, incumbent.schedule, record.watch.remaining_s / 2, deterministic=limits.deterministic
+    )
+    if hint is None:
+        return
+    value, values = hint
+    if value < incumbent.value_ns and not model.is_regular:
+        record.offer_schedule(incumbent.found_by, model.schedule(lambda variable: values[variable.index]))
+    elif value != incumbent.value_ns:
+        raise InternalError(
+            f"the model prices {incumbent.found_by} at {value} ns, the referee at "
+            f"{incumbent.value_ns} ns; please report this instance"
+        )
+    add_hint(model, values)
+
+
+def build_model(
+    instance: Instance, objective: AnyObjective, num_batches: int, ceilings: Sequence[Ceiling] = ()
+) -> ExactModel:
+    """Model of start variables where it knows the objective and everybody runs to completion.
+
+    Everything else is for the batch-indexed one.
+    """
+    if instance.switches.run_to_completion and isinstance(objective, Objective) and not ceilings:
+        return StartModel(instance, objective, num_batches)
+    return BatchModel(instance, objective, num_batches, ceilings)
 
 
 def beside(limits: SearchLimits) -> SearchLimits:
@@ -127,7 +152,7 @@ def _horizon(record: Record, limits: SearchLimits) -> tuple[int | None, bool]:
     if not is_affordable(record, limits):
         return None, False
     affordable = _most_batches(record, limits)
-    needed = certified_horizon(instance, record.objective, incumbent.value_ns)
+    needed = certified_horizon(instance, record.objective, incumbent.value_ns, record.ceilings)
     if needed <= affordable:
         return max(needed, incumbent.schedule.num_batches), True
     return min(affordable, incumbent.schedule.num_batches * 5 // 4), False

@@ -3,32 +3,45 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 from ortools.sat.python import cp_model
 
-from cspsched.exact.timeline import Timeline, Waiting, objective_expression, worst_sum
+from cspsched.exact.timeline import Timeline
 from cspsched.problem.instance import Instance
-from cspsched.problem.metrics import Objective
+from cspsched.problem.objectives import AnyObjective
 from cspsched.problem.schedule import Schedule
+from cspsched.problem.timing import schedule_asap
 
 Decisions = tuple[list[list[tuple[int, int]]], list[list[int]]]
 """For each batch its (request, tokens), and the requests evicted before it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ceiling:
+    """An objective that may not get worse than a value: an earlier stage of a lexicographic order."""
+
+    objective: AnyObjective
+    most_ns: int
 
 
 class ExactModel(ABC):
     """A CP-SAT model of an instance with its objective in integer nanoseconds."""
 
     name: str
+    is_regular: bool = True
+    """Whether no token that comes later can make the objective smaller."""
     subsolvers: tuple[str, ...]
     """CP-SAT strategies that run side by side; the default choice for few threads hardly moves the bound."""
 
-    def __init__(self, timeline: Timeline, objective: Objective, waiting: Waiting) -> None:
+    def __init__(self, timeline: Timeline, objective: cp_model.LinearExprT, worst_sum: int) -> None:
         self.timeline = timeline
         self.model = timeline.model
-        self.objective = objective_expression(timeline, objective, waiting)
-        self.worst_sum = worst_sum(timeline, objective)
-        self.model.minimize(self.objective)
+        self.objective = objective
+        self.worst_sum = worst_sum
+        """Largest value that a sum in the model can take."""
+        self.model.minimize(objective)
 
     def bound_objective(self, lower_ns: int, upper_ns: int) -> None:
         """Keep the objective within what is already known."""
@@ -42,11 +55,18 @@ class ExactModel(ABC):
     def decisions(self, value: Callable[[cp_model.IntVar], int]) -> Decisions:
         """Decisions of a solution, given the value of a variable."""
 
+    def schedule(self, value: Callable[[cp_model.IntVar], int]) -> Schedule:
+        """Schedule of a solution; every batch runs as early as possible."""
+        return schedule_asap(self.timeline.instance, *self.decisions(value))
 
-def identical_requests(instance: Instance) -> list[list[int]]:
-    """Positions of requests with equal arrival, prompt and output, in file order; groups of two or more."""
-    groups: dict[tuple[int, int, int], list[int]] = {}
+
+def identical_requests(instance: Instance, roles: Sequence[object] = ()) -> list[list[int]]:
+    """Positions of requests with equal arrival, prompt and output, in file order; groups of two or more.
+
+    `roles` are what else tells requests apart, one of each; nothing does if they are left out.
+    """
+    groups: dict[object, list[int]] = {}
     for i, request in enumerate(instance.requests):
-        key = (request.arrival_ns, request.prompt_tokens, request.output_tokens)
+        key = (request.arrival_ns, request.prompt_tokens, request.output_tokens, roles[i] if roles else None)
         groups.setdefault(key, []).append(i)
     return [group for group in groups.values() if len(group) > 1]

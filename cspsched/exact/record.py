@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cspsched.errors import InternalError
-from cspsched.exact.model import Decisions
+from cspsched.exact.model import Ceiling, Decisions
 from cspsched.exact.search import Watch
 from cspsched.problem.instance import Instance
-from cspsched.problem.metrics import Objective, measure
+from cspsched.problem.linear_form import linear_form
+from cspsched.problem.metrics import measure
+from cspsched.problem.objectives import AnyObjective
 from cspsched.problem.referee import find_violations
+from cspsched.problem.retiming import timings
 from cspsched.problem.schedule import Schedule
 from cspsched.problem.timing import schedule_asap
 
@@ -37,26 +40,47 @@ class Proof:
 
 
 def best_incumbent(
-    instance: Instance, objective: Objective, candidates: Iterable[tuple[str, Schedule]]
+    instance: Instance,
+    objective: AnyObjective,
+    candidates: Iterable[tuple[str, Schedule]],
+    ceilings: Sequence[Ceiling] = (),
 ) -> Incumbent:
-    """Best of the named schedules that the referee accepts."""
+    """Best of the named schedules that the referee accepts and no ceiling excludes."""
     accepted = [
-        Incumbent(
-            schedule=schedule, value_ns=measure(instance, schedule).objective_ns(objective), found_by=name
-        )
+        found
         for name, schedule in candidates
         if not find_violations(instance, schedule)
+        for found in _priced(instance, objective, name, schedule, ceilings)
     ]
     return min(accepted, key=lambda candidate: candidate.value_ns)
+
+
+def _priced(
+    instance: Instance, objective: AnyObjective, name: str, schedule: Schedule, ceilings: Sequence[Ceiling]
+) -> Iterator[Incumbent]:
+    """A feasible schedule with its value, as it is and, where idle time may pay, with other times."""
+    forms = [linear_form(one, instance) for one in (objective, *(limit.objective for limit in ceilings))]
+    is_regular = all(form.is_regular(instance.requests) for form in forms)
+    for timed in [schedule] if is_regular else timings(instance, schedule):
+        metrics = measure(instance, timed)
+        if all(metrics.objective_ns(limit.objective) <= limit.most_ns for limit in ceilings):
+            yield Incumbent(schedule=timed, value_ns=metrics.objective_ns(objective), found_by=name)
 
 
 class Record:
     """Best schedule and proof of a solve, shared by its members; each may be a thread of its own."""
 
     def __init__(
-        self, instance: Instance, objective: Objective, incumbent: Incumbent, proof: Proof, watch: Watch
+        self,
+        instance: Instance,
+        objective: AnyObjective,
+        incumbent: Incumbent,
+        proof: Proof,
+        watch: Watch,
+        ceilings: Sequence[Ceiling] = (),
     ) -> None:
         self.instance, self.objective, self.watch = instance, objective, watch
+        self.ceilings = ceilings
         self._incumbent, self._proof = incumbent, proof
         self._lock = threading.Lock()
 
@@ -77,16 +101,18 @@ class Record:
 
     def offer(self, name: str, decisions: Decisions | None) -> None:
         """Take a schedule over if it is better, timed and judged from its decisions alone."""
-        if decisions is None:
-            return
-        schedule = schedule_asap(self.instance, *decisions)
+        if decisions is not None:
+            self.offer_schedule(name, schedule_asap(self.instance, *decisions))
+
+    def offer_schedule(self, name: str, schedule: Schedule) -> None:
+        """Take a schedule over if it is better, after the referee has judged it."""
         if find_violations(self.instance, schedule):
             raise InternalError(f"{name} made a schedule that breaks a rule; please report this instance")
-        value_ns = measure(self.instance, schedule).objective_ns(self.objective)
-        with self._lock:
-            if value_ns < self._incumbent.value_ns:
-                self._incumbent = Incumbent(schedule=schedule, value_ns=value_ns, found_by=name)
-        self.watch.tell(best_ns=value_ns, best_by=name)
+        for found in _priced(self.instance, self.objective, name, schedule, self.ceilings):
+            with self._lock:
+                if found.value_ns < self._incumbent.value_ns:
+                    self._incumbent = found
+            self.watch.tell(best_ns=found.value_ns, best_by=name)
 
     def raise_bound(self, name: str, dual_ns: int | None, details: Details) -> None:
         """Take a bound over if it is higher."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cspsched.exact.grid import Grid
+from cspsched.exact.swap_rules import add_swap
 
 
 def add_rules(grid: Grid) -> None:
@@ -15,6 +16,7 @@ def add_rules(grid: Grid) -> None:
     add_capacity(grid)
     add_budget(grid)
     add_used_prefix(grid)
+    add_swap(grid)
     switches = grid.instance.switches
     if switches.reservation:
         add_reservation(grid)
@@ -71,7 +73,7 @@ def add_memory(grid: Grid) -> None:
 
 
 def add_phases(grid: Grid) -> None:
-    """Decode phase: generated when last processed, and neither evicted nor finished since."""
+    """Decode phase: generated when last processed, and neither evicted nor finished since; swap keeps it."""
     model = grid.model
     for (i, j), decoding in grid.decoding.items():
         model.add_implication(grid.decodes[i, j], decoding)
@@ -107,14 +109,14 @@ def add_capacity(grid: Grid) -> None:
     model, limits = grid.model, grid.instance.limits
     for j in grid.batches:
         if limits.block_tokens == 1:
-            occupied = [grid.kv(i, j) for i in grid.requests]
+            occupied = [grid.device_kv(i, j) for i in grid.requests]
         else:
             occupied = []
             for i, request in enumerate(grid.instance.requests):
                 most = limits.blocks_of(request.peak_kv_tokens)
                 blocks = model.new_int_var(0, most, f"blocks[{i},{j}]")
                 # Half of the rounding is enough: capacity pushes the count down.
-                model.add(limits.block_tokens * blocks >= grid.kv(i, j))
+                model.add(limits.block_tokens * blocks >= grid.device_kv(i, j))
                 occupied.append(blocks)
         model.add(sum(occupied) <= limits.kv_blocks)
 
@@ -126,7 +128,7 @@ def add_reservation(grid: Grid) -> None:
         reserved = []
         for i, request in enumerate(grid.instance.requests):
             resident = model.new_bool_var(f"resident[{i},{j}]")
-            model.add(grid.kv(i, j) <= request.peak_kv_tokens * resident)
+            model.add(grid.device_kv(i, j) <= request.peak_kv_tokens * resident)
             reserved.append(limits.blocks_of(request.peak_kv_tokens) * resident)
         model.add(sum(reserved) <= limits.kv_blocks)
 
@@ -167,7 +169,8 @@ def add_separate_batches(grid: Grid) -> None:
 
 
 def add_no_holding(grid: Grid) -> None:
-    """Without holding a request that carries KV entries into a batch is processed in it."""
+    """Without holding a request that carries KV entries on the device into a batch is processed in it."""
     for (i, j), carried in grid.carried.items():
         peak = grid.instance.requests[i].peak_kv_tokens
-        grid.model.add(carried <= peak * grid.active(i, j))
+        elsewhere = grid.hosted[i, j] if grid.hosted else 0
+        grid.model.add(carried <= peak * (grid.active(i, j) + elsewhere))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ortools.sat.python import cp_model
 
 from cspsched.errors import InternalError, UsageError
-from cspsched.exact.model import Decisions, ExactModel
+from cspsched.exact.model import ExactModel
 from cspsched.problem.result import StopReason
 from cspsched.problem.schedule import Schedule
 
@@ -56,7 +56,7 @@ class Progress:
 class SearchOutcome:
     """What CP-SAT found; None where it found nothing. `bound_ns` holds within the model's horizon."""
 
-    decisions: Decisions | None
+    schedule: Schedule | None
     bound_ns: int | None
     stop_reason: StopReason
 
@@ -200,7 +200,7 @@ def search(
     reason = StopReason.INTERRUPTED if interrupted else StopReason.TIME_LIMIT
     found = status in (cp_model.OPTIMAL, cp_model.FEASIBLE)
     return SearchOutcome(
-        decisions=model.decisions(solver.value) if found else None,
+        schedule=model.schedule(solver.value) if found else None,
         bound_ns=_safe_bound(solver.best_objective_bound),
         stop_reason=StopReason.PROVEN if status == cp_model.OPTIMAL else reason,
     )

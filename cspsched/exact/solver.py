@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 
-from cspsched.bounds import best_bound
-from cspsched.errors import InputError
-from cspsched.exact.list_schedule import list_schedules
+from cspsched.exact.first_schedules import first_schedules
+from cspsched.exact.form_bounds import closed_form_bound
 from cspsched.exact.local_search import can_dispatch
 from cspsched.exact.members import (
     beside,
@@ -19,11 +18,13 @@ from cspsched.exact.members import (
     run_model,
     run_states,
 )
+from cspsched.exact.model import Ceiling
 from cspsched.exact.record import Details, Proof, Record, best_incumbent
 from cspsched.exact.search import Progress, SearchLimits, Watch
 from cspsched.exact.state_space import StateSpace, build_state_space
-from cspsched.problem.instance import Instance
-from cspsched.problem.metrics import Objective
+from cspsched.problem.instance import Instance, Preemption
+from cspsched.problem.lifting import is_swap_idle, without_swap
+from cspsched.problem.objectives import AnyObjective, Objective
 from cspsched.problem.result import Result, Status, StopReason, tool_versions
 from cspsched.problem.schedule import Schedule
 
@@ -38,27 +39,13 @@ LOCAL_SHARE = 0.2
 Ending = tuple[StopReason, Details]
 
 
-def require_no_swap(instance: Instance) -> None:
-    """Refuse what the models do not know: KV caches in host memory.
-
-    Raises
-    ------
-    InputError
-        If the instance allows preemption by swap.
-    """
-    if instance.switches.preemption.swaps:
-        raise InputError(
-            f"the instance allows preemption {instance.switches.preemption.value}, and the exact solver does "
-            "not know swap yet; bounds and policies do: use --preemption recompute or none to solve"
-        )
-
-
 def solve_exactly(
     instance: Instance,
-    objective: Objective,
+    objective: AnyObjective,
     limits: SearchLimits,
     *,
     candidates: Iterable[tuple[str, Schedule]] = (),
+    ceilings: Sequence[Ceiling] = (),
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Result:
     """Best schedule and proven lower bound of an instance whose requests all fit.
@@ -68,24 +55,24 @@ def solve_exactly(
     candidates
         Named schedules, for instance of policies. Those that the referee accepts under the instance's
         switches compete for the first incumbent; the result is never worse than any of them.
+    ceilings
+        Objectives that may not get worse than a value. One of the candidates must keep to all of them; those
+        that do not are passed over.
 
     Notes
     -----
     The model's bound counts only if its horizon is certified; otherwise the dual bound is that of the state
-    search or a closed-form certificate, and the result says so.
-
-    Raises
-    ------
-    InputError
-        If the instance allows preemption by swap.
+    search or a closed-form certificate, and the result says so. Members that do not know the objective, swap
+    or ceilings are not run.
     """
-    require_no_swap(instance)
-    incumbent = best_incumbent(instance, objective, [*list_schedules(instance), *candidates])
-    bound = best_bound(instance, objective)
-    names = {"best_by": incumbent.found_by, "bound_by": bound.name}
-    watch = Watch(limits, incumbent.value_ns, bound.value_ns, on_progress, **names)
-    proof = Proof(dual_ns=bound.value_ns, certificate=bound.name)
-    record = Record(instance, objective, incumbent, proof, watch)
+    incumbent = best_incumbent(
+        instance, objective, [*first_schedules(instance, objective), *candidates], ceilings
+    )
+    bound_ns, bound_by = closed_form_bound(instance, objective)
+    names = {"best_by": incumbent.found_by, "bound_by": bound_by}
+    watch = Watch(limits, incumbent.value_ns, bound_ns, on_progress, **names)
+    proof = Proof(dual_ns=bound_ns, certificate=bound_by)
+    record = Record(instance, objective, incumbent, proof, watch, ceilings)
     endings: list[Ending] = []
     try:
         watch.tell()
@@ -102,13 +89,32 @@ def _search(record: Record, limits: SearchLimits, endings: list[Ending]) -> None
     if limits.time_limit_s <= 0:
         endings.append((StopReason.TIME_LIMIT, {}))
         return
-    space = build_state_space(record.instance, record.objective, record.incumbent.value_ns)
+    space = _state_space(record)
     if limits.num_workers == 1:
         _take_turns(record, space, limits, endings)
     elif space is not None:
         _race_states(record, space, limits, endings)
     else:
         _race_model(record, limits, endings)
+
+
+def _state_space(record: Record) -> StateSpace | None:
+    """What the state search needs, where it is exact: it knows neither mixtures nor swap nor ceilings."""
+    instance, objective = record.instance, record.objective
+    if not isinstance(objective, Objective) or record.ceilings:
+        return None
+    if instance.switches.preemption.swaps:
+        if not is_swap_idle(instance):
+            return None
+        instance = without_swap(instance)
+    return build_state_space(instance, objective, record.incumbent.value_ns)
+
+
+def _can_dispatch(record: Record) -> bool:
+    """Whether local search knows the objective and may evict as it does."""
+    known = isinstance(record.objective, Objective) and not record.ceilings
+    may_evict = record.instance.switches.preemption is not Preemption.SWAP
+    return known and may_evict and can_dispatch(record.instance)
 
 
 def _take_turns(
@@ -127,7 +133,7 @@ def _race_states(record: Record, space: StateSpace, limits: SearchLimits, ending
     CP-SAT is that second where everybody runs to completion. In wider classes neither its bound nor its
     schedules get near those of the state search; a second search for schedules does more.
     """
-    with _beside(record, lambda: run_states(record, space)) as future:
+    with _beside(record, lambda: _prove(record, space)) as future:
         _wait(future, min(HEAD_START_S, MOST_HEAD_START * limits.time_limit_s))
         if not future.done():
             endings.append(_second(record, space, limits))
@@ -139,18 +145,26 @@ def _race_states(record: Record, space: StateSpace, limits: SearchLimits, ending
         endings.append(run_model(record, limits))
 
 
+def _prove(record: Record, space: StateSpace) -> Ending:
+    """The state search; once it is through, what runs beside it has nothing left to find."""
+    ending = run_states(record, space)
+    if ending[0] is StopReason.ROUNDING:
+        record.watch.stop()
+    return ending
+
+
 def _second(record: Record, space: StateSpace, limits: SearchLimits) -> Ending:
     """What runs beside the state search."""
     if record.instance.switches.run_to_completion:
         return run_model(record, beside(limits))
-    if can_dispatch(record.instance):
+    if _can_dispatch(record):
         run_local_search(record, limits, share=LOCAL_SHARE)
     return run_descents(record, space)
 
 
 def _race_model(record: Record, limits: SearchLimits, endings: list[Ending]) -> None:
     """CP-SAT, and local search in a thread: for a while, or all the time if no model is affordable."""
-    if not can_dispatch(record.instance):
+    if not _can_dispatch(record):
         endings.append(run_model(record, limits))
         return
     share = LOCAL_SHARE if is_affordable(record, limits) else 1.0

@@ -15,7 +15,7 @@ from ortools.sat.python import cp_model
 from cspsched.exact.list_schedule import share
 from cspsched.exact.model import Decisions, ExactModel, identical_requests
 from cspsched.exact.pricing import Amount, BatchExpressions
-from cspsched.exact.timeline import Waiting, add_timeline
+from cspsched.exact.timeline import Waiting, add_timeline, objective_expression, worst_sum
 from cspsched.problem.cost import BatchFeatures
 from cspsched.problem.instance import Instance
 from cspsched.problem.metrics import Objective
@@ -64,7 +64,8 @@ class StartModel(ExactModel):
         add_start_order(self.grid)
         batches = _batches(self.grid)
         timeline = add_timeline(model, instance, batches, starts)
-        super().__init__(timeline, objective, _waiting(self.grid, objective))
+        value = objective_expression(timeline, objective, _waiting(self.grid, objective))
+        super().__init__(timeline, value, worst_sum(timeline, objective))
 
     def assignment(self, schedule: Schedule) -> Iterator[tuple[cp_model.IntVar, int]]:
         """Start of every request, identical requests renamed in their order of starting."""

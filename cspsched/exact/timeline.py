@@ -39,9 +39,15 @@ class Timeline:
     model: cp_model.CpModel
     instance: Instance
     batches: Sequence[BatchExpressions]
-    durations: Sequence[cp_model.IntVar]
+    steps: Sequence[cp_model.IntVar]
+    """Time that batch j takes, moves of KV caches before it included."""
     ends: Sequence[cp_model.IntVar]
     latest_ns: int
+
+    @property
+    def has_arrivals(self) -> bool:
+        """Whether somebody arrives after the clock has started."""
+        return any(request.arrival_ns for request in self.instance.requests)
 
 
 def add_timeline(
@@ -49,21 +55,24 @@ def add_timeline(
     instance: Instance,
     batches: Sequence[BatchExpressions],
     first_use: Mapping[tuple[int, int], cp_model.IntVar],
+    moves: Sequence[Amount] = (),
 ) -> Timeline:
-    r"""Rule 7: $S_j \ge S_{j-1} + T_{j-1}$, and $S_j \ge a_i$ for every i processed in batch j.
+    r"""Rules 7 and 8: $S_j \ge S_{j-1} + T_{j-1} + V_j$, and $S_j \ge a_i$ for every i processed in batch j.
 
-    `first_use[i, j]` must be true for the first batch j of request i, if j is possible for it.
+    `first_use[i, j]` must be true for the first batch j of request i, if j is possible for it. `moves` are
+    the times $V_j$ that KV caches take to move at the boundary before each batch; none if left out.
     """
     amounts = [add_duration(model, instance.cost, batch) for batch in batches]
     arrivals = [request.arrival_ns for request in instance.requests]
-    latest = max(arrivals) + sum(amount.most for amount in amounts)
-    durations: list[cp_model.IntVar] = []
+    moves = moves or [Amount(0, 0)] * len(amounts)
+    latest = max(arrivals) + sum(amount.most for amount in (*amounts, *moves))
+    steps: list[cp_model.IntVar] = []
     ends: list[cp_model.IntVar] = []
-    for j, amount in enumerate(amounts):
+    for j, (amount, move) in enumerate(zip(amounts, moves, strict=True)):
         duration = model.new_int_var(0, amount.most, f"duration[{j}]")
         model.add(duration == amount.expression)
         end = model.new_int_var(0, latest, f"end[{j}]")
-        previous = ends[-1] if ends else 0
+        previous = cp_model.LinearExpr.sum([ends[-1], move.expression]) if ends else 0
         if max(arrivals) == 0:
             model.add(end == previous + duration)
         else:
@@ -73,11 +82,20 @@ def add_timeline(
             for i, arrival in enumerate(arrivals):
                 if arrival and (i, j) in first_use:
                     model.add(start >= arrival).only_enforce_if(first_use[i, j])
-        durations.append(duration)
+        steps.append(_step(model, j, duration, amount, move))
         ends.append(end)
-    return Timeline(
-        model=model, instance=instance, batches=batches, durations=durations, ends=ends, latest_ns=latest
-    )
+    return Timeline(model=model, instance=instance, batches=batches, steps=steps, ends=ends, latest_ns=latest)
+
+
+def _step(
+    model: cp_model.CpModel, j: int, duration: cp_model.IntVar, amount: Amount, move: Amount
+) -> cp_model.IntVar:
+    """Duration of a batch with the moves before it; the duration itself where nothing moves."""
+    if move.most == 0:
+        return duration
+    step = model.new_int_var(0, amount.most + move.most, f"step[{j}]")
+    model.add(step == cp_model.LinearExpr.sum([duration, move.expression]))
+    return step
 
 
 def worst_sum(timeline: Timeline, objective: Objective) -> int:
@@ -90,9 +108,9 @@ def objective_expression(timeline: Timeline, objective: Objective, waiting: Wait
     """Value to minimise, in nanoseconds."""
     if objective is Objective.MAKESPAN:
         return timeline.ends[-1]
-    if any(request.arrival_ns for request in timeline.instance.requests):
+    if timeline.has_arrivals:
         return _sum_of_token_times(timeline, waiting)
-    return _sum_of_waiting(timeline, waiting)
+    return sum_of_waiting(timeline, waiting.counts)
 
 
 def constant_duration_ns(cost: CostModel) -> int | None:
@@ -103,8 +121,10 @@ def constant_duration_ns(cost: CostModel) -> int | None:
     return cost.step_ceil + cost.prefill_batch_ceil if cost == flat else None
 
 
-def _sum_of_waiting(timeline: Timeline, waiting: Waiting) -> cp_model.LinearExprT:
+def sum_of_waiting(timeline: Timeline, counts: Sequence[Amount]) -> cp_model.LinearExprT:
     r"""All requests at 0: $\sum_i t_i = \sum_j T_j U_j$, with U_j requests waiting when batch j starts.
+
+    Each of `counts` is U_j, or the weight of whoever waits.
 
     Of the encodings tried it is the one whose bound rises above the closed-form one.
     """
@@ -112,14 +132,14 @@ def _sum_of_waiting(timeline: Timeline, waiting: Waiting) -> cp_model.LinearExpr
     constant = constant_duration_ns(timeline.instance.cost)
     if constant is not None:
         # A request waits only for batches that run, so T_j U_j is linear.
-        return constant * cp_model.LinearExpr.sum([count.expression for count in waiting.counts])
+        return constant * cp_model.LinearExpr.sum([count.expression for count in counts])
     products = []
-    for j, (duration, count) in enumerate(zip(timeline.durations, waiting.counts, strict=True)):
+    for j, (step, count) in enumerate(zip(timeline.steps, counts, strict=True)):
         waiters = model.new_int_var(0, count.most, f"waiters[{j}]")
         model.add(waiters == count.expression)
         most = count.most * timeline.latest_ns
         product = model.new_int_var(0, most, f"waited[{j}]")
-        model.add_multiplication_equality(product, [duration, waiters])
+        model.add_multiplication_equality(product, [step, waiters])
         products.append(product)
     return cp_model.LinearExpr.sum(products)
 

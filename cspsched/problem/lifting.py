@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from enum import StrEnum
+from fractions import Fraction
 
 from cspsched.errors import UsageError
 from cspsched.problem.instance import Instance, Limits, Preemption, Switches
@@ -62,6 +63,25 @@ def lift_all(instance: Instance, restrictions: Sequence[Restriction]) -> Instanc
             )
         instance = lifted
     return instance
+
+
+def is_swap_idle(instance: Instance) -> bool:
+    """Whether moving to host memory never helps: none is there, or everybody fits and may simply hold on."""
+    limits = instance.limits
+    peaks = sum(limits.blocks_of(request.peak_kv_tokens) for request in instance.requests)
+    return limits.host_kv_blocks == 0 or (instance.switches.holding and peaks <= limits.kv_blocks)
+
+
+def without_swap(instance: Instance) -> Instance:
+    """The instance without host memory and without a price of moving there; swap becomes none of it."""
+    preemption = instance.switches.preemption
+    kept = Preemption.RECOMPUTE if preemption.recomputes else Preemption.NONE
+    return replace(
+        instance,
+        limits=replace(instance.limits, host_kv_blocks=0),
+        cost=replace(instance.cost, swap_block=Fraction(0)),
+        switches=replace(instance.switches, preemption=kept),
+    )
 
 
 def _without_limit(instance: Instance, limits: Limits, restriction: Restriction) -> Limits:

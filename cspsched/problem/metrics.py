@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import cached_property
 from typing import Any
 
@@ -13,25 +12,13 @@ import numpy.typing as npt
 from cspsched.problem.cost import IntArray
 from cspsched.problem.history import History, follow
 from cspsched.problem.instance import Instance
+from cspsched.problem.linear_form import linear_form
+from cspsched.problem.objectives import AnyObjective
+from cspsched.problem.objectives import Objective as Objective
 from cspsched.problem.schedule import Schedule
 from cspsched.units import NS_PER_S
 
 PERCENTILES = (50, 90, 95, 99)
-
-
-class Objective(StrEnum):
-    """What is minimised, in integer nanoseconds (sums over requests; reports show means)."""
-
-    MAKESPAN = "makespan"
-    """End of the last batch, the clock starting at the first arrival."""
-    LATENCY = "latency"
-    """Sum over requests of completion - arrival."""
-    TTFT = "ttft"
-    """Sum over requests of first token - arrival."""
-
-    def mean_s(self, value_ns: int, num_requests: int) -> float:
-        """The number that people read: seconds, per request for the sums."""
-        return value_ns / NS_PER_S / (1 if self is Objective.MAKESPAN else num_requests)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -120,11 +107,19 @@ class Metrics:
         """KV blocks moved between device and host memory, out and in."""
         return int(self.history.moved_blocks.sum())
 
-    def objective_ns(self, objective: Objective) -> int:
-        """Value of an objective, an exact integer."""
+    def objective_ns(self, objective: AnyObjective) -> int:
+        """Value of an objective, an exact integer; nanoseconds, in the scale of a mixture."""
         if objective is Objective.MAKESPAN:
             return self.makespan_ns
-        return sum((self.latency_ns if objective is Objective.LATENCY else self.ttft_ns).tolist())
+        if isinstance(objective, Objective):
+            return sum((self.latency_ns if objective is Objective.LATENCY else self.ttft_ns).tolist())
+        return linear_form(objective, self._instance).value(
+            self._instance.requests,
+            self.makespan_ns,
+            self.ttft_ns.tolist(),
+            (self.latency_ns - self.ttft_ns).tolist(),
+            int(self.itl_ns.max(initial=0)),
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Summary with units in the names; percentiles by linear interpolation."""

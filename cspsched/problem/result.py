@@ -11,8 +11,10 @@ from typing import Any
 
 from cspsched.errors import InputError
 from cspsched.problem.instance import Instance
-from cspsched.problem.json_io import require_keys, require_schema
-from cspsched.problem.metrics import Objective, measure
+from cspsched.problem.json_io import require_int, require_keys, require_schema, require_text
+from cspsched.problem.linear_form import read_objectives
+from cspsched.problem.metrics import measure
+from cspsched.problem.objectives import AnyObjective, Mixture
 from cspsched.problem.referee import Violation, find_violations
 from cspsched.problem.schedule import Schedule
 
@@ -37,16 +39,80 @@ class StopReason(StrEnum):
     TIME_LIMIT = "time limit"
     INTERRUPTED = "interrupted"
     TOO_LARGE = "too large"
-    NO_SWAP = "no swap"
-    """The instance allows preemption by swap, which the exact solver does not know yet."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """An earlier stage of a lexicographic order: the later ones were solved with it at most `primal_ns`."""
+
+    objective: AnyObjective
+    primal_ns: int
+    dual_ns: int
+    certificate: str
+
+    @property
+    def is_proven(self) -> bool:
+        """Whether no schedule has less."""
+        return self.dual_ns == self.primal_ns
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, in the unit of the objective."""
+        return {
+            "objective": self.objective.value,
+            "unit": unit_of(self.objective),
+            "primal_ns": self.primal_ns,
+            "dual_ns": self.dual_ns,
+            "certificate": self.certificate,
+        }
+
+    @classmethod
+    def from_json(cls, data: Any, instance: Instance, where: str) -> Stage:
+        """Read what `to_json` wrote."""
+        numbers = ("primal_ns", "dual_ns")
+        require_keys(data, where, required=("objective", *numbers, "certificate"), optional=("unit",))
+        return cls(
+            objective=_read_objective(data, instance, where),
+            **{name: require_int(data, name, where) for name in numbers},
+            certificate=require_text(data, "certificate", where),
+        )
+
+
+def _read_objective(data: dict[str, Any], instance: Instance, where: str) -> AnyObjective:
+    """The one objective that a text in a file names."""
+    text = require_text(data, "objective", where)
+    try:
+        first, *others = read_objectives(text, instance)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+    if others:
+        raise InputError(f"{where}: objective is {text!r}, expected one stage; earlier ones go to 'earlier'")
+    return first
+
+
+def _read_stages(data: Any, instance: Instance, where: str) -> tuple[Stage, ...]:
+    if not isinstance(data, list):
+        raise InputError(f"{where} is {data!r}, expected a list of stages")
+    return tuple(Stage.from_json(stage, instance, where) for stage in data)
+
+
+def unit_of(objective: AnyObjective) -> str:
+    """What one of an objective's integers is worth."""
+    if not isinstance(objective, Mixture):
+        return "ns"
+    what = "request" if objective.counts else "ns"
+    return what if objective.scale == 1 else f"1/{objective.scale} {what}"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Result:
-    """Outcome of solving or simulating an instance. Values in integer nanoseconds; None means not known."""
+    """Outcome of solving or simulating an instance; None means not known.
+
+    Values are integers: nanoseconds, or what the objective says (`unit_of`).
+    """
 
     instance: Instance
-    objective: Objective
+    objective: AnyObjective
+    """Of a lexicographic order, the last stage; see `earlier`."""
     schedule: Schedule | None
     primal_ns: int | None
     dual_ns: int | None
@@ -58,6 +124,8 @@ class Result:
     """Name of the proof behind the dual bound."""
     provenance: dict[str, Any] = field(default_factory=dict)
     """Tool versions, parameters, seed."""
+    earlier: tuple[Stage, ...] = ()
+    """Stages before this one, in their order; empty unless objectives were solved one after the other."""
 
     @property
     def gap(self) -> float | None:
@@ -76,6 +144,8 @@ class Result:
         return {
             "schema": RESULT_SCHEMA,
             "objective": self.objective.value,
+            **({"unit": unit_of(self.objective)} if isinstance(self.objective, Mixture) else {}),
+            **({"earlier": [stage.to_json() for stage in self.earlier]} if self.earlier else {}),
             "status": self.status.value,
             "stop_reason": self.stop_reason.value,
             "policy_class": self.instance.switches.policy_class,
@@ -110,8 +180,7 @@ class Result:
         if not isinstance(data.get("provenance", {}), dict):
             raise InputError(f"{where}: provenance is {data['provenance']!r}, expected a table")
         try:
-            objective, status = Objective(data["objective"]), Status(data["status"])
-            stop_reason = StopReason(data["stop_reason"])
+            status, stop_reason = Status(data["status"]), StopReason(data["stop_reason"])
         except ValueError as error:
             raise InputError(f"{where}: {error}") from None
         instance = Instance.from_json(data["instance"], f"{where}: instance")
@@ -124,7 +193,8 @@ class Result:
         schedule = data["schedule"]
         return cls(
             instance=instance,
-            objective=objective,
+            objective=_read_objective(data, instance, where),
+            earlier=_read_stages(data.get("earlier", []), instance, f"{where}: earlier"),
             schedule=None if schedule is None else Schedule.from_json(schedule, f"{where}: schedule"),
             primal_ns=data.get("primal_ns"),
             dual_ns=data.get("dual_ns"),
@@ -155,15 +225,24 @@ class Result:
         broken = find_violations(self.instance, self.schedule)
         if broken:
             return broken
-        value = measure(self.instance, self.schedule).objective_ns(self.objective)
+        metrics = measure(self.instance, self.schedule)
+        value, unit = metrics.objective_ns(self.objective), unit_of(self.objective)
+        for stage in self.earlier:
+            reached = metrics.objective_ns(stage.objective)
+            if not stage.dual_ns <= reached == stage.primal_ns:
+                message = f"states {stage.objective} {stage.primal_ns}, the schedule's is {reached}"
+                broken.append(Violation(rule="objective", message=message))
         if value != self.primal_ns:
-            message = f"states {self.objective} {self.primal_ns} ns, the schedule's is {value} ns"
+            message = f"states {self.objective} {self.primal_ns} {unit}, the schedule's is {value} {unit}"
             broken.append(Violation(rule="objective", message=message))
         if self.dual_ns is not None and self.dual_ns > value:
-            message = f"states the bound {self.dual_ns} ns, above its own schedule's {value} ns"
+            message = f"states the bound {self.dual_ns} {unit}, above its own schedule's {value} {unit}"
             broken.append(Violation(rule="bound", message=message))
-        if self.status is Status.OPTIMAL and self.dual_ns != value:
-            message = f"states that it is optimal, its bound is {self.dual_ns} ns and its value {value} ns"
+        is_open = self.dual_ns != value or not all(stage.is_proven for stage in self.earlier)
+        if self.status is Status.OPTIMAL and is_open:
+            message = (
+                f"states that it is optimal, its bound is {self.dual_ns} {unit} and its value {value} {unit}"
+            )
             broken.append(Violation(rule="status", message=message))
         return broken
 

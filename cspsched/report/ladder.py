@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cspsched.ladder import AS_GIVEN, Ladder, Rung, Saving, saving
-from cspsched.problem.metrics import Objective
 from cspsched.problem.result import StopReason
 from cspsched.report.output import write_files
 from cspsched.report.table import UNITS, percent, seconds
@@ -122,7 +121,7 @@ def _percent(share: float) -> str:
 
 
 def _what(ladder: Ladder) -> str:
-    return "makespan" if ladder.objective is Objective.MAKESPAN else f"mean {ladder.objective}"
+    return ladder.objective.label
 
 
 def _plain_seconds(ladder: Ladder, value_ns: int) -> str:

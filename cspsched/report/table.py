@@ -13,7 +13,6 @@ from cspsched.units import NS_PER_S
 ARRIVAL_DOMINATED = 0.9
 WHY_OPEN = {
     StopReason.TOO_LARGE: "the trace is too large for the exact solver",
-    StopReason.NO_SWAP: "the exact solver does not know preemption by swap yet",
     StopReason.TIME_LIMIT: "the exact solver ran into the time limit",
     StopReason.INTERRUPTED: "the exact solver was interrupted",
     StopReason.FINISHED: "the exact solver searched schedules of limited length only",
