@@ -39,6 +39,13 @@ WHOLE_SLOPES = CostModel(
 )
 """A decode batch is dear enough that refilling a resident beside a prefill can pay."""
 DEAR_DECODES = replace(WHOLE_SLOPES, name="dear decodes", decode_context=PiecewiseLinear.linear(60))
+MIXED = replace(
+    WHOLE_SLOPES,
+    name="mixed",
+    mixed_request=Fraction(3, 2),
+    mixed_context=PiecewiseLinear((0, 4), (Fraction(2), Fraction(25, 3))),
+)
+"""One attention kernel for both: beside a prefill a decode may cost more than its refill."""
 THIRDS = replace(WHOLE_SLOPES, name="thirds", tokens=PiecewiseLinear.linear(Fraction(22, 3)))
 
 
@@ -52,12 +59,15 @@ def talk(value_ns, time_left_s=60.0):
     )
 
 
-def searched(instance, objective):
+def searched(instance, objective, *, sharp=False):
     """Best value and bound of the search alone, or None where it does not apply."""
     start = best_incumbent(instance, objective, list_schedules(instance))
     space = build_state_space(instance, objective, start.value_ns)
-    if space is None:
+    if space is None or (sharp and not space.can_sharpen):
         return None
+    if sharp:
+        space.sharpen(lambda *_: True)
+        assert len(space.floors.walk_values) > 0
     outcome = search_states(space, talk(start.value_ns))
     assert outcome.stop_reason is StopReason.ROUNDING
     if outcome.decisions is None:
@@ -70,13 +80,14 @@ def searched(instance, objective):
 @settings(max_examples=EXAMPLES, deadline=None, derandomize=True)
 @given(
     tiny_instances(arrivals=False),
-    st.sampled_from([WHOLE_SLOPES, DEAR_DECODES, FLAT]),
+    st.sampled_from([WHOLE_SLOPES, DEAR_DECODES, MIXED, FLAT]),
     st.sampled_from(Objective),
+    st.booleans(),
 )
-def test_search_agrees_with_exhaustive_search(instance, cost, objective):
-    """Where slopes are whole numbers the search proves the optimum to the nanosecond."""
+def test_search_agrees_with_exhaustive_search(instance, cost, objective, sharp):
+    """Where slopes are whole numbers the search proves the optimum to the nanosecond, with any floors."""
     instance = replace(instance, cost=cost)
-    found = searched(instance, objective)
+    found = searched(instance, objective, sharp=sharp)
 
     if found is not None:
         optimum = exhaustive_optimum(instance, objective)

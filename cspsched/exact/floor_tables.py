@@ -1,12 +1,13 @@
 """Tables for the floor of the state search: sizes, work and prices of all tokens still to come.
 
 Sizes come from dual-feasible functions of the KV blocks (Fekete and Schepers 2001), prices from the pattern
-linear program (`cspsched.exact.pattern_prices`). Amounts of time are in `scale` parts of a nanosecond.
+linear program (`cspsched.exact.pattern_prices`), and better ones, where there is time, from ways through the
+resident states (`cspsched.exact.walk_prices`). Amounts of time are in `scale` parts of a nanosecond.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from math import floor
@@ -16,6 +17,9 @@ import numpy as np
 
 from cspsched.bounds.minorant import Minorant, minorants
 from cspsched.exact.pattern_prices import Tokens, token_prices
+from cspsched.exact.resident_states import Column, Residents, count_residents, list_residents
+from cspsched.exact.resident_walks import Moves
+from cspsched.exact.walk_prices import WalkPrices, walk_prices
 from cspsched.problem.cost import IntArray, triangle
 from cspsched.problem.instance import Instance, Preemption
 from cspsched.problem.metrics import Objective
@@ -24,6 +28,8 @@ MOST_CUTS = 16
 MOST_ROUNDINGS = 8
 SAMPLES = 200
 """States at which dual-feasible functions compete; those that never win are left out."""
+MOST_RESIDENT_STATES = 300_000
+"""Beyond it, prices from ways through the resident states take too long."""
 PRICE_ORDERS = 2
 """Orders of completion for which prices are optimised, if waits are summed."""
 
@@ -51,6 +57,12 @@ class Floors(NamedTuple):
     """Prices and unavoidable work of the tokens still to come."""
     price_refill: IntArray
     """What is added to them if the request is not on the device."""
+    walk_prices: IntArray
+    """Prices of the tokens still to come that no way through the resident states beats."""
+    walk_values: IntArray
+    """What is added by resident state, shape (number, states)."""
+    resident_codes: IntArray
+    resident_slots: Column
 
 
 def build_floors(instance: Instance, blocks: IntArray, objective: Objective, scale: int) -> Floors:
@@ -65,8 +77,7 @@ def build_floors(instance: Instance, blocks: IntArray, objective: Objective, sca
     targets = np.ones_like(outputs) if objective is Objective.TTFT else outputs
     works = [_work(instance, minorant, targets, scale) for minorant in minorants(instance)]
     areas, sizes, capacities = _areas(blocks, targets, instance.limits.kv_blocks)
-    batches = max(-(-areas[:, :, 0].sum(axis=1) // capacities))
-    strongest = max(works, key=lambda work: work.decode_or_prefill * batches + work.cheaper[:, 0].sum())
+    strongest = _strongest(works, areas, capacities)
     priced = list(_prices(instance, strongest, blocks, targets, objective))
     empty = np.zeros((0, *blocks.shape), dtype=np.int64)
     return Floors(
@@ -80,7 +91,87 @@ def build_floors(instance: Instance, blocks: IntArray, objective: Objective, sca
         refill=np.stack([work.refill for work in works]),
         prices=np.stack([prices for prices, _ in priced]) if priced else empty,
         price_refill=np.stack([refill for _, refill in priced]) if priced else empty,
+        walk_prices=empty,
+        walk_values=np.zeros((0, 0), dtype=np.int64),
+        resident_codes=np.zeros(0, dtype=np.int64),
+        resident_slots=np.zeros(0, dtype=np.int32),
     )
+
+
+def sharpen_floors(
+    floors: Floors,
+    instance: Instance,
+    blocks: IntArray,
+    strides: IntArray,
+    objective: Objective,
+    scale: int,
+    go_on: Callable[[int, int], bool],
+) -> Floors:
+    """Floors with prices from ways through the resident states on top; the same ones if those are too many.
+
+    Parameters
+    ----------
+    strides
+        Weight of each request's tokens in the code of a resident state.
+    go_on
+        As for `walk_prices`.
+    """
+    preemptive = instance.switches.preemption is not Preemption.NONE
+    targets, capacity = floors.targets, instance.limits.kv_blocks
+    if not can_sharpen(floors, instance, blocks, objective):
+        return floors
+    works = [_work(instance, minorant, targets, scale) for minorant in minorants(instance)]
+    work = _strongest(works, floors.areas, floors.capacities)
+    own = -np.diff(work.cheaper, axis=1, append=0)
+    moves = Moves(
+        blocks=blocks,
+        counts=targets,
+        strides=strides,
+        capacity=capacity,
+        batch=np.array([work.decode, work.prefill, work.hybrid], dtype=np.int64),
+        decode=own + work.decode_extra,
+        prefill=own + work.refill,
+        preemptive=preemptive,
+        holding=instance.switches.holding,
+    )
+    residents = list_residents(blocks, targets, strides, capacity)
+    start = floors.prices[0] if len(floors.prices) else np.zeros_like(blocks)
+    found = list(_walk_prices(moves, residents, -np.diff(start, axis=1, append=0), objective, go_on))
+    to_come = [np.cumsum(walks.prices[:, ::-1], axis=1)[:, ::-1] for walks in found]
+    return floors._replace(
+        walk_prices=np.stack(to_come),
+        walk_values=np.stack([walks.value for walks in found]),
+        resident_codes=residents.codes,
+        resident_slots=residents.slots,
+    )
+
+
+def can_sharpen(floors: Floors, instance: Instance, blocks: IntArray, objective: Objective) -> bool:
+    """Whether prices from ways through the resident states hold for the objective and can be afforded."""
+    preemptive = instance.switches.preemption is not Preemption.NONE
+    # Without evictions a cache kept may also be a burden, which a sum of waits does not take in.
+    return (preemptive or objective is Objective.MAKESPAN) and count_residents(
+        blocks, floors.targets, instance.limits.kv_blocks
+    ) <= MOST_RESIDENT_STATES
+
+
+def _walk_prices(
+    moves: Moves,
+    residents: Residents,
+    start: IntArray,
+    objective: Objective,
+    go_on: Callable[[int, int], bool],
+) -> Iterator[WalkPrices]:
+    """Prices for the time of the last token; where waits are summed, before them those for the sum."""
+    if objective is not Objective.MAKESPAN:
+        yield walk_prices(moves, residents, start, go_on, waits=True)
+    yield walk_prices(moves, residents, start, go_on, waits=False)
+
+
+def _strongest(works: list[_Work], areas: IntArray, capacities: IntArray) -> _Work:
+    """The work of the minorant that says most about the whole instance."""
+    batches = max(-(-areas[:, :, 0].sum(axis=1) // capacities))
+    return max(works, key=lambda work: work.decode_or_prefill * batches + work.cheaper[:, 0].sum())
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

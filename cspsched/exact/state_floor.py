@@ -5,6 +5,7 @@ from __future__ import annotations
 import numba as nb
 
 from cspsched.exact.floor_tables import Floors
+from cspsched.exact.resident_states import state_of
 from cspsched.exact.state_space import Shape
 from cspsched.problem.cost import IntArray
 
@@ -39,14 +40,27 @@ def floor_on_rest(shape: Shape, floors: Floors, generated: IntArray, resident: i
             absent += 1 - ((resident >> i) & 1)
     if waiting == 0:
         return 0
+    known = _resident_state(shape, floors, generated, resident)
     if shape.counted < 0:
-        return _makespan(floors, generated, resident, who, waiting, absent)
-    return _sum_of_waits(floors, generated, resident, work, waiting, absent)
+        return _makespan(floors, generated, resident, who, waiting, absent, known)
+    return _sum_of_waits(floors, generated, resident, work, waiting, absent, known)
+
+
+@nb.njit(cache=True, nogil=True)
+def _resident_state(shape: Shape, floors: Floors, generated: IntArray, resident: int) -> int:
+    """Number of the resident state, if there are values for them."""
+    if len(floors.walk_values) == 0:
+        return 0
+    code = 0
+    for i in range(len(generated)):
+        if (resident >> i) & 1 and generated[i] < floors.targets[i]:
+            code += generated[i] * shape.strides[i]
+    return state_of(floors.resident_slots, floors.resident_codes, code)
 
 
 @nb.njit(cache=True, nogil=True)
 def _makespan(
-    floors: Floors, generated: IntArray, resident: int, who: IntArray, waiting: int, absent: int
+    floors: Floors, generated: IntArray, resident: int, who: IntArray, waiting: int, absent: int, known: int
 ) -> int:
     """Batches that are needed times what one takes, and work; or the prices of all tokens to come."""
     batches, prefill_batches = 0, 1 if absent else 0
@@ -79,12 +93,23 @@ def _makespan(
             if not (resident >> i) & 1:
                 rest += floors.price_refill[m, i, generated[i]]
         best = max(best, rest)
+    for m in range(len(floors.walk_values)):
+        rest = floors.walk_values[m, known]
+        for k in range(waiting):
+            rest += floors.walk_prices[m, who[k], generated[who[k]]]
+        best = max(best, rest)
     return best
 
 
 @nb.njit(cache=True, nogil=True)
 def _sum_of_waits(
-    floors: Floors, generated: IntArray, resident: int, scratch: IntArray, waiting: int, absent: int
+    floors: Floors,
+    generated: IntArray,
+    resident: int,
+    scratch: IntArray,
+    waiting: int,
+    absent: int,
+    known: int,
 ) -> int:
     """Bounds on the time of the k-th last token, summed over k.
 
@@ -121,6 +146,13 @@ def _sum_of_waits(
                 if k + 1 > waiting - absent:
                     bound += floors.surcharges[m]
             times[k] = max(times[k], bound)
+    for m in range(len(floors.walk_values)):
+        for k in range(waiting):
+            insert_sorted(ordered, k, floors.walk_prices[m, who[k], generated[who[k]]])
+        total = floors.walk_values[m, known]
+        for k in range(waiting):
+            total += ordered[k]
+            times[k] = max(times[k], total)
     best = 0
     for k in range(waiting):
         best += times[k]

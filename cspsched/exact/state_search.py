@@ -38,6 +38,12 @@ DESCENT_SHARE = 5
 """A descent takes at most one of so many parts of the time that is left."""
 LABEL_S, EXPANSION_S = 1e-5, 1e-5
 """What a deterministic clock counts for a new label and for an expansion, whatever came of it."""
+FIRST_DESCENTS, FIRST_PROOF = DESCENTS[:2], 5_000
+"""Descents, and labels to expand, before the floors are sharpened: many an instance is proven by then."""
+SHARPEN_SHARE = 0.25
+"""Part of the time that is left which sharpening takes at most."""
+VISIT_S = 5e-7
+"""What a deterministic clock counts for a resident state that is visited for prices."""
 LABELS_OF_EXPANSION = 16
 """Room of a descent for each label that it may expand."""
 
@@ -105,10 +111,18 @@ class _Search:
         self.num_states = 0
 
     def prove(self) -> StopReason:
-        """Descents, then the search that proves. Returns why it stopped."""
-        if self.descend(DESCENTS, DESCENT_SHARE) is StopReason.ROUNDING:
+        """Descents, then the search that proves; first short ones without the strongest floors."""
+        state = OPEN
+        if self._space.can_sharpen:
+            if self.descend(FIRST_DESCENTS, DESCENT_SHARE) is StopReason.ROUNDING:
+                return StopReason.ROUNDING
+            state = self._search(WEIGHT_ONE, self._most_labels, FIRST_PROOF, 0.0)
+            if state == OPEN:
+                self._sharpen()
+        if state == OPEN and self.descend(DESCENTS, DESCENT_SHARE) is StopReason.ROUNDING:
             return StopReason.ROUNDING
-        state = self._search(WEIGHT_ONE, self._most_labels, 2 * self._most_labels, 0.0)
+        if state == OPEN:
+            state = self._search(WEIGHT_ONE, self._most_labels, 2 * self._most_labels, 0.0)
         if state in (FINISHED, EXHAUSTED):
             self._raise_bound(self._upper)
             return StopReason.ROUNDING
@@ -124,6 +138,18 @@ class _Search:
                 self._raise_bound(self._upper)
                 return StopReason.ROUNDING
         return StopReason.TIME_LIMIT
+
+    def _sharpen(self) -> None:
+        """Spend a share of the time that is left on stronger floors."""
+        talk, space = self._talk, self._space
+        until = talk.time_left() * (1 - SHARPEN_SHARE)
+
+        def go_on(total: int, visited: int) -> bool:
+            talk.spend(visited * VISIT_S)
+            enough = space.shape.counted < 0 and total >= self._upper
+            return not enough and talk.time_left() > until
+
+        space.sharpen(go_on)
 
     def _search(self, weight: int, most_labels: int, most_expanded: int, until: float) -> int:
         """Search with one weight, slice by slice, until so much time is left. Returns how it ended."""

@@ -6,6 +6,7 @@ time are in `scale` parts of a nanosecond.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from typing import NamedTuple
@@ -13,20 +14,23 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from cspsched.exact.floor_tables import Floors, build_floors
+from cspsched.exact.floor_tables import Floors, build_floors, can_sharpen, sharpen_floors
 from cspsched.exact.unchunked import LINEAR_TERMS, chunks_are_dominated, unrounded_scale
-from cspsched.problem.cost import FUNCTION_FEATURES, BatchFeatures, IntArray, PiecewiseLinear
+from cspsched.problem.cost import FUNCTION_FEATURES, MIXED_FEATURES, BatchFeatures, IntArray, PiecewiseLinear
 from cspsched.problem.instance import Instance, Preemption
 from cspsched.problem.metrics import Objective
 
 MOST_REQUESTS = 20
 MOST_SCALE = 10**6
 MOST_TIME = 2**60
-PRICED = (*FUNCTION_FEATURES, "prefill_request_term", "decode_request_term")
+MIXED = (*MIXED_FEATURES, "mixed_request_term")
+PRICED = (*FUNCTION_FEATURES, "prefill_request_term", "decode_request_term", *MIXED)
 FEATURE_OF = {
     **FUNCTION_FEATURES,
+    **MIXED_FEATURES,
     "prefill_request_term": "num_prefills",
     "decode_request_term": "num_decodes",
+    "mixed_request_term": "num_decodes",
 }
 
 
@@ -67,17 +71,32 @@ class Prices(NamedTuple):
     slopes: IntArray
     denominators: IntArray
     rounded: npt.NDArray[np.bool_]
+    mixed: npt.NDArray[np.bool_]
+    """Whether only batches with a prefill pay a term."""
     scale: int
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class StateSpace:
     """Everything that the search reads."""
 
     instance: Instance
+    objective: Objective
     shape: Shape
     prices: Prices
     floors: Floors
+    """The strongest so far: a search that takes long has them sharpened, for all searches."""
+
+    @property
+    def can_sharpen(self) -> bool:
+        """Whether stronger floors than those of the start can be had."""
+        return can_sharpen(self.floors, self.instance, self.shape.blocks, self.objective)
+
+    def sharpen(self, go_on: Callable[[int, int], bool]) -> None:
+        """Take the time for stronger floors, as long as `go_on` says (see `walk_prices`)."""
+        shape, objective, scale = self.shape, self.objective, self.prices.scale
+        tables = (self.instance, shape.blocks, shape.strides, objective, scale)
+        self.floors = sharpen_floors(self.floors, *tables, go_on)
 
 
 def build_state_space(instance: Instance, objective: Objective, upper_ns: int) -> StateSpace | None:
@@ -99,6 +118,7 @@ def build_state_space(instance: Instance, objective: Objective, upper_ns: int) -
     shape = _shape(instance, objective)
     return StateSpace(
         instance=instance,
+        objective=objective,
         shape=shape,
         prices=price_tables(instance, scale),
         floors=build_floors(instance, shape.blocks, objective, scale),
@@ -141,7 +161,7 @@ def _shape(instance: Instance, objective: Objective) -> Shape:
 def _decode_is_cheaper(instance: Instance) -> bool:
     """Whether one more refilled token always outweighs one more token of decode context.
 
-    Four nanoseconds make up for the rounding of the terms that change.
+    The decode may stay beside a prefill. Six nanoseconds make up for the rounding of the terms that change.
     """
     cost = instance.cost
     # The refilled request has at least two tokens, so the piece up to the first one does not count.
@@ -149,7 +169,9 @@ def _decode_is_cheaper(instance: Instance) -> bool:
         slope for slope, end in zip(cost.tokens.slopes, (*cost.tokens.knots[1:], 2), strict=True) if end > 1
     ]
     refill = min(beyond_one) + min(cost.prefill_tokens.slopes)
-    return cost.decode_request <= cost.prefill_request and refill - max(cost.decode_context.slopes) >= 4
+    context = max(cost.decode_context.slopes) + max(cost.mixed_context.slopes)
+    request = cost.decode_request + cost.mixed_request
+    return request <= cost.prefill_request and refill - context >= 6
 
 
 def _twins(instance: Instance) -> list[int]:
@@ -183,5 +205,6 @@ def price_tables(instance: Instance, scale: int) -> Prices:
         slopes=table([function.slope_numerators for function in functions], 0),
         denominators=np.array([function.denominator for function in functions], dtype=np.int64),
         rounded=np.array([scale == 1 or name not in LINEAR_TERMS for name in PRICED]),
+        mixed=np.array([name in MIXED for name in PRICED]),
         scale=scale,
     )
