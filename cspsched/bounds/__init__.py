@@ -4,6 +4,7 @@ from cspsched.bounds.api import batch_floor, best_bound, certificates, solo_ns
 from cspsched.bounds.batches import BatchCount, batch_count_bound
 from cspsched.bounds.certificate import Certificate
 from cspsched.bounds.check import check_certificate
+from cspsched.bounds.curve import latency_curve, makespan_curve
 from cspsched.bounds.misses import fewest_misses, percentile_ns
 
 __all__ = [
@@ -15,6 +16,8 @@ __all__ = [
     "certificates",
     "check_certificate",
     "fewest_misses",
+    "latency_curve",
+    "makespan_curve",
     "percentile_ns",
     "solo_ns",
 ]

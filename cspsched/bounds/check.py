@@ -21,8 +21,10 @@ from cspsched.bounds.check_parts import (
     point_objections,
 )
 from cspsched.bounds.check_time_price import plain_time_price
+from cspsched.bounds.check_window_price import plain_window_price
 from cspsched.bounds.minorant import Minorant, find_objections, reachable_maxima
 from cspsched.bounds.time_price import TIME_PRICE, Prices
+from cspsched.bounds.window_price import WINDOW_PRICE, WindowPrices
 from cspsched.errors import InputError, LimitError
 from cspsched.problem.instance import Instance
 from cspsched.problem.metrics import Objective
@@ -158,6 +160,13 @@ def _time_price(instance: Instance, certificate: Certificate) -> int:
     return plain_time_price(instance, _prices(instance, certificate), prices)
 
 
+def _window_price(instance: Instance, certificate: Certificate) -> int:
+    if certificate.objective is not Objective.LATENCY:
+        raise ValueError(f"window-price bounds latency, got {certificate.objective}")
+    chosen = WindowPrices.from_details(certificate.details)
+    return plain_window_price(instance, _prices(instance, certificate), chosen)
+
+
 def _heads(instance: Instance, share: Fraction) -> list[int]:
     """Output tokens of each request that occupy the single machine."""
     return [max(1, round_up(share * request.output_tokens)) for request in instance.requests]
@@ -196,4 +205,5 @@ DERIVATIONS: dict[str, Callable[[Instance, Certificate], int]] = {
     "srpt": _srpt,
     "srpt-tail": _srpt_tail,
     TIME_PRICE: _time_price,
+    WINDOW_PRICE: _window_price,
 }

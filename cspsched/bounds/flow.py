@@ -38,12 +38,15 @@ from cspsched.bounds.work import WorkTable
 from cspsched.problem.cost import IntArray
 from cspsched.problem.instance import Limits
 from cspsched.problem.metrics import Objective
+from cspsched.units import ceil_div
 
 SRPT, SRPT_TAIL = "srpt", "srpt-tail"
 TAIL_SHARES = (Fraction(0), Fraction(1, 4), Fraction(1, 2), Fraction(3, 4))
 """Shares of the output tokens, at least one token, after which `srpt-tail` counts a request as alone."""
 FINALISTS = 3
 """Relaxations that are evaluated exactly, from each of two rankings."""
+RANKED_REQUESTS = 20_000
+"""Of more requests than these, only every so manieth counts for the rankings."""
 
 
 class Split(NamedTuple):
@@ -111,16 +114,16 @@ class Relaxation:
     split: Split
     with_tails: bool
 
-    def processing_ns(self) -> ExactArray:
-        """q_i, rounded down, shape (num_requests,)."""
+    def processing_ns(self, every: int = 1) -> ExactArray:
+        """q_i, rounded down, of every so manieth request; shape (num_requests,) for all of them."""
         weights = self.split.weights(self.first.limits)
         denominator = lcm(*(weight.denominator for weight in weights))
         integers = [int(weight * denominator) for weight in weights]
         price = self.minorant.scaled
-        shares = price("batch") * _weighted(self.heads.consumption, integers)
+        shares = price("batch") * _weighted(self.heads.consumption, integers, every)
         if price("prefill_batch"):
-            shares = shares + price("prefill_batch") * _weighted(self.first, integers)
-        times: ExactArray = shares + denominator * self.work
+            shares = shares + price("prefill_batch") * _weighted(self.first, integers, every)
+        times: ExactArray = shares + denominator * self.work[::every]
         return times // (denominator * self.minorant.scale)
 
     def value_ns(self) -> int:
@@ -131,8 +134,9 @@ class Relaxation:
 
     def estimates(self) -> tuple[float, float]:
         """Its value if nobody waits, and if all arrive together; floats that choose and never prove."""
-        times = np.sort(self.processing_ns().astype(np.float64))
-        waiting = np.arange(len(times), 0, -1)
+        every = ceil_div(len(self.work), RANKED_REQUESTS)
+        times = np.sort(self.processing_ns(every).astype(np.float64)) * every
+        waiting = np.arange(len(times), 0, -1) * every
         return float(times.sum()) + self._tails_ns, float(times @ waiting) + self._tails_ns
 
     @property
@@ -163,24 +167,33 @@ def _srpt_certificate(
     """The best of the relaxations that look best under either ranking."""
     first = Heads(tables, Fraction(0)).consumption
     heads = [Heads(tables, share) for share in shares]
-    relaxations = [
-        Relaxation(head, work, first, table.minorant, split, with_tails=name == SRPT_TAIL)
-        for head, table in product(heads, tables.work)
-        for work in [head.work(table)]
-        for split in SPLITS
-    ]
-    estimates = [relaxation.estimates() for relaxation in relaxations]
+
+    def relaxations(head: Heads, table: WorkTable) -> list[Relaxation]:
+        work, with_tails = head.work(table), name == SRPT_TAIL
+        return [Relaxation(head, work, first, table.minorant, split, with_tails) for split in SPLITS]
+
+    # One group at a time: the work of a million requests is a hundred megabytes.
+    groups = list(product(heads, tables.work))
+    estimates = [relaxation.estimates() for group in groups for relaxation in relaxations(*group)]
     finalists = {
         k
         for ranking in (0, 1)
         for k in sorted(range(len(estimates)), key=lambda k: -estimates[k][ranking])[:FINALISTS]
     }
-    values = {k: relaxations[k].value_ns() for k in sorted(finalists)}
-    best = max(values, key=values.__getitem__)
-    return Certificate(name, objective, values[best], relaxations[best].details())
+    found: tuple[int, Details] | None = None
+    for k in sorted(finalists):
+        relaxation = relaxations(*groups[k // len(SPLITS)])[k % len(SPLITS)]
+        value_ns = relaxation.value_ns()
+        if found is None or value_ns > found[0]:
+            found = value_ns, relaxation.details()
+    assert found is not None
+    return Certificate(name, objective, *found)
 
 
-def _weighted(consumption: Consumption, weights: Sequence[int]) -> ExactArray:
-    blocks, tokens, slots = weights
-    total: ExactArray = consumption.blocks * blocks + consumption.tokens * tokens + consumption.slots * slots
+def _weighted(consumption: Consumption, weights: Sequence[int], every: int) -> ExactArray:
+    columns = (consumption.blocks, consumption.tokens, consumption.slots)
+    blocks, tokens, slots = (
+        column[::every] * weight for column, weight in zip(columns, weights, strict=True)
+    )
+    total: ExactArray = blocks + tokens + slots
     return total

@@ -16,12 +16,12 @@ from fractions import Fraction
 
 import numpy as np
 
-from cspsched.bounds.batches import Consumption, ExactArray, compact, consume, suffix_sums
+from cspsched.bounds.batches import Consumption, ExactArray, consume, suffix_sums
 from cspsched.bounds.certificate import Certificate, Details
 from cspsched.bounds.critical_path import critical_path
 from cspsched.bounds.tables import Tables
 from cspsched.bounds.work import WorkTable
-from cspsched.problem.cost import IntArray
+from cspsched.problem.cost import INT64_SAFE, IntArray
 from cspsched.problem.metrics import Objective
 from cspsched.units import ceil_div
 
@@ -72,24 +72,25 @@ def _arrival_suffix(tables: Tables, whole: Consumption, first: Consumption) -> C
     """Best bound over all sets of requests that arrive at some time or later."""
     order = np.argsort(tables.arrivals_ns, kind="stable")
     batches, prefill_batches = _most(whole, order), _most(first, order)
-    arrivals = tables.arrivals_ns[order].astype(object)
+    arrivals = tables.arrivals_ns[order]
 
-    def values_ns(table: WorkTable) -> ExactArray:
-        price = table.minorant.scaled
-        work = table.until(tables.prompts, tables.outputs)[order]
-        largest = sum(work) + int(arrivals[-1]) * table.minorant.scale
+    def best_cut(table: WorkTable) -> tuple[int, int]:
+        """Bound and first request of the best suffix; of huge numbers floats choose the suffix."""
+        price, scale = table.minorant.scaled, table.minorant.scale
+        work = table.compact_until(tables.prompts, tables.outputs)[order]
+        largest = table.total(tables.prompts, tables.outputs) + int(arrivals[-1]) * scale
         largest += price("batch") * int(batches[0]) + price("prefill_batch") * int(prefill_batches[0])
-        work, ends, count, carriers = (
-            compact(values, largest) for values in (work, arrivals, batches, prefill_batches)
-        )
-        time = price("batch") * count + price("prefill_batch") * carriers + suffix_sums(work)
-        suffix_ends: ExactArray = ends - (-time // table.minorant.scale)
-        return suffix_ends
+        kind = np.int64 if largest < INT64_SAFE else np.float64
+        time = price("batch") * batches.astype(kind) + price("prefill_batch") * prefill_batches.astype(kind)
+        time = -((time + suffix_sums(work.astype(kind))) // -scale)
+        # Requests that arrive together: the first position of the largest value holds all of them.
+        cut = int(np.argmax(arrivals + time))
+        exact = price("batch") * int(batches[cut]) + price("prefill_batch") * int(prefill_batches[cut])
+        return int(arrivals[cut]) + ceil_div(exact + sum(work[cut:].tolist()), scale), cut
 
-    columns = [values_ns(table) for table in tables.work]
-    best = max(range(len(columns)), key=lambda k: columns[k].max())
-    # Requests that arrive together: the first position of the largest value holds all of them.
-    cut = int(np.argmax(columns[best]))
+    cuts = [best_cut(table) for table in tables.work]
+    best = max(range(len(cuts)), key=lambda k: cuts[k][0])
+    value_ns, cut = cuts[best]
     details: Details = {
         "num_batches": int(batches[cut]),
         "num_prefill_batches": int(prefill_batches[cut]),
@@ -97,14 +98,12 @@ def _arrival_suffix(tables: Tables, whole: Consumption, first: Consumption) -> C
         "num_requests": len(order) - cut,
     }
     minorant = tables.work[best].minorant
-    return Certificate(
-        ARRIVAL_SUFFIX, Objective.MAKESPAN, int(columns[best][cut]), details | minorant.to_details()
-    )
+    return Certificate(ARRIVAL_SUFFIX, Objective.MAKESPAN, value_ns, details | minorant.to_details())
 
 
 def _work(tables: Tables, table: WorkTable, prefill_batches: int) -> int:
     """Work of all requests and the surcharge of the batches with prefill, times the minorant's scale."""
-    work: int = sum(table.until(tables.prompts, tables.outputs))
+    work = table.total(tables.prompts, tables.outputs)
     return work + table.minorant.scaled("prefill_batch") * prefill_batches
 
 

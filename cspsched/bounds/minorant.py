@@ -7,9 +7,10 @@ Theorem: for every batch of a feasible schedule
 
 Each piecewise-linear term is replaced by a line below it. A batch has 1 <= N <= top, so the term over N may
 be replaced by any edge of its lower convex hull on that interval; the other features may be 0, so theirs get
-the steepest line through the origin. A line below a piecewise-linear function at its knots and at both ends
-of the interval is below it everywhere between, and that is what `find_objections` checks. Rounding up the
-terms of a batch only lengthens it. Source: problem.md, sections 4 and 5.
+the steepest line through the origin; what decodes cost on top beside a prefill is left out. A line below a
+piecewise-linear function at its knots and at both ends of the interval is below it everywhere between, and
+that is what `find_objections` checks. Rounding up the terms of a batch only lengthens it. Source: problem.md,
+sections 4 and 5.
 """
 
 from __future__ import annotations

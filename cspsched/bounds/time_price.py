@@ -270,7 +270,7 @@ def token_costs(table: Columns, slope: int, price: int) -> IntArray:
     at the price for a refill.
     """
     own, work = table.alpha * slope // STRETCH_UNIT, table.decodes * price // PRICE_UNIT
-    root = own + work + 2 * _integer_root(own * work)
+    root = own + work + 2 * integer_root(own * work)
     alone = own + work + table.decodes * slope // STRETCH_UNIT + table.alpha * price // PRICE_UNIT
     inside = table.alpha * price * STRETCH_UNIT >= table.decodes * (slope * PRICE_UNIT)
     refill = own + table.refills * price // PRICE_UNIT
@@ -278,7 +278,7 @@ def token_costs(table: Columns, slope: int, price: int) -> IntArray:
     return costs
 
 
-def _integer_root(values: IntArray) -> IntArray:
+def integer_root(values: IntArray) -> IntArray:
     """Floor of the square root, exact below 2^62."""
     root = np.sqrt(values.astype(np.float64)).astype(np.int64)
     root -= root * root > values

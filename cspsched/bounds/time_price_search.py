@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from cspsched.bounds.certificate import Certificate
 from cspsched.bounds.tables import Tables
 from cspsched.bounds.time_price import PRICE_UNIT, TIME_PRICE, Columns, Prices, bound_ns, columns, total
+from cspsched.bounds.window_price_search import window_price_certificates
 from cspsched.problem.metrics import Objective
 
 FEWEST_REQUESTS = 8
@@ -58,7 +59,10 @@ class Choice:
 
 
 def time_price_certificates(tables: Tables) -> list[Certificate]:
-    """The certificate `time-price` on the sum of latencies; none for few requests or huge numbers."""
+    """The certificates `time-price` and `window-price` on the sum of latencies.
+
+    None for few requests or huge numbers.
+    """
     if len(tables.arrivals_ns) < FEWEST_REQUESTS:
         return []
     found = []
@@ -67,16 +71,17 @@ def time_price_certificates(tables: Tables) -> list[Certificate]:
         if table is not None:
             sample = table.first_requests(SAMPLE_REQUESTS)
             choice = best_price(Choice(), sample, COARSE)
-            found.append((choice.value_ns(sample), choice, table, sample, work.minorant))
+            found.append((choice.value_ns(sample), choice, table, sample, work))
     if not found:
         return []
-    _, choice, table, sample, minorant = max(found, key=lambda row: row[0])
+    _, choice, table, sample, work = max(found, key=lambda row: row[0])
     choice = best_choice(choice, sample)
     if len(sample.arrivals) < len(table.arrivals) <= MANY_REQUESTS:
         choice = best_price(choice, table, REFINED)
-    value_ns = choice.value_ns(table)
-    details = choice.on(table).to_details() | minorant.to_details()
-    return [Certificate(TIME_PRICE, Objective.LATENCY, value_ns, details)] if value_ns > 0 else []
+    value_ns, prices = choice.value_ns(table), choice.on(table)
+    details = prices.to_details() | work.minorant.to_details()
+    flat = [Certificate(TIME_PRICE, Objective.LATENCY, value_ns, details)] if value_ns > 0 else []
+    return [*flat, *window_price_certificates(tables, work, table, prices)]
 
 
 def best_choice(choice: Choice, table: Columns) -> Choice:

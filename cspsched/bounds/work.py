@@ -59,9 +59,20 @@ class WorkTable:
 
     def until(self, prompts: IntArray, emitted: IntArray) -> ExactArray:
         """Work of requests up to some output token of each, Python integers, shape (num_requests,)."""
-        later = self._later[prompts + emitted - 1] - self._later[prompts]
-        total: ExactArray = (self.prefills[prompts] + later).astype(object)
-        return total
+        return self.compact_until(prompts, emitted).astype(object)
+
+    def compact_until(self, prompts: IntArray, emitted: IntArray) -> ExactArray:
+        """The same as int64 where each number is small enough for that; sums may not be."""
+        work: ExactArray = self.prefills[prompts] + (
+            self._later[prompts + emitted - 1] - self._later[prompts]
+        )
+        return work
+
+    def total(self, prompts: IntArray, emitted: IntArray) -> int:
+        """Sum of the work of all requests."""
+        work = self.compact_until(prompts, emitted)
+        is_safe = work.dtype != object and int(work.max()) * len(work) < INT64_SAFE
+        return int(work.sum()) if is_safe else int(sum(work.tolist()))
 
     def _prefills(self, resident: ExactArray) -> ExactArray:
         price, full_chunks = self.minorant.scaled, resident // self.max_batch_tokens

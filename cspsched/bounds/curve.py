@@ -1,0 +1,70 @@
+"""Bounds over time: what the requests that have arrived by a moment must take, whatever comes after them.
+
+Theorem (docs/bounds.md, section 11). Take all later requests out of a schedule: what is left serves the
+earlier ones, none of them later than before. So a bound on the earlier requests alone holds for their share
+of the whole trace, and the points of a curve can be set beside a policy's own sums at the same moments.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from cspsched.bounds.api import best_bound
+from cspsched.errors import UsageError
+from cspsched.problem.cost import IntArray
+from cspsched.problem.instance import Instance
+from cspsched.problem.metrics import Objective
+
+NUM_POINTS = 20
+
+
+def latency_curve(instance: Instance, num_points: int = NUM_POINTS) -> tuple[IntArray, list[int]]:
+    """Lower bound on the sum of latencies of the requests that arrive up to each of some moments.
+
+    Parameters
+    ----------
+    instance
+        Every request must fit the limits (`Instance.split_rejected`).
+    num_points
+        Moments at most; they are arrivals, about equally many requests apart, and the last is the last
+        arrival. Each costs a bound on the requests up to it.
+
+    Returns
+    -------
+    times_ns
+        Moments in nanoseconds, rising, int64, shape (num_moments,).
+    bounds_ns
+        For each moment t, at most the sum of (completion - arrival) of the requests with arrival <= t in any
+        feasible schedule of the whole instance; never falling.
+
+    Raises
+    ------
+    UsageError
+        If `num_points` is below 1.
+    """
+    return _curve(instance, Objective.LATENCY, num_points)
+
+
+def makespan_curve(instance: Instance, num_points: int = NUM_POINTS) -> tuple[IntArray, list[int]]:
+    """Lower bound on the time when the requests that arrive up to each of some moments have all finished.
+
+    As `latency_curve`; for each moment the bound is on the last completion, in nanoseconds from 0.
+    """
+    return _curve(instance, Objective.MAKESPAN, num_points)
+
+
+def _curve(instance: Instance, objective: Objective, num_points: int) -> tuple[IntArray, list[int]]:
+    if num_points < 1:
+        raise UsageError(f"a curve of {num_points} points, expected at least 1")
+    arrivals_ns = np.array([request.arrival_ns for request in instance.requests], dtype=np.int64)
+    count = len(arrivals_ns)
+    ranks = -(-count * np.arange(1, min(num_points, count) + 1) // min(num_points, count)) - 1
+    times_ns = np.unique(np.sort(arrivals_ns)[ranks])
+    bounds_ns: list[int] = []
+    for time_ns in times_ns:
+        arrived = tuple(request for request in instance.requests if request.arrival_ns <= time_ns)
+        value_ns = best_bound(replace(instance, requests=arrived), objective).value_ns
+        bounds_ns.append(max([value_ns, *bounds_ns[-1:]]))
+    return times_ns, bounds_ns

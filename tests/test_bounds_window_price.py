@@ -1,0 +1,243 @@
+"""Prices per window: never above a schedule's latencies, whatever the prices; derived again; by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cspsched.bounds import Certificate, certificates, check_certificate
+from cspsched.bounds.tables import Tables
+from cspsched.bounds.time_price import PRICE_UNIT, columns
+from cspsched.bounds.window_price import (
+    RATE_UNIT,
+    WINDOW_PRICE,
+    WindowPrices,
+    WindowTable,
+    line_tables,
+    outcome,
+    window_bound_ns,
+)
+from cspsched.errors import CspschedError, InputError
+from cspsched.policies.base import make_policy
+from cspsched.problem.cost import CostModel, PiecewiseLinear
+from cspsched.problem.instance import Instance, Limits
+from cspsched.problem.metrics import Objective, measure
+from cspsched.problem.request import Request
+from cspsched.simulate import simulate
+from tests.oracles.exhaustive import exhaustive_optimum
+from tests.oracles.naive_bounds import cost_models, tiny_instances
+
+POLICIES = ("vllm", "sarathi", "smallest-volume", "mc-sf")
+AFFINE = CostModel(
+    name="affine",
+    step=Fraction(1000),
+    prefill_batch=Fraction(300),
+    tokens=PiecewiseLinear.linear(20),
+    decode_context=PiecewiseLinear.linear(2),
+    prefill_attention=PiecewiseLinear.linear(1),
+)
+
+
+@st.composite
+def window_prices(draw):
+    """Any prices, sensible or not, in up to 40 windows."""
+    scale = draw(st.sampled_from([1, 64, PRICE_UNIT]))
+    price = st.integers(0, 60).map(lambda value: value * scale)
+    count = draw(st.integers(1, 40))
+    return WindowPrices(
+        prices=tuple(draw(st.lists(price, min_size=count, max_size=count))),
+        window_ns=draw(st.sampled_from([1, 7, 50, 400, 3000])),
+        stretch=draw(st.sampled_from([0, 16, 17, 20, 24, 32, 64])),
+        pace=draw(st.sampled_from([16, 17, 20, 24, 40])),
+        memory=draw(st.integers(0, 16)),
+        slopes=tuple(draw(st.lists(st.integers(1, 200), min_size=1, max_size=3))),
+        references=tuple(draw(st.lists(price, min_size=1, max_size=3))),
+    )
+
+
+@st.composite
+def crowds(draw):
+    """Up to 20 requests with any cost model, close together or apart, and limits that may bind."""
+    count, gap = draw(st.integers(1, 20)), draw(st.sampled_from([0, 30, 1000, 9000]))
+    sizes = draw(
+        st.lists(
+            st.tuples(st.integers(0, 3), st.integers(1, 40), st.integers(1, 12)),
+            min_size=count, max_size=count,
+        )
+    )  # fmt: skip
+    arrivals = np.cumsum([wait * gap for wait, _, _ in sizes]).tolist()
+    requests = tuple(
+        Request(request_id=f"r{k}", arrival_ns=arrival, prompt_tokens=prompt, output_tokens=output)
+        for k, (arrival, (_, prompt, output)) in enumerate(zip(arrivals, sizes, strict=True))
+    )
+    limits = Limits(
+        kv_blocks=draw(st.sampled_from([60, 120, 2000])),
+        block_tokens=draw(st.sampled_from([1, 4])),
+        max_batch_tokens=draw(st.sampled_from([9, 32, 512])),
+        max_batch_requests=draw(st.sampled_from([3, 64])),
+    )
+    cost = draw(st.one_of(st.just(AFFINE), cost_models()))
+    return Instance(requests=requests, limits=limits, cost=cost).split_rejected()[0]
+
+
+def tables_of(instance):
+    """Columns under each minorant whose batches cost something."""
+    tables, limits = Tables(instance), instance.limits
+    found = [(columns(tables, work), work) for work in tables.work]
+    capacity = limits.kv_blocks * limits.block_tokens
+    return [(WindowTable(table, capacity), work) for table, work in found if table is not None]
+
+
+def values_of(instance, chosen):
+    """The bound under each minorant."""
+    values = [window_bound_ns(table, chosen) for table, _ in tables_of(instance)]
+    return [value for value in values if value is not None]
+
+
+def sums_of_latencies(instance):
+    """What each policy that can serve the instance reaches."""
+    for name in POLICIES:
+        try:
+            schedule = simulate(instance, make_policy(name)).schedule
+        except CspschedError:
+            continue
+        yield measure(instance, schedule).objective_ns(Objective.LATENCY)
+
+
+@settings(max_examples=60, deadline=None)
+@given(instance=tiny_instances(max_requests=2, max_prompt=4), chosen=window_prices())
+def test_no_prices_exceed_the_optimum_of_two_requests(instance, chosen):
+    """Two requests, any costs, any prices: never above what trying everything finds."""
+    optimum = exhaustive_optimum(instance, Objective.LATENCY)
+    assert all(value <= optimum for value in values_of(instance, chosen))
+
+
+@settings(max_examples=40, deadline=None)
+@given(instance=tiny_instances(max_requests=3, max_prompt=3, max_output=2), chosen=window_prices())
+def test_no_prices_exceed_the_optimum_of_three_requests(instance, chosen):
+    """Three requests likewise."""
+    optimum = exhaustive_optimum(instance, Objective.LATENCY)
+    assert all(value <= optimum for value in values_of(instance, chosen))
+
+
+@settings(max_examples=100, deadline=None)
+@given(instance=crowds(), chosen=window_prices())
+def test_no_prices_exceed_a_policy(instance, chosen):
+    """Crowds, any costs and limits, any prices: never above the latencies of any policy."""
+    least = min(sums_of_latencies(instance), default=None)
+    if least is not None:
+        assert all(value <= least for value in values_of(instance, chosen))
+
+
+@settings(max_examples=60, deadline=None)
+@given(instance=crowds(), chosen=window_prices())
+def test_any_prices_are_derived_again(instance, chosen):
+    """The plain twin reaches the same nanosecond from the same details."""
+    for table, work in tables_of(instance):
+        value_ns = window_bound_ns(table, chosen)
+        if value_ns is not None:
+            details = chosen.to_details() | work.minorant.to_details()
+            certificate = Certificate(WINDOW_PRICE, Objective.LATENCY, value_ns, details)
+            assert check_certificate(instance, certificate) == []
+            wrong = replace(certificate, value_ns=value_ns + 1)
+            assert any("derived" in objection for objection in check_certificate(instance, wrong))
+
+
+def crowd(count, gap_ns, prompt=30, output=20, **limits):
+    """Equal requests at equal distances under affine costs."""
+    defaults = {"kv_blocks": 5000, "block_tokens": 1, "max_batch_tokens": 512, "max_batch_requests": 64}
+    requests = tuple(
+        Request(request_id=f"r{k}", arrival_ns=k * gap_ns, prompt_tokens=prompt, output_tokens=output)
+        for k in range(count)
+    )
+    return Instance(requests=requests, limits=Limits(**defaults | limits), cost=AFFINE)
+
+
+def named(instance):
+    """Certificates of the sum of latencies by name."""
+    return {found.name: found for found in certificates(instance, Objective.LATENCY)}
+
+
+def mixed(count):
+    """Lognormal lengths, all at 0: 12 ms a batch, 70 us a token, 0.35 us a KV entry read."""
+    rng = np.random.default_rng(1)
+    prompts = np.clip(rng.lognormal(6.0, 1.0, count), 1, 4096).astype(int).tolist()
+    outputs = np.clip(rng.lognormal(4.8, 0.8, count), 1, 1024).astype(int).tolist()
+    requests = tuple(
+        replace(request, prompt_tokens=prompt, output_tokens=output)
+        for request, prompt, output in zip(crowd(count, 0).requests, prompts, outputs, strict=True)
+    )
+    cost = CostModel(
+        name="lognormal",
+        step=Fraction(12_000_000),
+        tokens=PiecewiseLinear.linear(70_000),
+        decode_context=PiecewiseLinear.linear(350),
+    )
+    limits = Limits(kv_blocks=20_000, block_tokens=1, max_batch_tokens=2048, max_batch_requests=256)
+    return Instance(requests=requests, limits=limits, cost=cost)
+
+
+def test_it_beats_the_other_certificates_where_all_are_there_at_once():
+    """Different lengths, memory for a third: falling prices see both the queue and the wait in a batch."""
+    instance = mixed(60)
+    found = named(instance)
+    others = max(value.value_ns for name, value in found.items() if name != WINDOW_PRICE)
+    assert 1.05 * others < found[WINDOW_PRICE].value_ns <= min(sums_of_latencies(instance))
+    assert int(found[WINDOW_PRICE].details["memory"]) > 0
+
+
+def test_prices_that_follow_a_burst_beat_one_price():
+    """Quiet, then three times the load: the steps along the gradient are worth something."""
+    slow, fast = crowd(60, 9000), crowd(120, 3000)
+    shifted = tuple(
+        replace(request, request_id=f"f{k}", arrival_ns=request.arrival_ns + 60 * 9000)
+        for k, request in enumerate(fast.requests)
+    )
+    instance = replace(slow, requests=slow.requests + shifted)
+    certificate = named(instance)[WINDOW_PRICE]
+    chosen = WindowPrices.from_details(certificate.details)
+    middle = int(np.median(chosen.prices))
+    flat = replace(chosen, prices=(middle,) * len(chosen.prices), references=(middle,))
+    assert len(set(chosen.prices)) > 1
+    assert certificate.value_ns > max(values_of(instance, flat))
+
+
+def test_one_request_by_hand():
+    """Price 0 and s = 1: every decode costs alpha = 1000 and the line gives 1 for a nanosecond of it."""
+    instance = crowd(1, 0, prompt=5, output=4)
+    chosen = WindowPrices(
+        prices=(0,) * 10, window_ns=1000, stretch=0, pace=16, memory=0, slopes=(64,), references=(0,)
+    )
+    table = tables_of(instance)[-1][0]
+    lines = line_tables(table, chosen)
+    assert np.diff(lines.costs[0])[5:].tolist() == [1000, 1000, 1000]
+    # Three decodes, less what rounding the rate up takes: at most 4 / 4096 of the time.
+    assert 4 / RATE_UNIT < 0.001
+    assert 3000 * 0.995 <= outcome(table, chosen).value_ns <= 4000
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("pace", 15), ("stretch", 8), ("memory", 17), ("window_ns", 0), ("prices", "5 -1"), ("slopes", "0 64")],
+)
+def test_checker_refuses_prices_that_prove_nothing(name, value):
+    """Values outside the theorem's domain are refused."""
+    instance = crowd(40, 4000)
+    certificate = named(instance)[WINDOW_PRICE]
+    with pytest.raises(InputError, match="prove nothing"):
+        check_certificate(instance, replace(certificate, details=certificate.details | {name: value}))
+
+
+def test_huge_numbers_give_no_certificate():
+    """Where 64-bit products could overflow there is no value rather than a wrong one."""
+    dear = replace(AFFINE, step=Fraction(2**50))
+    assert WINDOW_PRICE not in named(replace(crowd(40, 4000), cost=dear))
+    chosen = WindowPrices(
+        prices=(2**40,) * 4, window_ns=2**40, stretch=16, pace=16, memory=4, slopes=(64,), references=(2**40,)
+    )
+    assert values_of(crowd(10, 4000), chosen) == []
