@@ -251,8 +251,7 @@ def _reference(
 ) -> Reference:
     """Exact optimum where it can be had, else the best policy or improvement and the best bound."""
     batches = min(metrics.history.schedule.num_batches for metrics in measured.values())
-    swaps = instance.switches.preemption.swaps
-    if limits.time_limit_s > 0 and batches * len(instance.requests) <= SMALL_CELLS and not swaps:
+    if limits.time_limit_s > 0 and batches * len(instance.requests) <= SMALL_CELLS:
         candidates = [(label, metrics.history.schedule) for label, metrics in measured.items()]
         result = solve_exactly(instance, objective, limits, candidates=candidates, on_progress=on_progress)
         return Reference(
@@ -267,7 +266,7 @@ def _reference(
         key=lambda found: found[1],
     )
     bound = best_bound(instance, objective)
-    why_open = StopReason.NO_SWAP if swaps else StopReason.TOO_LARGE
+    why_open = StopReason.TOO_LARGE
     if improve is not None:
         found, stop_reason = find_better(instance, objective, best, bound.value_ns, improve, on_progress)
         label, best = (found.found_by, found.value_ns) if found else (label, best)

@@ -136,3 +136,118 @@ def test_every_field_is_documented(command, capsys, tmp_path):
 
     assert list(undocumented(data)) == []
     assert list(undocumented(json.loads(state.read_text(encoding="utf-8")))) == []
+
+
+BRIEF = (
+    "chat-2000",
+    "--limit",
+    "40",
+    "--kv-tokens",
+    "9000",
+    "--heuristics",
+    "vllm",
+    "sarathi",
+    "--steps",
+    "20",
+)
+LIMITS = ("--ttft-slo", "40ms", "--tpot-slo", "8ms")
+
+
+@pytest.mark.parametrize("objective", ["ttft", "mean-tpot", "misses", "max-itl"])
+def test_brackets_of_other_objectives(objective, capsys):
+    """Each has both ends, what is left between them, and no policy below the lower end."""
+    data = json.loads(invoke(capsys, "bracket", *BRIEF, *LIMITS, "--objective", objective, "--json").out)
+
+    assert data["objective"] == objective
+    assert 0 <= data["low_ns"] <= data["high_ns"] <= min(row["value_ns"] for row in data["policies"])
+    assert data["why_open"]
+    assert list(undocumented(data)) == []
+
+
+def test_tpot_alone_is_closed_by_serving_one_by_one(capsys):
+    """Nobody decodes faster than alone, so the bracket of the mean TPOT has next to no width."""
+    data = json.loads(invoke(capsys, "bracket", *BRIEF, "--objective", "mean-tpot", "--json").out)
+
+    assert "one by one" in data["found_by"]
+    assert data["gap"] < 0.001
+
+
+def test_misses_are_requests(capsys):
+    """They are counted, not timed; a policy cannot be a share of none."""
+    outcome = invoke(capsys, "bracket", *BRIEF, "--objective", "misses", "--ttft-slo", "40ms")
+
+    assert outcome.code == 0
+    assert "optimal misses in [" in outcome.out
+    assert "requests]" in outcome.out
+
+
+def test_misses_without_limits_say_what_to_do(capsys):
+    """A trace without limits has nothing to miss."""
+    outcome = invoke(capsys, "bracket", *BRIEF, "--objective", "misses")
+
+    assert outcome.code == 1
+    assert "ttft_limit_s" in outcome.err
+
+
+def test_several_brackets_are_the_single_ones(capsys):
+    """In one call, in processes: a list with each bracket as it is alone."""
+    arguments = ("bracket", *BRIEF, "--json", "--objective")
+    both = json.loads(invoke(capsys, *arguments, "makespan", "ttft", "--executor", "processes").out)
+    single = [json.loads(invoke(capsys, *arguments, name).out) for name in ("makespan", "ttft")]
+
+    assert both["schema"] == "cspsched/bracket-list/1"
+    assert both["brackets"] == [{"batch_times": "given", **one} for one in single]
+    assert list(undocumented(both)) == []
+
+
+def test_a_bracket_at_both_ends_of_the_error_band(capsys):
+    """Fast batches lower both ends, slow ones raise them."""
+    found = json.loads(invoke(capsys, "bracket", *BRIEF, "--uncertainty", "--json").out)["brackets"]
+    given, fast, slow = found
+
+    assert [one["batch_times"] for one in found] == ["given", "fast", "slow"]
+    assert fast["low_ns"] < given["low_ns"] < slow["low_ns"]
+    assert fast["high_ns"] < given["high_ns"] < slow["high_ns"]
+
+
+def test_the_page_has_pictures_and_the_curve(capsys, tmp_path):
+    """The folder holds page, JSON, bracket and curve; the text says where policies are provably late."""
+    outcome = invoke(capsys, "bracket", *BRIEF, "--out", tmp_path, "--curve-points", "3")
+    data = json.loads((tmp_path / "bracket.json").read_text(encoding="utf-8"))
+
+    assert "vllm is provably late the most" in outcome.out
+    assert (tmp_path / "curve-mean-latency.png").read_bytes().startswith(b"\x89PNG")
+    assert "data:image/png;base64" in (tmp_path / "bracket.html").read_text(encoding="utf-8")
+    assert data["curve"]["bounds_ns"][-1] <= data["low_ns"]
+    for policy, row in zip(data["curve"]["policies_ns"], data["policies"], strict=True):
+        assert policy["values_ns"][-1] == row["value_ns"]
+        assert all(b <= v for b, v in zip(data["curve"]["bounds_ns"], policy["values_ns"], strict=True))
+    assert list(undocumented(data)) == []
+
+
+def test_one_file_for_many_brackets_is_refused(capsys, tmp_path):
+    """--picture and --save are for one bracket."""
+    arguments = ("bracket", *BRIEF, "--uncertainty", "--picture", tmp_path / "b.png")
+    outcome = invoke(capsys, *arguments)
+
+    assert outcome.code == 2 or "one bracket" in outcome.err
+    assert "one bracket" in outcome.err
+
+
+def test_several_seeds_are_as_good_as_the_best(capsys):
+    """The best of three seeds, in processes, is no worse than the first alone, and steps add up."""
+    one = json.loads(invoke(capsys, "improve", *BRIEF, "--json").out)
+    three = json.loads(
+        invoke(capsys, "improve", *BRIEF, "--json", "--seeds", "3", "--executor", "processes").out
+    )
+
+    assert three["improved_ns"] <= one["improved_ns"]
+    assert three["steps"] == 3 * one["steps"]
+
+
+def test_a_state_is_of_one_seed(capsys, tmp_path):
+    """Several seeds cannot share a state file."""
+    outcome = invoke(capsys, "improve", *BRIEF, "--seeds", "2", "--resume", tmp_path / "s.json")
+
+    assert outcome.code != 0
+    assert "one seed" in outcome.err

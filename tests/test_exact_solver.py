@@ -2,9 +2,9 @@
 
 import pytest
 
+from cspsched.bounds import best_bound
 from cspsched.errors import InfeasibleError, InternalError
 from cspsched.exact import members
-from cspsched.exact import solver as solver_module
 from cspsched.exact.list_schedule import list_schedules, one_at_a_time
 from cspsched.exact.record import best_incumbent
 from cspsched.exact.search import SearchLimits
@@ -79,7 +79,7 @@ def test_a_disagreement_between_model_and_referee_is_said(monkeypatch):
 def test_bound_of_an_uncertified_horizon_is_not_used(monkeypatch):
     """A model that is cut short proves nothing about longer schedules: only closed-form bounds remain."""
     instance = late_mixed()
-    closed_form = solver_module.best_bound(instance, Objective.MAKESPAN)
+    closed_form = best_bound(instance, Objective.MAKESPAN)
     longest = best_incumbent(instance, Objective.MAKESPAN, list_schedules(instance)).schedule.num_batches
     monkeypatch.setattr(members, "MOST_CELLS", longest * len(instance.requests))
     monkeypatch.setattr(members, "certified_horizon", lambda *_: 10**6)

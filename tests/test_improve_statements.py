@@ -10,7 +10,7 @@ import pytest
 
 from cspsched.costs.presets import load_cost
 from cspsched.improve import ImproveLimits, improve
-from cspsched.improve.improvement import run_rivals
+from cspsched.improve.rivals import run_rivals
 from cspsched.problem.instance import Instance, Limits
 from cspsched.problem.metrics import Objective
 from cspsched.trace import read_trace

@@ -11,11 +11,12 @@ import cspsched
 
 ROOT = Path(cspsched.__file__).parent
 
-BASE = {"errors", "units", "resources"}
+BASE = {"errors", "units", "resources", "executors"}
 MAY_IMPORT = {
     "errors": set(),
     "units": set(),
     "resources": {"errors"},
+    "executors": {"errors"},
     "problem": {"errors", "units"},
     "trace": {"problem"},
     "costs": {"problem"},
@@ -32,7 +33,19 @@ MAY_IMPORT = {
     "solving": {"problem", "costs", "bounds", "exact", "simulate", "policies", "improve"},
     "compare": {"problem", "bounds", "exact", "simulate", "policies", "improve", "solving", "serving"},
     "ladder": {"problem", "exact", "solving"},
-    "report": {"problem", "trace", "costs", "bounds", "improve", "compare", "ladder", "solving", "serving"},
+    "windows": {"problem", "exact", "improve", "solving"},
+    "report": {
+        "problem",
+        "trace",
+        "costs",
+        "bounds",
+        "improve",
+        "compare",
+        "ladder",
+        "solving",
+        "serving",
+        "windows",
+    },
 }
 """What each part may import beside itself and (from resources on up) the base; cli and the root may all."""
 

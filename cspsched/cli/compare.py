@@ -129,7 +129,7 @@ def compare_command(
     else:
         requests, serving = selected_trace(trace, options), instance_serving(options)
         name, instance, given = requests.name, make_instance(requests, serving), {}
-        band = _band(serving.cost or instance.cost.name) if uncertainty else None
+        band = error_band(serving.cost or instance.cost.name) if uncertainty else None
     with LiveLine(Objective(objective), len(instance.requests)) as live:
         comparison = compare_policies(
             instance,
@@ -165,7 +165,7 @@ def compare_command(
     return INTERRUPTED if comparison.reference.stop_reason is StopReason.INTERRUPTED else 0
 
 
-def _band(cost: str | Path) -> tuple[CostModel, CostModel]:
+def error_band(cost: str | Path) -> tuple[CostModel, CostModel]:
     """Fast and slow ends of the error band of a cost model."""
     from cspsched.costs.estimator import Estimator
 

@@ -34,6 +34,10 @@ COMMANDS = {
         "cspsched.cli.bracket:bracket_command",
         "Interval that holds the optimum of TRACE, with a proof at both ends.",
     ),
+    "windows": (
+        "cspsched.cli.windows:windows_command",
+        "How far a policy is from the exact optimum in random small windows of TRACE.",
+    ),
     "check": ("cspsched.cli.check:check_command", "Judge SCHEDULE by the referee."),
     "conformance": (
         "cspsched.cli.conformance:conformance_command",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from cspsched.cli.console import LiveLine, counted, tell, tell_rejections
+from cspsched.cli.executor_options import executor_option, executor_workers_option
 from cspsched.cli.group import INTERRUPTED
 from cspsched.cli.options import (
     MOST_SEED,
@@ -24,18 +25,11 @@ from cspsched.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from cspsched.improve import Improvement
+    from cspsched.improve import ImproveLimits, Improvement
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 SEARCH_OPTIONS = (
-    click.option(
-        "--objective",
-        type=click.Choice(["makespan", "latency", "ttft"]),
-        default="latency",
-        show_default=True,
-        help="What is minimised: end of the last batch, sum of latencies, sum of times to first token.",
-    ),
     click.option(
         "--heuristics",
         multiple=True,
@@ -69,6 +63,7 @@ SEARCH_OPTIONS = (
         help="State of the search: read if the file exists, and kept up to date.",
     ),
 )
+"""Of `improve` and `bracket`; collected by `search_limits`, and by `save_result`."""
 
 
 def search_options(command: Command) -> Command:
@@ -80,7 +75,23 @@ def search_options(command: Command) -> Command:
 
 @click.command("improve", cls=ManyValuesCommand)
 @optional_trace_argument
+@click.option(
+    "--objective",
+    type=click.Choice(["makespan", "latency", "ttft"]),
+    default="latency",
+    show_default=True,
+    help="What is minimised: end of the last batch, sum of latencies, sum of times to first token.",
+)
 @search_options
+@click.option(
+    "--seeds",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Searches, each with its own seed from --seed on; the best counts.",
+)
+@executor_option
+@executor_workers_option
 @json_option
 @trace_options
 @serving_options
@@ -106,18 +117,13 @@ def improve_command(
 
 def run_search(trace: Path | None, options: dict[str, Any]) -> Improvement:
     """Improve on the policies by what the options say, with progress on stderr; save the schedule."""
-    from cspsched.improve import ImproveLimits, improve
+    from cspsched.improve import improve
     from cspsched.problem.metrics import Objective
-    from cspsched.report.output import require_writable
     from cspsched.serving import make_instance
 
     objective, heuristics = Objective(options.pop("objective")), options.pop("heuristics")
-    time_limit, steps = options.pop("time_limit"), options.pop("steps")
-    save, resume, seed = options.pop("save"), options.pop("resume"), options.pop("seed")
-    for file in filter(None, (save, resume)):
-        require_writable(file.parent)
-    if time_limit is None and steps is None:
-        time_limit = 60.0
+    limits, save, resume = search_limits(options)
+    where = {name: options.pop(name) for name in ("seeds", "executor", "workers")}
     requests = selected_trace(trace, options)
     instance = make_instance(requests, instance_serving(options))
     with LiveLine(objective, len(instance.requests)) as live:
@@ -125,16 +131,40 @@ def run_search(trace: Path | None, options: dict[str, Any]) -> Improvement:
             instance,
             objective,
             heuristics=heuristics,
-            limits=ImproveLimits(time_limit_s=time_limit, max_steps=steps, seed=seed),
+            limits=limits,
             state_file=resume,
             on_step=tell,
             on_progress=live,
+            **where,
         )
     tell_rejections(found.rejections)
-    if save is not None:
-        found.to_result().write(save)
-        tell(f"wrote {save}")
+    save_result(found, save)
     return found
+
+
+def search_limits(options: dict[str, Any]) -> tuple[ImproveLimits, Path | None, Path | None]:
+    """Limits, file for the schedule and file of the state, taken out of the options."""
+    from cspsched.improve import ImproveLimits
+    from cspsched.report.output import require_writable
+
+    time_limit, steps = options.pop("time_limit"), options.pop("steps")
+    save, resume, seed = options.pop("save"), options.pop("resume"), options.pop("seed")
+    for file in filter(None, (save, resume)):
+        require_writable(file.parent)
+    if time_limit is None and steps is None:
+        time_limit = 60.0
+    return ImproveLimits(time_limit_s=time_limit, max_steps=steps, seed=seed), save, resume
+
+
+def save_result(found: Improvement, save: Path | None) -> None:
+    """Write the schedule if a file was named for it."""
+    if save is None:
+        return
+    if found.schedule is None:
+        tell(f"{save} is not written: the schedule is too long; --resume keeps what makes it")
+        return
+    found.to_result().write(save)
+    tell(f"wrote {save}")
 
 
 def exit_code(found: Improvement) -> int:

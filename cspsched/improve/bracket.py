@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
-from cspsched.improve.improvement import Improvement, Rival
-from cspsched.problem.result import tool_versions
+from cspsched.improve.curve import Curve, curve_of
+from cspsched.improve.ends import why_open
+from cspsched.improve.improvement import DEFAULT_RIVALS, ImproveLimits, improve
+from cspsched.improve.outcome import Improvement
+from cspsched.improve.rivals import Rival
+from cspsched.problem.instance import Instance
+from cspsched.problem.linear_form import read_objectives
+from cspsched.problem.result import tool_versions, unit_of
 
 BRACKET_SCHEMA = "cspsched/bracket/1"
+Interval = tuple[float | None, float | None]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Bracket:
-    """The interval that holds the optimum, from an improvement."""
+    """The interval that holds the optimum, from an improvement.
+
+    Attributes
+    ----------
+    curve
+        Bound and policies over time, if it was asked for and there is one.
+    """
 
     improvement: Improvement
+    curve: Curve | None = None
 
     @property
     def low_ns(self) -> int:
@@ -27,9 +42,18 @@ class Bracket:
         """U: a schedule that the referee accepts."""
         return self.improvement.value_ns
 
-    def excess(self, rival: Rival) -> tuple[float, float]:
-        """Interval of (policy - optimum) / optimum: over the best known schedule, over the bound."""
-        return rival.value_ns / self.high_ns - 1, rival.value_ns / self.low_ns - 1
+    @property
+    def ratio(self) -> float | None:
+        """U / L; None if L is 0."""
+        return self.high_ns / self.low_ns if self.low_ns else None
+
+    def excess(self, rival: Rival) -> Interval:
+        """Interval of (policy - optimum) / optimum: over the best known schedule, over the bound.
+
+        None is said of an end that is 0.
+        """
+        at_least, at_most = (rival.value_ns / end - 1 if end else None for end in (self.high_ns, self.low_ns))
+        return at_least, at_most
 
     def to_json(self) -> dict[str, Any]:
         """Both ends with what gave them, and every policy, with a schema version and units in the names."""
@@ -41,6 +65,7 @@ class Bracket:
         return {
             "schema": BRACKET_SCHEMA,
             "objective": found.objective.value,
+            "unit": unit_of(found.objective),
             "fingerprint": found.instance.fingerprint(),
             "versions": tool_versions(),
             "num_requests": count,
@@ -52,7 +77,8 @@ class Bracket:
             "high_s": mean_s(self.high_ns),
             "found_by": found.found_by,
             "gap": found.gap,
-            "ratio": self.high_ns / self.low_ns,
+            "ratio": self.ratio,
+            "why_open": why_open(found.objective),
             "steps": found.steps,
             "seed": found.seed,
             "stop_reason": found.stop_reason.value,
@@ -66,4 +92,36 @@ class Bracket:
                 }
                 for rival in found.rivals
             ],
+            **({"curve": self.curve.to_json()} if self.curve else {}),
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class BracketTask:
+    """A bracket to be found, wherever that is done; fields as those of `improve`.
+
+    `objective` is a text such as `latency`, `mean-tpot` or `misses`; `curve_points` of 0 means no curve.
+    """
+
+    instance: Instance
+    objective: str
+    heuristics: tuple[str, ...] = DEFAULT_RIVALS
+    limits: ImproveLimits
+    curve_points: int = 0
+
+
+def find_bracket(task: BracketTask, options: Mapping[str, Any] | None = None) -> Bracket:
+    """The bracket of a task; `options` are further ones of `improve`."""
+    servable = task.instance.split_rejected()[0]
+    (objective,) = read_objectives(task.objective, servable)
+    found = improve(
+        task.instance, objective, heuristics=task.heuristics, limits=task.limits, **(options or {})
+    )
+    return Bracket(improvement=found, curve=curve_of(found, task.curve_points))
+
+
+def find_light_bracket(task: BracketTask) -> Bracket:
+    """The same without the schedules of the policies, which are long to send."""
+    bracket = find_bracket(task)
+    rivals = tuple(replace(rival, run=None) for rival in bracket.improvement.rivals)
+    return replace(bracket, improvement=replace(bracket.improvement, rivals=rivals))

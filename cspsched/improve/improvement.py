@@ -4,29 +4,35 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from cspsched.bounds import best_bound
-from cspsched.bounds.certificate import Certificate
 from cspsched.errors import InternalError, UsageError
 from cspsched.exact.search import Progress
+from cspsched.executors import Executor, run_all
+from cspsched.improve.ends import lower_end
 from cspsched.improve.list_scheduler import refuse_unsuited
+from cspsched.improve.long_runs import is_long
+from cspsched.improve.outcome import Found, Improvement
+from cspsched.improve.rivals import run_rivals
 from cspsched.improve.search import Search, SearchState, new_state
 from cspsched.improve.state import read_state, write_state
-from cspsched.policies.base import make_policy
-from cspsched.problem.instance import Instance, Rejection
-from cspsched.problem.metrics import Metrics, Objective, measure
+from cspsched.problem.instance import Instance
+from cspsched.problem.metrics import Objective, measure
+from cspsched.problem.objectives import AnyObjective, Mixture
+from cspsched.problem.parts import judge_parts
 from cspsched.problem.referee import find_violations
-from cspsched.problem.result import Result, Status, StopReason, tool_versions
-from cspsched.problem.schedule import Schedule
-from cspsched.simulate.kernel import run_policy
+from cspsched.problem.result import StopReason
+from cspsched.problem.violation import Violation
 
-IMPROVEMENT_SCHEMA = "cspsched/improvement/1"
 DEFAULT_RIVALS = ("vllm", "sarathi", "mc-sf", "smallest-volume")
 """Policies to be beaten: two of real engines, two clairvoyant ones."""
 SECONDS_BETWEEN_STATES = 30.0
+STATE_COST_S = 1.5
+"""Where writing a state takes longer, so many times longer is waited; that of a million requests does."""
+UNKNOWN_NS = 2**62
+ONE_BY_ONE = "vllm:max_num_seqs=1"
+"""One request at a time: nobody decodes faster."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,107 +58,16 @@ class ImproveLimits:
             raise UsageError("a search without time limit and without a number of steps never ends")
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Rival:
-    """A policy's schedule of the instance. The value is in nanoseconds."""
-
-    policy: str
-    value_ns: int
-    schedule: Schedule
-    metrics: Metrics
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Found:
-    """A schedule that the referee accepts, its value in nanoseconds, and what made it."""
-
-    schedule: Schedule
-    value_ns: int
-    found_by: str
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Improvement:
-    """Best known schedule of an instance beside the best policy and a proven bound, in nanoseconds."""
-
-    instance: Instance
-    objective: Objective
-    rivals: tuple[Rival, ...]
-    schedule: Schedule
-    value_ns: int
-    found_by: str
-    bound: Certificate
-    steps: int
-    stop_reason: StopReason
-    seed: int
-    rejections: tuple[Rejection, ...]
-
-    @property
-    def best_policy(self) -> Rival:
-        """The best of the policies."""
-        return min(self.rivals, key=lambda rival: rival.value_ns)
-
-    @property
-    def gap(self) -> float:
-        """(U - L) / U."""
-        return (self.value_ns - self.bound.value_ns) / self.value_ns
-
-    @property
-    def gain(self) -> float:
-        """Share of the best policy's value that the search took off."""
-        return 1 - self.value_ns / self.best_policy.value_ns
-
-    def to_result(self) -> Result:
-        """The schedule with its bound, as `solve` returns it."""
-        return Result(
-            instance=self.instance,
-            objective=self.objective,
-            schedule=self.schedule,
-            primal_ns=self.value_ns,
-            dual_ns=self.bound.value_ns,
-            status=Status.OPTIMAL if self.value_ns == self.bound.value_ns else Status.FEASIBLE,
-            stop_reason=self.stop_reason,
-            found_by=self.found_by,
-            certificate=self.bound.name,
-            provenance={"versions": tool_versions(), "seed": self.seed, "steps": self.steps},
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """Values without the schedule, with a schema version and units in the names."""
-        count = len(self.instance.requests)
-        best = self.best_policy
-        return {
-            "schema": IMPROVEMENT_SCHEMA,
-            "objective": self.objective.value,
-            "fingerprint": self.instance.fingerprint(),
-            "versions": tool_versions(),
-            "num_requests": count,
-            "rejected": [rejection.reason for rejection in self.rejections],
-            "best_policy": best.policy,
-            "best_policy_ns": best.value_ns,
-            "best_policy_s": self.objective.mean_s(best.value_ns, count),
-            "improved_ns": self.value_ns,
-            "improved_s": self.objective.mean_s(self.value_ns, count),
-            "found_by": self.found_by,
-            "gain": self.gain,
-            "bound_ns": self.bound.value_ns,
-            "bound_s": self.objective.mean_s(self.bound.value_ns, count),
-            "certificate": self.bound.name,
-            "gap": self.gap,
-            "steps": self.steps,
-            "seed": self.seed,
-            "stop_reason": self.stop_reason.value,
-            "policies": [{"policy": rival.policy, "value_ns": rival.value_ns} for rival in self.rivals],
-        }
-
-
 def improve(
     instance: Instance,
-    objective: Objective = Objective.LATENCY,
+    objective: AnyObjective = Objective.LATENCY,
     *,
     heuristics: Iterable[str] = DEFAULT_RIVALS,
     limits: ImproveLimits | None = None,
     state_file: Path | None = None,
+    seeds: int = 1,
+    executor: Executor | str = Executor.SERIAL,
+    workers: int = 1,
     on_step: Callable[[str], None] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Improvement:
@@ -166,32 +81,47 @@ def improve(
         Policies with their settings; each schedule is judged by the referee, and the best is where to start.
     state_file
         The search goes on from it if it exists, and is written to it every half minute and at the end.
+    seeds, executor, workers
+        So many searches, from `limits.seed` on, where and how many at a time; the best counts. A mixture is
+        searched by latency and by TTFT, with half of the limits each, and measured by itself.
     on_step
         Told in words what is being done.
 
     Raises
     ------
     UsageError
-        If there is no policy, one is unknown or breaks the instance's switches, or prefill and decode may not
-        share a batch.
+        If there is no policy, one is unknown or breaks the instance's switches, prefill and decode may not
+        share a batch, or a state file is given with several seeds or a mixture.
     InputError
         If the state file cannot be read or written, or belongs to another search.
     """
     limits, tell = limits or ImproveLimits(), on_step or (lambda _: None)
     servable, rejections = instance.split_rejected()
     refuse_unsuited(servable)
+    if state_file is not None and (seeds > 1 or isinstance(objective, Mixture)):
+        raise UsageError("the state of a search is that of one seed and of makespan, latency or TTFT")
     resumed = state_file is not None and state_file.exists()
-    state = read_state(state_file, servable, objective) if state_file and resumed else new_state(limits.seed)
+    state = None
+    if state_file is not None and resumed and isinstance(objective, Objective):
+        state = read_state(state_file, servable, objective)
     rivals = run_rivals(servable, objective, heuristics, tell)
     tell(f"bounding {objective}")
-    bound = best_bound(servable, objective)
+    bound = lower_end(servable, objective)
     tell(f"improving the order of {len(servable.requests)} requests")
     best = min(rivals, key=lambda rival: rival.value_ns)
-    search = Search(servable, objective, state)
-    run = _Run(search, limits, best.value_ns, bound.value_ns, on_progress)
-    stop_reason = run.until_stopped(lambda: _keep(state_file, servable, objective, state))
-    better = _better(search, servable, objective, best.value_ns)
-    found = better or Found(schedule=best.schedule, value_ns=best.value_ns, found_by=best.policy)
+    task = SearchTask(
+        instance=servable, objective=objective, known_ns=best.value_ns, bound_ns=bound.value_ns, limits=limits
+    )
+    if seeds == 1:
+        outcomes = [search_once(task, state=state, state_file=state_file, on_progress=on_progress)]
+    else:
+        outcomes = search_seeds(task, seeds, executor, workers, tell)
+    policy = Found(schedule=best.schedule, value_ns=best.value_ns, found_by=best.policy)
+    found = min([policy, *(one.found for one in outcomes if one.found)], key=lambda one: one.value_ns)
+    stop_reason = next(
+        (one.stop_reason for one in outcomes if one.stop_reason is StopReason.INTERRUPTED),
+        outcomes[0].stop_reason,
+    )
     return Improvement(
         instance=servable,
         objective=objective,
@@ -200,11 +130,34 @@ def improve(
         value_ns=found.value_ns,
         found_by=found.found_by,
         bound=bound,
-        steps=state.steps,
+        steps=sum(one.steps for one in outcomes),
         stop_reason=StopReason.PROVEN if found.value_ns == bound.value_ns else stop_reason,
         seed=limits.seed,
         rejections=rejections,
     )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SearchTask:
+    """A search for a schedule below a known value, of an instance whose requests can all be served.
+
+    `bound_ns` is a proven bound, for the progress.
+    """
+
+    instance: Instance
+    objective: AnyObjective
+    known_ns: int
+    bound_ns: int
+    limits: ImproveLimits
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SearchOutcome:
+    """What a search found, None if nothing below the known value, and how it went."""
+
+    found: Found | None
+    stop_reason: StopReason
+    steps: int
 
 
 def find_better(
@@ -229,40 +182,73 @@ def find_better(
     UsageError
         If prefill and decode may not share a batch.
     """
-    search = Search(instance, objective, new_state(limits.seed))
-    run = _Run(search, limits, known_ns, bound_ns, on_progress)
-    stop_reason = run.until_stopped(lambda: None)
-    return _better(search, instance, objective, known_ns), stop_reason
+    task = SearchTask(
+        instance=instance, objective=objective, known_ns=known_ns, bound_ns=bound_ns, limits=limits
+    )
+    outcome = search_once(task, on_progress=on_progress)
+    return outcome.found, outcome.stop_reason
 
 
-def run_rivals(
-    instance: Instance, objective: Objective, heuristics: Iterable[str], tell: Callable[[str], None]
-) -> tuple[Rival, ...]:
-    """Schedules of policies that the referee accepts.
+def search_once(
+    task: SearchTask,
+    *,
+    state: SearchState | None = None,
+    state_file: Path | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> SearchOutcome:
+    """One search, from a state or from the beginning, judged by the referee."""
+    instance, objective = task.instance, task.objective
+    if isinstance(objective, Mixture):
+        return _search_mixture(task, objective)
+    state = state or new_state(task.limits.seed)
+    search = Search(instance, objective, state)
+    run = _Run(search, task.limits, task.known_ns, task.bound_ns, on_progress)
+    stop_reason = run.until_stopped(lambda: _keep(state_file, instance, objective, state))
+    found = _better(search, instance, objective, task.known_ns)
+    return SearchOutcome(found=found, stop_reason=stop_reason, steps=state.steps)
 
-    Raises
-    ------
-    UsageError
-        If there is no policy, or one is unknown or does what the instance does not allow.
-    """
-    rivals = []
-    for policy in map(make_policy, heuristics):
-        if getattr(getattr(policy, "settings", None), "enable_prefix_caching", False):
-            raise UsageError(f"policy {policy.label} caches prefixes, which no bound knows; leave it out")
-        tell(f"simulating {policy.label} on {len(instance.requests)} requests")
-        schedule = run_policy(instance, policy).schedule
-        violations = find_violations(instance, schedule)
-        if violations:
-            raise UsageError(
-                f"policy {policy.label} does what the instance does not allow: {violations[0].message}; "
-                "allow it or choose another policy"
-            )
-        metrics = measure(instance, schedule)
-        value_ns = metrics.objective_ns(objective)
-        rivals.append(Rival(policy=policy.label, value_ns=value_ns, schedule=schedule, metrics=metrics))
-    if not rivals:
-        raise UsageError("name at least one policy to improve on")
-    return tuple(rivals)
+
+def search_seeds(
+    task: SearchTask, seeds: int, executor: Executor | str, workers: int, tell: Callable[[str], None]
+) -> list[SearchOutcome]:
+    """One search for each seed, from that of the task on."""
+    limits = task.limits
+    tasks = [replace(task, limits=replace(limits, seed=limits.seed + k)) for k in range(seeds)]
+    outcomes: list[SearchOutcome] = []
+    try:
+        for outcome in run_all(search_once, tasks, executor, workers=workers):
+            outcomes.append(outcome)
+            what = "nothing better" if outcome.found is None else outcome.found.found_by
+            tell(f"seed {tasks[len(outcomes) - 1].limits.seed}: {what} in {outcome.steps} steps")
+    except KeyboardInterrupt:
+        outcomes.append(SearchOutcome(found=None, stop_reason=StopReason.INTERRUPTED, steps=0))
+    return outcomes
+
+
+def _search_mixture(task: SearchTask, mixture: Mixture) -> SearchOutcome:
+    """The best by the mixture of schedules searched by latency and by TTFT, and of serving one by one."""
+    instance, limits = task.instance, task.limits
+    half = replace(
+        limits,
+        time_limit_s=None if limits.time_limit_s is None else limits.time_limit_s / 2,
+        max_steps=None if limits.max_steps is None else limits.max_steps // 2,
+    )
+    found, steps, reason = [], 0, StopReason.FINISHED
+    for basis in (Objective.LATENCY, Objective.TTFT):
+        basic = replace(task, objective=basis, known_ns=UNKNOWN_NS, bound_ns=0, limits=half)
+        outcome = search_once(basic)
+        steps, reason = steps + outcome.steps, outcome.stop_reason
+        if outcome.found and outcome.found.schedule:
+            value_ns = measure(instance, outcome.found.schedule).objective_ns(mixture)
+            found.append(replace(outcome.found, value_ns=value_ns))
+        if reason is StopReason.INTERRUPTED:
+            break
+    (lone,) = run_rivals(instance, mixture, [ONE_BY_ONE], lambda _: None)
+    found.append(Found(schedule=lone.schedule, value_ns=lone.value_ns, found_by=f"one by one ({ONE_BY_ONE})"))
+    best = min(found, key=lambda one: one.value_ns)
+    return SearchOutcome(
+        found=best if best.value_ns < task.known_ns else None, stop_reason=reason, steps=steps
+    )
 
 
 class _Run:
@@ -283,14 +269,16 @@ class _Run:
 
     def until_stopped(self, keep: Callable[[], None]) -> StopReason:
         """Search until a limit or Ctrl-C; the state is kept now and then, and at the end."""
-        reason, kept = StopReason.TIME_LIMIT, self._started
+        reason, kept, cost_s = StopReason.TIME_LIMIT, self._started, 0.0
         try:
             while not self._is_over():
                 self._search.step()
                 self._report()
-                if time.monotonic() - kept > SECONDS_BETWEEN_STATES:
+                if time.monotonic() - kept > SECONDS_BETWEEN_STATES * max(1.0, cost_s / STATE_COST_S):
+                    cost_s = -time.monotonic()
                     keep()
                     kept = time.monotonic()
+                    cost_s += kept
             if self._limits.max_steps == self._search.state.steps:
                 reason = StopReason.FINISHED
         except KeyboardInterrupt:
@@ -323,17 +311,21 @@ def _better(search: Search, instance: Instance, objective: Objective, known_ns: 
     state = search.state
     if state.best is None or state.best_ns is None or state.best_ns >= known_ns:
         return None
+    if is_long(instance):
+        verdict = judge_parts(instance, search.scheduler.parts(state.best))
+        _require(verdict.violations, state.best_ns, lambda: verdict.objective_ns(instance, objective))
+        return Found(schedule=None, value_ns=state.best_ns, found_by=state.found_by)
     schedule = search.scheduler.schedule(state.best)
-    _judge(instance, objective, schedule, state.best_ns)
+    violations = find_violations(instance, schedule)
+    _require(violations, state.best_ns, lambda: measure(instance, schedule).objective_ns(objective))
     return Found(schedule=schedule, value_ns=state.best_ns, found_by=state.found_by)
 
 
-def _judge(instance: Instance, objective: Objective, schedule: Schedule, value_ns: int) -> None:
+def _require(violations: list[Violation], value_ns: int, measure_ns: Callable[[], int]) -> None:
     """The referee's word on what the search found."""
-    violations = find_violations(instance, schedule)
     if violations:
         raise InternalError(f"the improvement search breaks a rule: {violations[0].message}; please report")
-    measured_ns = measure(instance, schedule).objective_ns(objective)
+    measured_ns = measure_ns()
     if measured_ns != value_ns:
         raise InternalError(
             f"the improvement search states {value_ns} ns, its schedule has {measured_ns} ns; please report"

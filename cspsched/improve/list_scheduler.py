@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cspsched.errors import LimitError, UsageError
+from cspsched.improve.long_runs import batch_ranges
 from cspsched.improve.plan import Plan
 from cspsched.problem.cost import IntArray
 from cspsched.problem.instance import Instance
@@ -93,6 +95,13 @@ class ListScheduler:
         from cspsched.improve.entries import schedule_of
 
         return schedule_of(self._run(plan), self.order)
+
+    def parts(self, plan: Plan) -> Iterator[Schedule]:
+        """The plan's schedule in parts that are not too long to be held."""
+        from cspsched.improve.entries import batch_sizes, schedule_parts
+
+        machine = self._run(plan)
+        return schedule_parts(machine, self.order, batch_ranges(batch_sizes(machine)))
 
     def _value_ns(self, machine: Machine, count: int) -> int:
         from cspsched.improve.machine import CLOCK_NS, FIRST_TOKEN, LAST_TOKEN

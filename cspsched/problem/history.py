@@ -10,13 +10,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 
 from cspsched.problem.cost import BatchFeatures, IntArray, triangle
 from cspsched.problem.instance import Instance
 from cspsched.problem.schedule import Schedule
-
-BoolArray = npt.NDArray[np.bool_]
+from cspsched.problem.walk import BoolArray, Carried, walk_columns, walk_entries
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -41,6 +39,10 @@ class History:
     """The request holds KV entries already where the prefix cache is said to help, shape (num_hits,)."""
     on_host: BoolArray
     """The request is processed although its KV cache is in host memory."""
+    start: Carried
+    """What was there before the first batch."""
+    is_last: bool = True
+    """Nothing follows, so that every request must be finished."""
 
     @property
     def kv_lost(self) -> IntArray:
@@ -79,6 +81,21 @@ class History:
         last: BoolArray = self.generated_before + 1 == outputs[self.schedule.request]
         return self.generates & last
 
+    def carried(self) -> Carried:
+        """What the batches leave behind for those that follow; without swap."""
+        schedule, start = self.schedule, self.start
+        kv, generated = start.kv.copy(), start.generated.copy()
+        decoding = start.decoding.copy()
+        last = np.full(len(kv), -1, dtype=np.int64)
+        # Of equal indices the last one is written.
+        last[schedule.request] = schedule.batch_of_entry
+        kv[schedule.request], decoding[schedule.request] = self.kv_after, self.generates
+        generated += np.bincount(schedule.request[self.generates], minlength=len(kv))
+        gone = schedule.evicted_request[schedule.evicted_batch > last[schedule.evicted_request]]
+        gone = np.concatenate((gone, schedule.request[self.finishes]))
+        kv[gone], decoding[gone] = 0, False
+        return Carried(kv=kv, generated=generated, decoding=decoding, clock_ns=int(schedule.end_ns[-1]))
+
     @cached_property
     def features(self) -> BatchFeatures[IntArray]:
         """Features of every batch, shape (num_batches,) each."""
@@ -101,72 +118,18 @@ class History:
         return total[self.schedule.first_entry[1:]] - total[self.schedule.first_entry[:-1]]
 
 
-def follow(instance: Instance, schedule: Schedule) -> History:
-    """Walk through a schedule entry by entry and derive what each implies.
+def follow(instance: Instance, schedule: Schedule, start: Carried | None = None) -> History:
+    """Walk through a schedule and derive what each entry implies.
 
     The schedule may break rules: the walk applies rules 1 to 3 to whatever is there. Requests and batches
     that do not exist are the referee's first check and must be refused before.
+
+    Parameters
+    ----------
+    start
+        What earlier batches left behind, if the schedule is a later part of one; without swap and prefix
+        cache.
     """
-    prompts = [request.prompt_tokens for request in instance.requests]
-    kv = [0] * len(prompts)
-    generated = [0] * len(prompts)
-    decoding = [False] * len(prompts)
-    before: list[int] = []
-    generated_before: list[int] = []
-    generates: list[bool] = []
-    decodes: list[bool] = []
-    on_host: list[bool] = []
-    host = [0] * len(prompts)
-    decoding_on_host = [False] * len(prompts)
-    kv_evicted = np.zeros(schedule.num_preemptions, dtype=np.int64)
-    kv_restored = np.zeros(len(schedule.restored_batch), dtype=np.int64)
-    hit_carries = np.zeros(len(schedule.hit_batch), dtype=bool)
-    evictions = _by_batch(schedule.evicted_batch, schedule.evicted_request)
-    restorations = _by_batch(schedule.restored_batch, schedule.restored_request)
-    hits = _by_batch(schedule.hit_batch, schedule.hit_request)
-    to_host, hit_tokens = schedule.evicted_to_host.tolist(), schedule.hit_tokens.tolist()
-    request_column, token_column = schedule.request.tolist(), schedule.tokens.tolist()
-    offsets = schedule.first_entry.tolist()
-    for j in range(schedule.num_batches):
-        for k, i in evictions.get(j, ()):
-            kv_evicted[k] = kv[i]
-            if to_host[k]:
-                host[i], decoding_on_host[i] = kv[i], decoding[i]
-            kv[i], decoding[i] = 0, False
-        for k, i in restorations.get(j, ()):
-            kv_restored[k] = kv[i] = host[i]
-            decoding[i], host[i] = decoding_on_host[i], 0
-        for k, i in hits.get(j, ()):
-            hit_carries[k] = kv[i] > 0
-            kv[i] = hit_tokens[k]
-        for entry in range(offsets[j], offsets[j + 1]):
-            i = request_column[entry]
-            on_host.append(host[i] > 0)
-            before.append(kv[i])
-            generated_before.append(generated[i])
-            decodes.append(decoding[i])
-            kv[i] += token_column[entry]
-            produces = kv[i] == prompts[i] + generated[i]
-            generates.append(produces)
-            decoding[i] = produces
-            generated[i] += produces
-    return History(
-        instance=instance,
-        schedule=schedule,
-        kv_before=np.array(before, dtype=np.int64),
-        generated_before=np.array(generated_before, dtype=np.int64),
-        generates=np.array(generates, dtype=bool),
-        decodes=np.array(decodes, dtype=bool),
-        kv_evicted=kv_evicted,
-        kv_restored=kv_restored,
-        hit_carries=hit_carries,
-        on_host=np.array(on_host, dtype=bool),
-    )
-
-
-def _by_batch(batches: IntArray, requests: IntArray) -> dict[int, list[tuple[int, int]]]:
-    """(position in the columns, request) of the events at the boundary before each batch."""
-    grouped: dict[int, list[tuple[int, int]]] = {}
-    for k, (j, i) in enumerate(zip(batches.tolist(), requests.tolist(), strict=True)):
-        grouped.setdefault(j, []).append((k, i))
-    return grouped
+    start = start or Carried.nothing(len(instance.requests))
+    walk = walk_columns(instance, schedule, start) or walk_entries(instance, schedule, start)
+    return History(instance=instance, schedule=schedule, start=start, **walk._asdict())

@@ -6,6 +6,7 @@ import hashlib
 import json
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
+from functools import cached_property
 from typing import Any
 
 from cspsched.errors import InfeasibleError, InputError
@@ -224,6 +225,10 @@ class Instance:
 
     def fingerprint(self) -> str:
         """SHA-256 of the canonical JSON: equal exactly when the instances are."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
         canonical = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
         return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
 

@@ -13,13 +13,14 @@ import numpy.typing as npt
 
 from cspsched.errors import CostError
 from cspsched.problem.cost import INT64_SAFE, IntArray
-from cspsched.problem.history import BoolArray, History, follow
+from cspsched.problem.history import History, follow
 from cspsched.problem.instance import Instance
 from cspsched.problem.referee_boundary import check_preemption, check_prefix_cache, check_swap
 from cspsched.problem.referee_prefix import shared_occupancy
 from cspsched.problem.request import MAX_TOKENS
 from cspsched.problem.schedule import Schedule
 from cspsched.problem.violation import Violation, about, count_rest, first, report, report_batches
+from cspsched.problem.walk import BoolArray
 
 __all__ = ["Violation", "find_violations"]
 
@@ -31,9 +32,11 @@ def find_violations(instance: Instance, schedule: Schedule) -> list[Violation]:
     would be meaningless on a malformed schedule are not made.
     """
     malformed = list(check_form(instance, schedule))
-    if malformed:
-        return malformed
-    history = follow(instance, schedule)
+    return malformed or violations_of(follow(instance, schedule))
+
+
+def violations_of(history: History) -> list[Violation]:
+    """All rules that a well-formed schedule breaks, from what its decisions imply."""
     return [violation for check in CHECKS for violation in check(history)]
 
 
@@ -129,13 +132,17 @@ def occupied_blocks(history: History) -> IntArray:
     before = -(-history.kv_before // block)
     lost = -(-history.kv_evicted // block)
     restored = -(-history.kv_restored // block)
+    held = -(-history.start.kv // block)
     if history.instance.switches.reservation:
         peaks = np.array([request.peak_kv_tokens for request in history.instance.requests], dtype=np.int64)
         after = -(-peaks[history.schedule.request] // block)
         before = after * (history.kv_before > 0)
         lost = -(-peaks[history.schedule.evicted_request] // block) * (history.kv_evicted > 0)
         restored = -(-peaks[history.schedule.restored_request] // block) * (history.kv_restored > 0)
-    return _resident_total(history, gained=after - before, released=after, lost=lost, restored=restored)
+        held = -(-peaks // block) * (history.start.kv > 0)
+    total = _resident_total(history, gained=after - before, released=after, lost=lost, restored=restored)
+    occupied: IntArray = total + held.sum()
+    return occupied
 
 
 def _resident_total(
@@ -170,12 +177,14 @@ def check_budget(history: History) -> Iterator[Violation]:
 def check_completion(history: History) -> Iterator[Violation]:
     """Rules 2 and 6: every request generates exactly O tokens, and is not processed after that."""
     requests = history.instance.requests
-    generated = np.bincount(history.schedule.request[history.generates], minlength=len(requests))
+    here = np.bincount(history.schedule.request[history.generates], minlength=len(requests))
+    generated = history.start.generated + here
     outputs = np.array([request.output_tokens for request in requests], dtype=np.int64)
-    for i in first(generated != outputs):
+    wrong = generated != outputs if history.is_last else generated > outputs
+    for i in first(wrong):
         message = f"generates {generated[i]} tokens, expected {outputs[i]}"
         yield about(history, "completion", message, request=i)
-    yield from count_rest("completion", generated != outputs, "requests generate another number of tokens")
+    yield from count_rest("completion", wrong, "requests generate another number of tokens")
     finished_before = history.generated_before >= outputs[history.schedule.request]
     yield from report("completion", history, finished_before, lambda e: "is processed after its last token")
 
@@ -185,7 +194,8 @@ def check_time(history: History) -> Iterator[Violation]:
     schedule, requests = history.schedule, history.instance.requests
     cost = history.instance.cost
     swap_ns = [min(cost.swap_time_ns(blocks), INT64_SAFE) for blocks in history.moved_blocks.tolist()]
-    earliest = np.concatenate(([0], schedule.end_ns[:-1])) + np.array(swap_ns, dtype=np.int64)
+    ready = np.concatenate(([history.start.clock_ns], schedule.end_ns[:-1]))
+    earliest = ready + np.array(swap_ns, dtype=np.int64)
     yield from report_batches(
         "time",
         schedule.start_ns < earliest,
@@ -255,6 +265,7 @@ def check_holding(history: History) -> Iterator[Violation]:
             lost=(history.kv_evicted > 0).astype(np.int64),
             restored=(history.kv_restored > 0).astype(np.int64),
         )
+        residents = residents + np.count_nonzero(history.start.kv)
         processed = np.diff(history.schedule.first_entry)
         yield from report_batches(
             "holding",

@@ -8,9 +8,13 @@ from matplotlib.figure import Figure
 
 from cspsched.compare import CLAIRVOYANT
 from cspsched.errors import InputError
-from cspsched.improve.bracket import Bracket
+from cspsched.improve.bracket import Bracket, Interval
+from cspsched.improve.curve import Curve
+from cspsched.improve.ends import why_open
 from cspsched.problem.metrics import Objective
+from cspsched.problem.objectives import Mixture
 from cspsched.report.table import excess, percent
+from cspsched.units import NS_PER_S
 
 BAND, POINT, LINE = "#4c72b0", "#c44e52", "#333333"
 ROW_INCHES = 0.4
@@ -20,16 +24,31 @@ WIDE_RATIO = 20.0
 
 def text(bracket: Bracket) -> str:
     """The bracket in sentences, and a table of the policies."""
-    rows = [
-        ("policy", _what(bracket), "certified excess"),
-        *(
-            (rival.policy, _seconds(bracket, rival.value_ns), excess(bracket.excess(rival)))
-            for rival in bracket.improvement.rivals
-        ),
-    ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [f"{name:{widths[0]}}  {value:>{widths[1]}}  {over:>{widths[2]}}" for name, value, over in rows]
+    table = [header(bracket), *rows(bracket)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = [f"{name:{widths[0]}}  {value:>{widths[1]}}  {over:>{widths[2]}}" for name, value, over in table]
     return "\n".join([*sentences(bracket), "", *lines])
+
+
+def header(bracket: Bracket) -> list[str]:
+    """Names of the columns."""
+    return ["policy", bracket.improvement.objective.label, "certified excess"]
+
+
+def rows(bracket: Bracket) -> list[list[str]]:
+    """One row of text for each policy."""
+    return [
+        [rival.policy, _shown(bracket, rival.value_ns), interval(bracket.excess(rival))]
+        for rival in bracket.improvement.rivals
+    ]
+
+
+def interval(ends: Interval) -> str:
+    """An excess; in words where an end of the bracket is 0, of which nothing is a share."""
+    low, high = ends
+    if high is None:
+        return "no share of 0" if low is None else f"at least {percent(low)}"
+    return excess((low or 0.0, high))
 
 
 def write_picture(bracket: Bracket, path: Path) -> None:
@@ -49,19 +68,58 @@ def write_picture(bracket: Bracket, path: Path) -> None:
 
 
 def sentences(bracket: Bracket) -> list[str]:
-    """Both ends, what gave them, and what the reader must know."""
+    """Both ends, what gave them, what is left between them, and what the reader must know."""
     found = bracket.improvement
-    low, high = (_seconds(bracket, value_ns) for value_ns in (bracket.low_ns, bracket.high_ns))
+    low, high = (_shown(bracket, value_ns) for value_ns in (bracket.low_ns, bracket.high_ns))
+    ratio = "" if bracket.ratio is None else f", U/L {bracket.ratio:.4f}"
     told = [
-        f"optimal {_what(bracket)} in [{low}, {high}]: gap {percent(found.gap)}, "
-        f"U/L {bracket.high_ns / bracket.low_ns:.4f}",
+        f"optimal {found.objective.label} in [{low}, {high}]: gap {percent(found.gap)}{ratio}",
         f"L by certificate {found.bound.name}; U by {found.found_by} ({found.steps:,} steps, "
         f"stopped: {found.stop_reason}), {percent(found.gain)} below {found.best_policy.policy}",
-        CLAIRVOYANT,
     ]
+    if bracket.high_ns > bracket.low_ns:
+        told.append(f"between them: {why_open(found.objective)}")
+    if bracket.curve is not None:
+        told += [lateness(bracket.curve, policy) for policy in bracket.curve.policies_ns]
+    told.append(CLAIRVOYANT)
     if found.rejections:
         told.append(f"{len(found.rejections):,} requests rejected; the first: {found.rejections[0].reason}")
     return told
+
+
+def lateness(curve: Curve, policy: str) -> str:
+    """When a policy is provably late the most."""
+    late = curve.lateness(policy)
+    worst = max(range(len(late)), key=late.__getitem__)
+    return (
+        f"{policy} is provably late the most, by {percent(late[worst])}, on the "
+        f"{curve.num_requests[worst]:,} requests that have arrived by "
+        f"{curve.times_ns[worst] / NS_PER_S:,.1f} s; on all, by {percent(late[-1])}"
+    )
+
+
+def curve_figure(curve: Curve) -> Figure:
+    """Bound and policies over time, and below by how much each policy is provably late."""
+    figure = Figure(figsize=(10, 6.5), layout="constrained")
+    values, late = figure.subplots(2, 1, sharex=True)
+    times_s = [time_ns / NS_PER_S for time_ns in curve.times_ns]
+    is_sum = curve.objective is Objective.LATENCY
+    shares = [NS_PER_S * (count if is_sum else 1) for count in curve.num_requests]
+    for policy, column in curve.policies_ns.items():
+        name = policy.replace("$", r"\$")
+        values.plot(times_s, [v / share for v, share in zip(column, shares, strict=True)], ".-", label=name)
+        late.plot(times_s, [100 * share for share in curve.lateness(policy)], ".-", label=name)
+    bound = [value / share for value, share in zip(curve.bounds_ns, shares, strict=True)]
+    values.plot(times_s, bound, color=LINE, linestyle="--", label="bound: no schedule is below")
+    values.set_ylabel("mean latency [s]" if is_sum else "all finished at [s]")
+    values.set_title("Requests that have arrived by each moment: policies and bound")
+    late.set_ylabel("provably late [% of the bound]")
+    late.set_xlabel("time [s]")
+    late.set_ylim(bottom=0)
+    for axes in (values, late):
+        axes.grid(visible=True, alpha=0.3)
+    figure.legend(*values.get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=3)
+    return figure
 
 
 def bracket_figure(bracket: Bracket) -> Figure:
@@ -78,26 +136,25 @@ def bracket_figure(bracket: Bracket) -> Figure:
     axes.plot(values, range(len(values)), "o", color=POINT)
     for position, (value, rival) in enumerate(zip(values, found.rivals, strict=True)):
         axes.annotate(
-            excess(bracket.excess(rival)), (value, position), textcoords="offset points", xytext=(8, -3)
+            interval(bracket.excess(rival)), (value, position), textcoords="offset points", xytext=(8, -3)
         )
     axes.set_yticks(range(len(values)), [rival.policy.replace("$", r"\$") for rival in found.rivals])
     axes.set_ylim(len(values) - 0.5, -0.5)
-    if max(values) > WIDE_RATIO * low:
+    if 0 < WIDE_RATIO * low < max(values):
         axes.set_xscale("log")
-    # Room for the text beside the worst policy.
-    axes.set_xlim(right=max(values) + 0.3 * (max(values) - low))
-    axes.set_xlabel(f"{_what(bracket)} [s]")
-    axes.set_title(f"Bracket around the optimal {_what(bracket)}, {count:,} requests")
+    # Room for the text beside the worst policy; a bracket that is closed has some width, too.
+    room = 0.3 * (max(values) - low) or 1.0
+    axes.set_xlim(right=max(values) + room)
+    counts = isinstance(found.objective, Mixture) and found.objective.counts
+    axes.set_xlabel(f"{found.objective.label} [{'requests' if counts else 's'}]")
+    axes.set_title(f"Bracket around the optimal {found.objective.label}, {count:,} requests")
     axes.grid(visible=True, axis="x", alpha=0.3)
     figure.legend(frameon=False, loc="outside lower right", ncols=3)
     return figure
 
 
-def _what(bracket: Bracket) -> str:
-    objective = bracket.improvement.objective
-    return objective.value if objective is Objective.MAKESPAN else f"mean {objective}"
-
-
-def _seconds(bracket: Bracket, value_ns: int) -> str:
+def _shown(bracket: Bracket, value_ns: int) -> str:
     found = bracket.improvement
-    return f"{found.objective.mean_s(value_ns, len(found.instance.requests)):,.6f} s"
+    number = found.objective.mean_s(value_ns, len(found.instance.requests))
+    counts = isinstance(found.objective, Mixture) and found.objective.counts
+    return f"{number:,g} requests" if counts else f"{number:,.6f} s"

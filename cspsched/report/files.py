@@ -35,12 +35,12 @@ def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
     InputError
         If the folder cannot be written.
     """
-    images = {name: _png(figure) for name, figure in _pictures(comparison)}
+    images = {name: png(figure) for name, figure in _pictures(comparison)}
     title = _title([row.policy for row in comparison.rows])
     notes = [*table.footnotes(comparison), *_picture_note(comparison)]
     links = "\n\n".join(f"![{name}]({name}.png)" for name in images)
     text = f"# {title}\n\n{table.markdown(comparison)}\n{links}\n"
-    page = _page(title, table.header(comparison), table.rows(comparison), notes, images)
+    page = html_page(title, table.header(comparison), table.rows(comparison), notes, images)
     files: dict[str, str | bytes] = {
         "report.html": page,
         "report.md": text,
@@ -55,12 +55,13 @@ def write_solution(result: Result, folder: Path) -> list[Path]:
     files: dict[str, str | bytes] = {"schedule.json": json.dumps(result.to_json()) + "\n"}
     if result.schedule is not None:
         history = measure(result.instance, result.schedule).history
-        files["batches.png"] = _png(figures.batch_figure(history, f"{result.verdict} schedule"))
-        files["memory.png"] = _png(figures.memory_figure(history, f"{result.verdict} schedule"))
+        files["batches.png"] = png(figures.batch_figure(history, f"{result.verdict} schedule"))
+        files["memory.png"] = png(figures.memory_figure(history, f"{result.verdict} schedule"))
     return write_files(folder, files)
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
+    """A figure as the bytes of a PNG file."""
     buffer = BytesIO()
     with warnings.catch_warnings():
         # A name in a script that the font lacks shows as boxes; the tables have it in full.
@@ -98,9 +99,10 @@ def _file_name(policy: str, position: int) -> str:
     return name if name == policy else f"{position + 1}-{name}"
 
 
-def _page(
+def html_page(
     title: str, header: list[str], rows: list[list[str]], notes: list[str], images: Mapping[str, bytes]
 ) -> str:
+    """One page with a table, notes, and pictures inside."""
     loader = PackageLoader("cspsched.report", "templates")
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
     encoded: dict[str, Any] = {name: base64.b64encode(data).decode() for name, data in images.items()}
