@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from cspsched.simulate.kernel.batch import blocks_of, known_tokens
 from cspsched.simulate.kernel.core import clear_batch, conclude, has_room
-from cspsched.simulate.kernel.jit import inner, outer
+from cspsched.simulate.kernel.jit import inner, merged, outer
 from cspsched.simulate.kernel.layout import (
     AT_END,
     BEST,
@@ -52,7 +52,7 @@ def run_quality(k: Kernel) -> int:
     return FINISHED
 
 
-@inner
+@merged
 def _place_waiting(k: Kernel) -> None:
     """Give places to as many as this step can admit."""
     now = k.now
@@ -60,7 +60,7 @@ def _place_waiting(k: Kernel) -> None:
         _place_next(k)
 
 
-@inner
+@merged
 def _place_next(k: Kernel) -> None:
     """Give the set of least quality among those without a place the next places, shortest output first."""
     waiting, best = k.orders[:, HEAP], k.orders[:, BEST]
@@ -201,7 +201,7 @@ def _holds(k: Kernel, column: int, count: int) -> bool:
     return True
 
 
-@inner
+@merged
 def _best_filling(k: Kernel, num_waiting: int) -> int:
     """Write the better of two greedy fillings to BEST, and return its size."""
     _copy(k, HEAP, BY_PEAK, num_waiting)
@@ -269,7 +269,7 @@ def _add_if_fits(k: Kernel, request: int, count: int) -> bool:
     return True
 
 
-@inner
+@merged
 def _search(k: Kernel, num_waiting: int, count: int) -> int:
     """Branch and bound over all sets that fit; the best one goes to BEST. Returns its size."""
     chosen, places = k.orders[:, CHOSEN], k.orders[:, ENDS]
