@@ -5,44 +5,33 @@ from __future__ import annotations
 from cspsched.simulate.kernel.batch import KNOWN_ONLY, execute
 from cspsched.simulate.kernel.jit import inner, merged, outer
 from cspsched.simulate.kernel.layout import (
-    ARRIVAL_NS,
     ATTENTION,
     BATCH,
-    BATCH_ROW,
     BATCHES,
     CLOCK_NS,
     DECODE_CONTEXT,
     DECODE_NOW,
     EVICTIONS,
     FINISHED,
-    FRUITLESS,
     GATE,
     LAST_CLOCK_NS,
     LAST_COUNT,
-    LIVELOCK,
     LOG_FULL,
-    MAX_FRUITLESS,
-    NOBODY,
     NUM_ADMISSIONS,
     NUM_DECODES,
     NUM_GENERATING,
     NUM_PREFILLS,
     PREFILL_CONTEXT,
     PREFILL_TOKENS,
-    PROMPT_REFUSED,
-    REFUSED,
     RESERVE,
     RUNNING,
-    SPAN_ROW,
-    STUCK,
-    SUBMISSION,
-    SUBMITTED,
     TOO_LONG,
     UNFINISHED,
     WAITING,
     Kernel,
 )
 from cspsched.simulate.kernel.parts import DECODE_ONLY, MIXED, NOBODY_RUNS, PREFILL_ONLY, parts_step
+from cspsched.simulate.kernel.progress import await_arrival, has_room, refusal
 from cspsched.simulate.kernel.queues import submit_arrivals
 from cspsched.simulate.kernel.repeat import repeat_decodes
 from cspsched.simulate.kernel.running_first import running_first
@@ -87,19 +76,15 @@ def run_vllm(k: Kernel) -> int:
 def conclude(k: Kernel) -> int:
     """Run the batch that was decided, or wait; an answer other than FINISHED ends the loop."""
     now = k.now
-    if now[REFUSED] != NOBODY:
-        return PROMPT_REFUSED
-    now[FRUITLESS] += now[EVICTIONS]
-    if now[FRUITLESS] > MAX_FRUITLESS * (now[RUNNING] + now[WAITING]):
-        return LIVELOCK
+    answer = refusal(k)
+    if answer != FINISHED:
+        return answer
     if now[NUM_PREFILLS] or (now[DECODE_NOW] and now[NUM_DECODES]):
         execute(k)
         if now[CLOCK_NS] > LAST_CLOCK_NS or now[BATCHES] + now[NUM_ADMISSIONS] > LAST_COUNT:
             return TOO_LONG
     elif not now[EVICTIONS]:
-        if now[SUBMITTED] == len(k.orders):
-            return STUCK
-        now[CLOCK_NS] = k.wide[k.orders[now[SUBMITTED], SUBMISSION], ARRIVAL_NS]
+        return await_arrival(k)
     return FINISHED
 
 
@@ -122,13 +107,6 @@ def _repeat(k: Kernel) -> bool:
     steps = repeat_decodes(k, count, int(now[DECODE_CONTEXT]), len(k.calendar) - 1, grows)
     now[DECODE_CONTEXT] += count * steps
     return steps > 0
-
-
-@inner
-def has_room(k: Kernel) -> bool:
-    """Whether the logs hold whatever one more decision can bring."""
-    now, most = k.now, len(k.slots) // 2
-    return bool(now[BATCH_ROW] < len(k.batch_ns) and now[SPAN_ROW] + 4 * most <= len(k.spans))
 
 
 @inner

@@ -7,7 +7,7 @@ served last: those without a place yet, then those with one. `cspsched.policies.
 from __future__ import annotations
 
 from cspsched.simulate.kernel.batch import blocks_of, known_tokens
-from cspsched.simulate.kernel.core import clear_batch, conclude, has_room
+from cspsched.simulate.kernel.core import clear_batch, conclude
 from cspsched.simulate.kernel.jit import inner, merged, outer
 from cspsched.simulate.kernel.layout import (
     AT_END,
@@ -33,6 +33,7 @@ from cspsched.simulate.kernel.layout import (
     Kernel,
 )
 from cspsched.simulate.kernel.parts import parts_step
+from cspsched.simulate.kernel.progress import has_room
 from cspsched.simulate.kernel.queues import submit_arrivals
 
 

@@ -7,7 +7,7 @@ the batch in flight has ended. For the same reason nobody is admitted whose own 
 
 from __future__ import annotations
 
-from cspsched.simulate.kernel.each.batch import await_arrival, leave, refusal
+from cspsched.simulate.kernel.each.batch import leave
 from cspsched.simulate.kernel.each.layout import (
     BUSY_UNTIL_NS,
     ENDING,
@@ -30,6 +30,7 @@ from cspsched.simulate.kernel.layout import (
     WAITING,
     Kernel,
 )
+from cspsched.simulate.kernel.progress import await_arrival, refusal
 
 
 @inner

@@ -31,9 +31,7 @@ from cspsched.simulate.kernel.each.runs import (
 )
 from cspsched.simulate.kernel.jit import inner
 from cspsched.simulate.kernel.layout import (
-    ARRIVAL_NS,
     ATTENTION,
-    BATCH_ROW,
     BATCHES,
     BLOCKS,
     CLOCK_NS,
@@ -51,8 +49,6 @@ from cspsched.simulate.kernel.layout import (
     GENERATED,
     LAST_CLOCK_NS,
     LAST_COUNT,
-    LIVELOCK,
-    MAX_FRUITLESS,
     NOBODY,
     NUM_ADMISSIONS,
     NUM_DECODES,
@@ -66,22 +62,17 @@ from cspsched.simulate.kernel.layout import (
     PREFILL_TOKENS,
     PREFILLS,
     PROMPT,
-    PROMPT_REFUSED,
     QUEUED,
     RECOMPUTED,
-    REFUSED,
     RUNNING,
-    SPAN_ROW,
     STEPS,
-    STUCK,
-    SUBMISSION,
-    SUBMITTED,
     TOO_LONG,
     UNFINISHED,
     WAITING,
     Kernel,
 )
 from cspsched.simulate.kernel.pricing import batch_time_ns
+from cspsched.simulate.kernel.progress import await_arrival, refusal
 
 
 @inner
@@ -199,28 +190,6 @@ def conclude(k: Kernel) -> int:
 
 
 @inner
-def refusal(k: Kernel) -> int:
-    """Why what was decided cannot be gone on with; FINISHED if it can."""
-    now = k.now
-    if now[REFUSED] != NOBODY:
-        return PROMPT_REFUSED
-    now[FRUITLESS] += now[EVICTIONS]
-    if now[FRUITLESS] > MAX_FRUITLESS * (now[RUNNING] + now[WAITING]):
-        return LIVELOCK
-    return FINISHED
-
-
-@inner
-def await_arrival(k: Kernel) -> int:
-    """Move the clock to the next arrival."""
-    now = k.now
-    if now[SUBMITTED] == len(k.orders):
-        return STUCK
-    now[CLOCK_NS] = k.wide[k.orders[now[SUBMITTED], SUBMISSION], ARRIVAL_NS]
-    return FINISHED
-
-
-@inner
 def execute(k: Kernel) -> int:
     """Run the batch: price it, log it, move the clock, generate and finish; TOO_LONG if that takes long."""
     now, start_ns, last = k.now, int(k.now[CLOCK_NS]), 0
@@ -334,10 +303,3 @@ def leave(k: Kernel, request: int) -> None:
     now[SOMEBODY_FINISHED] = 1
     row[BLOCKS] = 0
     row[PHASE] = QUEUED
-
-
-@inner
-def has_room(k: Kernel) -> bool:
-    """Whether the logs hold whatever one more decision can bring."""
-    now, most = k.now, len(k.slots) // 2
-    return bool(now[BATCH_ROW] < len(k.batch_ns) and now[SPAN_ROW] + 4 * most <= len(k.spans))

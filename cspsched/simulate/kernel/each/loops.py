@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from cspsched.simulate.kernel.each.ahead import conclude_ahead
-from cspsched.simulate.kernel.each.batch import begin, conclude, has_room
+from cspsched.simulate.kernel.each.batch import begin, conclude
 from cspsched.simulate.kernel.each.capacity import capacity_step
 from cspsched.simulate.kernel.each.decided import decided_step, submit_to_decided
 from cspsched.simulate.kernel.each.family import family_step
@@ -22,6 +22,7 @@ from cspsched.simulate.kernel.each.vidur import may_repeat, repeat, take_back, v
 from cspsched.simulate.kernel.each.vllm import submit_to_vllm, vllm_step
 from cspsched.simulate.kernel.jit import outer
 from cspsched.simulate.kernel.layout import FINISHED, LOG_FULL, UNFINISHED, Kernel
+from cspsched.simulate.kernel.progress import has_room
 
 LEVELS = int(Mode.LEVELS)
 

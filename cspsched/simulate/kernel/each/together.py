@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from cspsched.simulate.kernel.each.batch import (
     add_up,
-    await_arrival,
     end_batch,
     execute,
     finish,
     generate,
     price_batch,
-    refusal,
 )
 from cspsched.simulate.kernel.each.layout import (
     BATCHED,
@@ -60,6 +58,7 @@ from cspsched.simulate.kernel.layout import (
     STEPS,
     Kernel,
 )
+from cspsched.simulate.kernel.progress import await_arrival, refusal
 
 FAMILY, VLLM = int(Loop.FAMILY), int(Loop.VLLM)
 BEFORE_DECODES, AFTER_DECODES = -(2**30), 2**30 + 2**29
