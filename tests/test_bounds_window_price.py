@@ -52,7 +52,7 @@ def window_prices(draw):
     return WindowPrices(
         prices=tuple(draw(st.lists(price, min_size=count, max_size=count))),
         window_ns=draw(st.sampled_from([1, 7, 50, 400, 3000])),
-        stretch=draw(st.sampled_from([0, 16, 17, 20, 24, 32, 64])),
+        height=draw(st.sampled_from([0, 1, 8, 14, 16, 17, 24, 64])),
         pace=draw(st.sampled_from([16, 17, 20, 24, 40])),
         memory=draw(st.integers(0, 16)),
         slopes=tuple(draw(st.lists(st.integers(1, 200), min_size=1, max_size=3))),
@@ -211,7 +211,7 @@ def test_one_request_by_hand():
     """Price 0 and s = 1: every decode costs alpha = 1000 and the line gives 1 for a nanosecond of it."""
     instance = crowd(1, 0, prompt=5, output=4)
     chosen = WindowPrices(
-        prices=(0,) * 10, window_ns=1000, stretch=0, pace=16, memory=0, slopes=(64,), references=(0,)
+        prices=(0,) * 10, window_ns=1000, height=0, pace=16, memory=0, slopes=(64,), references=(0,)
     )
     table = tables_of(instance)[-1][0]
     lines = line_tables(table, chosen)
@@ -221,9 +221,57 @@ def test_one_request_by_hand():
     assert 3000 * 0.995 <= outcome(table, chosen).value_ns <= 4000
 
 
+def least_at_any_moment(table, chosen):
+    """What the theorem's formula gives for the only request, in floats, at 40 ends in every window."""
+    columns, slope_unit, sixteenths = table.columns, 64, 16
+    alpha, memory, height = columns.alpha, chosen.memory / sixteenths, chosen.height / sixteenths
+    resident = np.arange(int(columns.first[0]) + 1, int(columns.last[0]) + 1)
+    work = columns.decodes[resident] * (1 - memory)
+    prices, window = np.array(chosen.prices) / PRICE_UNIT, chosen.window_ns
+    length = int(columns.least[0]) * chosen.pace // sixteenths
+    length = length if length <= len(prices) * window else 0
+    part = window / 40
+    starts = np.arange(len(prices) * 40) * part
+    mu = height * np.clip((length - starts) / part, 0, 1)
+    toll = int(columns.prefill[0]) * (prices + height * (window * (np.arange(len(prices)) + 1) <= length))
+    costs = []
+    for slope in np.array(chosen.slopes) / slope_unit:
+        for reference in np.array(chosen.references) / PRICE_UNIT:
+            held = reference * alpha * memory * resident / table.capacity
+            roots = np.sqrt(slope * alpha + held) + np.sqrt(reference * work)
+            left = np.maximum(roots - np.sqrt(np.outer(prices, work)), 0) ** 2 / alpha
+            rates = (left - np.outer(prices, memory * resident / table.capacity)).max(axis=1, initial=0)
+            gains = np.maximum(height * (starts < length), np.repeat(np.maximum(rates, 0), 40))
+            lined = np.append(0, np.cumsum((1 - gains) * part))
+            waited = np.append(0, np.cumsum(part - mu * part))
+            opened = (waited - lined)[:-1:40] + toll
+            least = np.minimum.accumulate(opened)[
+                np.minimum(np.arange(len(starts) + 1) // 40, len(prices) - 1)
+            ]
+            costs.append(lined + least + np.sum(roots**2))
+    ends = np.append(starts, len(prices) * window)
+    dearest = np.maximum(np.max(costs, axis=0), np.append(0, np.cumsum(part - mu * part)))
+    stays = (dearest - height * np.maximum(length - ends, 0))[ends >= columns.least[0]]
+    return min(stays, default=np.inf)
+
+
+@settings(max_examples=100, deadline=None)
+@given(instance=crowds(), chosen=window_prices())
+def test_an_end_inside_a_window_costs_no_less(instance, chosen):
+    """The largest of several lines may be least between two borders; the bound knows that."""
+    alone = replace(instance, requests=instance.requests[:1])
+    for table, _ in tables_of(alone):
+        chosen = replace(chosen, window_ns=max(chosen.window_ns, int(table.columns.least[0]) // 4))
+        value_ns = window_bound_ns(table, chosen)
+        if value_ns is not None:
+            paid = sum(chosen.prices) * chosen.window_ns / PRICE_UNIT
+            slack = 1 + 1e-3 * table.columns.least[0] * (1 + chosen.height / 16)
+            assert value_ns + paid <= least_at_any_moment(table, chosen) + slack
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("pace", 15), ("stretch", 8), ("memory", 17), ("window_ns", 0), ("prices", "5 -1"), ("slopes", "0 64")],
+    [("pace", 15), ("height", -1), ("memory", 17), ("window_ns", 0), ("prices", "5 -1"), ("slopes", "0 64")],
 )
 def test_checker_refuses_prices_that_prove_nothing(name, value):
     """Values outside the theorem's domain are refused."""
@@ -238,6 +286,6 @@ def test_huge_numbers_give_no_certificate():
     dear = replace(AFFINE, step=Fraction(2**50))
     assert WINDOW_PRICE not in named(replace(crowd(40, 4000), cost=dear))
     chosen = WindowPrices(
-        prices=(2**40,) * 4, window_ns=2**40, stretch=16, pace=16, memory=4, slopes=(64,), references=(2**40,)
+        prices=(2**40,) * 4, window_ns=2**40, height=16, pace=16, memory=4, slopes=(64,), references=(2**40,)
     )
     assert values_of(crowd(10, 4000), chosen) == []

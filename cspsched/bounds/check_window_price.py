@@ -13,8 +13,8 @@ from math import floor, isqrt
 
 from cspsched.bounds.check_parts import PlainPrices
 from cspsched.bounds.check_time_price import PlainRequest, PlainTokens
-from cspsched.bounds.time_price import FINE, PRICE_UNIT, STRETCH_UNIT
-from cspsched.bounds.window_price import DOUBLE_RATE, RATE_UNIT, SLOPE_UNIT, WindowPrices
+from cspsched.bounds.time_price import PRICE_UNIT, STRETCH_UNIT
+from cspsched.bounds.window_price import DOUBLE_RATE, SLOPE_UNIT, WindowPrices
 from cspsched.problem.instance import Instance
 from cspsched.problem.request import Request
 from cspsched.units import ceil_div
@@ -26,8 +26,6 @@ def plain_window_price(instance: Instance, plain: PlainPrices, chosen: WindowPri
     start_ns = min(request.arrival_ns for request in instance.requests)
     tokens = PlainTokens(plain, chosen.frame())
     waiting = [PlainRequest(request, request.arrival_ns - start_ns, tokens) for request in instance.requests]
-    queue = [sum(values) for values in zip(*(one.tolls() for one in waiting), strict=True)]
-    tolls = [price + value // (FINE // PRICE_UNIT) for price, value in zip(chosen.prices, queue, strict=True)]
     capacity = limits.kv_blocks * limits.block_tokens
     longest = max(request.peak_kv_tokens for request in instance.requests)
     lines = [
@@ -35,7 +33,12 @@ def plain_window_price(instance: Instance, plain: PlainPrices, chosen: WindowPri
         for reference in chosen.references
         for slope in chosen.slopes
     ]
-    value = sum(PlainStay(one, chosen, lines, tolls).cost() for one in waiting)
+    stays = [PlainStay(one, chosen, lines) for one in waiting]
+    tolls = [
+        price + sum(stay.covers(window) for stay in stays) * chosen.height * PRICE_UNIT // STRETCH_UNIT
+        for window, price in enumerate(chosen.prices)
+    ]
+    value = sum(stay.cost(tolls) for stay in stays)
     return value - ceil_div(sum(chosen.prices) * chosen.window_ns, PRICE_UNIT)
 
 
@@ -120,61 +123,68 @@ class PlainStay:
     one: PlainRequest
     chosen: WindowPrices
     lines: list[PlainLine]
-    tolls: list[int]
 
-    def cost(self) -> int:
-        """Least cost over all windows of its prompt and all moments of its end, less what is paid back."""
+    @property
+    def held(self) -> int:
+        """How long mu is positive."""
+        length = self.one.least * self.chosen.pace // STRETCH_UNIT
+        horizon = len(self.chosen.prices) * self.chosen.window_ns
+        return length if self.one.arrival + length <= horizon else 0
+
+    @property
+    def area(self) -> int:
+        """Integral of mu."""
+        return ceil_div(self.held * self.chosen.height, STRETCH_UNIT)
+
+    def covers(self, window: int) -> bool:
+        """Whether mu is positive all through a window."""
+        start, end = window * self.chosen.window_ns, (window + 1) * self.chosen.window_ns
+        return self.one.arrival <= start and end <= self.one.arrival + self.held
+
+    def cost(self, tolls: list[int]) -> int:
+        """Least cost over all windows of its prompt and of its end, less what is paid back."""
         one, window_ns = self.one, self.chosen.window_ns
-        horizon = len(self.chosen.prices) * window_ns
-        late = max(horizon - one.arrival, one.least + one.prefill) - one.area()
-        best, earliest = late * DOUBLE_RATE, (one.arrival + one.least) // window_ns
-        for boundary, cost in self._costs_of_ends():
-            if boundary >= earliest:
-                best = min(best, cost)
-            later = boundary > one.arrival // window_ns
-            if later and (boundary * window_ns - one.arrival - one.area()) * DOUBLE_RATE >= best:
+        late = max(len(tolls) * window_ns - one.arrival, one.least + one.prefill) - self.area
+        best = late * DOUBLE_RATE
+        for window, dearest in self._costs_of_ends(tolls):
+            least = (max(window * window_ns - one.arrival, 0) - self.area) * DOUBLE_RATE
+            if least >= best:
                 break
+            if window >= (one.arrival + one.least) // window_ns:
+                best = min(best, max(dearest, least))
         return best // DOUBLE_RATE
 
-    def _costs_of_ends(self) -> Iterator[tuple[int, int]]:
-        """Boundary and cost if the request ends there; the first is its arrival."""
-        one, lines, chosen = self.one, self.lines, self.chosen
-        first = one.arrival // chosen.window_ns
+    def _costs_of_ends(self, tolls: list[int]) -> Iterator[tuple[int, int]]:
+        """Window of the end, and the largest that any line shows at both its start and its end."""
+        one, lines, prices = self.one, self.lines, self.chosen.prices
+        first = one.arrival // self.chosen.window_ns
         waited, states = 0, [(0, 2**62)] * len(lines)
-        for window in range(first, len(chosen.prices)):
-            start, end = max(window * chosen.window_ns, one.arrival), (window + 1) * chosen.window_ns
-            toll = one.prefill * self.tolls[window] // PRICE_UNIT * DOUBLE_RATE
+        for window in range(first, len(prices)):
+            start = max(window * self.chosen.window_ns, one.arrival)
+            end = (window + 1) * self.chosen.window_ns
+            toll = one.prefill * tolls[window] // PRICE_UNIT * DOUBLE_RATE
             states = [(given, min(least, waited - given + toll)) for given, least in states]
-            cheapest = min(chosen.prices[first : window + 1])
-            if window == first:
-                yield first, self._dearest(states, cheapest) - self._rest(0)
-            mu, next_mu = self._mu(start - one.arrival), self._mu(end - one.arrival)
-            waited += (end - start) * (DOUBLE_RATE - mu - next_mu)
-            gains = [self._given(line, chosen.prices[window], mu, next_mu) for line in lines]
+            opening = [given + least - self._back(start, one.arrival + self.held) for given, least in states]
             states = [
-                (given + (end - start) * (DOUBLE_RATE - gain), least)
-                for (given, least), gain in zip(states, gains, strict=True)
+                (given + (end - start) * DOUBLE_RATE - self._given(line, prices[window], start, end), least)
+                for line, (given, least) in zip(lines, states, strict=True)
             ]
-            dearest = max(self._dearest(states, cheapest), waited)
-            yield window + 1, dearest - self._rest(end - one.arrival)
+            closing = [given + least - self._back(end, one.arrival + self.held) for given, least in states]
+            waited += (end - start) * DOUBLE_RATE - self._back(start, min(end, one.arrival + self.held))
+            tokens = [line.tokens(one.request, min(prices[first : window + 1])) for line in lines]
+            ends = zip(opening, closing, tokens, strict=True)
+            yield window, max(min(at_start, at_end) + cost * DOUBLE_RATE for at_start, at_end, cost in ends)
 
-    def _dearest(self, states: list[tuple[int, int]], cheapest: int) -> int:
-        return max(
-            given + least + line.tokens(self.one.request, cheapest) * DOUBLE_RATE
-            for line, (given, least) in zip(self.lines, states, strict=True)
-        )
+    def _back(self, start: int, end: int) -> int:
+        """Integral of mu over a time inside its length, or nothing if that is over."""
+        return self.chosen.height * max(end - start, 0) * DOUBLE_RATE // STRETCH_UNIT
 
-    def _given(self, line: PlainLine, price: int, mu: int, next_mu: int) -> int:
+    def _given(self, line: PlainLine, price: int, start: int, end: int) -> int:
+        """Integral of the larger of mu and what the line gives, over a time inside a window."""
         request, rate = self.one.request, 0
         if request.output_tokens > 1:
             ends = (request.prompt_tokens + 1, request.peak_kv_tokens)
             rate = max(0, *(line.rate(resident, price) for resident in ends))
-        return mu + next_mu if rate < next_mu else 2 * max(rate, mu)
-
-    def _mu(self, since: int) -> int:
-        rest = self.chosen.stretch * self.one.length - STRETCH_UNIT * since
-        return ceil_div(rest * (RATE_UNIT // STRETCH_UNIT), self.one.length) if rest > 0 else 0
-
-    def _rest(self, since: int) -> int:
-        reach = ceil_div(self.chosen.stretch * self.one.length, STRETCH_UNIT)
-        return self._mu(since) * max(reach - since, 0)
+        held = min(end, max(start, self.one.arrival + self.held))
+        larger = max(2 * rate, self.chosen.height * DOUBLE_RATE // STRETCH_UNIT)
+        return larger * (held - start) + 2 * rate * (end - held)

@@ -8,7 +8,8 @@ its batch without prefills. For every line (s, p), s > 0, with
     h(P)      = max over r of (sqrt(lambda(r)) - sqrt(P (1 - B) w(r)))^2 / alpha - P B r / M   (at least 0),
 
 what the decodes of a request pay and the integral of h(P(t)) over their batches are at least the sum of its
-lambda(r). Everything else is as in `time_price`: prefill work pays P + Q, and mu_i is paid back.
+lambda(r). Everything else is as in `time_price`: prefill work pays P + Q, and mu_i is paid back; but here
+mu_i is S from the arrival for L_i, and 0 after that.
 
 Integers, rounded against the bound: prices in 1 / 1024, slopes in 1 / 64, shares in sixteenths, rates in
 2^-12.
@@ -24,12 +25,10 @@ import numpy.typing as npt
 
 from cspsched.bounds.certificate import Details
 from cspsched.bounds.time_price import (
-    FINE,
     PRICE_UNIT,
     STRETCH_UNIT,
     Columns,
     Prices,
-    Waits,
     integer_root,
     total,
 )
@@ -55,8 +54,11 @@ class WindowPrices:
         P in each window, in 1 / 1024.
     window_ns
         Length of a window; the first begins at the first arrival, H is the end of the last.
-    stretch, pace
-        Of mu_i, as in `time_price.Prices`.
+    height
+        S, what mu_i is, in sixteenths.
+    pace
+        L_i, how long it is so, as a multiple of the time that the request's batches take at least, in
+        sixteenths, at least 16.
     memory
         B in sixteenths.
     slopes, references
@@ -65,25 +67,25 @@ class WindowPrices:
 
     prices: tuple[int, ...]
     window_ns: int
-    stretch: int
+    height: int
     pace: int
     memory: int
     slopes: tuple[int, ...]
     references: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        least = min((self.memory, STRETCH_UNIT - self.memory, *self.references, *self.prices))
+        least = min((self.memory, self.height, STRETCH_UNIT - self.memory, *self.references, *self.prices))
         if least < 0 or min(self.slopes, default=0) < 1 or not self.references:
             raise ValueError("prices, shares or lines that prove nothing")
         self.frame()
 
     def frame(self) -> Prices:
-        """Windows and mu_i as `time_price` knows them."""
+        """Windows as `time_price` knows them, without its mu_i."""
         return Prices(
             price=0,
             num_windows=len(self.prices),
             window_ns=self.window_ns,
-            stretch=self.stretch,
+            stretch=0,
             pace=self.pace,
         )
 
@@ -104,8 +106,34 @@ class WindowPrices:
         lists = {
             name: tuple(map(int, str(details[name]).split())) for name in ("prices", "slopes", "references")
         }
-        numbers = {name: int(details[name]) for name in ("window_ns", "stretch", "pace", "memory")}
+        numbers = {name: int(details[name]) for name in ("window_ns", "height", "pace", "memory")}
         return cls(**lists, **numbers)  # type: ignore[arg-type]
+
+
+class Holds(NamedTuple):
+    """mu_i of all requests: how long, and what others pay for it; int64."""
+
+    length: IntArray
+    """L_i, 0 where it would end after H; shape (num_requests,)."""
+    area: IntArray
+    """Integral of mu_i over all time, rounded up; shape (num_requests,)."""
+    everybody: IntArray
+    """Q of those whose mu_i covers the whole window, in 1 / 1024; shape (num_windows,)."""
+
+
+def holds(table: Columns, chosen: WindowPrices) -> Holds:
+    """Who makes whom wait."""
+    window_ns, count = chosen.window_ns, len(chosen.prices)
+    length = table.least * chosen.pace // STRETCH_UNIT
+    length[table.arrivals + length > count * window_ns] = 0
+    first, end = -(-table.arrivals // window_ns), (table.arrivals + length) // window_ns
+    covers = end > first
+    steps = np.bincount(first[covers], minlength=count + 1) - np.bincount(end[covers], minlength=count + 1)
+    return Holds(
+        length=length,
+        area=-(-chosen.height * length // STRETCH_UNIT),
+        everybody=np.cumsum(steps)[:count] * (PRICE_UNIT // STRETCH_UNIT * chosen.height),
+    )
 
 
 class LineTables(NamedTuple):
@@ -188,25 +216,25 @@ def outcome(table: WindowTable, chosen: WindowPrices) -> Outcome | None:
     lines = line_tables(table, chosen)
     if lines is None:
         return None
-    columns, waits = table.columns, Waits(table.columns, chosen.frame())
+    columns, held = table.columns, holds(table.columns, chosen)
     prices = np.array(chosen.prices, dtype=np.int64)
     inverse = ceil_div(2**INVERSE_BITS, 256 * columns.alpha)
-    scalars = [chosen.window_ns, inverse, chosen.stretch, chosen.memory, table.capacity]
+    scalars = [chosen.window_ns, inverse, chosen.height, chosen.memory, table.capacity]
     given = Given(
         *lines,
         prices=prices,
-        tolls=prices + waits.everybody,
+        tolls=prices + held.everybody,
         arrivals=columns.arrivals,
         first=columns.first,
         last=columns.last,
         least=columns.least,
         prefill=columns.prefill,
-        length=waits.length,
-        area=waits.area,
+        length=held.length,
+        area=held.area,
         scalars=np.array(scalars, dtype=np.int64),
     )
     found = np.empty((NUM_ROWS, len(columns.arrivals)), dtype=np.int64)
-    least_costs(given, found, np.empty((3, len(lines.costs)), dtype=np.int64))
+    least_costs(given, found, np.empty((4, len(lines.costs)), dtype=np.int64))
     gradient = np.zeros(len(prices))
     add_gradient(given, found, gradient)
     paid = ceil_div(sum(chosen.prices) * chosen.window_ns, PRICE_UNIT)
@@ -233,9 +261,8 @@ def _overflows(table: WindowTable, chosen: WindowPrices) -> bool:
     cost = 2 * (own + paid)
     span = len(chosen.prices) * chosen.window_ns
     length = int(columns.least.max()) * chosen.pace // STRETCH_UNIT
-    reach = max(chosen.stretch, 1) * (length + chosen.window_ns)
-    toll = highest + PRICE_UNIT * chosen.stretch // STRETCH_UNIT * len(columns.arrivals)
-    rate = cost * RATE_UNIT // alpha + RATE_UNIT * max(chosen.stretch, STRETCH_UNIT)
+    toll = highest + PRICE_UNIT * chosen.height // STRETCH_UNIT * len(columns.arrivals)
+    rate = cost * RATE_UNIT // alpha + RATE_UNIT * max(chosen.height, STRETCH_UNIT)
     products = (
         span * rate * 4,
         rate << INVERSE_BITS // 2,
@@ -245,9 +272,7 @@ def _overflows(table: WindowTable, chosen: WindowPrices) -> bool:
         cost * PRICE_UNIT,
         alpha * chosen.memory * longest,
         highest * chosen.memory * longest * 4,
-        reach * RATE_UNIT * 4,
-        FINE * reach,
-        FINE * max(chosen.stretch, 1) * len(columns.arrivals),
+        max(chosen.height, STRETCH_UNIT) * length * RATE_UNIT,
         (int(columns.least.max()) + int(columns.prefill.max()) + span) * DOUBLE_RATE * 2,
     )
     return max(products) >= INT64_SAFE or max(own, paid, highest) >= MAX_ROOTED

@@ -13,7 +13,7 @@ from cspsched.problem.cost import IntArray
 
 FloatArray = npt.NDArray[np.float64]
 PRICE_UNIT, RATE_UNIT, DOUBLE_RATE, STRETCH_UNIT, ROOT_BITS = 1024, 2**12, 2**13, 16, 10
-WINDOW_NS, INVERSE, STRETCH, MEMORY, CAPACITY = range(5)
+WINDOW_NS, INVERSE, HEIGHT, MEMORY, CAPACITY = range(5)
 COST, PROMPT_WINDOW, LAST_WINDOW, LINE = range(4)
 NUM_ROWS = 4
 MUCH = 2**62
@@ -31,7 +31,7 @@ def compiled(function: Function) -> Function:
 
 
 class Given(NamedTuple):
-    """Everything that is read; int64. Names as in `LineTables`, `Columns` and `Waits`."""
+    """Everything that is read; int64. Names as in `LineTables`, `Columns` and `Holds`."""
 
     costs: IntArray
     least_costs: IntArray
@@ -57,80 +57,68 @@ def least_costs(g: Given, found: IntArray, state: IntArray) -> None:
 
     Integrals over time are in 2^-13 nanoseconds. `state` has a column for each line: the time since the
     arrival less what the line gives; the least, over the prompt's windows so far, of toll and time less that;
-    and the window where that is.
+    the window where that is; and the cost if the request ends when the window begins.
+
+    One line has to do for all ends inside a window: its cost is concave in the end, so both borders of the
+    window decide, but the largest of several lines is not concave.
     """
     num_lines = g.costs.shape[0]
     window_ns, num_windows = g.scalars[WINDOW_NS], len(g.prices)
+    mu = 2 * g.scalars[HEIGHT] * (RATE_UNIT // STRETCH_UNIT)
     for i in range(len(g.arrivals)):
         arrival, waited = g.arrivals[i], 0
         window = arrival // window_ns
         late = max(num_windows * window_ns - arrival, g.least[i] + g.prefill[i]) - g.area[i]
         best = late * DOUBLE_RATE
-        found[COST, i], found[PROMPT_WINDOW, i] = late, -1
-        found[LAST_WINDOW, i] = found[LINE, i] = -1
+        found[PROMPT_WINDOW, i] = found[LAST_WINDOW, i] = found[LINE, i] = -1
         for line in range(num_lines):
             state[0, line], state[1, line], state[2, line] = 0, MUCH, -1
         earliest = (arrival + g.least[i]) // window_ns
         cheapest, start = MUCH, arrival
-        while window < num_windows:
+        while window < num_windows and (start - arrival - g.area[i]) * DOUBLE_RATE < best:
             end = (window + 1) * window_ns
+            held = min(max(arrival + g.length[i] - start, 0), end - start)
             cheapest = min(cheapest, g.prices[window])
             toll = g.prefill[i] * g.tolls[window] // PRICE_UNIT * DOUBLE_RATE
+            rest = mu * max(arrival + g.length[i] - start, 0)
             for line in range(num_lines):
                 if waited - state[0, line] + toll < state[1, line]:
                     state[1, line], state[2, line] = waited - state[0, line] + toll, window
-            if start == arrival and earliest <= window:
-                line, cost = _dearest_line(g, i, state, cheapest)
-                if cost - _rest(g, i, 0) < best:
-                    best = cost - _rest(g, i, 0)
-                    _note(found, i, state, window, line)
-            mu, next_mu = _mu(g, i, start - arrival), _mu(g, i, end - arrival)
-            waited += (end - start) * (DOUBLE_RATE - mu - next_mu)
-            for line in range(num_lines):
-                state[0, line] += (end - start) * (DOUBLE_RATE - _given(g, i, line, window, mu, next_mu))
-            rest = _rest(g, i, end - arrival)
-            if window + 1 >= earliest:
-                line, cost = _dearest_line(g, i, state, cheapest)
-                # Without any line: it is there until then, and that is all.
-                if waited > cost:
-                    line, cost = -1, waited
-                if cost - rest < best:
-                    best = cost - rest
-                    _note(found, i, state, window, line)
-            if (end - arrival - g.area[i]) * DOUBLE_RATE >= best:
-                break
+                state[3, line] = state[0, line] + state[1, line] - rest
+                given = _given(g, i, line, window)
+                state[0, line] += (end - start) * (DOUBLE_RATE - given) - held * max(mu - given, 0)
+            waited += (end - start) * DOUBLE_RATE - held * mu
+            if earliest <= window:
+                # Without any line: it is there until the window begins, and that is all.
+                line, cost = _dearest_line(g, i, state, cheapest, rest - mu * held)
+                cost = max(cost, (start - arrival - g.area[i]) * DOUBLE_RATE)
+                if cost < best:
+                    best = cost
+                    found[PROMPT_WINDOW, i] = state[2, line]
+                    found[LAST_WINDOW, i], found[LINE, i] = window, line
             window, start = window + 1, end
-        found[COST, i] = best // DOUBLE_RATE if found[LAST_WINDOW, i] >= 0 else late
+        found[COST, i] = best // DOUBLE_RATE
 
 
 @compiled
-def _note(found: IntArray, i: int, state: IntArray, window: int, line: int) -> None:
-    found[PROMPT_WINDOW, i] = state[2, max(line, 0)]
-    found[LAST_WINDOW, i], found[LINE, i] = window, line
-
-
-@compiled
-def _dearest_line(g: Given, i: int, state: IntArray, cheapest: int) -> tuple[int, int]:
-    """The line that shows the largest cost if the request ends now, and that cost."""
-    chosen, most = -1, -MUCH
+def _dearest_line(g: Given, i: int, state: IntArray, cheapest: int, rest: int) -> tuple[int, int]:
+    """The line that shows the largest cost if the request ends in the window, and that cost."""
+    chosen, most = 0, -MUCH
     for line in range(g.costs.shape[0]):
         table = g.costs if cheapest >= g.needed[line, min(g.first[i] + 1, g.last[i])] else g.least_costs
         tokens = table[line, g.last[i]] - table[line, g.first[i]]
-        cost = state[0, line] + state[1, line] + tokens * DOUBLE_RATE
+        cost = min(state[3, line], state[0, line] + state[1, line] - rest) + tokens * DOUBLE_RATE
         if cost > most:
             chosen, most = line, cost
     return chosen, most
 
 
 @compiled
-def _given(g: Given, i: int, line: int, window: int, mu: int, next_mu: int) -> int:
-    """Twice the most that a nanosecond of a window may give, by mu or by the line, in rate units."""
-    rate = 0
-    if g.last[i] > g.first[i]:
-        rate = max(_rate(g, line, window, g.first[i] + 1), _rate(g, line, window, g.last[i]), 0)
-    if rate < next_mu:
-        return int(mu + next_mu)
-    return int(2 * max(rate, mu))
+def _given(g: Given, i: int, line: int, window: int) -> int:
+    """Twice the most that a line gives for a nanosecond of a window, in rate units."""
+    if g.last[i] <= g.first[i]:
+        return 0
+    return int(2 * max(_rate(g, line, window, g.first[i] + 1), _rate(g, line, window, g.last[i]), 0))
 
 
 @compiled
@@ -146,22 +134,6 @@ def _rate(g: Given, line: int, window: int, resident: int) -> int:
 
 
 @compiled
-def _mu(g: Given, i: int, since: int) -> int:
-    """mu_i at a time after the arrival, rounded up, in rate units."""
-    rest = g.scalars[STRETCH] * g.length[i] - STRETCH_UNIT * since
-    if rest <= 0:
-        return 0
-    return int((rest * (RATE_UNIT // STRETCH_UNIT) + g.length[i] - 1) // g.length[i])
-
-
-@compiled
-def _rest(g: Given, i: int, since: int) -> int:
-    """Integral of mu_i from a time after the arrival on, rounded up, in 2^-13."""
-    reach = (g.scalars[STRETCH] * g.length[i] + STRETCH_UNIT - 1) // STRETCH_UNIT
-    return int(_mu(g, i, since) * max(reach - since, 0))
-
-
-@compiled
 def add_gradient(g: Given, found: IntArray, gradient: FloatArray) -> None:
     """Add what a little more of each price adds to the least costs, in nanoseconds; it proves nothing."""
     window_ns, alpha = g.scalars[WINDOW_NS], 2.0**40 / 256 / g.scalars[INVERSE]
@@ -173,7 +145,8 @@ def add_gradient(g: Given, found: IntArray, gradient: FloatArray) -> None:
             start = max(window * window_ns, g.arrivals[i])
             first, last = _rate(g, line, window, g.first[i] + 1), _rate(g, line, window, g.last[i])
             resident = g.first[i] + 1 if first > last else g.last[i]
-            if max(first, last, 0) > _mu(g, i, start - g.arrivals[i]):
+            held = start < g.arrivals[i] + g.length[i]
+            if max(first, last, 0) > held * g.scalars[HEIGHT] * (RATE_UNIT // STRETCH_UNIT):
                 root = g.roots[line, resident] - (g.price_roots[window] * g.work_roots[resident] >> ROOT_BITS)
                 slope = g.scalars[MEMORY] / STRETCH_UNIT * resident / g.scalars[CAPACITY]
                 if root > 0 and g.price_roots[window] > 0:

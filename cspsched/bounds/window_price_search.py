@@ -37,6 +37,8 @@ SLOPES, STEEP_SLOPES = (24, 48, 60, 68, 76, 88, 112, 160), (2, 4, 8, 16, 32, 56,
 """s in 1 / 64; the second ones for a crowd that waits for long."""
 MEMORY_SHARES, SPANS, HEIGHTS, POWERS = (2, 4), (1.3, 1.6, 2.0), (0.6, 0.9), (2.0,)
 """Of a price that falls from the first arrival on; spans in times of the whole work, heights in requests."""
+HOLDS, PACES = (12, 14, 16), (16, 18, 20, 22, 24, 28)
+"""Heights and lengths of mu, in sixteenths, beside one price."""
 LEAST_PRICE = PRICE_UNIT // 64
 
 
@@ -58,7 +60,7 @@ def window_price_certificates(
     windows = WindowTable(table, limits.kv_blocks * limits.block_tokens)
     found = [
         (value_ns, chosen)
-        for chosen in (_even(table, flat), *_falling(windows))
+        for chosen in (*_even(table, flat), *_falling(windows))
         for value_ns in [window_bound_ns(windows, chosen)]
         if value_ns is not None
     ]
@@ -69,18 +71,20 @@ def window_price_certificates(
     return [Certificate(WINDOW_PRICE, Objective.LATENCY, value_ns, details)] if value_ns > 0 else []
 
 
-def _even(table: Columns, flat: Prices) -> WindowPrices:
-    """One price for all windows."""
+def _even(table: Columns, flat: Prices) -> Iterator[WindowPrices]:
+    """One price for all windows, and some mu."""
     window_ns = max(1, _mean_least_ns(table) // WINDOWS_PER_STAY)
-    return WindowPrices(
-        prices=(max(flat.price, LEAST_PRICE),) * (flat.horizon_ns // window_ns + 1),
-        window_ns=window_ns,
-        stretch=flat.stretch,
-        pace=flat.pace,
-        memory=0,
-        slopes=SLOPES,
-        references=(max(flat.price, LEAST_PRICE),),
-    )
+    price = max(flat.price * 11 // 10, LEAST_PRICE)
+    for height, pace in ((0, STRETCH_UNIT), *product(HOLDS, PACES)):
+        yield WindowPrices(
+            prices=(price,) * (flat.horizon_ns // window_ns + 1),
+            window_ns=window_ns,
+            height=height,
+            pace=pace,
+            memory=0,
+            slopes=SLOPES,
+            references=(price,),
+        )
 
 
 def _falling(windows: WindowTable) -> Iterator[WindowPrices]:
@@ -99,7 +103,7 @@ def _falling(windows: WindowTable) -> Iterator[WindowPrices]:
         yield WindowPrices(
             prices=tuple(prices.tolist()),
             window_ns=window_ns,
-            stretch=0,
+            height=0,
             pace=STRETCH_UNIT,
             memory=memory,
             slopes=STEEP_SLOPES,
