@@ -11,11 +11,15 @@ from hypothesis import strategies as st
 
 from cspsched.errors import InputError, UsageError
 from cspsched.exact.list_schedule import list_schedule
+from cspsched.improve.entries import schedule_parts
 from cspsched.improve.list_scheduler import ListScheduler
+from cspsched.improve.machine import BATCH
 from cspsched.improve.moves import Moves, plan_of, ranked, start_shapes, steady_pace
-from cspsched.improve.plan import Knobs, Plan, Shape
+from cspsched.improve.pauses import may_pause
+from cspsched.improve.plan import Knobs, Pause, Plan, Shape
 from cspsched.problem.instance import Instance, Preemption, Switches
 from cspsched.problem.metrics import Objective, measure
+from cspsched.problem.parts import judge_parts
 from cspsched.problem.referee import find_violations
 from tests.instances import instance_of, waves
 
@@ -74,6 +78,107 @@ def plans(draw):
     )
     delay_ns = rng.integers(0, 10**9, count) * (rng.random(count) < 0.3)
     return instance, Plan(knobs=knobs, keys=rng.random(count), delay_ns=delay_ns)
+
+
+@st.composite
+def paused_plans(draw):
+    """An instance in which the search may preempt, and a plan that does so."""
+    instance, plan = draw(plans())
+    free = replace(
+        instance.switches, chunked_prefill=True, reservation=False, preemption=Preemption.RECOMPUTE
+    )
+    instance = replace(instance, switches=free)
+    outputs = ListScheduler(instance, Objective.LATENCY).output_tokens.tolist()
+    pauses = tuple(
+        Pause(request, draw(st.integers(1, output - 1)), draw(st.integers(0, 9)))
+        for request, output in enumerate(outputs)
+        if output > 1 and draw(st.booleans())
+    )
+    return instance, replace(plan, pauses=pauses)
+
+
+@given(paused_plans())
+def test_every_plan_with_preemptions_is_a_feasible_schedule_of_the_stated_value(drawn):
+    """The referee accepts it, finds each preemption where it was planned, and measures the same value."""
+    instance, plan = drawn
+    for objective in Objective:
+        scheduler = ListScheduler(instance, objective)
+        value_ns = scheduler.value_ns(plan)
+        schedule = scheduler.schedule(plan)
+
+        assert may_pause(instance)
+        assert find_violations(instance, schedule) == []
+        assert measure(instance, schedule).objective_ns(objective) == value_ns
+        evicted = sorted(schedule.evicted_request.tolist())
+        assert evicted == sorted(scheduler.order[[pause.request for pause in plan.pauses]].tolist())
+        assert np.all(np.diff(schedule.evicted_batch) >= 0)
+
+
+@given(paused_plans())
+def test_preempting_plans_are_judged_in_parts_alike(drawn):
+    """The parts of a schedule with preemptions have the same value, and nothing to object to."""
+    instance, plan = drawn
+    scheduler = ListScheduler(instance, Objective.LATENCY)
+    machine = scheduler._run(plan)
+    num_batches = int(machine.now[BATCH])
+    ranges = [(first, min(first + 3, num_batches)) for first in range(0, num_batches, 3)]
+    verdict = judge_parts(instance, schedule_parts(machine, scheduler._order_with(plan), ranges))
+
+    assert verdict.violations == []
+    assert verdict.objective_ns(instance, Objective.LATENCY) == scheduler.value_ns(plan)
+
+
+def test_a_preempted_request_sits_out_as_long_as_others_run():
+    """One of two requests is preempted after 2 tokens for 3 batches; alone it would go on at once."""
+    for hold_batches, count, gap in ((0, 2, 1), (3, 2, 4), (3, 1, 1)):
+        instance = instance_of([(4, 9)] * count, kv_blocks=100)
+        scheduler = ListScheduler(instance, Objective.LATENCY)
+        plan = replace(plan_with(scheduler, OPEN), pauses=(Pause(0, 2, hold_batches),))
+        schedule = scheduler.schedule(plan)
+        own = schedule.request == 0
+
+        assert schedule.tokens[own].tolist()[:3] == [4, 1, 6]
+        assert np.diff(schedule.batch_of_entry[own]).tolist()[:2] == [1, gap]
+        assert schedule.evicted_batch.tolist() == [2]
+
+
+def test_a_preemption_after_the_last_token_is_refused():
+    """A plan for other requests is not run."""
+    scheduler = ListScheduler(instance_of([(4, 2)], kv_blocks=100), Objective.LATENCY)
+    with pytest.raises(InputError, match="after its last token"):
+        scheduler.value_ns(replace(plan_with(scheduler, OPEN), pauses=(Pause(0, 2, 0),)))
+
+
+@pytest.mark.parametrize(
+    "switches",
+    [
+        Switches(preemption=Preemption.NONE),
+        Switches(preemption=Preemption.SWAP),
+        Switches(chunked_prefill=False),
+        Switches(reservation=True),
+    ],
+)
+def test_nobody_is_preempted_where_that_is_forbidden(switches):
+    """The search plans preemptions only if recomputing is allowed, in chunks, and nothing is reserved."""
+    assert not may_pause(replace(mixed(arrivals=False), switches=switches))
+
+
+def test_moves_preempt_in_their_window_and_within_the_output():
+    """Each request is preempted once at most, before its last token; now and then one is so no longer."""
+    instance = mixed(arrivals=False)
+    scheduler = ListScheduler(instance, Objective.LATENCY)
+    moves = Moves(scheduler, instance.limits, Objective.LATENCY, pauses=True)
+    plan, rng, counts = plan_with(scheduler, OPEN), np.random.default_rng(0), []
+    for _ in range(500):
+        plan = moves.change(plan, rng, (10, 20), 1e9)
+        requests = [pause.request for pause in plan.pauses]
+        counts.append(len(requests))
+
+        assert requests == sorted(set(requests))
+        assert set(requests) <= set(range(10, 20))
+        assert all(1 <= pause.tokens < scheduler.output_tokens[pause.request] for pause in plan.pauses)
+        assert all(pause.hold_batches >= 0 for pause in plan.pauses)
+    assert min(np.diff(counts)) == -1
 
 
 @given(plans())

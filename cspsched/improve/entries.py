@@ -37,7 +37,8 @@ def schedule_parts(
 ) -> Iterator[Schedule]:
     """The same for each of some ranges [first, end) of batches."""
     chunks = _chunk_entries(machine)
-    none = np.zeros(0, dtype=np.int64)
+    evicted_request = np.flatnonzero(machine.after[:, 0] >= 0)
+    evicted_batch = machine.places[machine.after[evicted_request, 0], LAST_TOKEN].astype(np.int64) + 1
     for first, end in ranges:
         here = (chunks[0] >= first) & (chunks[0] < end)
         batch, request, tokens, kv_tokens = (
@@ -46,6 +47,8 @@ def schedule_parts(
         )
         by_batch = np.lexsort((request, machine.places[request, ADMITTED], batch))
         sizes = np.bincount(batch - first, minlength=end - first)
+        gone = np.flatnonzero((evicted_batch >= first) & (evicted_batch < end))
+        gone = gone[np.argsort(evicted_batch[gone], kind="stable")]
         yield Schedule(
             start_ns=machine.batch_ns[first:end, 0].copy(),
             end_ns=machine.batch_ns[first:end, 1].copy(),
@@ -53,8 +56,8 @@ def schedule_parts(
             request=order[request[by_batch]],
             tokens=tokens[by_batch],
             kv_tokens=kv_tokens[by_batch],
-            evicted_batch=none,
-            evicted_request=none,
+            evicted_batch=evicted_batch[gone] - first,
+            evicted_request=order[evicted_request[gone]],
         )
 
 

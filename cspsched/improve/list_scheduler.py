@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from cspsched.errors import LimitError, UsageError
 from cspsched.improve.long_runs import batch_ranges
+from cspsched.improve.pauses import alone, with_pauses
 from cspsched.improve.plan import Plan
 from cspsched.problem.cost import IntArray
 from cspsched.problem.instance import Instance
@@ -60,6 +62,7 @@ class ListScheduler:
         self._batch_ns = np.empty((rows, 2), dtype=np.int64)
         self._chunks = np.empty((rows, 3), dtype=np.int32)
         self._places = np.empty((self.num_requests, 3), dtype=np.int32)
+        self._after = alone(self.num_requests)
 
     @property
     def prompt_tokens(self) -> IntArray:
@@ -94,14 +97,18 @@ class ListScheduler:
         """The plan's schedule, requests by their position in the instance."""
         from cspsched.improve.entries import schedule_of
 
-        return schedule_of(self._run(plan), self.order)
+        return schedule_of(self._run(plan), self._order_with(plan))
 
     def parts(self, plan: Plan) -> Iterator[Schedule]:
         """The plan's schedule in parts that are not too long to be held."""
         from cspsched.improve.entries import batch_sizes, schedule_parts
 
         machine = self._run(plan)
-        return schedule_parts(machine, self.order, batch_ranges(batch_sizes(machine)))
+        return schedule_parts(machine, self._order_with(plan), batch_ranges(batch_sizes(machine)))
+
+    def _order_with(self, plan: Plan) -> npt.NDArray[np.intp]:
+        """Position in the instance of each request of the machine, second parts at the end."""
+        return np.append(self.order, self.order[[pause.request for pause in plan.pauses]])
 
     def _value_ns(self, machine: Machine, count: int) -> int:
         from cspsched.improve.machine import CLOCK_NS, FIRST_TOKEN, LAST_TOKEN
@@ -109,7 +116,11 @@ class ListScheduler:
         if self._objective is Objective.MAKESPAN:
             return int(machine.now[CLOCK_NS])
         column = LAST_TOKEN if self._objective is Objective.LATENCY else FIRST_TOKEN
-        waits = machine.batch_ns[machine.places[:count, column], 1] - self.arrival_ns[:count]
+        batches = machine.places[:count, column]
+        if self._objective is Objective.LATENCY and len(machine.table) > self.num_requests:
+            batches = batches.copy()
+            batches[machine.after[self.num_requests :, 0]] = machine.places[self.num_requests :, column]
+        waits = machine.batch_ns[batches, 1] - self.arrival_ns[:count]
         return int(waits.sum()) if int(waits.max()) < NEVER_NS // count else sum(waits.tolist())
 
     def _run(
@@ -141,11 +152,11 @@ class ListScheduler:
             now = np.zeros(layout.WHOLE + 1, dtype=np.int64)
             now[layout.LAST_PLANNED] = -1
             rings = np.zeros((layout.NUM_RINGS, self._ring_length(plan)), dtype=np.int64)
-            waiting = np.empty(self.num_requests, dtype=np.int32)
+            waiting = np.empty(self.num_requests + len(plan.pauses), dtype=np.int32)
         else:
             now, rings, waiting = start.now.copy(), start.rings.copy(), start.waiting.copy()
         now[layout.NUM_CHANGING :] = self._parameters(plan, count)
-        return layout.Machine(
+        machine = layout.Machine(
             now=now,
             rings=rings,
             waiting=waiting,
@@ -153,11 +164,13 @@ class ListScheduler:
             eligible_ns=eligible_ns,
             events=events,
             table=self.table,
+            after=self._after,
             prices=self._prices,
             places=self._places,
             batch_ns=self._batch_ns,
             chunks=self._chunks,
         )
+        return with_pauses(machine, plan.pauses) if plan.pauses else machine
 
     def _eligible(self, plan: Plan, count: int) -> tuple[IntArray, Int32Array]:
         """When every request may be admitted, and the first so many requests by that."""
@@ -186,7 +199,10 @@ class ListScheduler:
         """A power of two beyond the longest run of a request that is alone, twice as long with company."""
         knobs, budget = plan.knobs, self._instance.limits.max_batch_tokens
         chunk = min(knobs.prefill_budget, knobs.longest_chunk, budget)
-        batches = int((-(-self.prompt_tokens // chunk) * 2 + self.output_tokens).max()) + 2
+        prefill = self.prompt_tokens
+        for pause in plan.pauses:
+            prefill[pause.request] += pause.tokens
+        batches = int((-(-prefill // chunk) * 2 + self.output_tokens).max()) + 2
         return 1 << batches.bit_length()
 
     def _lengthen_logs(self) -> None:

@@ -2,7 +2,8 @@
 
 Batches to come are columns of a ring: what the admitted requests hold and process in each. A request is
 admitted in the batch at hand if its whole run, chunks first and then a token in every batch, fits beside
-theirs; so nobody is ever evicted or held. An admission costs a step for each batch of the run, a batch O(1).
+theirs; so nobody is evicted to make room. An admission costs a step for each batch of the run, a batch O(1).
+A planned preemption makes two requests of one: the second waits for the end of the first.
 """
 
 from __future__ import annotations
@@ -52,6 +53,8 @@ class Machine(NamedTuple):
     """Requests by `eligible_ns`; the first NUM_EVENTS take part."""
     table: Int32Array
     """Shape (num_requests, 2): prompt and output tokens."""
+    after: Int32Array
+    """Shape (num_requests, 2): request that must have ended (-1: none), and fewest batches from then on."""
     prices: IntArray
     """The flat cost model (see `flatten_cost`)."""
     places: Int32Array
@@ -131,7 +134,9 @@ def _admit(m: Machine) -> None:
             # The run is to be repeated with a longer log; what this batch becomes does not matter.
             break
         request = int(m.waiting[place])
-        if _fits(m, request):
+        if m.after[request, 0] >= 0 and _is_on_hold(m, request):
+            place += 1
+        elif _fits(m, request):
             _commit(m, request)
             now[CHANGED] = 1
             now[NEXT_ADMISSION] = max(now[NEXT_ADMISSION], PACE_UNIT * now[BATCH]) + now[PACE]
@@ -141,6 +146,14 @@ def _admit(m: Machine) -> None:
         else:
             place += 1
             tried += 1
+
+
+@inner
+def _is_on_hold(m: Machine, request: int) -> bool:
+    """Whether the first part of a preempted request has not ended, or others run and it is to wait longer."""
+    now, ended = m.now, int(m.places[m.after[request, 0], LAST_TOKEN])
+    batches = int(m.after[request, 1]) if now[RUNNING] else 0
+    return bool(now[BATCH] <= ended + batches)
 
 
 @inner

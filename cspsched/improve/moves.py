@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from cspsched.improve.list_scheduler import ListScheduler
-from cspsched.improve.plan import Knobs, Plan, Shape
+from cspsched.improve.plan import Knobs, Pause, Plan, Shape
 from cspsched.problem.instance import Limits
 from cspsched.problem.metrics import Objective
 
@@ -20,7 +20,8 @@ SHORTEST_CHUNK = 16
 PACES = (0.85, 0.95, 1.0, 1.025, 1.06)
 MORE_REQUESTS = 0.5
 """Chance that a move of a plan changes one request more."""
-KNOB_MOVE, DELAY_MOVE, SWAP_MOVE = 0.03, 0.35, 0.3
+KNOB_MOVE, PAUSE_MOVE, DELAY_MOVE, SWAP_MOVE = 0.03, 0.1, 0.35, 0.3
+LONGEST_HOLD = 1000
 
 
 def start_shapes(scheduler: ListScheduler, limits: Limits, objective: Objective) -> Iterator[Shape]:
@@ -64,7 +65,11 @@ def ranked(plan: Plan) -> Plan:
 class Moves:
     """Random moves for an instance; the generator is passed in, so that nothing random is hidden here."""
 
-    def __init__(self, scheduler: ListScheduler, limits: Limits, objective: Objective) -> None:
+    def __init__(
+        self, scheduler: ListScheduler, limits: Limits, objective: Objective, *, pauses: bool = False
+    ) -> None:
+        self._output_tokens = scheduler.output_tokens
+        self._pauses = pauses
         self._limits = limits
         self._num_requests = scheduler.num_requests
         self._pace = steady_pace(scheduler, limits)
@@ -120,6 +125,8 @@ class Moves:
         """
         if within == (0, self._num_requests) and rng.random() < KNOB_MOVE:
             return replace(plan, knobs=self._turn(plan.knobs, rng))
+        if self._pauses and rng.random() < PAUSE_MOVE:
+            return replace(plan, pauses=self._repause(plan.pauses, rng, within))
         keys, delay_ns = plan.keys.copy(), plan.delay_ns.copy()
         while True:
             request, other = (int(one) for one in rng.integers(*within, size=2))
@@ -134,6 +141,22 @@ class Moves:
                 keys[request] += distance if rng.random() < 0.5 else -distance
             if rng.random() > MORE_REQUESTS:
                 return replace(plan, keys=keys, delay_ns=delay_ns)
+
+    def _repause(
+        self, pauses: tuple[Pause, ...], rng: np.random.Generator, within: tuple[int, int]
+    ) -> tuple[Pause, ...]:
+        """Preempt a request, or another time, or no longer."""
+        if pauses and rng.random() < 0.5:
+            request = pauses[int(rng.integers(len(pauses)))].request
+        else:
+            request = int(rng.integers(*within))
+        others = tuple(pause for pause in pauses if pause.request != request)
+        output = int(self._output_tokens[request])
+        if output < 2 or (len(others) < len(pauses) and rng.random() < 0.3):
+            return others
+        hold_batches = int(LONGEST_HOLD ** rng.random()) - 1
+        pause = Pause(request=request, tokens=int(rng.integers(1, output)), hold_batches=hold_batches)
+        return tuple(sorted((*others, pause)))
 
     @staticmethod
     def _delay(delay_ns: int, rng: np.random.Generator, scale_ns: float) -> int:

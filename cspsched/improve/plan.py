@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -99,6 +99,17 @@ def _number(value: Any, where: str) -> float:
     return float(value)
 
 
+class Pause(NamedTuple):
+    """A preemption with recomputation: what a request has on the device is lost amid its output."""
+
+    request: int
+    """In order of arrival."""
+    tokens: int
+    """Output tokens before it, fewer than all."""
+    hold_batches: int
+    """Batches without the request at least, unless nobody else runs."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Plan:
     """Decisions for every request, in order of arrival.
@@ -111,16 +122,20 @@ class Plan:
         Shape (num_requests,): the smallest goes first.
     delay_ns
         int64, shape (num_requests,): how long after its arrival a request may be admitted at the earliest.
+    pauses
+        At most one of a request.
     """
 
     knobs: Knobs
     keys: FloatArray
     delay_ns: IntArray
+    pauses: tuple[Pause, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return {
             "knobs": asdict(self.knobs), "keys": self.keys.tolist(), "delay_ns": self.delay_ns.tolist(),
+            "pauses": [list(pause) for pause in self.pauses],
         }  # fmt: skip
 
     @classmethod
@@ -132,7 +147,7 @@ class Plan:
         InputError
             If a value is missing or wrong, or there are not as many as requests.
         """
-        require_keys(data, where, required=("knobs", "keys", "delay_ns"), optional=())
+        require_keys(data, where, required=("knobs", "keys", "delay_ns", "pauses"), optional=())
         for name in ("keys", "delay_ns"):
             if not isinstance(data[name], list) or len(data[name]) != num_requests:
                 raise InputError(f"{where}: {name} must be a list of {num_requests} numbers")
@@ -143,4 +158,23 @@ class Plan:
             knobs=Knobs.from_json(data["knobs"], f"{where}: knobs"),
             keys=np.array(keys, dtype=np.float64),
             delay_ns=np.array(data["delay_ns"], dtype=np.int64),
+            pauses=_pauses(data["pauses"], num_requests, f"{where}: pauses"),
         )
+
+
+def _pauses(data: Any, num_requests: int, where: str) -> tuple[Pause, ...]:
+    if not isinstance(data, list) or not all(map(_is_pause, data)):
+        raise InputError(f"{where} must be a list of [request, tokens, hold_batches], whole numbers")
+    pauses = tuple(Pause(*one) for one in data)
+    requests = {pause.request for pause in pauses}
+    if len(requests) < len(pauses) or not requests <= set(range(num_requests)):
+        raise InputError(f"{where} must name different requests, each below {num_requests}")
+    return pauses
+
+
+def _is_pause(data: Any) -> bool:
+    if not isinstance(data, list) or len(data) != len(Pause._fields):
+        return False
+    return all(
+        type(value) is int and least <= value < 2**31 for value, least in zip(data, (0, 1, 0), strict=True)
+    )

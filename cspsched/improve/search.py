@@ -12,6 +12,7 @@ import numpy as np
 
 from cspsched.improve.list_scheduler import Checkpoint, ListScheduler
 from cspsched.improve.moves import Moves, mean_wait_ns, plan_of, ranked, start_shapes
+from cspsched.improve.pauses import may_pause
 from cspsched.improve.plan import Plan, Shape
 from cspsched.problem.instance import Instance
 from cspsched.problem.metrics import Objective
@@ -62,7 +63,8 @@ class Search:
         self.scheduler = ListScheduler(instance, objective)
         self._objective = objective
         self._starts = list(start_shapes(self.scheduler, instance.limits, objective))
-        self._moves = Moves(self.scheduler, instance.limits, objective)
+        pauses = self.num_windows == 1 and may_pause(instance)
+        self._moves = Moves(self.scheduler, instance.limits, objective, pauses=pauses)
         self._checkpoint: Checkpoint | None = None
 
     @property
@@ -114,7 +116,8 @@ class Search:
         if local.value_ns < local.best_ns:
             local.best, local.best_ns = local.plan, local.value_ns
             if self.num_windows == 1:
-                self._note(local.best, local.best_ns, "local search on order and delays")
+                what = "order, delays and preemptions" if local.best.pauses else "order and delays"
+                self._note(local.best, local.best_ns, f"local search on {what}")
         local.history_ns[slot] = local.value_ns
         local.steps += 1
         if self.num_windows > 1 and local.steps >= WINDOW_STEPS:
