@@ -63,13 +63,13 @@ def main() -> None:
     arguments = parser.parse_args()
     mpl.use("Agg")
     for objective in ("makespan", "latency"):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), sharey=True)
+        figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 3.2), sharey=True)
         rows_of = groups(arguments.results, "solve", objective)
         naive = [groups(arguments.results, name, objective) for name in ("naive-cpsat", "naive-highs")]
         draw(rows_of, naive, "seconds", "seconds to proof (dashed: naive models)", left)
         draw(rows_of, [], "gap", "gap at the time limit, % (0.01: closed)", right)
         right.set_ylabel("")
-        right.legend(fontsize=7, loc="lower right")
+        right.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5))
         figure.suptitle(f"exact solver, {objective}", fontsize=10)
         figure.tight_layout()
         figure.savefig(arguments.out / f"solver_{objective}.png", dpi=80)
