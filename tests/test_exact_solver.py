@@ -4,7 +4,7 @@ import pytest
 
 from cspsched.bounds import best_bound
 from cspsched.errors import InfeasibleError, InternalError
-from cspsched.exact import members
+from cspsched.exact import members, solver
 from cspsched.exact.list_schedule import list_schedules, one_at_a_time
 from cspsched.exact.record import best_incumbent
 from cspsched.exact.search import SearchLimits
@@ -45,6 +45,12 @@ def test_candidates_of_another_class_are_not_taken():
     assert incumbent.found_by != "vllm"
 
 
+@pytest.fixture
+def no_timed_search(monkeypatch):
+    """As if the instance were too large for the timed state search."""
+    monkeypatch.setattr(solver, "build_timed_space", lambda *_: None)
+
+
 def test_time_limit_keeps_the_incumbent_and_says_so():
     """Out of time: the best schedule, the closed-form bound, its name, and the reason."""
     result = solve_exactly(late_mixed(), Objective.LATENCY, SearchLimits(time_limit_s=0.05))
@@ -55,6 +61,7 @@ def test_time_limit_keeps_the_incumbent_and_says_so():
     assert result.certificate
 
 
+@pytest.mark.usefixtures("no_timed_search")
 def test_interruption_keeps_the_incumbent(monkeypatch):
     """Ctrl-C while the hint is completed: the incumbent and the bound are returned."""
 
@@ -68,6 +75,7 @@ def test_interruption_keeps_the_incumbent(monkeypatch):
     assert result.violations() == []
 
 
+@pytest.mark.usefixtures("no_timed_search")
 def test_a_disagreement_between_model_and_referee_is_said(monkeypatch):
     """If the model prices the incumbent differently from the referee, nothing is reported."""
     monkeypatch.setattr(members, "complete_hint", lambda *_, **__: (1, []))
@@ -76,6 +84,7 @@ def test_a_disagreement_between_model_and_referee_is_said(monkeypatch):
         solve_exactly(late_mixed(), Objective.LATENCY, SHORT)
 
 
+@pytest.mark.usefixtures("no_timed_search")
 def test_bound_of_an_uncertified_horizon_is_not_used(monkeypatch):
     """A model that is cut short proves nothing about longer schedules: only closed-form bounds remain."""
     instance = late_mixed()
@@ -90,6 +99,7 @@ def test_bound_of_an_uncertified_horizon_is_not_used(monkeypatch):
     assert (result.dual_ns, result.certificate) == (closed_form.value_ns, closed_form.name)
 
 
+@pytest.mark.usefixtures("no_timed_search")
 def test_too_large_instances_get_the_closed_form_bound(monkeypatch):
     """Where no model is affordable the result says so and is still certified."""
     monkeypatch.setattr(members, "MOST_CELLS", 3)
@@ -99,6 +109,7 @@ def test_too_large_instances_get_the_closed_form_bound(monkeypatch):
     assert result.violations() == []
 
 
+@pytest.mark.usefixtures("no_timed_search")
 def test_no_horizon_is_certified_for_a_model_that_is_not_built(monkeypatch):
     """The horizon costs a bound for each request: on a large trace it would outlast any time limit."""
 

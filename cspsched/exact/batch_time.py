@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import numba as nb
-
+from cspsched.exact.jit import compiled
 from cspsched.exact.state_space import Prices
 from cspsched.problem.cost import IntArray
 
 
-@nb.njit(cache=True, nogil=True)
+@compiled
 def duration_of(prices: Prices, features: IntArray) -> int:
     """Time of a batch from its features."""
     total = prices.step

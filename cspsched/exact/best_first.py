@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numba as nb
 import numpy as np
 
 from cspsched.exact.batch_time import duration_of
 from cspsched.exact.floor_tables import Floors
+from cspsched.exact.jit import compiled
 from cspsched.exact.label_store import Nodes, find_slot, is_full, label_of, new_label, pop, push, reach
 from cspsched.exact.state_floor import floor_on_rest
 from cspsched.exact.state_space import Prices, Shape
@@ -72,7 +72,7 @@ def new_scratch(num_requests: int) -> Scratch:
     )
 
 
-@nb.njit(cache=True, nogil=True)
+@compiled
 def number_of(shape: Shape, generated: IntArray) -> int:
     """Tokens generated of all requests, as one number."""
     total = 0
@@ -81,7 +81,7 @@ def number_of(shape: Shape, generated: IntArray) -> int:
     return total
 
 
-@nb.njit(cache=True, nogil=True)
+@compiled
 def read_number(shape: Shape, number: int, generated: IntArray) -> None:
     """Write the tokens generated of each request into `generated`."""
     for i in range(len(generated)):
@@ -89,7 +89,7 @@ def read_number(shape: Shape, number: int, generated: IntArray) -> None:
         number //= shape.outputs[i] + 1
 
 
-@nb.njit(cache=True, nogil=True)
+@compiled
 def waiting_for(shape: Shape, generated: IntArray) -> int:
     """How many requests wait for a token that the objective counts; 1 for makespan."""
     if shape.counted < 0:
@@ -101,7 +101,7 @@ def waiting_for(shape: Shape, generated: IntArray) -> int:
     return total
 
 
-@nb.njit(cache=True, nogil=True)
+@compiled
 def is_dominated(shape: Shape, nodes: Nodes, scratch: Scratch, label: int, resident: int) -> bool:
     """Whether a state with the same tokens and more residents costs no more: it can always evict later."""
     if not (shape.preemptive and shape.holding):
@@ -120,7 +120,7 @@ def is_dominated(shape: Shape, nodes: Nodes, scratch: Scratch, label: int, resid
     return False
 
 
-@nb.njit(cache=True, nogil=True)
+@compiled
 def list_choices(shape: Shape, scratch: Scratch, resident: int) -> int:
     """Write down what each choice for each unfinished request occupies; returns how many there are."""
     count = 0
@@ -147,7 +147,7 @@ def list_choices(shape: Shape, scratch: Scratch, resident: int) -> int:
     return count
 
 
-@nb.njit(cache=True, nogil=True)
+@compiled
 def read_batch(shape: Shape, scratch: Scratch, count: int, resident: int) -> Batch:
     """Bits and features of the batch that the choices make."""
     processed, kept, evicted, refilled, done = 0, 0, 0, 0, 0
@@ -182,7 +182,7 @@ def read_batch(shape: Shape, scratch: Scratch, count: int, resident: int) -> Bat
     return Batch(processed, kept, evicted, refilled, done)
 
 
-@nb.njit(cache=True, nogil=True)
+@compiled
 def is_allowed(shape: Shape, scratch: Scratch, batch: Batch, used: int) -> bool:
     """Whether a batch keeps the limits that are not KV blocks, and evicts nobody who could have stayed."""
     features = scratch.features
@@ -202,7 +202,7 @@ def is_allowed(shape: Shape, scratch: Scratch, batch: Batch, used: int) -> bool:
     return shape.preemptive or shape.holding or can_finish(shape, scratch.generated, batch.processed)
 
 
-@nb.njit(cache=True, nogil=True)
+@compiled
 def can_finish(shape: Shape, generated: IntArray, processed: int) -> bool:
     """Whether those in a batch fit until they finish, if nobody may sit out or be evicted."""
     longest = 0
@@ -219,7 +219,7 @@ def can_finish(shape: Shape, generated: IntArray, processed: int) -> bool:
     return True
 
 
-@nb.njit(cache=True, nogil=True)
+@compiled
 def run_batch(
     shape: Shape,
     prices: Prices,
@@ -263,7 +263,7 @@ def run_batch(
     reach(nodes, target, cost, f, label, processed, batch.evicted | batch.refilled)
 
 
-@nb.njit(cache=True, nogil=True)
+@compiled
 def expand(
     shape: Shape,
     prices: Prices,
@@ -301,7 +301,7 @@ def expand(
             choice[depth] = PROCESS - 1
 
 
-@nb.njit(cache=True, nogil=True)
+@compiled
 def advance(
     shape: Shape,
     prices: Prices,

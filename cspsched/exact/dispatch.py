@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numba as nb
 import numpy as np
 
 from cspsched.exact.batch_time import duration_of
+from cspsched.exact.jit import compiled
 from cspsched.exact.state_space import Prices
 from cspsched.problem.cost import IntArray
 
@@ -63,12 +63,12 @@ class Trace(NamedTuple):
     """Entries and evictions written."""
 
 
-@nb.njit(cache=True, nogil=True)
+@compiled
 def _blocks(load: Workload, tokens: int) -> int:
     return -(-tokens // load.block_tokens)
 
 
-@nb.njit(cache=True, nogil=True)
+@compiled
 def _occupied(load: Workload, i: int, tokens: int) -> int:
     """Blocks of a request that holds so many tokens."""
     if tokens and load.reserves:
@@ -76,7 +76,7 @@ def _occupied(load: Workload, i: int, tokens: int) -> int:
     return _blocks(load, tokens)
 
 
-@nb.njit(cache=True, nogil=True)
+@compiled
 def _note(column: IntArray, sizes: IntArray, which: int, first: int, second: int, third: int) -> None:
     row = sizes[which]
     if row < len(column):
@@ -87,7 +87,7 @@ def _note(column: IntArray, sizes: IntArray, which: int, first: int, second: int
         sizes[which] += 1
 
 
-@nb.njit(cache=True, nogil=True)
+@compiled
 def _make_room(
     load: Workload,
     plan: Plan,
@@ -111,7 +111,7 @@ def _make_room(
     return freed
 
 
-@nb.njit(cache=True, nogil=True)
+@compiled
 def _admits(load: Workload, plan: Plan, kv: IntArray, i: int) -> bool:
     """Whether memory can take a request and all residents to their ends."""
     total = _blocks(load, load.prompts[i] + load.outputs[i] - 1)
@@ -121,7 +121,7 @@ def _admits(load: Workload, plan: Plan, kv: IntArray, i: int) -> bool:
     return bool(total <= load.kv_blocks)
 
 
-@nb.njit(cache=True, nogil=True)
+@compiled
 def run_plan(load: Workload, prices: Prices, plan: Plan, trace: Trace, best: int) -> int:
     """Value of a plan in nanoseconds; `NO_SCHEDULE` as soon as it must be more than `best`."""
     n = len(plan.order)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numba as nb
 import numpy as np
 import numpy.typing as npt
 
+from cspsched.exact.jit import compiled
 from cspsched.problem.cost import IntArray
 
 Column = npt.NDArray[Any]
@@ -60,7 +60,7 @@ def new_nodes(capacity: int) -> Nodes:
     )
 
 
-@nb.njit(cache=True, nogil=True)
+@compiled
 def push(nodes: Nodes, f: int, label: int) -> None:
     """Add to the heap; among equal f the label found later comes first, for it is deeper."""
     position = nodes.sizes[1]
@@ -76,7 +76,7 @@ def push(nodes: Nodes, f: int, label: int) -> None:
     nodes.heap_label[position] = label
 
 
-@nb.njit(cache=True, nogil=True)
+@compiled
 def pop(nodes: Nodes) -> int:
     """Label with the smallest f, taken off the heap."""
     top = int(nodes.heap_label[0])
@@ -104,7 +104,7 @@ def pop(nodes: Nodes) -> int:
     return top
 
 
-@nb.njit(cache=True, nogil=True)
+@compiled
 def find_slot(nodes: Nodes, number: int, resident: int) -> int:
     """Slot of a state in the hash table: its own, or the free one where it belongs."""
     mask = len(nodes.slots) - 1
@@ -117,19 +117,19 @@ def find_slot(nodes: Nodes, number: int, resident: int) -> int:
         slot = (slot + 1) & mask
 
 
-@nb.njit(cache=True, nogil=True)
+@compiled
 def is_full(nodes: Nodes) -> bool:
     """Whether no further label can be taken in; one heap entry is kept back."""
     return bool(nodes.sizes[0] == len(nodes.cost) or nodes.sizes[1] + 1 >= len(nodes.heap_f))
 
 
-@nb.njit(cache=True, nogil=True)
+@compiled
 def label_of(nodes: Nodes, number: int, resident: int) -> int:
     """Label of a state, or -1."""
     return int(nodes.slots[find_slot(nodes, number, resident)]) - 1
 
 
-@nb.njit(cache=True, nogil=True)
+@compiled
 def new_label(nodes: Nodes, slot: int, number: int, resident: int, rest: int) -> int:
     """Give a state its label in a free slot."""
     label = int(nodes.sizes[0])
@@ -141,7 +141,7 @@ def new_label(nodes: Nodes, slot: int, number: int, resident: int, rest: int) ->
     return label
 
 
-@nb.njit(cache=True, nogil=True)
+@compiled
 def reach(nodes: Nodes, label: int, cost: int, f: int, parent: int, processed: int, evicted: int) -> None:
     """Give a label a cheaper way to its state, and queue it again."""
     nodes.cost[label] = cost

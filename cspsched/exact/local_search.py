@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-import numba as nb
 import numpy as np
 
 from cspsched.exact.dispatch import NO_SCHEDULE, Plan, Trace, Workload, run_plan
+from cspsched.exact.jit import compiled
 from cspsched.exact.model import Decisions
 from cspsched.exact.state_space import Prices, price_tables
 from cspsched.problem.cost import IntArray
@@ -109,12 +109,12 @@ def _copy(plan: Plan) -> Plan:
     return Plan(*(column.copy() for column in plan))
 
 
-@nb.njit(cache=True, nogil=True)
+@compiled
 def _seed(seed: int) -> None:
     np.random.seed(seed)
 
 
-@nb.njit(cache=True, nogil=True)
+@compiled
 def _anneal(
     load: Workload,
     prices: Prices,

@@ -15,6 +15,7 @@ from cspsched.exact.search import SearchLimits, add_hint, complete_hint, search
 from cspsched.exact.start_model import StartModel
 from cspsched.exact.state_search import STATE_SEARCH, StateOutcome, Talk, descend_patiently, search_states
 from cspsched.exact.state_space import StateSpace
+from cspsched.exact.timed_search import TIMED_SEARCH, TimedSearch, TimedSpace, TimedTalk
 from cspsched.exact.timeline import WORST_SUM
 from cspsched.problem.instance import Instance
 from cspsched.problem.objectives import AnyObjective, Objective
@@ -54,6 +55,19 @@ def _talk(record: Record, share: float) -> Talk:
         tell_schedule=lambda decisions: record.offer(STATE_SEARCH, decisions),
         spend=watch.spend,
     )
+
+
+def run_timed(record: Record, space: TimedSpace, share: float = 1.0) -> tuple[StopReason, Details]:
+    """Search the timed states, in a share of the time that is left. Returns why it stopped."""
+    talk = TimedTalk(
+        time_left=_time_left(record, share),
+        upper=lambda: record.watch.best_ns,
+        tell_bound=lambda bound: record.raise_bound(TIMED_SEARCH, bound, {"name": TIMED_SEARCH}),
+        tell_schedule=lambda schedule: record.offer_schedule(TIMED_SEARCH, schedule),
+        spend=record.watch.spend,
+    )
+    search = TimedSearch(space, talk)
+    return search.prove(), {"name": TIMED_SEARCH, "states": search.num_states}
 
 
 def _time_left(record: Record, share: float) -> Callable[[], float]:

@@ -17,10 +17,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numba as nb
 import numpy as np
 import numpy.typing as npt
 
+from cspsched.exact.jit import compiled
 from cspsched.problem.cost import IntArray
 
 MOST_ROUNDS = 120
@@ -153,7 +153,7 @@ def _solve(tokens: Tokens, kinds: list[_Kind], weights: IntArray) -> npt.NDArray
     return prices
 
 
-@nb.njit(cache=True, nogil=True)
+@compiled
 def _best_pattern(blocks: IntArray, counts: IntArray, capacity: int, values: Amounts) -> tuple[Any, IntArray]:
     """Largest sum of values of a pattern, and the token of each request in it or -1."""
     n = len(counts)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numba as nb
 import numpy as np
 import numpy.typing as npt
 
+from cspsched.exact.jit import compiled
 from cspsched.exact.label_store import HASH_FACTOR
 from cspsched.problem.cost import IntArray
 
@@ -32,7 +32,7 @@ class Residents(NamedTuple):
     """Hash table from codes to numbers + 1, 0 where a slot is free."""
 
 
-@nb.njit(cache=True, nogil=True)
+@compiled
 def state_of(slots: Column, codes: IntArray, code: int) -> int:
     """Number of a resident state, which must exist."""
     mask = len(slots) - 1
@@ -93,7 +93,7 @@ def list_residents(blocks: IntArray, counts: IntArray, strides: IntArray, capaci
     )
 
 
-@nb.njit(cache=True, nogil=True)
+@compiled
 def _fill(slots: Column, codes: IntArray) -> None:
     mask = len(slots) - 1
     for state in range(len(codes)):
@@ -103,7 +103,7 @@ def _fill(slots: Column, codes: IntArray) -> None:
         slots[slot] = state + 1
 
 
-@nb.njit(cache=True, nogil=True)
+@compiled
 def _numbers(slots: Column, codes: IntArray, wanted: IntArray) -> Column:
     numbers = np.zeros(len(wanted), dtype=np.int32)
     for k in range(len(wanted)):

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numba as nb
 import numpy as np
 import numpy.typing as npt
 
+from cspsched.exact.jit import compiled
 from cspsched.exact.resident_states import Residents, state_of
 from cspsched.problem.cost import IntArray
 
@@ -63,7 +63,7 @@ def new_walks(states: int) -> Walks:
     )
 
 
-@nb.njit(cache=True, nogil=True)
+@compiled
 def _admit(moves: Moves, residents: Residents, walks: Walks, prices: IntArray) -> None:
     """From within a batch in each state: whom to admit next, most residents first."""
     width = prices.shape[1]
@@ -89,7 +89,7 @@ def _admit(moves: Moves, residents: Residents, walks: Walks, prices: IntArray) -
         walks.entry[state] = entry
 
 
-@nb.njit(cache=True, nogil=True)
+@compiled
 def _improve(moves: Moves, residents: Residents, walks: Walks, prices: IntArray) -> bool:
     """Try every batch and eviction from every state once; whether anything got better."""
     changed = False
@@ -134,7 +134,7 @@ def _improve(moves: Moves, residents: Residents, walks: Walks, prices: IntArray)
     return changed
 
 
-@nb.njit(cache=True, nogil=True)
+@compiled
 def _step(moves: Moves, residents: Residents, walks: Walks, state: int, emitted: IntArray) -> tuple[int, int]:
     """Take one step of the best way on, count the tokens emitted; the state behind it, and its cost."""
     code, kind, choice = residents.codes[state], walks.kind[state], walks.choice[state]
@@ -160,7 +160,7 @@ def _step(moves: Moves, residents: Residents, walks: Walks, state: int, emitted:
     return int(residents.closed[state]), cost
 
 
-@nb.njit(cache=True, nogil=True)
+@compiled
 def _find_cycles(moves: Moves, residents: Residents, walks: Walks, emitted: IntArray, costs: IntArray) -> int:
     """Write down ways round along which values have got better; how many there are."""
     seen = np.zeros(len(residents.codes), dtype=np.int32)
@@ -186,7 +186,7 @@ def _find_cycles(moves: Moves, residents: Residents, walks: Walks, emitted: IntA
     return found
 
 
-@nb.njit(cache=True, nogil=True)
+@compiled
 def settle(
     moves: Moves, residents: Residents, walks: Walks, prices: IntArray, emitted: IntArray, costs: IntArray
 ) -> tuple[int, int]:

@@ -17,11 +17,13 @@ from cspsched.exact.members import (
     run_local_search,
     run_model,
     run_states,
+    run_timed,
 )
 from cspsched.exact.model import Ceiling
 from cspsched.exact.record import Details, Proof, Record, best_incumbent
 from cspsched.exact.search import Progress, SearchLimits, Watch
 from cspsched.exact.state_space import StateSpace, build_state_space
+from cspsched.exact.timed_search import TimedSpace, build_timed_space
 from cspsched.problem.instance import Instance, Preemption
 from cspsched.problem.lifting import is_swap_idle, without_swap
 from cspsched.problem.objectives import AnyObjective, Objective
@@ -90,10 +92,15 @@ def _search(record: Record, limits: SearchLimits, endings: list[Ending]) -> None
         endings.append((StopReason.TIME_LIMIT, {}))
         return
     space = _state_space(record)
+    timed = (
+        None if space is not None or record.ceilings else build_timed_space(record.instance, record.objective)
+    )
     if limits.num_workers == 1:
-        _take_turns(record, space, limits, endings)
+        _take_turns(record, space or timed, limits, endings)
     elif space is not None:
         _race_states(record, space, limits, endings)
+    elif timed is not None:
+        _race_timed(record, timed, limits, endings)
     else:
         _race_model(record, limits, endings)
 
@@ -118,11 +125,13 @@ def _can_dispatch(record: Record) -> bool:
 
 
 def _take_turns(
-    record: Record, space: StateSpace | None, limits: SearchLimits, endings: list[Ending]
+    record: Record, space: StateSpace | TimedSpace | None, limits: SearchLimits, endings: list[Ending]
 ) -> None:
-    """The state search where it applies, in half of the time, then CP-SAT."""
-    if space is not None:
+    """A state search where one applies, in half of the time, then CP-SAT."""
+    if isinstance(space, StateSpace):
         endings.append(run_states(record, space, share=0.5))
+    elif space is not None:
+        endings.append(run_timed(record, space, share=0.5))
     if not record.is_closed and not _is_final(endings):
         endings.append(run_model(record, limits))
 
@@ -160,6 +169,19 @@ def _second(record: Record, space: StateSpace, limits: SearchLimits) -> Ending:
     if _can_dispatch(record):
         run_local_search(record, limits, share=LOCAL_SHARE)
     return run_descents(record, space)
+
+
+def _race_timed(record: Record, space: TimedSpace, limits: SearchLimits, endings: list[Ending]) -> None:
+    """The timed state search in a thread; CP-SAT beside it as soon as the instance proves hard."""
+    with _beside(record, lambda: run_timed(record, space)) as future:
+        _wait(future, min(HEAD_START_S, MOST_HEAD_START * limits.time_limit_s))
+        if not future.done():
+            _race_model(record, beside(limits), endings)
+        if _is_final(endings):
+            record.watch.stop()
+        endings.append(future.result())
+    if not (record.is_closed or endings[:-1] or _is_final(endings)) and record.watch.remaining_s > 0:
+        _race_model(record, limits, endings)
 
 
 def _race_model(record: Record, limits: SearchLimits, endings: list[Ending]) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
-from zlib import crc32
 
 import numba as nb
+
+from cspsched.problem.sources import source_version
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -41,13 +42,5 @@ def outer(function: Function) -> Function:
     Numba renews what it keeps when the file of this one function changes. The name under which it is kept
     says which state of all the sources it was compiled from.
     """
-    function.__qualname__ += f"_{_source_version():08x}"
+    function.__qualname__ += f"_{source_version(Path(__file__).parent)}"
     return cast(Function, nb.njit(**COMMON, cache=True)(function))
-
-
-def _source_version() -> int:
-    """Checksum of all sources of the kernel."""
-    version = 0
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
-        version = crc32(path.read_bytes(), version)
-    return version
