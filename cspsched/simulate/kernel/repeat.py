@@ -55,22 +55,25 @@ def repeat_decodes(k: Kernel, count: int, context: int, mask: int, grows: bool) 
     step, shift, free, row = first, int(now[SHIFT]), int(now[FREE]), int(now[BATCH_ROW])
     clock_ns, limit_ns = int(now[CLOCK_NS]), _next_arrival_ns(k)
     fixed_ns, term = _price_without_context(k, count)
-    while clock_ns < limit_ns and row < len(k.batch_ns) and k.calendar[step & mask] == NOBODY:
+    last, waiting, running = len(k.batch_ns), int(now[WAITING]), int(now[RUNNING])
+    held, block = int(now[KV_BLOCKS]) - free, int(now[BLOCK_TOKENS])
+    while clock_ns < limit_ns and row < last and k.calendar[step & mask] == NOBODY:
         if grows:
             growth = int(k.residues[shift])
             if growth >= free:
                 break
             free -= growth
+            held += growth
         end_ns = clock_ns + fixed_ns
         if term:
             end_ns += term_ns(k.prices, term, context)
         times, counts = k.batch_ns[row], k.batch_counts[row]
         times[0], times[1] = clock_ns, end_ns
         counts[0], counts[1], counts[2] = 0, count, 0
-        counts[3], counts[4], counts[5] = now[KV_BLOCKS] - free, now[WAITING], now[RUNNING]
+        counts[3], counts[4], counts[5] = held, waiting, running
         clock_ns, context = end_ns, context + count
         row, step = row + 1, step + 1
-        shift = (shift if shift else int(now[BLOCK_TOKENS])) - 1
+        shift = (shift if shift else block) - 1
     now[CLOCK_NS], now[FREE], now[SHIFT], now[STEPS], now[BATCH_ROW] = clock_ns, free, shift, step, row
     now[BATCHES] += step - first
     if step > first:
