@@ -2,45 +2,38 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from cspsched.bounds import Certificate, best_bound, certificates, check_certificate
+from cspsched.bounds import Certificate, best_bound, check_certificate
 from cspsched.bounds import time_price as time_price_module
 from cspsched.bounds.tables import Tables
 from cspsched.bounds.time_price import PRICE_UNIT, TIME_PRICE, Prices, Waits, bound_ns, columns
 from cspsched.bounds.window_price import WINDOW_PRICE
-from cspsched.errors import CspschedError, InputError
+from cspsched.errors import InputError
 from cspsched.policies.base import make_policy
-from cspsched.problem.cost import CostModel, PiecewiseLinear
+from cspsched.problem.cost import PiecewiseLinear
 from cspsched.problem.instance import Instance, Limits
-from cspsched.problem.metrics import Objective, measure
+from cspsched.problem.metrics import Objective
 from cspsched.problem.request import Request
 from cspsched.simulate import simulate
-from tests.oracles.exhaustive import exhaustive_optimum
-from tests.oracles.naive_bounds import TimeAccounts, cost_models, tiny_instances
-
-EXAMPLES = int(os.environ.get("CSPSCHED_ORACLE_EXAMPLES", "0"))
-POLICIES = ("vllm", "sarathi", "smallest-volume", "mc-sf")
-AFFINE = CostModel(
-    name="affine",
-    step=Fraction(1000),
-    prefill_batch=Fraction(300),
-    tokens=PiecewiseLinear.linear(20),
-    decode_context=PiecewiseLinear.linear(2),
-    prefill_attention=PiecewiseLinear.linear(1),
+from tests.crowds import (
+    AFFINE,
+    POLICIES,
+    assert_derived_again,
+    crowd,
+    crowds,
+    examples,
+    latency_certificates,
+    sums_of_latencies,
 )
-
-
-def examples(few):
-    """Few in CI, many on demand."""
-    return settings(max_examples=max(few, EXAMPLES), deadline=None)
+from tests.oracles.exhaustive import exhaustive_optimum
+from tests.oracles.naive_bounds import TimeAccounts, tiny_instances
 
 
 @st.composite
@@ -55,47 +48,11 @@ def prices(draw):
     )
 
 
-@st.composite
-def crowds(draw):
-    """Up to 25 requests with any cost model, close together or apart, and limits that may bind."""
-    count, gap = draw(st.integers(1, 25)), draw(st.sampled_from([0, 30, 1000, 9000]))
-    sizes = draw(
-        st.lists(
-            st.tuples(st.integers(0, 3), st.integers(1, 40), st.integers(1, 12)),
-            min_size=count, max_size=count,
-        )
-    )  # fmt: skip
-    clock, requests = 0, []
-    for k, (wait, prompt, output) in enumerate(sizes):
-        clock += wait * gap
-        requests.append(
-            Request(request_id=f"r{k}", arrival_ns=clock, prompt_tokens=prompt, output_tokens=output)
-        )
-    limits = Limits(
-        kv_blocks=draw(st.sampled_from([60, 120, 2000])),
-        block_tokens=draw(st.sampled_from([1, 4])),
-        max_batch_tokens=draw(st.sampled_from([9, 32, 512])),
-        max_batch_requests=draw(st.sampled_from([3, 64])),
-    )
-    cost = draw(st.one_of(st.just(AFFINE), cost_models()))
-    return Instance(requests=tuple(requests), limits=limits, cost=cost).split_rejected()[0]
-
-
 def values_of(instance, chosen):
     """The bound under each minorant."""
     tables = Tables(instance)
     found = [columns(tables, work) for work in tables.work]
     return [bound_ns(table, chosen) for table in found if table is not None]
-
-
-def sums_of_latencies(instance):
-    """What each policy that can serve the instance reaches."""
-    for name in POLICIES:
-        try:
-            schedule = simulate(instance, make_policy(name)).schedule
-        except CspschedError:
-            continue
-        yield measure(instance, schedule).objective_ns(Objective.LATENCY)
 
 
 @examples(60)
@@ -182,30 +139,12 @@ def test_the_checker_derives_the_same_nanoseconds(instance, chosen):
         value_ns = None if table is None else bound_ns(table, chosen)
         if value_ns is not None:
             details = chosen.to_details() | work.minorant.to_details()
-            certificate = Certificate(TIME_PRICE, Objective.LATENCY, value_ns, details)
-            assert check_certificate(instance, certificate) == []
-            wrong = replace(certificate, value_ns=value_ns + 1)
-            assert any("derived" in objection for objection in check_certificate(instance, wrong))
-
-
-def crowd(count, gap_ns, prompt=30, output=20, **limits):
-    """Equal requests at equal distances under affine costs."""
-    defaults = {"kv_blocks": 5000, "block_tokens": 1, "max_batch_tokens": 512, "max_batch_requests": 64}
-    requests = tuple(
-        Request(request_id=f"r{k}", arrival_ns=k * gap_ns, prompt_tokens=prompt, output_tokens=output)
-        for k in range(count)
-    )
-    return Instance(requests=requests, limits=Limits(**defaults | limits), cost=AFFINE)
-
-
-def named(instance):
-    """Certificates of the sum of latencies by name."""
-    return {found.name: found for found in certificates(instance, Objective.LATENCY)}
+            assert_derived_again(instance, Certificate(TIME_PRICE, Objective.LATENCY, value_ns, details))
 
 
 def test_it_beats_the_other_certificates_at_medium_load():
     """At medium load a price on time sees more than SRPT and lone requests."""
-    found = named(crowd(200, 4000))
+    found = latency_certificates(crowd(200, 4000))
     prices = (TIME_PRICE, WINDOW_PRICE)
     others = max(value.value_ns for name, value in found.items() if name not in prices)
     assert found[TIME_PRICE].value_ns > 1.1 * others
@@ -214,7 +153,7 @@ def test_it_beats_the_other_certificates_at_medium_load():
 def test_making_others_wait_helps():
     """The same without mu is lower: that everybody waits for prefills is worth something."""
     instance = crowd(200, 4000)
-    certificate = named(instance)[TIME_PRICE]
+    certificate = latency_certificates(instance)[TIME_PRICE]
     assert certificate.details["stretch"] != 0
     table = max((columns(t, w) for t in [Tables(instance)] for w in t.work), key=lambda one: one.decodes[-1])
     without = replace(Prices.from_details(certificate.details), stretch=0)
@@ -275,7 +214,7 @@ def test_waiting_prices_fall_from_window_to_window():
 def test_checker_refuses_prices_that_prove_nothing(name, value):
     """Values outside the theorem's domain are refused."""
     instance = crowd(10, 4000)
-    certificate = named(instance)[TIME_PRICE]
+    certificate = latency_certificates(instance)[TIME_PRICE]
     with pytest.raises(InputError, match="prove nothing"):
         check_certificate(instance, replace(certificate, details=certificate.details | {name: value}))
 
@@ -284,6 +223,6 @@ def test_huge_numbers_give_no_certificate():
     """Where 64-bit products could overflow there is no value rather than a wrong one."""
     dear = replace(AFFINE, step=Fraction(2**50))
     instance = replace(crowd(10, 4000), cost=dear)
-    assert TIME_PRICE not in named(instance)
+    assert TIME_PRICE not in latency_certificates(instance)
     chosen = Prices(price=2**40, num_windows=4, window_ns=2**40, stretch=16, pace=16)
     assert set(values_of(crowd(10, 4000), chosen)) == {None}

@@ -7,10 +7,10 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from cspsched.bounds import Certificate, certificates, check_certificate
+from cspsched.bounds import Certificate, check_certificate, window_price_search
 from cspsched.bounds.tables import Tables
 from cspsched.bounds.time_price import PRICE_UNIT, columns
 from cspsched.bounds.window_price import (
@@ -22,25 +22,21 @@ from cspsched.bounds.window_price import (
     outcome,
     window_bound_ns,
 )
-from cspsched.errors import CspschedError, InputError
-from cspsched.policies.base import make_policy
+from cspsched.errors import InputError
 from cspsched.problem.cost import CostModel, PiecewiseLinear
 from cspsched.problem.instance import Instance, Limits
-from cspsched.problem.metrics import Objective, measure
-from cspsched.problem.request import Request
-from cspsched.simulate import simulate
-from tests.oracles.exhaustive import exhaustive_optimum
-from tests.oracles.naive_bounds import cost_models, tiny_instances
-
-POLICIES = ("vllm", "sarathi", "smallest-volume", "mc-sf")
-AFFINE = CostModel(
-    name="affine",
-    step=Fraction(1000),
-    prefill_batch=Fraction(300),
-    tokens=PiecewiseLinear.linear(20),
-    decode_context=PiecewiseLinear.linear(2),
-    prefill_attention=PiecewiseLinear.linear(1),
+from cspsched.problem.metrics import Objective
+from tests.crowds import (
+    AFFINE,
+    assert_derived_again,
+    crowd,
+    crowds,
+    examples,
+    latency_certificates,
+    sums_of_latencies,
 )
+from tests.oracles.exhaustive import exhaustive_optimum
+from tests.oracles.naive_bounds import tiny_instances
 
 
 @st.composite
@@ -60,31 +56,6 @@ def window_prices(draw):
     )
 
 
-@st.composite
-def crowds(draw):
-    """Up to 20 requests with any cost model, close together or apart, and limits that may bind."""
-    count, gap = draw(st.integers(1, 20)), draw(st.sampled_from([0, 30, 1000, 9000]))
-    sizes = draw(
-        st.lists(
-            st.tuples(st.integers(0, 3), st.integers(1, 40), st.integers(1, 12)),
-            min_size=count, max_size=count,
-        )
-    )  # fmt: skip
-    arrivals = np.cumsum([wait * gap for wait, _, _ in sizes]).tolist()
-    requests = tuple(
-        Request(request_id=f"r{k}", arrival_ns=arrival, prompt_tokens=prompt, output_tokens=output)
-        for k, (arrival, (_, prompt, output)) in enumerate(zip(arrivals, sizes, strict=True))
-    )
-    limits = Limits(
-        kv_blocks=draw(st.sampled_from([60, 120, 2000])),
-        block_tokens=draw(st.sampled_from([1, 4])),
-        max_batch_tokens=draw(st.sampled_from([9, 32, 512])),
-        max_batch_requests=draw(st.sampled_from([3, 64])),
-    )
-    cost = draw(st.one_of(st.just(AFFINE), cost_models()))
-    return Instance(requests=requests, limits=limits, cost=cost).split_rejected()[0]
-
-
 def tables_of(instance):
     """Columns under each minorant whose batches cost something."""
     tables, limits = Tables(instance), instance.limits
@@ -99,17 +70,7 @@ def values_of(instance, chosen):
     return [value for value in values if value is not None]
 
 
-def sums_of_latencies(instance):
-    """What each policy that can serve the instance reaches."""
-    for name in POLICIES:
-        try:
-            schedule = simulate(instance, make_policy(name)).schedule
-        except CspschedError:
-            continue
-        yield measure(instance, schedule).objective_ns(Objective.LATENCY)
-
-
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(instance=tiny_instances(max_requests=2, max_prompt=4), chosen=window_prices())
 def test_no_prices_exceed_the_optimum_of_two_requests(instance, chosen):
     """Two requests, any costs, any prices: never above what trying everything finds."""
@@ -117,7 +78,7 @@ def test_no_prices_exceed_the_optimum_of_two_requests(instance, chosen):
     assert all(value <= optimum for value in values_of(instance, chosen))
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(instance=tiny_instances(max_requests=3, max_prompt=3, max_output=2), chosen=window_prices())
 def test_no_prices_exceed_the_optimum_of_three_requests(instance, chosen):
     """Three requests likewise."""
@@ -125,7 +86,7 @@ def test_no_prices_exceed_the_optimum_of_three_requests(instance, chosen):
     assert all(value <= optimum for value in values_of(instance, chosen))
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(instance=crowds(), chosen=window_prices())
 def test_no_prices_exceed_a_policy(instance, chosen):
     """Crowds, any costs and limits, any prices: never above the latencies of any policy."""
@@ -134,7 +95,7 @@ def test_no_prices_exceed_a_policy(instance, chosen):
         assert all(value <= least for value in values_of(instance, chosen))
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(instance=crowds(), chosen=window_prices())
 def test_any_prices_are_derived_again(instance, chosen):
     """The plain twin reaches the same nanosecond from the same details."""
@@ -142,25 +103,7 @@ def test_any_prices_are_derived_again(instance, chosen):
         value_ns = window_bound_ns(table, chosen)
         if value_ns is not None:
             details = chosen.to_details() | work.minorant.to_details()
-            certificate = Certificate(WINDOW_PRICE, Objective.LATENCY, value_ns, details)
-            assert check_certificate(instance, certificate) == []
-            wrong = replace(certificate, value_ns=value_ns + 1)
-            assert any("derived" in objection for objection in check_certificate(instance, wrong))
-
-
-def crowd(count, gap_ns, prompt=30, output=20, **limits):
-    """Equal requests at equal distances under affine costs."""
-    defaults = {"kv_blocks": 5000, "block_tokens": 1, "max_batch_tokens": 512, "max_batch_requests": 64}
-    requests = tuple(
-        Request(request_id=f"r{k}", arrival_ns=k * gap_ns, prompt_tokens=prompt, output_tokens=output)
-        for k in range(count)
-    )
-    return Instance(requests=requests, limits=Limits(**defaults | limits), cost=AFFINE)
-
-
-def named(instance):
-    """Certificates of the sum of latencies by name."""
-    return {found.name: found for found in certificates(instance, Objective.LATENCY)}
+            assert_derived_again(instance, Certificate(WINDOW_PRICE, Objective.LATENCY, value_ns, details))
 
 
 def mixed(count):
@@ -185,7 +128,7 @@ def mixed(count):
 def test_it_beats_the_other_certificates_where_all_are_there_at_once():
     """Different lengths, memory for a third: falling prices see both the queue and the wait in a batch."""
     instance = mixed(60)
-    found = named(instance)
+    found = latency_certificates(instance)
     others = max(value.value_ns for name, value in found.items() if name != WINDOW_PRICE)
     assert 1.05 * others < found[WINDOW_PRICE].value_ns <= min(sums_of_latencies(instance))
     assert int(found[WINDOW_PRICE].details["memory"]) > 0
@@ -199,7 +142,7 @@ def test_prices_that_follow_a_burst_beat_one_price():
         for k, request in enumerate(fast.requests)
     )
     instance = replace(slow, requests=slow.requests + shifted)
-    certificate = named(instance)[WINDOW_PRICE]
+    certificate = latency_certificates(instance)[WINDOW_PRICE]
     chosen = WindowPrices.from_details(certificate.details)
     middle = int(np.median(chosen.prices))
     flat = replace(chosen, prices=(middle,) * len(chosen.prices), references=(middle,))
@@ -219,6 +162,52 @@ def test_one_request_by_hand():
     # Three decodes, less what rounding the rate up takes: at most 4 / 4096 of the time.
     assert 4 / RATE_UNIT < 0.001
     assert 3000 * 0.995 <= outcome(table, chosen).value_ns <= 4000
+
+
+ALONE_NS = 1000 + 10_000 + 100 * 1000
+"""What the request of `lone` takes."""
+
+
+def lone(window_ns, count, *slopes):
+    """One prompt of 10,000 ns, 100 decodes of 1,000 ns without work; some windows at a price of 1/4."""
+    cost = CostModel(name="level", step=Fraction(1000), prefill_tokens=PiecewiseLinear.linear(1000))
+    chosen = WindowPrices(
+        prices=(PRICE_UNIT // 4,) * count,
+        window_ns=window_ns,
+        height=0,
+        pace=16,
+        memory=0,
+        slopes=slopes,
+        references=(PRICE_UNIT // 4,),
+    )
+    return replace(crowd(1, 0, prompt=10, output=101), cost=cost), chosen
+
+
+def test_two_lines_that_cross_inside_a_window_by_hand():
+    """At its start the steep line shows much, at its end the flat one; neither at both.
+
+    h is s where decodes have no work. To end at C costs C (1 - s) + 100,000 s, and a toll of 2,500 for the
+    prompt: with s = 1/64 that is 4,000 at the start (rounded) and 198,775 at the end, with s = 127/64 it is
+    200,900 at the start and next to nothing at the end, and with both 102,500 at C = 100,000. The larger of
+    the two at each border would prove 198,775 - 50,000, for a request that takes 111,000.
+    """
+    instance, chosen = lone(200_000, 1, 1, 127)
+    paid, toll, flat = 200_000 // 4, 10_000 // 4, 100 * (1000 // 64)
+    (table, _), *_ = tables_of(instance)
+    assert min(sums_of_latencies(instance)) == ALONE_NS < 198_775 - paid
+    assert outcome(table, chosen).value_ns == toll + flat - paid
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("window_ns", [60_000, 100_000, 150_000, 200_000, 300_000])
+def test_lines_that_cross_inside_windows_prove_no_more_than_the_optimum(window_ns, count):
+    """Wherever the borders lie: alone on the machine it takes 111,000 ns, and the plain twin agrees."""
+    instance, chosen = lone(window_ns, count, 1, 32, 96, 127)
+    for table, work in tables_of(instance):
+        value_ns = window_bound_ns(table, chosen)
+        assert value_ns <= ALONE_NS
+        details = chosen.to_details() | work.minorant.to_details()
+        assert_derived_again(instance, Certificate(WINDOW_PRICE, Objective.LATENCY, value_ns, details))
 
 
 def least_at_any_moment(table, chosen):
@@ -251,11 +240,13 @@ def least_at_any_moment(table, chosen):
             costs.append(lined + least + np.sum(roots**2))
     ends = np.append(starts, len(prices) * window)
     dearest = np.maximum(np.max(costs, axis=0), np.append(0, np.cumsum(part - mu * part)))
-    stays = (dearest - height * np.maximum(length - ends, 0))[ends >= columns.least[0]]
-    return min(stays, default=np.inf)
+    stays = dearest - height * np.maximum(length - ends, 0)
+    # Who ends at H is late, too, and so takes the time alone on the machine or longer.
+    stays[-1] = max(stays[-1], columns.least[0] + columns.prefill[0] - height * length)
+    return min(stays[ends >= columns.least[0]], default=np.inf)
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(instance=crowds(), chosen=window_prices())
 def test_an_end_inside_a_window_costs_no_less(instance, chosen):
     """The largest of several lines may be least between two borders; the bound knows that."""
@@ -269,6 +260,17 @@ def test_an_end_inside_a_window_costs_no_less(instance, chosen):
             assert value_ns + paid <= least_at_any_moment(table, chosen) + slack
 
 
+def test_work_that_dwarfs_its_batches_is_priced_in_few_windows():
+    """At 1 ns a batch and 10,000 ns a token windows as short as stays would be millions."""
+    cost = CostModel(name="dear work", step=Fraction(1), tokens=PiecewiseLinear.linear(10_000))
+    instance = replace(crowd(32, 0, prompt=3, output=3), cost=cost)
+    for table, _ in tables_of(instance):
+        counts = [len(chosen.prices) for chosen in window_price_search._falling(table)]
+        assert 0 < max(counts) <= window_price_search.MOST_FALLING_WINDOWS + 1
+    least = min(sums_of_latencies(instance))
+    assert 0 < latency_certificates(instance)[WINDOW_PRICE].value_ns <= least
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [("pace", 15), ("height", -1), ("memory", 17), ("window_ns", 0), ("prices", "5 -1"), ("slopes", "0 64")],
@@ -276,7 +278,7 @@ def test_an_end_inside_a_window_costs_no_less(instance, chosen):
 def test_checker_refuses_prices_that_prove_nothing(name, value):
     """Values outside the theorem's domain are refused."""
     instance = crowd(40, 4000)
-    certificate = named(instance)[WINDOW_PRICE]
+    certificate = latency_certificates(instance)[WINDOW_PRICE]
     with pytest.raises(InputError, match="prove nothing"):
         check_certificate(instance, replace(certificate, details=certificate.details | {name: value}))
 
@@ -284,7 +286,7 @@ def test_checker_refuses_prices_that_prove_nothing(name, value):
 def test_huge_numbers_give_no_certificate():
     """Where 64-bit products could overflow there is no value rather than a wrong one."""
     dear = replace(AFFINE, step=Fraction(2**50))
-    assert WINDOW_PRICE not in named(replace(crowd(40, 4000), cost=dear))
+    assert WINDOW_PRICE not in latency_certificates(replace(crowd(40, 4000), cost=dear))
     chosen = WindowPrices(
         prices=(2**40,) * 4, window_ns=2**40, height=16, pace=16, memory=4, slopes=(64,), references=(2**40,)
     )

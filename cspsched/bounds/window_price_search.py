@@ -32,6 +32,8 @@ STEPS, FIRST_STEP, LONGEST_STEP, FASTER, SLOWER = 40, 0.1, 0.4, 1.4, 0.4
 SMOOTHED_STAY = 4
 """Gradients are averaged over a part of a request's mean least stay."""
 WINDOWS_PER_STAY, COARSE_WINDOWS_PER_STAY = 48, 8
+MOST_FALLING_WINDOWS = 2**12
+"""Where batches cost next to nothing, the work lasts for millions of least stays."""
 NUM_REFERENCES = 8
 SLOPES, STEEP_SLOPES = (24, 48, 60, 68, 76, 88, 112, 160), (2, 4, 8, 16, 32, 56, 80, 112)
 """s in 1 / 64; the second ones for a crowd that waits for long."""
@@ -95,7 +97,8 @@ def _falling(windows: WindowTable) -> Iterator[WindowPrices]:
     busy_ns = total(table.prefill + held + decodes[table.last] - decodes[table.first])
     if busy_ns < int(table.arrivals[-1]):
         return
-    window_ns = max(1, _mean_least_ns(table) // COARSE_WINDOWS_PER_STAY)
+    shortest_ns = int(max(SPANS) * busy_ns) // MOST_FALLING_WINDOWS + 1
+    window_ns = max(_mean_least_ns(table) // COARSE_WINDOWS_PER_STAY, shortest_ns)
     for span, height, power, memory in product(SPANS, HEIGHTS, POWERS, MEMORY_SHARES):
         count = int(span * busy_ns / window_ns) + 1
         rest = 1 - (np.arange(count) + 0.5) / count
