@@ -13,6 +13,7 @@ from collections.abc import Callable
 from fractions import Fraction
 
 from cspsched.bounds.certificate import Certificate
+from cspsched.bounds.check_pair_delay import plain_pair_delay
 from cspsched.bounds.check_parts import (
     PlainCounts,
     PlainPrices,
@@ -21,9 +22,12 @@ from cspsched.bounds.check_parts import (
     point_objections,
 )
 from cspsched.bounds.check_time_price import plain_time_price
+from cspsched.bounds.check_volume import plain_memory_price
 from cspsched.bounds.check_window_price import plain_window_price
 from cspsched.bounds.minorant import Minorant, find_objections, reachable_maxima
+from cspsched.bounds.pair_delay import PAIR_DELAY
 from cspsched.bounds.time_price import TIME_PRICE, Prices
+from cspsched.bounds.volume import MEMORY_PRICE, MemoryPrices
 from cspsched.bounds.window_price import WINDOW_PRICE, WindowPrices
 from cspsched.errors import InputError, LimitError
 from cspsched.problem.instance import Instance
@@ -167,6 +171,20 @@ def _window_price(instance: Instance, certificate: Certificate) -> int:
     return plain_window_price(instance, _prices(instance, certificate), chosen)
 
 
+def _memory_price(instance: Instance, certificate: Certificate) -> int:
+    if certificate.objective is not Objective.LATENCY:
+        raise ValueError(f"memory-price bounds latency, got {certificate.objective}")
+    chosen = MemoryPrices.from_details(certificate.details)
+    return plain_memory_price(instance, _prices(instance, certificate), chosen)
+
+
+def _pair_delay(instance: Instance, certificate: Certificate) -> int:
+    if certificate.objective is not Objective.LATENCY:
+        raise ValueError(f"pair-delay bounds latency, got {certificate.objective}")
+    method = "search" if certificate.details["prefill"] == "exact" else "minorant"
+    return plain_pair_delay(instance, int(certificate.details["share"]), method=method)
+
+
 def _heads(instance: Instance, share: Fraction) -> list[int]:
     """Output tokens of each request that occupy the single machine."""
     return [max(1, round_up(share * request.output_tokens)) for request in instance.requests]
@@ -206,4 +224,6 @@ DERIVATIONS: dict[str, Callable[[Instance, Certificate], int]] = {
     "srpt-tail": _srpt_tail,
     TIME_PRICE: _time_price,
     WINDOW_PRICE: _window_price,
+    PAIR_DELAY: _pair_delay,
+    MEMORY_PRICE: _memory_price,
 }

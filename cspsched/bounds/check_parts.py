@@ -133,8 +133,13 @@ def plain_solo_times(instance: Instance, *, method: str) -> list[list[int]]:
     method
         `search` for the shortest chunking of every prefill, `minorant` for a bound on it.
     """
-    solo = PlainSolo(instance, _searched(instance) if method == "search" else _bounded(instance))
+    solo = PlainSolo(instance, plain_prefills(instance, method=method))
     return [solo.token_times(request) for request in instance.requests]
+
+
+def plain_prefills(instance: Instance, *, method: str) -> list[int]:
+    """Least time of a lone prefill of 0, 1, ... tokens; methods as in `plain_solo_times`."""
+    return _searched(instance) if method == "search" else _bounded(instance)
 
 
 @dataclass(frozen=True)
@@ -147,15 +152,17 @@ class PlainSolo:
     def token_times(self, request: Request) -> list[int]:
         """Time of each output token after the one before."""
         lengths = range(request.prompt_tokens + 1, request.prompt_tokens + request.output_tokens)
-        later = [min(self.prefills[s], _lone_decode(self.instance.cost, s)) for s in lengths]
+        later = [min(self.prefills[s], lone_decode(self.instance.cost, s)) for s in lengths]
         return [self.prefills[request.prompt_tokens], *later]
 
 
-def _lone_decode(cost: CostModel, resident: int) -> int:
+def lone_decode(cost: CostModel, resident: int) -> int:
+    """Time of a batch of one decode that leaves so many tokens resident."""
     return cost.batch_time_ns(BatchFeatures(1, 0, 0, 0, resident - 1, 1, 0, 1))
 
 
-def _lone_chunk(cost: CostModel, held: int, chunk: int, generates: int) -> int:
+def lone_chunk(cost: CostModel, held: int, chunk: int, generates: int) -> int:
+    """Time of a batch of one chunk after so many tokens; it may generate a token."""
     attention = sum(range(held + 1, held + chunk + 1))
     return cost.batch_time_ns(BatchFeatures(chunk, attention, chunk, held, 0, generates, 1, 0))
 
@@ -170,8 +177,8 @@ def _searched(instance: Instance) -> list[int]:
     silent, emitting = [0], [0]
     for end in range(1, _longest(instance) + 1):
         starts = range(max(0, end - budget), end)
-        silent.append(min(silent[n] + _lone_chunk(cost, n, end - n, 0) for n in starts))
-        emitting.append(min(silent[n] + _lone_chunk(cost, n, end - n, 1) for n in starts))
+        silent.append(min(silent[n] + lone_chunk(cost, n, end - n, 0) for n in starts))
+        emitting.append(min(silent[n] + lone_chunk(cost, n, end - n, 1) for n in starts))
     return emitting
 
 

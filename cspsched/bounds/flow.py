@@ -31,9 +31,11 @@ from cspsched.bounds.batches import Consumption, ExactArray, consume
 from cspsched.bounds.certificate import Certificate, Details
 from cspsched.bounds.critical_path import critical_path
 from cspsched.bounds.minorant import Minorant
+from cspsched.bounds.pair_delay import pair_delay_certificates
 from cspsched.bounds.srpt import srpt_total_completion_ns
 from cspsched.bounds.tables import Tables
 from cspsched.bounds.time_price_search import time_price_certificates
+from cspsched.bounds.volume_search import memory_price_certificates
 from cspsched.bounds.work import WorkTable
 from cspsched.problem.cost import IntArray
 from cspsched.problem.instance import Limits
@@ -158,7 +160,8 @@ def flow_certificates(tables: Tables, objective: Objective) -> list[Certificate]
     if not is_latency:
         return [whole, path]
     tail = _srpt_certificate(tables, objective, SRPT_TAIL, TAIL_SHARES)
-    return [whole, tail, path, *time_price_certificates(tables)]
+    priced = [*memory_price_certificates(tables), *time_price_certificates(tables)]
+    return [whole, tail, path, *pair_delay_certificates(tables), *priced]
 
 
 def _srpt_certificate(

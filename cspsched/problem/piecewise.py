@@ -95,17 +95,22 @@ class PiecewiseLinear:
         """Values at many points in nanoseconds, rounded up; falls back to Python integers near overflow."""
         if self.is_zero or len(x) == 0:
             return np.zeros(len(x), dtype=np.int64)
-        largest = int(x.max())
+        values: IntArray = -(-self.numerators(x) // self.denominator)
+        return values.astype(np.int64)
+
+    def numerators(self, x: IntArray) -> npt.NDArray[Any]:
+        """Exact values at many points times the common denominator: int64, Python integers near overflow."""
+        largest = int(x.max(initial=0))
         # One further, so that the last slope is covered too; knots beyond may be of any size.
         if max(self.numerator(largest + 1), self.denominator) >= INT64_SAFE:
-            return np.array([self.ceil(int(value)) for value in x], dtype=np.int64)
+            return np.array([self.numerator(int(value)) for value in x], dtype=object)
         reached = slice(bisect_right(self.knots, largest))
         knots = np.array(self.knots[reached], dtype=np.int64)
         k = np.searchsorted(knots, x, side="right") - 1
         base = np.array(self.knot_numerators[reached], dtype=np.int64)[k]
         slope = np.array(self.slope_numerators[reached], dtype=np.int64)[k]
         numerators: IntArray = base + slope * (x - knots[k])
-        return -(-numerators // self.denominator)
+        return numerators
 
     def to_json(self) -> dict[str, Any]:
         """Knots as integers, slopes as exact text."""
