@@ -8,19 +8,17 @@ resident states (`cspsched.exact.walk_prices`). Amounts of time are in `scale` p
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from fractions import Fraction
-from math import floor
 from typing import NamedTuple
 
 import numpy as np
 
-from cspsched.bounds.minorant import Minorant, minorants
+from cspsched.bounds.minorant import minorants
 from cspsched.exact.pattern_prices import Tokens, token_prices
 from cspsched.exact.resident_states import Column, Residents, count_residents, list_residents
 from cspsched.exact.resident_walks import Moves
+from cspsched.exact.token_work import Work, work_of
 from cspsched.exact.walk_prices import WalkPrices, walk_prices
-from cspsched.problem.cost import IntArray, triangle
+from cspsched.problem.cost import IntArray
 from cspsched.problem.instance import Instance, Preemption
 from cspsched.problem.metrics import Objective
 
@@ -75,7 +73,7 @@ def build_floors(instance: Instance, blocks: IntArray, objective: Objective, sca
     """
     outputs = np.array([request.output_tokens for request in instance.requests], dtype=np.int64)
     targets = np.ones_like(outputs) if objective is Objective.TTFT else outputs
-    works = [_work(instance, minorant, targets, scale) for minorant in minorants(instance)]
+    works = [work_of(instance, minorant, targets, scale) for minorant in minorants(instance)]
     areas, sizes, capacities = _areas(blocks, targets, instance.limits.kv_blocks)
     strongest = _strongest(works, areas, capacities)
     priced = list(_prices(instance, strongest, blocks, targets, objective))
@@ -120,7 +118,7 @@ def sharpen_floors(
     targets, capacity = floors.targets, instance.limits.kv_blocks
     if not can_sharpen(floors, instance, blocks, objective):
         return floors
-    works = [_work(instance, minorant, targets, scale) for minorant in minorants(instance)]
+    works = [work_of(instance, minorant, targets, scale) for minorant in minorants(instance)]
     work = _strongest(works, floors.areas, floors.capacities)
     own = -np.diff(work.cheaper, axis=1, append=0)
     moves = Moves(
@@ -168,68 +166,10 @@ def _walk_prices(
     yield walk_prices(moves, residents, start, go_on, waits=False)
 
 
-def _strongest(works: list[_Work], areas: IntArray, capacities: IntArray) -> _Work:
+def _strongest(works: list[Work], areas: IntArray, capacities: IntArray) -> Work:
     """The work of the minorant that says most about the whole instance."""
     batches = max(-(-areas[:, :, 0].sum(axis=1) // capacities))
     return max(works, key=lambda work: work.decode_or_prefill * batches + work.cheaper[:, 0].sum())
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Work:
-    """What one minorant says about batches and tokens."""
-
-    decode_or_prefill: int
-    """Constant cost of any batch."""
-    surcharge: int
-    decode: int
-    """Constant cost of a batch of decodes."""
-    prefill: int
-    hybrid: int
-    cheaper: IntArray
-    """Unavoidable work from each g on: of each token the cheaper of decode and refill."""
-    refill: IntArray
-    """What a refill for the next token costs beyond it."""
-    decode_extra: IntArray
-    """What a decode for the next token costs beyond it."""
-
-
-def _work(instance: Instance, minorant: Minorant, targets: IntArray, scale: int) -> _Work:
-    cost = instance.cost
-    width = max(request.output_tokens for request in instance.requests) + 1
-    cheaper = np.zeros((len(instance.requests), width), dtype=np.int64)
-    refill, decode_extra = np.zeros_like(cheaper), np.zeros_like(cheaper)
-    for i, request in enumerate(instance.requests):
-        for g in reversed(range(int(targets[i]))):
-            known = request.prompt_tokens + g
-            prefill = floor(scale * _prefill_price(minorant, known))
-            decode = floor(scale * _decode_price(minorant, known))
-            least = prefill if g == 0 else min(prefill, decode)
-            cheaper[i, g] = cheaper[i, g + 1] + least
-            refill[i, g] = prefill - least
-            decode_extra[i, g] = decode - least if g else 0
-    # The minorant's price of a batch has the cheaper of the two constants in it.
-    bare = minorant.batch - min(cost.prefill_batch_ceil, cost.decode_batch_ceil)
-    return _Work(
-        decode_or_prefill=floor(minorant.batch * scale),
-        surcharge=floor(minorant.prefill_batch * scale),
-        decode=floor((bare + cost.decode_batch_ceil) * scale),
-        prefill=floor((bare + cost.prefill_batch_ceil) * scale),
-        hybrid=floor((bare + cost.prefill_batch_ceil + cost.decode_batch_ceil) * scale),
-        cheaper=cheaper,
-        refill=refill,
-        decode_extra=decode_extra,
-    )
-
-
-def _prefill_price(minorant: Minorant, tokens: int) -> Fraction:
-    per_token = minorant.tokens + minorant.prefill_tokens
-    fixed = minorant.prefill_request + minorant.head
-    return tokens * per_token + triangle(tokens) * minorant.prefill_attention + fixed
-
-
-def _decode_price(minorant: Minorant, known: int) -> Fraction:
-    fixed = minorant.tokens + minorant.decode_request + minorant.head
-    return (known - 1) * minorant.decode_context + fixed
 
 
 def _areas(blocks: IntArray, targets: IntArray, capacity: int) -> tuple[IntArray, IntArray, IntArray]:
@@ -272,7 +212,7 @@ def _winners(areas: IntArray, capacities: IntArray, targets: IntArray) -> IntArr
 
 
 def _prices(
-    instance: Instance, work: _Work, blocks: IntArray, targets: IntArray, objective: Objective
+    instance: Instance, work: Work, blocks: IntArray, targets: IntArray, objective: Objective
 ) -> Iterator[tuple[IntArray, IntArray]]:
     """Prices with the work of the tokens to come, and what a missing cache adds to them."""
     tokens = Tokens(
@@ -296,7 +236,7 @@ def _prices(
             yield to_come + work.cheaper, refill
 
 
-def _priced(tokens: Tokens, work: _Work, objective: Objective, *, credit: bool) -> Iterator[IntArray]:
+def _priced(tokens: Tokens, work: Work, objective: Objective, *, credit: bool) -> Iterator[IntArray]:
     """Prices for a sum over all tokens; where waits are summed, those of early completions weigh more."""
     count = len(tokens.counts)
     if objective is Objective.MAKESPAN:

@@ -6,10 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from cspsched.errors import InternalError
+from cspsched.exact.batch_counts import BATCH_COUNTS, CountSearch, CountTalk
 from cspsched.exact.batch_model import BatchModel
 from cspsched.exact.horizon import certified_horizon
+from cspsched.exact.level_bound import LEVEL_WALKS, STEP_S, bound_levels
 from cspsched.exact.local_search import LOCAL_SEARCH, improve
 from cspsched.exact.model import Ceiling, ExactModel
+from cspsched.exact.packing_search import PACKING_SEARCH, search_packing
+from cspsched.exact.packing_space import build_packing_space
 from cspsched.exact.record import Details, Record
 from cspsched.exact.search import SearchLimits, add_hint, complete_hint, search
 from cspsched.exact.start_model import StartModel
@@ -23,36 +27,44 @@ from cspsched.problem.result import StopReason
 
 MOST_CELLS = 30_000
 """Requests times batches beyond which no model is built."""
+ROUNDED_TERMS = 13
+"""Terms of a batch time, each rounded up by less than a nanosecond."""
 FIRST_CELLS, CELLS_PER_S = 2_000, 500
 """The same for a short time limit, and more for each second of it: building takes time too."""
 
 
 def run_states(record: Record, space: StateSpace, share: float = 1.0) -> tuple[StopReason, Details]:
-    """Search the states, in a share of the time that is left. Returns why it stopped."""
-    return _told(search_states(space, _talk(record, share)))
+    """Search the states, in a share of the time that is left. Returns why it stopped.
+
+    Requests that run to completion have a search of their own, where its tables can be afforded.
+    """
+    packing = build_packing_space(space, record.watch.best_ns)
+    if packing is not None:
+        return _told(PACKING_SEARCH, search_packing(packing, _talk(record, PACKING_SEARCH, share)))
+    return _told(STATE_SEARCH, search_states(space, _talk(record, STATE_SEARCH, share)))
 
 
 def run_descents(record: Record, space: StateSpace) -> tuple[StopReason, Details]:
     """Look for better schedules among the states, beside the search that proves. Returns why it stopped."""
-    return _told(descend_patiently(space, _talk(record, 1.0)))
+    return _told(STATE_SEARCH, descend_patiently(space, _talk(record, STATE_SEARCH, 1.0)))
 
 
-def _told(outcome: StateOutcome) -> tuple[StopReason, Details]:
-    return outcome.stop_reason, {"name": STATE_SEARCH, "states": outcome.num_states}
+def _told(name: str, outcome: StateOutcome) -> tuple[StopReason, Details]:
+    return outcome.stop_reason, {"name": name, "states": outcome.num_states}
 
 
-def _talk(record: Record, share: float) -> Talk:
-    """What a state search hears of the record, and where it tells what it finds."""
+def _talk(record: Record, name: str, share: float) -> Talk:
+    """What a state search of some name hears of the record, and where it tells what it finds."""
     watch = record.watch
 
     def tell_bound(bound_ns: int) -> None:
-        record.raise_bound(STATE_SEARCH, bound_ns, {"name": STATE_SEARCH})
+        record.raise_bound(name, bound_ns, {"name": name})
 
     return Talk(
         time_left=_time_left(record, share),
         upper_ns=lambda: watch.best_ns,
         tell_bound=tell_bound,
-        tell_schedule=lambda decisions: record.offer(STATE_SEARCH, decisions),
+        tell_schedule=lambda decisions: record.offer(name, decisions),
         spend=watch.spend,
     )
 
@@ -68,6 +80,40 @@ def run_timed(record: Record, space: TimedSpace, share: float = 1.0) -> tuple[St
     )
     search = TimedSearch(space, talk)
     return search.prove(), {"name": TIMED_SEARCH, "states": search.num_states}
+
+
+def run_levels(record: Record, share: float = 1.0) -> tuple[StopReason, Details]:
+    """Raise the bound by prices of ways through levels, in a share of the time that is left."""
+    details = {"name": LEVEL_WALKS}
+    time_left = _time_left(record, share)
+
+    def go_on(bound_ns: int, steps: int) -> bool:
+        record.watch.spend(steps * STEP_S)
+        record.raise_bound(LEVEL_WALKS, bound_ns, details)
+        return time_left() > 0
+
+    record.raise_bound(LEVEL_WALKS, bound_levels(record.instance, go_on), details)
+    return StopReason.TIME_LIMIT, details
+
+
+def run_counts(record: Record, share: float) -> tuple[StopReason, Details]:
+    """Ask how many batches are enough, in a share of the time that is left. Returns why it stopped.
+
+    If counts tell no more and the gap is still open, what is left of it may be the rounding of batch times.
+    """
+    talk = CountTalk(
+        watch=record.watch,
+        time_left=_time_left(record, share),
+        tell_bound=lambda bound_ns: record.raise_bound(BATCH_COUNTS, bound_ns, {"name": BATCH_COUNTS}),
+        tell_schedule=lambda decisions: record.offer(BATCH_COUNTS, decisions),
+    )
+    search = CountSearch(record.instance, talk)
+    is_settled = search.run()
+    incumbent = record.incumbent
+    rounding_ns = ROUNDED_TERMS * incumbent.schedule.num_batches
+    is_rounding = is_settled and incumbent.value_ns - record.proof.dual_ns <= rounding_ns
+    reason = StopReason.ROUNDING if is_rounding else StopReason.TIME_LIMIT
+    return reason, {"name": BATCH_COUNTS, "questions": search.num_questions}
 
 
 def _time_left(record: Record, share: float) -> Callable[[], float]:

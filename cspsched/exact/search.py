@@ -206,6 +206,33 @@ def search(
     )
 
 
+def solve_briefly(
+    model: cp_model.CpModel, work_limit: float, time_limit_s: float, watch: Watch
+) -> tuple[cp_model.CpSolverStatus, Callable[[cp_model.IntVar], int] | None]:
+    """Answer a question of feasibility with one thread: the status, and the values of a solution or None.
+
+    Parameters
+    ----------
+    work_limit
+        In CP-SAT's own measure, whose unit is about a second.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        At Ctrl-C.
+    """
+    solver = cp_model.CpSolver()
+    solver.parameters.num_workers = 1
+    solver.parameters.max_deterministic_time = work_limit
+    solver.parameters.max_time_in_seconds = max(0.0, time_limit_s)
+    status, interrupted = _solve_interruptibly(solver, model, None, watch)
+    if interrupted:
+        raise KeyboardInterrupt
+    watch.spend(solver.response_proto.deterministic_time)
+    found = status in (cp_model.OPTIMAL, cp_model.FEASIBLE)
+    return status, solver.value if found else None
+
+
 def _limit(solver: cp_model.CpSolver, time_limit_s: float, *, deterministic: bool) -> None:
     """Limit a search by the clock, or by CP-SAT's own measure of work, whose unit is about a second."""
     if deterministic:

@@ -7,13 +7,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 
+from cspsched.exact.batch_counts import can_count
 from cspsched.exact.first_schedules import first_schedules
 from cspsched.exact.form_bounds import closed_form_bound
+from cspsched.exact.level_bound import can_bound_levels
 from cspsched.exact.local_search import can_dispatch
 from cspsched.exact.members import (
     beside,
     is_affordable,
+    run_counts,
     run_descents,
+    run_levels,
     run_local_search,
     run_model,
     run_states,
@@ -32,12 +36,18 @@ from cspsched.problem.schedule import Schedule
 
 HEAD_START_S = 2.0
 """What the state search has for itself: it proves small instances before a model would be built."""
+COMPLETION_HEAD_START_S = 6.0
+"""The same where requests run to completion: CP-SAT proves less there, and takes seconds to begin."""
 MOST_HEAD_START = 0.25
 """The same as a share of the time limit, at most."""
 LOCAL_START_S = 0.1
 """What local search has for itself before a model is built."""
 LOCAL_SHARE = 0.2
 """Part of the time that local search gets beside members that go on."""
+COUNT_SHARE = 0.5
+"""Part of the time that questions about counts of batches get before a model is built."""
+LEVEL_SHARE = 0.8
+"""Part of what is then left that prices of ways through levels get."""
 Ending = tuple[StopReason, Details]
 
 
@@ -132,8 +142,27 @@ def _take_turns(
         endings.append(run_states(record, space, share=0.5))
     elif space is not None:
         endings.append(run_timed(record, space, share=0.5))
+    if _needs_levels(record) and not _is_final(endings):
+        endings.append(run_levels(record, LEVEL_SHARE))
+    if _can_count(record) and not _is_final(endings):
+        endings.append(run_counts(record, COUNT_SHARE))
     if not record.is_closed and not _is_final(endings):
         endings.append(run_model(record, limits))
+
+
+def _can_count(record: Record) -> bool:
+    """Whether counts of batches bound the objective, and may give better schedules."""
+    may_count = record.objective is Objective.MAKESPAN and not (record.is_closed or record.ceilings)
+    return may_count and can_count(record.instance)
+
+
+def _needs_levels(record: Record) -> bool:
+    """Whether ways through levels bound the objective; for run to completion others prove more."""
+    return (
+        not (record.is_closed or record.ceilings or record.instance.switches.run_to_completion)
+        and record.objective is Objective.MAKESPAN
+        and can_bound_levels(record.instance)
+    )
 
 
 def _race_states(record: Record, space: StateSpace, limits: SearchLimits, endings: list[Ending]) -> None:
@@ -142,11 +171,17 @@ def _race_states(record: Record, space: StateSpace, limits: SearchLimits, ending
     CP-SAT is that second where everybody runs to completion. In wider classes neither its bound nor its
     schedules get near those of the state search; a second search for schedules does more.
     """
+    completes = record.instance.switches.run_to_completion
+    head_start_s = COMPLETION_HEAD_START_S if completes else HEAD_START_S
+    if _can_count(record):
+        head_start_s = LOCAL_START_S
     with _beside(record, lambda: _prove(record, space)) as future:
-        _wait(future, min(HEAD_START_S, MOST_HEAD_START * limits.time_limit_s))
+        _wait(future, min(head_start_s, MOST_HEAD_START * limits.time_limit_s))
         if not future.done():
             endings.append(_second(record, space, limits))
-        if endings and endings[-1][0] is StopReason.INTERRUPTED:
+        if _is_final(endings):
+            # What is left of the gap is rounding: small instances are proven without.
+            _wait(future, HEAD_START_S)
             record.watch.stop()
         endings.append(future.result())
     is_full = endings[-1][0] is StopReason.TOO_LARGE
@@ -165,9 +200,14 @@ def _prove(record: Record, space: StateSpace) -> Ending:
 def _second(record: Record, space: StateSpace, limits: SearchLimits) -> Ending:
     """What runs beside the state search."""
     if record.instance.switches.run_to_completion:
+        ending = run_counts(record, COUNT_SHARE) if _can_count(record) else None
+        if ending is not None and (record.is_closed or _is_final([ending])):
+            return ending
         return run_model(record, beside(limits))
     if _can_dispatch(record):
         run_local_search(record, limits, share=LOCAL_SHARE)
+    if _needs_levels(record):
+        run_levels(record, LEVEL_SHARE)
     return run_descents(record, space)
 
 
@@ -185,14 +225,26 @@ def _race_timed(record: Record, space: TimedSpace, limits: SearchLimits, endings
 
 
 def _race_model(record: Record, limits: SearchLimits, endings: list[Ending]) -> None:
-    """CP-SAT, and local search in a thread: for a while, or all the time if no model is affordable."""
+    """CP-SAT, and local search in a thread: for a while, or all the time if no model is affordable.
+
+    Where ways through levels bound the objective they come first; the model is large then, and local search
+    finds better schedules.
+    """
+    needs_levels = _needs_levels(record)
     if not _can_dispatch(record):
-        endings.append(run_model(record, limits))
+        if needs_levels:
+            endings.append(run_levels(record, LEVEL_SHARE))
+        if _can_count(record):
+            endings.append(run_counts(record, COUNT_SHARE))
+        if not record.is_closed and not _is_final(endings):
+            endings.append(run_model(record, limits))
         return
-    share = LOCAL_SHARE if is_affordable(record, limits) else 1.0
+    share = LOCAL_SHARE if is_affordable(record, limits) and not needs_levels else 1.0
     with _beside(record, lambda: run_local_search(record, limits, share)) as future:
         # A better incumbent means a shorter horizon, and on small instances it is there at once.
         _wait(future, min(LOCAL_START_S, MOST_HEAD_START * limits.time_limit_s))
+        if needs_levels:
+            endings.append(run_levels(record, LEVEL_SHARE))
         endings.append(run_model(record, limits))
         if endings[-1][0] is not StopReason.TOO_LARGE:
             record.watch.stop()
@@ -235,7 +287,7 @@ def _details(proof: Proof, endings: list[Ending]) -> Details:
     """What is known of the member that proved the bound, else of the last that searched."""
     known = [details for _, details in endings if details]
     named = [details for details in known if details["name"] == proof.certificate]
-    return (named or known[-1:] or [proof.details])[0]
+    return (named or ([proof.details] if proof.details else known[-1:]) or [{}])[0]
 
 
 def _result(record: Record, endings: list[Ending], limits: SearchLimits) -> Result:

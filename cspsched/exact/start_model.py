@@ -52,18 +52,13 @@ class StartModel(ExactModel):
 
     def __init__(self, instance: Instance, objective: Objective, num_batches: int) -> None:
         model = cp_model.CpModel()
-        starts = {
-            (i, s): model.new_bool_var(f"start[{i},{s}]")
-            for i, request in enumerate(instance.requests)
-            for s in range(num_batches - request.output_tokens + 1)
-        }
-        self.grid = Starts(model=model, instance=instance, num_batches=num_batches, starts=starts)
+        self.grid = new_starts(model, instance, num_batches)
         add_one_start(self.grid)
         add_capacity(self.grid)
         add_budget(self.grid)
         add_start_order(self.grid)
         batches = _batches(self.grid)
-        timeline = add_timeline(model, instance, batches, starts)
+        timeline = add_timeline(model, instance, batches, self.grid.starts)
         value = objective_expression(timeline, objective, _waiting(self.grid, objective))
         super().__init__(timeline, value, worst_sum(timeline, objective))
 
@@ -79,14 +74,29 @@ class StartModel(ExactModel):
 
     def decisions(self, value: Callable[[cp_model.IntVar], int]) -> Decisions:
         """Batches of a solution; there are no evictions."""
-        batches: list[list[tuple[int, int]]] = [[] for _ in range(self.grid.num_batches)]
-        for (i, s), literal in self.grid.starts.items():
-            if value(literal):
-                request = self.grid.instance.requests[i]
-                for age in range(request.output_tokens):
-                    batches[s + age].append((i, request.prompt_tokens if age == 0 else 1))
-        used = [batch for batch in batches if batch]
-        return used, [[] for _ in used]
+        return started_decisions(self.grid, value)
+
+
+def new_starts(model: cp_model.CpModel, instance: Instance, num_batches: int) -> Starts:
+    """Literals for every start from which a request can finish in time."""
+    starts = {
+        (i, s): model.new_bool_var(f"start[{i},{s}]")
+        for i, request in enumerate(instance.requests)
+        for s in range(num_batches - request.output_tokens + 1)
+    }
+    return Starts(model=model, instance=instance, num_batches=num_batches, starts=starts)
+
+
+def started_decisions(grid: Starts, value: Callable[[cp_model.IntVar], int]) -> Decisions:
+    """Batches that start requests as the literals say; there are no evictions."""
+    batches: list[list[tuple[int, int]]] = [[] for _ in range(grid.num_batches)]
+    for (i, s), literal in grid.starts.items():
+        if value(literal):
+            request = grid.instance.requests[i]
+            for age in range(request.output_tokens):
+                batches[s + age].append((i, request.prompt_tokens if age == 0 else 1))
+    used = [batch for batch in batches if batch]
+    return used, [[] for _ in used]
 
 
 def add_one_start(grid: Starts) -> None:

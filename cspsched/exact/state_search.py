@@ -77,15 +77,16 @@ class Talk:
 
 def search_states(space: StateSpace, talk: Talk, *, most_labels: int = MOST_LABELS) -> StateOutcome:
     """Search until the optimum of the tables is proven, time or room runs out, or Ctrl-C."""
-    return _outcome(_Search(space, talk, most_labels), proves=True)
+    return outcome_of(StateSearch(space, talk, most_labels), proves=True)
 
 
 def descend_patiently(space: StateSpace, talk: Talk, *, most_labels: int = MOST_LABELS) -> StateOutcome:
     """Look for better schedules only, beside a search that proves."""
-    return _outcome(_Search(space, talk, most_labels), proves=False)
+    return outcome_of(StateSearch(space, talk, most_labels), proves=False)
 
 
-def _outcome(search: _Search, *, proves: bool) -> StateOutcome:
+def outcome_of(search: StateSearch, *, proves: bool) -> StateOutcome:
+    """Let a search prove, or only descend, until it ends or Ctrl-C."""
     try:
         reason = search.prove() if proves else search.descend(PATIENT_DESCENTS)
     except KeyboardInterrupt:
@@ -98,7 +99,7 @@ def _outcome(search: _Search, *, proves: bool) -> StateOutcome:
     )
 
 
-class _Search:
+class StateSearch:
     """One search: its upper bound in parts of a nanosecond, the schedule behind it, and the lower bound."""
 
     def __init__(self, space: StateSpace, talk: Talk, most_labels: int) -> None:
@@ -119,6 +120,10 @@ class _Search:
             state = self._search(WEIGHT_ONE, self._most_labels, FIRST_PROOF, 0.0)
             if state == OPEN:
                 self._sharpen()
+        return self._finish(state)
+
+    def _finish(self, state: int) -> StopReason:
+        """Descents, then search to the end, unless it has been reached."""
         if state == OPEN and self.descend(DESCENTS, DESCENT_SHARE) is StopReason.ROUNDING:
             return StopReason.ROUNDING
         if state == OPEN:
@@ -155,13 +160,12 @@ class _Search:
         """Search with one weight, slice by slice, until so much time is left. Returns how it ended."""
         space, talk, state = self._space, self._talk, OPEN
         nodes, slice_ = new_nodes(most_labels), FIRST_SLICE
-        _start(space, nodes)
+        self._start(nodes)
         while state == OPEN and nodes.sizes[2] < most_expanded and talk.time_left() > until:
             self._upper = min(self._upper, talk.upper_ns() * space.prices.scale)
             time_left = talk.time_left()
-            tables = (space.shape, space.prices, space.floors, nodes, self._scratch)
             before = nodes.sizes.tolist()
-            state = advance(*tables, self._upper, self._goal, slice_, weight)
+            state = self._advance(nodes, slice_, weight)
             labels, _, expanded, *_ = (nodes.sizes - before).tolist()
             talk.spend(labels * LABEL_S + expanded * EXPANSION_S)
             if time_left - talk.time_left() < SLICE_S:
@@ -171,6 +175,23 @@ class _Search:
                 self._raise_bound(int(nodes.heap_f[0]))
         self.num_states += int(nodes.sizes[2])
         return state
+
+    def _advance(self, nodes: Nodes, num_labels: int, weight: int) -> int:
+        """Expand some labels; returns how it ended."""
+        space = self._space
+        tables = (space.shape, space.prices, space.floors, nodes, self._scratch)
+        return advance(*tables, self._upper, self._goal, num_labels, weight)
+
+    def _start(self, nodes: Nodes) -> None:
+        """Make the label of the state in which nobody has started."""
+        rest = self._rest_of_all()
+        reach(nodes, new_label(nodes, find_slot(nodes, 0, 0), 0, 0, rest), 0, rest, -1, 0, 0)
+
+    def _rest_of_all(self) -> int:
+        """Floor of that state."""
+        shape = self._space.shape
+        nothing = np.zeros_like(shape.outputs)
+        return floor_on_rest(shape, self._space.floors, nothing, 0, self._scratch.floor)
 
     def _take(self, nodes: Nodes) -> None:
         """Take over a cheaper way to the goal."""
@@ -185,13 +206,6 @@ class _Search:
         if bound_ns > self.bound_ns:
             self.bound_ns = bound_ns
             self._talk.tell_bound(bound_ns)
-
-
-def _start(space: StateSpace, nodes: Nodes) -> None:
-    nothing = np.zeros_like(space.shape.outputs)
-    scratch = new_scratch(len(nothing))
-    rest = floor_on_rest(space.shape, space.floors, nothing, 0, scratch.floor)
-    reach(nodes, new_label(nodes, find_slot(nodes, 0, 0), 0, 0, rest), 0, rest, -1, 0, 0)
 
 
 def _decisions(space: StateSpace, nodes: Nodes, label: int) -> Decisions:

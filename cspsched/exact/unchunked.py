@@ -29,7 +29,9 @@ def chunks_are_dominated(instance: Instance) -> bool:
     if not instance.switches.chunked_prefill:
         return True
     peaks = [request.peak_kv_tokens for request in instance.requests]
-    cost, tokens, attention = instance.cost, sum(peaks), sum(map(triangle, peaks))
+    # What a batch processes is on the device at its end.
+    tokens = min(sum(peaks), instance.limits.kv_tokens)
+    cost, attention = instance.cost, sum(map(triangle, peaks))
     return (
         tokens <= instance.limits.max_batch_tokens
         and is_linear(cost.tokens, tokens)
