@@ -105,6 +105,14 @@ class Columns:
         """The same of its later tokens' batches."""
         return self.alpha * (self.last - self.first)
 
+    @property
+    def mean_stay_ns(self) -> int:
+        """What windows are measured by: mean time of a request's batches without work, or of its prefills.
+
+        Where batches cost next to nothing, who waits does so for the work of others.
+        """
+        return max(1, total(self.least) // len(self.least), total(self.prefill) // len(self.prefill))
+
     def first_requests(self, count: int) -> Columns:
         """The first requests to arrive."""
         head = slice(count)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from cspsched.bounds.certificate import Certificate
 from cspsched.bounds.tables import Tables
-from cspsched.bounds.time_price import PRICE_UNIT, TIME_PRICE, Columns, Prices, bound_ns, columns, total
+from cspsched.bounds.time_price import PRICE_UNIT, TIME_PRICE, Columns, Prices, bound_ns, columns
 from cspsched.bounds.window_price_search import window_price_certificates
 from cspsched.problem.metrics import Objective
 
@@ -40,7 +40,7 @@ class Choice:
     def on(self, table: Columns) -> Prices:
         """The prices for some requests."""
         count = len(table.arrivals)
-        mean_ns = max(1, total(table.least) // count)
+        mean_ns = table.mean_stay_ns
         horizon_ns = int(table.arrivals[-1]) + (self.stay + 1) * mean_ns
         parts = WINDOWS_PER_STAY if count <= MANY_REQUESTS else COARSE_WINDOWS_PER_STAY
         window_ns = max(1, mean_ns // parts, horizon_ns // MAX_WINDOWS)

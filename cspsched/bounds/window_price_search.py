@@ -75,7 +75,7 @@ def window_price_certificates(
 
 def _even(table: Columns, flat: Prices) -> Iterator[WindowPrices]:
     """One price for all windows, and some mu."""
-    window_ns = max(1, _mean_least_ns(table) // WINDOWS_PER_STAY)
+    window_ns = max(1, table.mean_stay_ns // WINDOWS_PER_STAY)
     price = max(flat.price * 11 // 10, LEAST_PRICE)
     for height, pace in ((0, STRETCH_UNIT), *product(HOLDS, PACES)):
         yield WindowPrices(
@@ -98,7 +98,7 @@ def _falling(windows: WindowTable) -> Iterator[WindowPrices]:
     if busy_ns < int(table.arrivals[-1]):
         return
     shortest_ns = int(max(SPANS) * busy_ns) // MOST_FALLING_WINDOWS + 1
-    window_ns = max(_mean_least_ns(table) // COARSE_WINDOWS_PER_STAY, shortest_ns)
+    window_ns = max(table.mean_stay_ns // COARSE_WINDOWS_PER_STAY, shortest_ns)
     for span, height, power, memory in product(SPANS, HEIGHTS, POWERS, MEMORY_SHARES):
         count = int(span * busy_ns / window_ns) + 1
         rest = 1 - (np.arange(count) + 0.5) / count
@@ -117,7 +117,7 @@ def _falling(windows: WindowTable) -> Iterator[WindowPrices]:
 def _climb(windows: WindowTable, chosen: WindowPrices) -> tuple[int, WindowPrices]:
     """Steps along the subgradient of the logarithm of the prices, each from the best so far."""
     best_ns, best, step, direction = -1, chosen, FIRST_STEP, np.zeros(len(chosen.prices))
-    averaged = max(1, _mean_least_ns(windows.columns) // SMOOTHED_STAY // chosen.window_ns)
+    averaged = max(1, windows.columns.mean_stay_ns // SMOOTHED_STAY // chosen.window_ns)
     for _ in range(STEPS):
         found = outcome(windows, chosen)
         if found is not None and found.value_ns > best_ns:
@@ -145,7 +145,3 @@ def _references(prices: IntArray) -> tuple[int, ...]:
 
 def _whole(prices: FloatArray) -> IntArray:
     return np.maximum(np.rint(prices), LEAST_PRICE).astype(np.int64)
-
-
-def _mean_least_ns(table: Columns) -> int:
-    return max(1, total(table.least) // len(table.arrivals))
