@@ -150,3 +150,11 @@ def test_details_are_checked():
     assert check_certificate(instance, replace(certificate, value_ns=certificate.value_ns + 1))
     with pytest.raises(InputError, match="share is 17"):
         check_certificate(instance, replace(certificate, details=certificate.details | {"share": 17}))
+
+
+def test_numbers_that_do_not_fit_give_no_certificate():
+    """A cost whose sums pass 64 bits is bounded by other certificates."""
+    huge = CostModel(name="huge", step=Fraction(10**16), tokens=PiecewiseLinear.linear(10**17))
+    instance = make_instance((2, 3), (2, 3), cost=huge)
+    assert Company.of(Tables(instance)) is None
+    assert "critical-path" in {found.name for found in certificates(instance, Objective.LATENCY)}

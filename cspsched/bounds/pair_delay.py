@@ -21,6 +21,7 @@ import numpy as np
 from cspsched.bounds.certificate import Certificate, Details
 from cspsched.bounds.chunking import decodes_ns
 from cspsched.bounds.entries import EntryTable
+from cspsched.bounds.minorant import reachable_maxima
 from cspsched.bounds.tables import Tables
 from cspsched.bounds.time_price import total
 from cspsched.problem.cost import INT64_SAFE, IntArray
@@ -117,7 +118,7 @@ class Company:
         first = tables.prompts[order]
         last = first + tables.outputs[order] - 1
         entries = EntryTable(tables.instance, int(last.max()))
-        if _largest(tables, entries) >= INT64_SAFE:
+        if _largest(tables, entries.longest) >= INT64_SAFE:
             return None
         prompts_ns, later_ns = solo.prefills_ns[first].astype(np.int64), solo.later_ns.astype(np.int64)
         pairs = _pairs(tables.arrivals_ns[order], first, last, prompts_ns, later_ns)
@@ -251,10 +252,9 @@ def _pairs(
     return tuple(pairs)
 
 
-def _largest(tables: Tables, entries: EntryTable) -> int:
+def _largest(tables: Tables, longest: int) -> int:
     """No number that occurs is larger."""
-    longest, count = entries.longest, len(tables.prompts)
-    later_ns = int(tables.solo.later_ns[-1]) + int(tables.solo.prefills_ns.max())
-    growth = (int(entries.later_tokens_ns.max()) + int(entries.chunks_ns.max())) * (longest + MOST_CHUNKS)
-    lone = int(entries.lone_chunks_ns.max()) * (longest + MOST_CHUNKS) * MOST_CHUNKS
-    return max(SHARE_UNIT * later_ns, (growth * longest + lone) * 2, later_ns + growth * count) * 4
+    worst_ns = tables.instance.cost.batch_time_ns(reachable_maxima(tables.instance))
+    alone_ns = int(tables.solo.later_ns[-1]) + int(max(tables.solo.prefills_ns))
+    count = len(tables.prompts) + longest + MOST_CHUNKS
+    return 4 * (worst_ns * count * MOST_CHUNKS + SHARE_UNIT * alone_ns)
