@@ -120,11 +120,23 @@ def test_decodes_that_must_meet_are_priced():
     alone = 2 * 6 * 1002
     assert exhaustive_optimum(instance, Objective.LATENCY) == alone + 2 * 6 * 2
     assert Company.of(Tables(instance)).value_ns(0) == alone + 2 + 10
-    longer = Company.of(Tables(make_instance((90, 6), (90, 6), cost=cost)))
+    longer = Company.of(Tables(make_instance((90, 6), (90, 6), cost=cost, kv_blocks=200)))
     alone = 2 * (1180 + 5 * 1002)
     assert longer.value_ns(0) == alone + 180 + 10
     # Of the 5 more, each prompt gives 2 back.
     assert longer.value_ns(1) == alone + 180 + 10 + 10 - 4
+
+
+def test_two_that_do_not_fit_together_wait_for_each_other():
+    """By hand: 10 ns a batch, 5 + 4 tokens each, room for 8: one after the other, 40 and 80 ns."""
+    cost = CostModel(name="step", step=Fraction(10))
+    instance = make_instance((5, 4), (5, 4), cost=cost, kv_blocks=8)
+    assert exhaustive_optimum(instance, Objective.LATENCY) == 120
+    assert pair_delay(instance).value_ns == 120
+    assert pair_delay(instance).details["apart"] == "0-1"
+    # Room for the first two batches of both: with 12 blocks they are apart for two batches.
+    wider = replace(instance, limits=replace(instance.limits, kv_blocks=12))
+    assert pair_delay(wider).value_ns == 100 == exhaustive_optimum(wider, Objective.LATENCY)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -150,6 +162,9 @@ def test_details_are_checked():
     assert check_certificate(instance, replace(certificate, value_ns=certificate.value_ns + 1))
     with pytest.raises(InputError, match="share is 17"):
         check_certificate(instance, replace(certificate, details=certificate.details | {"share": 17}))
+    for apart in ("0-1 1-0", "0-2", "0", "1-0"):
+        with pytest.raises(InputError, match="details are incomplete"):
+            check_certificate(instance, replace(certificate, details=certificate.details | {"apart": apart}))
 
 
 def test_numbers_that_do_not_fit_give_no_certificate():

@@ -181,8 +181,7 @@ def _memory_price(instance: Instance, certificate: Certificate) -> int:
 def _pair_delay(instance: Instance, certificate: Certificate) -> int:
     if certificate.objective is not Objective.LATENCY:
         raise ValueError(f"pair-delay bounds latency, got {certificate.objective}")
-    method = "search" if certificate.details["prefill"] == "exact" else "minorant"
-    return plain_pair_delay(instance, int(certificate.details["share"]), method=method)
+    return plain_pair_delay(instance, certificate.details)
 
 
 def _heads(instance: Instance, share: Fraction) -> list[int]:

@@ -12,6 +12,7 @@ from fractions import Fraction
 from functools import cached_property
 from itertools import accumulate, pairwise
 
+from cspsched.bounds.certificate import Details
 from cspsched.bounds.check_parts import lone_chunk, lone_decode, plain_prefills, plain_solo_times
 from cspsched.bounds.minorant import reachable_maxima
 from cspsched.bounds.pair_delay import MOST_CHUNKS, SHARE_UNIT
@@ -24,17 +25,24 @@ EVERYWHERE = 512
 """Domains up to this are searched at every whole number."""
 
 
-def plain_pair_delay(instance: Instance, share: int, *, method: str) -> int:
-    """The bound on the sum of latencies, with so many sixteenths of a batch for pairs, in nanoseconds.
+def plain_pair_delay(instance: Instance, details: Details) -> int:
+    """The bound on the sum of latencies that a certificate's details give, in nanoseconds.
 
     Raises
     ------
     ValueError
-        If the share is none.
+        If the share is none, or a request is in two pairs that are apart.
     """
+    share, method = int(details["share"]), "search" if details["prefill"] == "exact" else "minorant"
     if not 0 <= share <= SHARE_UNIT:
         raise ValueError(f"share is {share}, expected 0 to {SHARE_UNIT}")
-    return PlainCompany(instance, share, method).value_ns()
+    apart = [tuple(map(int, pair.split("-"))) for pair in str(details["apart"]).split()]
+    members = [member for pair in apart for member in pair]
+    places = range(len(instance.requests))
+    if len(set(members)) < len(members) or any(len(pair) != 2 or pair[1] not in places for pair in apart):
+        raise ValueError(f"apart is {details['apart']!r}, expected pairs of which no two share a request")
+    company = PlainCompany(instance, share, method)
+    return company.value_ns() + sum(company.conflict(i, j) for i, j in apart)
 
 
 @dataclass(frozen=True)
@@ -79,14 +87,21 @@ class PlainGrowth:
     @cached_property
     def later(self) -> list[int]:
         """By a later token that leaves 0, 1, ... tokens resident."""
-        per_token = min(growth * 2**16 // chunk for chunk, growth in enumerate(self.chunks) if chunk)
         decode = self.least("tokens", "tokens", 1) + int(self.instance.cost.decode_request)
         decode += self.least("head", "num_generating", 1)
         growths = [0, 0]
         for resident in range(2, self.longest + 1):
             context = self.least("decode_context", "decode_context", resident - 1)
-            growths.append(min(decode + context, resident * per_token // 2**16))
+            growths.append(min(decode + context, self.refill(resident)))
         return growths
+
+    @cached_property
+    def _per_token(self) -> int:
+        return min(growth * 2**16 // chunk for chunk, growth in enumerate(self.chunks) if chunk)
+
+    def refill(self, resident: int) -> int:
+        """By all chunks of a refill: each token as much as in the cheapest chunk."""
+        return resident * self._per_token // 2**16
 
 
 @dataclass(frozen=True)
@@ -161,15 +176,49 @@ class PlainCompany:
 
     def value_ns(self) -> int:
         """Prompts, later tokens alone, and pairs."""
-        refills = plain_prefills(self.instance, method=self.method)
         value = sum(self.prompt(j) for j in range(len(self.requests)))
         for request in self.requests:
-            for resident in range(request.prompt_tokens + 1, request.peak_kv_tokens + 1):
-                refill = refills[resident] * (SHARE_UNIT - self.share) // SHARE_UNIT
-                value += min(refill, lone_decode(self.instance.cost, resident))
+            tokens = range(request.prompt_tokens + 1, request.peak_kv_tokens + 1)
+            value += sum(self.token(resident) for resident in tokens)
         return value + sum(self.pair(*pair) for pair in self.decoding)
 
-    def prompt(self, j: int) -> int:
+    def conflict(self, i: int, j: int) -> int:
+        """What two requests that do not fit together cost on top, whoever ends first."""
+        older, younger, left = self.requests[i], self.requests[j], dict(self.pairs[j])[i]
+        mine, theirs = younger.output_tokens, older.output_tokens
+        common = self.common(older.peak_kv_tokens - left + 1, younger.prompt_tokens, min(left, mine))
+        younger_waits = self.prompt(j, left - common) - self.prompt(j)
+        common = self.common(older.prompt_tokens, younger.prompt_tokens, min(mine, theirs))
+        older_waits = self.prompt(i, mine - common) - self.prompt(i)
+        return max(0, min(younger_waits, older_waits) - self.evasion(older) - self.evasion(younger))
+
+    def common(self, older: int, younger: int, most: int) -> int:
+        """Batches in which both fit, one token longer in each, up to so many."""
+        limits, count = self.instance.limits, 0
+        while count < most:
+            if limits.blocks_of(older + count) + limits.blocks_of(younger + count) > limits.kv_blocks:
+                break
+            count += 1
+        return count
+
+    def evasion(self, request: Request) -> int:
+        """What a request saves at most if its later tokens cost no more than a refill in many chunks."""
+        saved, least = 0, self.alpha * (SHARE_UNIT - self.share) // SHARE_UNIT
+        for resident in range(request.prompt_tokens + 1, request.peak_kv_tokens + 1):
+            saved += max(0, self.token(resident) - least - self.growth.refill(resident))
+        return saved
+
+    def token(self, resident: int) -> int:
+        """Lone time of a later token, of which a share of refills is left out."""
+        refill = self.refills[resident] * (SHARE_UNIT - self.share) // SHARE_UNIT
+        return min(refill, lone_decode(self.instance.cost, resident))
+
+    @cached_property
+    def refills(self) -> list[int]:
+        """Lone time of a refill of 0, 1, ... tokens."""
+        return plain_prefills(self.instance, method=self.method)
+
+    def prompt(self, j: int, apart: int = 0) -> int:
         """Least cost of a prompt over its number of batches and how many have left before the last."""
         tokens, lone = self.requests[j].prompt_tokens, self.times[j][0]
         refund = self.partners(j) * self.caps[j]
@@ -183,7 +232,7 @@ class PlainCompany:
             added = _least_sum(self._corners, tokens, count)
             for start in starts:
                 there = sum(left >= start for left in present)
-                wait = waiting * max(0, start - count)
+                wait = waiting * max(0, start - count, apart + 1 - count)
                 costs.append(max(alone, lone) - refund * count + there * added + wait)
         return min(costs)
 

@@ -110,12 +110,14 @@ class EntryTable:
             + least_growth_ns(cost.decode_context, top.decode_context, np.maximum(resident - 1, 0))
             + int(least_growth_ns(cost.head, top.num_generating, one)[0])
         )
-        growth: IntArray = np.minimum(decodes, self._refills_ns(resident))
+        growth: IntArray = np.minimum(decodes, self.refills_ns)
         growth[:2] = 0
         return growth
 
-    def _refills_ns(self, resident: IntArray) -> IntArray:
-        """By all chunks of a refill together: each token at least as much as in the cheapest chunk."""
+    @cached_property
+    def refills_ns(self) -> IntArray:
+        """By all chunks of a refill of s tokens together: each token as much as in the cheapest chunk."""
+        resident = np.arange(self.longest + 1, dtype=np.int64)
         chunks = np.arange(1, self.largest_chunk + 1, dtype=np.int64)
         per_token = int((self.chunks_ns[1:] * 2**FRACTION_BITS // chunks).min())
         return resident * per_token >> FRACTION_BITS

@@ -22,6 +22,7 @@ from cspsched.bounds.certificate import Certificate, Details
 from cspsched.bounds.chunking import decodes_ns
 from cspsched.bounds.entries import EntryTable
 from cspsched.bounds.minorant import reachable_maxima
+from cspsched.bounds.pair_conflicts import Conflict, conflicts
 from cspsched.bounds.tables import Tables
 from cspsched.bounds.time_price import total
 from cspsched.problem.cost import INT64_SAFE, IntArray
@@ -44,7 +45,8 @@ def pair_delay_certificates(tables: Tables) -> list[Certificate]:
     if company is None:
         return []
     value_ns, less = max((company.value_ns(share), -share) for share in SHARES)
-    details: Details = {"share": -less, "prefill": tables.solo.method}
+    apart = " ".join(f"{found.older}-{found.younger}" for found in company.apart)
+    details: Details = {"share": -less, "apart": apart, "prefill": tables.solo.method}
     return [Certificate(PAIR_DELAY, Objective.LATENCY, value_ns, details)]
 
 
@@ -109,6 +111,8 @@ class Company:
     head_ns: int
     pairs: tuple[tuple[IntArray, IntArray], ...]
     """For each request those that came before it and are surely there, and how many tokens they have left."""
+    apart: tuple[Conflict, ...]
+    """Disjoint pairs that do not fit on the device together."""
 
     @classmethod
     def of(cls, tables: Tables) -> Company | None:
@@ -136,6 +140,7 @@ class Company:
             lone_chunks=Hull.below(entries.lone_chunks_ns),
             head_ns=cost.head.ceil(1),
             pairs=pairs,
+            apart=conflicts(tables.instance.limits, first, last, pairs),
         )
 
     def value_ns(self, share: int) -> int:
@@ -143,8 +148,16 @@ class Company:
         waiting, paired = self.alpha * (SHARE_UNIT - share) // SHARE_UNIT, self.alpha * share // SHARE_UNIT
         partners = self._partners
         caps = np.minimum(self.growth[self.last], paired // np.maximum(partners, 1)) * (partners > 0)
-        prompts = [self._prompt_ns(j, waiting, int(partners[j] * caps[j])) for j in range(len(self.first))]
-        return sum(prompts) + total(self._tails_ns(share)) + self._decodes_ns(caps)
+        refunds = partners * caps
+
+        def prompt_ns(j: int, apart: int = 0) -> int:
+            return self._prompt_ns(j, apart, waiting, int(refunds[j]))
+
+        value = sum(map(prompt_ns, range(len(self.first)))) + total(self._tails_ns(share))
+        for i, j, younger_waits, older_waits in self.apart:
+            waits = prompt_ns(j, younger_waits) - prompt_ns(j), prompt_ns(i, older_waits) - prompt_ns(i)
+            value += max(0, min(waits) - self._evasion_ns(share, i) - self._evasion_ns(share, j))
+        return value + self._decodes_ns(caps)
 
     @property
     def growth(self) -> IntArray:
@@ -170,16 +183,30 @@ class Company:
 
     def _tails_ns(self, share: int) -> IntArray:
         """Lone times from the first token to the last, of which a share of refills is left out."""
-        refills = self.refills_ns * (SHARE_UNIT - share) // SHARE_UNIT
-        running = np.cumsum(np.minimum(refills, self.decodes_ns))
+        running = np.cumsum(self._tokens_ns(share))
         tails: IntArray = running[self.last] - running[self.first]
         return tails
 
-    def _prompt_ns(self, j: int, waiting: int, refund: int) -> int:
-        """Least of the prompt's batches, what it adds to others' and the batches that it waits."""
+    def _tokens_ns(self, share: int) -> IntArray:
+        refills = self.refills_ns * (SHARE_UNIT - share) // SHARE_UNIT
+        return np.minimum(refills, self.decodes_ns)
+
+    def _evasion_ns(self, share: int, i: int) -> int:
+        """What a request may save on its later tokens if it refills in many chunks beside its partner."""
+        tokens = slice(self.first[i] + 1, self.last[i] + 1)
+        lone = self._tokens_ns(share)[tokens]
+        chunks = self.alpha * (SHARE_UNIT - share) // SHARE_UNIT + self.entries.refills_ns[tokens]
+        return int(np.maximum(lone - chunks, 0).sum())
+
+    def _prompt_ns(self, j: int, apart: int, waiting: int, refund: int) -> int:
+        """Least of the prompt's batches, what it adds to others' and the batches that it waits.
+
+        It sits out `apart` batches at least, but for those with chunks of the prompt that emit nothing.
+        """
         lone_ns, (own, added), (starts, present) = int(self.prompts_ns[j]), self._chunked[j], self._crowds[j]
         alone = np.maximum(own, lone_ns) - COUNTS * refund
-        costs = alone + present[:, None] * added + waiting * np.maximum(starts[:, None] - COUNTS, 0)
+        missed = np.maximum(starts[:, None] - COUNTS, np.maximum(apart + 1 - COUNTS, 0))
+        costs = alone + present[:, None] * added + waiting * missed
         # More chunks than that: at least alpha for each, and the lone time.
         more = max(
             (MOST_CHUNKS + 1) * (self.alpha - refund), lone_ns - ceil_div(lone_ns * refund, self.alpha)

@@ -1,0 +1,70 @@
+"""Pairs of requests that do not fit on the device together for as long as both are there.
+
+Theorem (docs/bounds.md, section 13): let request j arrive after i, with m tokens of i left then at least. In
+the c-th batch in which both emit one of these, i has at least last_i - m + c tokens resident and j at least
+first_j + c - 1. So at most c of the m batches are common where these fit together, and j sits out m - c, but
+for batches with chunks of its prompt that emit nothing; or j ends first, and i sits out some of j's.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from cspsched.problem.cost import IntArray
+from cspsched.problem.instance import Limits
+
+
+class Conflict(NamedTuple):
+    """Two requests, by their places in the order of arrival, and how many batches they have to be apart."""
+
+    older: int
+    younger: int
+    younger_waits: int
+    """Batches of the older one without the younger one, if the older one ends first."""
+    older_waits: int
+    """Batches of the younger one without the older one, if the younger one ends first."""
+
+
+def conflicts(
+    limits: Limits, first: IntArray, last: IntArray, pairs: tuple[tuple[IntArray, IntArray], ...]
+) -> tuple[Conflict, ...]:
+    """Disjoint pairs that have to be apart for long, the longest first.
+
+    Parameters
+    ----------
+    first, last
+        Tokens resident at the first and last output token by request, int64.
+    pairs
+        For each request the older ones with tokens left, and how many.
+    """
+    younger = np.repeat(np.arange(len(pairs)), [len(older) for older, _ in pairs])
+    older = np.concatenate([older for older, _ in pairs])
+    left = np.concatenate([left for _, left in pairs])
+    outputs = last - first + 1
+    mine, theirs = outputs[younger], outputs[older]
+    together = _most_common(limits, last[older] - left + 1, first[younger], np.minimum(left, mine))
+    from_start = _most_common(limits, first[older], first[younger], np.minimum(mine, theirs))
+    waits = np.stack([left - together, mine - from_start])
+    apart = waits.min(axis=0)
+    taken, found = np.zeros(len(pairs), dtype=bool), []
+    for k in np.argsort(-apart, kind="stable").tolist():
+        if apart[k] <= 0:
+            break
+        i, j = int(older[k]), int(younger[k])
+        if not taken[i] and not taken[j]:
+            taken[[i, j]] = True
+            found.append(Conflict(i, j, int(waits[0, k]), int(waits[1, k])))
+    return tuple(found)
+
+
+def _most_common(limits: Limits, older: IntArray, younger: IntArray, most: IntArray) -> IntArray:
+    """Largest c <= most for which older + c - 1 and younger + c - 1 tokens fit on the device together."""
+    low, high = np.zeros_like(most), most.copy()
+    while (low < high).any():
+        middle = (low + high + 1) // 2
+        blocks = [-(-(tokens + middle - 1) // limits.block_tokens) for tokens in (older, younger)]
+        fits = blocks[0] + blocks[1] <= limits.kv_blocks
+        low, high = np.where(fits, middle, low), np.where(fits, high, middle - 1)
+    return low
