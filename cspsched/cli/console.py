@@ -64,13 +64,15 @@ class LiveLine:
     def __call__(self, progress: Progress) -> None:
         """Show a state of the search."""
         now = time.monotonic()
-        if not self._terminal and now - self._last_line < PLAIN_LINE_SECONDS:
+        if not (self._terminal or progress.note) and now - self._last_line < PLAIN_LINE_SECONDS:
             return
         self._last_line = now
         gap = (progress.best_ns - progress.bound_ns) / (progress.best_ns or 1)
         text = f"{progress.elapsed_s:6.1f} s  best {self._shown(progress.best_ns)}"
         text += f"  bound {self._shown(progress.bound_ns)}  gap {gap:.2%}"
-        if progress.best_by and progress.bound_by:
+        if progress.note:
+            text += f"  {progress.note}"
+        elif progress.best_by and progress.bound_by:
             text += f"  best by {progress.best_by}, bound by {progress.bound_by}"
         if self._terminal:
             # A line that wraps could not be rewritten.

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from cspsched.exact.jit import compiled
+from cspsched.exact.jit import inner
 from cspsched.exact.state_space import Prices
 from cspsched.problem.cost import IntArray
 
 
-@compiled
+@inner
 def duration_of(prices: Prices, features: IntArray) -> int:
     """Time of a batch from its features."""
     total = prices.step

@@ -16,7 +16,7 @@ import numpy as np
 
 from cspsched.exact.batch_time import duration_of
 from cspsched.exact.floor_tables import Floors
-from cspsched.exact.jit import compiled
+from cspsched.exact.jit import inner, merged, outer
 from cspsched.exact.label_store import Nodes, find_slot, is_full, label_of, new_label, pop, push, reach
 from cspsched.exact.state_floor import floor_on_rest
 from cspsched.exact.state_space import Prices, Shape
@@ -72,16 +72,12 @@ def new_scratch(num_requests: int) -> Scratch:
     )
 
 
-@compiled
 def number_of(shape: Shape, generated: IntArray) -> int:
     """Tokens generated of all requests, as one number."""
-    total = 0
-    for i in range(len(generated)):
-        total += generated[i] * shape.strides[i]
-    return total
+    return int(generated @ shape.strides)
 
 
-@compiled
+@inner
 def read_number(shape: Shape, number: int, generated: IntArray) -> None:
     """Write the tokens generated of each request into `generated`."""
     for i in range(len(generated)):
@@ -89,7 +85,7 @@ def read_number(shape: Shape, number: int, generated: IntArray) -> None:
         number //= shape.outputs[i] + 1
 
 
-@compiled
+@inner
 def waiting_for(shape: Shape, generated: IntArray) -> int:
     """How many requests wait for a token that the objective counts; 1 for makespan."""
     if shape.counted < 0:
@@ -101,7 +97,7 @@ def waiting_for(shape: Shape, generated: IntArray) -> int:
     return total
 
 
-@compiled
+@inner
 def is_dominated(shape: Shape, nodes: Nodes, scratch: Scratch, label: int, resident: int) -> bool:
     """Whether a state with the same tokens and more residents costs no more: it can always evict later."""
     if not (shape.preemptive and shape.holding):
@@ -120,7 +116,7 @@ def is_dominated(shape: Shape, nodes: Nodes, scratch: Scratch, label: int, resid
     return False
 
 
-@compiled
+@inner
 def list_choices(shape: Shape, scratch: Scratch, resident: int) -> int:
     """Write down what each choice for each unfinished request occupies; returns how many there are."""
     count = 0
@@ -147,7 +143,7 @@ def list_choices(shape: Shape, scratch: Scratch, resident: int) -> int:
     return count
 
 
-@compiled
+@inner
 def read_batch(shape: Shape, scratch: Scratch, count: int, resident: int) -> Batch:
     """Bits and features of the batch that the choices make."""
     processed, kept, evicted, refilled, done = 0, 0, 0, 0, 0
@@ -182,7 +178,7 @@ def read_batch(shape: Shape, scratch: Scratch, count: int, resident: int) -> Bat
     return Batch(processed, kept, evicted, refilled, done)
 
 
-@compiled
+@inner
 def is_allowed(shape: Shape, scratch: Scratch, batch: Batch, used: int) -> bool:
     """Whether a batch keeps the limits that are not KV blocks, and evicts nobody who could have stayed."""
     features = scratch.features
@@ -202,7 +198,7 @@ def is_allowed(shape: Shape, scratch: Scratch, batch: Batch, used: int) -> bool:
     return shape.preemptive or shape.holding or can_finish(shape, scratch.generated, batch.processed)
 
 
-@compiled
+@inner
 def can_finish(shape: Shape, generated: IntArray, processed: int) -> bool:
     """Whether those in a batch fit until they finish, if nobody may sit out or be evicted."""
     longest = 0
@@ -219,7 +215,7 @@ def can_finish(shape: Shape, generated: IntArray, processed: int) -> bool:
     return True
 
 
-@compiled
+@merged
 def run_batch(
     shape: Shape,
     prices: Prices,
@@ -263,7 +259,7 @@ def run_batch(
     reach(nodes, target, cost, f, label, processed, batch.evicted | batch.refilled)
 
 
-@compiled
+@merged
 def expand(
     shape: Shape,
     prices: Prices,
@@ -301,7 +297,7 @@ def expand(
             choice[depth] = PROCESS - 1
 
 
-@compiled
+@outer
 def advance(
     shape: Shape,
     prices: Prices,

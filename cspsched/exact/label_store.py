@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from cspsched.exact.jit import compiled
+from cspsched.exact.jit import inner, outer
 from cspsched.problem.cost import IntArray
 
 Column = npt.NDArray[Any]
@@ -60,7 +60,7 @@ def new_nodes(capacity: int) -> Nodes:
     )
 
 
-@compiled
+@inner
 def push(nodes: Nodes, f: int, label: int) -> None:
     """Add to the heap; among equal f the label found later comes first, for it is deeper."""
     position = nodes.sizes[1]
@@ -76,7 +76,7 @@ def push(nodes: Nodes, f: int, label: int) -> None:
     nodes.heap_label[position] = label
 
 
-@compiled
+@inner
 def pop(nodes: Nodes) -> int:
     """Label with the smallest f, taken off the heap."""
     top = int(nodes.heap_label[0])
@@ -104,7 +104,7 @@ def pop(nodes: Nodes) -> int:
     return top
 
 
-@compiled
+@inner
 def find_slot(nodes: Nodes, number: int, resident: int) -> int:
     """Slot of a state in the hash table: its own, or the free one where it belongs."""
     mask = len(nodes.slots) - 1
@@ -117,19 +117,19 @@ def find_slot(nodes: Nodes, number: int, resident: int) -> int:
         slot = (slot + 1) & mask
 
 
-@compiled
+@inner
 def is_full(nodes: Nodes) -> bool:
     """Whether no further label can be taken in; one heap entry is kept back."""
     return bool(nodes.sizes[0] == len(nodes.cost) or nodes.sizes[1] + 1 >= len(nodes.heap_f))
 
 
-@compiled
+@outer
 def label_of(nodes: Nodes, number: int, resident: int) -> int:
     """Label of a state, or -1."""
     return int(nodes.slots[find_slot(nodes, number, resident)]) - 1
 
 
-@compiled
+@inner
 def new_label(nodes: Nodes, slot: int, number: int, resident: int, rest: int) -> int:
     """Give a state its label in a free slot."""
     label = int(nodes.sizes[0])
@@ -141,7 +141,7 @@ def new_label(nodes: Nodes, slot: int, number: int, resident: int, rest: int) ->
     return label
 
 
-@compiled
+@inner
 def reach(nodes: Nodes, label: int, cost: int, f: int, parent: int, processed: int, evicted: int) -> None:
     """Give a label a cheaper way to its state, and queue it again."""
     nodes.cost[label] = cost
@@ -150,3 +150,9 @@ def reach(nodes: Nodes, label: int, cost: int, f: int, parent: int, processed: i
     nodes.evicted[label] = evicted
     nodes.closed[label] = 0
     push(nodes, f, label)
+
+
+@outer
+def start_from(nodes: Nodes, rest: int) -> None:
+    """Make the label of the state in which nobody has started."""
+    reach(nodes, new_label(nodes, find_slot(nodes, 0, 0), 0, 0, rest), 0, rest, -1, 0, 0)

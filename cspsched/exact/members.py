@@ -12,12 +12,19 @@ from cspsched.exact.horizon import certified_horizon
 from cspsched.exact.level_bound import LEVEL_WALKS, STEP_S, bound_levels
 from cspsched.exact.local_search import LOCAL_SEARCH, improve
 from cspsched.exact.model import Ceiling, ExactModel
-from cspsched.exact.packing_search import PACKING_SEARCH, search_packing
-from cspsched.exact.packing_space import build_packing_space
+from cspsched.exact.packing_search import PACKING_SEARCH, compile_packing, search_packing
+from cspsched.exact.packing_space import PackingSpace
 from cspsched.exact.record import Details, Record
 from cspsched.exact.search import SearchLimits, add_hint, complete_hint, search
 from cspsched.exact.start_model import StartModel
-from cspsched.exact.state_search import STATE_SEARCH, StateOutcome, Talk, descend_patiently, search_states
+from cspsched.exact.state_search import (
+    STATE_SEARCH,
+    StateOutcome,
+    Talk,
+    compile_states,
+    descend_patiently,
+    search_states,
+)
 from cspsched.exact.state_space import StateSpace
 from cspsched.exact.timed_search import TIMED_SEARCH, TimedSearch, TimedSpace, TimedTalk
 from cspsched.exact.timeline import WORST_SUM
@@ -33,14 +40,20 @@ FIRST_CELLS, CELLS_PER_S = 2_000, 500
 """The same for a short time limit, and more for each second of it: building takes time too."""
 
 
-def run_states(record: Record, space: StateSpace, share: float = 1.0) -> tuple[StopReason, Details]:
-    """Search the states, in a share of the time that is left. Returns why it stopped.
+def prepare_states(space: StateSpace | PackingSpace) -> None:
+    """Compile the search of the states before it runs beside others, which wait for it only so long."""
+    if isinstance(space, PackingSpace):
+        compile_packing(space)
+    else:
+        compile_states(space)
 
-    Requests that run to completion have a search of their own, where its tables can be afforded.
-    """
-    packing = build_packing_space(space, record.watch.best_ns)
-    if packing is not None:
-        return _told(PACKING_SEARCH, search_packing(packing, _talk(record, PACKING_SEARCH, share)))
+
+def run_states(
+    record: Record, space: StateSpace | PackingSpace, share: float = 1.0
+) -> tuple[StopReason, Details]:
+    """Search the states, in a share of the time that is left. Returns why it stopped."""
+    if isinstance(space, PackingSpace):
+        return _told(PACKING_SEARCH, search_packing(space, _talk(record, PACKING_SEARCH, share)))
     return _told(STATE_SEARCH, search_states(space, _talk(record, STATE_SEARCH, share)))
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from cspsched.exact.jit import compiled
+from cspsched.exact.jit import inner, outer
 from cspsched.exact.label_store import Column
 from cspsched.problem.cost import IntArray
 
@@ -56,14 +56,14 @@ class Rests(NamedTuple):
     """Pair by pair, masks without the two bits of the pair, then both g."""
 
 
-@compiled
+@inner
 def without_bits(mask: int, i: int, j: int) -> int:
     """A mask with the bits i < j taken out and those above moved down."""
     mask = (mask & ((1 << j) - 1)) | ((mask >> (j + 1)) << j)
     return (mask & ((1 << i) - 1)) | ((mask >> (i + 1)) << i)
 
 
-@compiled
+@inner
 def row_of(rests: Rests, mask: int, i: int, j: int) -> int:
     """Where the values of the pair i < j beside a mask begin in `two`."""
     n = len(rests.outputs)
@@ -71,7 +71,7 @@ def row_of(rests: Rests, mask: int, i: int, j: int) -> int:
     return int((rests.offsets[i, j] << (n - 2)) + without_bits(mask, i, j) * size)
 
 
-@compiled
+@inner
 def pair_rest(rests: Rests, mask: int, i: int, gi: int, j: int, gj: int) -> int:
     """Value v of a mask and two running requests."""
     if i > j:
@@ -79,7 +79,7 @@ def pair_rest(rests: Rests, mask: int, i: int, gi: int, j: int, gj: int) -> int:
     return int(rests.two[row_of(rests, mask, i, j) + gi * rests.outputs[j] + gj])
 
 
-@compiled
+@inner
 def fit_together(rests: Rests, who: IntArray, generated: IntArray, count: int) -> bool:
     """Whether some running requests fit until they finish; memory is fullest when one of them does."""
     for last in range(count):
@@ -93,7 +93,7 @@ def fit_together(rests: Rests, who: IntArray, generated: IntArray, count: int) -
     return True
 
 
-@compiled
+@outer
 def list_thirds(rests: Rests, who: IntArray, generated: IntArray) -> None:
     """Write down for every state of every pair who may start beside it, and mark the pairs that do not fit.
 
@@ -119,7 +119,7 @@ def list_thirds(rests: Rests, who: IntArray, generated: IntArray) -> None:
                         rests.thirds[place] |= 1 << k
 
 
-@compiled
+@outer
 def fill_tables(rests: Rests, first: int, last: int) -> None:
     """Fill in the values of the masks first..last - 1; those of all smaller masks are there."""
     n = len(rests.outputs)
@@ -137,7 +137,7 @@ def fill_tables(rests: Rests, first: int, last: int) -> None:
                     _fill_two(rests, mask, i, j, waiting)
 
 
-@compiled
+@inner
 def _fill_none(rests: Rests, mask: int) -> None:
     best = rests.cap if mask else 0
     for k in range(len(rests.outputs)):
@@ -146,7 +146,7 @@ def _fill_none(rests: Rests, mask: int) -> None:
     rests.none[mask] = best
 
 
-@compiled
+@inner
 def _fill_one(rests: Rests, mask: int, i: int, waiting: int) -> None:
     """One runs: it goes on, or another starts beside it."""
     n = len(rests.outputs)
@@ -163,7 +163,7 @@ def _fill_one(rests: Rests, mask: int, i: int, waiting: int) -> None:
         rests.one[mask, i, g] = following
 
 
-@compiled
+@inner
 def _fill_two(rests: Rests, mask: int, i: int, j: int, waiting: int) -> None:
     """Two run: both go on, or a third starts and one of the three is forgotten."""
     oi, oj = rests.outputs[i], rests.outputs[j]
@@ -199,7 +199,7 @@ def _fill_two(rests: Rests, mask: int, i: int, j: int, waiting: int) -> None:
             rests.two[row + state] = best
 
 
-@compiled
+@outer
 def least_rest(rests: Rests, generated: IntArray, who: IntArray) -> int:
     """Lower bound on what the objective still grows by, before the next batch; all with g = 0 wait.
 

@@ -14,7 +14,7 @@ import numpy as np
 from cspsched.exact.batch_time import duration_of
 from cspsched.exact.best_first import EXHAUSTED, FINISHED, FULL, OPEN, WEIGHT_ONE, read_number, waiting_for
 from cspsched.exact.floor_tables import Floors
-from cspsched.exact.jit import compiled
+from cspsched.exact.jit import inner, merged, outer
 from cspsched.exact.label_store import Nodes, find_slot, is_full, new_label, pop, push, reach
 from cspsched.exact.packing_floor import Rests, least_rest
 from cspsched.exact.state_floor import floor_on_rest
@@ -54,7 +54,7 @@ def new_bench(outputs: IntArray) -> Bench:
     )
 
 
-@compiled
+@inner
 def set_out(shape: Shape, bench: Bench) -> int:
     """The batch without starts: its features, what memory it leaves; returns how many have not started."""
     bench.features[:] = 0
@@ -77,7 +77,7 @@ def set_out(shape: Shape, bench: Bench) -> int:
     return waiting
 
 
-@compiled
+@inner
 def start(shape: Shape, bench: Bench, i: int, sign: int) -> None:
     """Add a request to the batch, or take it out again with sign -1."""
     prompt = shape.prompts[i]
@@ -91,7 +91,7 @@ def start(shape: Shape, bench: Bench, i: int, sign: int) -> None:
         bench.used[later] += sign * shape.blocks[i, later]
 
 
-@compiled
+@inner
 def may_start(shape: Shape, bench: Bench, i: int) -> bool:
     """Whether a request fits into the batch, and into memory until it finishes; its twin goes first.
 
@@ -110,7 +110,7 @@ def may_start(shape: Shape, bench: Bench, i: int) -> bool:
     return True
 
 
-@compiled
+@outer
 def rest_of(shape: Shape, rests: Rests, floors: Floors, generated: IntArray, bench: Bench) -> int:
     """Lower bound on what the objective still grows by: the better of the tables and of the other floors."""
     running = 0
@@ -121,7 +121,7 @@ def rest_of(shape: Shape, rests: Rests, floors: Floors, generated: IntArray, ben
     return int(max(rest, least_rest(rests, generated, bench.scratch[0])))
 
 
-@compiled
+@merged
 def run_batch(
     shape: Shape,
     prices: Prices,
@@ -161,7 +161,7 @@ def run_batch(
     reach(nodes, target, cost, f, label, processed, 0)
 
 
-@compiled
+@merged
 def expand(
     shape: Shape,
     prices: Prices,
@@ -197,7 +197,7 @@ def expand(
         bench.starts[depth] = -1
 
 
-@compiled
+@outer
 def advance_packing(
     shape: Shape,
     prices: Prices,

@@ -6,9 +6,10 @@ import numpy as np
 
 from cspsched.exact.best_first import OPEN
 from cspsched.exact.label_store import Nodes
+from cspsched.exact.packing_floor import fill_tables
 from cspsched.exact.packing_moves import advance_packing, new_bench, rest_of
 from cspsched.exact.packing_space import PackingSpace
-from cspsched.exact.state_search import MOST_LABELS, StateOutcome, StateSearch, Talk, outcome_of
+from cspsched.exact.state_search import MOST_LABELS, NOBODY, StateOutcome, StateSearch, Talk, outcome_of
 from cspsched.problem.result import StopReason
 
 PACKING_SEARCH = "packing search"
@@ -21,12 +22,22 @@ def search_packing(packing: PackingSpace, talk: Talk, *, most_labels: int = MOST
     return outcome_of(_PackingSearch(packing, talk, most_labels), proves=True)
 
 
+def compile_packing(packing: PackingSpace) -> None:
+    """Compile what the search calls; that takes seconds, once after an installation."""
+    _PackingSearch(packing, NOBODY, 1).compile()
+
+
 class _PackingSearch(StateSearch):
     """A state search whose floor is tabled and whose batches are those of requests that run to completion."""
 
     def __init__(self, packing: PackingSpace, talk: Talk, most_labels: int) -> None:
         super().__init__(packing.space, talk, most_labels)
         self._packing, self._bench = packing, new_bench(packing.rests.outputs)
+
+    def compile(self) -> None:
+        """Call all that is compiled once, with nothing to do."""
+        fill_tables(self._packing.rests, 0, 0)
+        super().compile()
 
     def prove(self) -> StopReason:
         """Fill the tables, then descents and the search that proves; floors are sharp enough by then."""

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cspsched.exact.jit import compiled
+from cspsched.exact.jit import outer
 from cspsched.problem.cost import IntArray
 
 MOST_ROUNDS = 120
@@ -153,14 +153,34 @@ def _solve(tokens: Tokens, kinds: list[_Kind], weights: IntArray) -> npt.NDArray
     return prices
 
 
-@compiled
-def _best_pattern(blocks: IntArray, counts: IntArray, capacity: int, values: Amounts) -> tuple[Any, IntArray]:
+def _best_pattern(
+    blocks: IntArray, counts: IntArray, capacity: int, values: Amounts
+) -> tuple[float, IntArray]:
     """Largest sum of values of a pattern, and the token of each request in it or -1."""
     n = len(counts)
     best = np.zeros((n + 1, capacity + 1), dtype=values.dtype)
     taken = np.full((n, capacity + 1), -1, dtype=np.int32)
-    for i in range(n):
-        best[i + 1] = best[i]
+    _fill_rooms(blocks, counts, values, best, taken)
+    chosen, room = np.full(n, -1, dtype=np.int64), capacity
+    for i in range(n - 1, -1, -1):
+        chosen[i] = taken[i, room]
+        if chosen[i] >= 0:
+            room -= int(blocks[i, chosen[i]])
+    return best[n, capacity].item(), chosen
+
+
+@outer
+def _fill_rooms(
+    blocks: IntArray, counts: IntArray, values: Amounts, best: Amounts, taken: npt.NDArray[np.int32]
+) -> None:
+    """Knapsack: the largest sum for the first i requests in each room, and the token of the last or -1.
+
+    Nothing is allocated here and no row copied at once, which would take far longer to compile.
+    """
+    capacity = best.shape[1] - 1
+    for i in range(len(counts)):
+        for room in range(capacity + 1):
+            best[i + 1, room] = best[i, room]
         for k in range(counts[i]):
             value, size = values[i, k], blocks[i, k]
             if value <= 0:
@@ -169,10 +189,3 @@ def _best_pattern(blocks: IntArray, counts: IntArray, capacity: int, values: Amo
                 if best[i, room - size] + value > best[i + 1, room]:
                     best[i + 1, room] = best[i, room - size] + value
                     taken[i, room] = k
-    chosen = np.full(n, -1, dtype=np.int64)
-    room = capacity
-    for i in range(n - 1, -1, -1):
-        chosen[i] = taken[i, room]
-        if chosen[i] >= 0:
-            room -= blocks[i, chosen[i]]
-    return best[n, capacity], chosen

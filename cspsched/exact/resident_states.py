@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from cspsched.exact.jit import compiled
+from cspsched.exact.jit import compiled, outer
 from cspsched.exact.label_store import HASH_FACTOR
 from cspsched.problem.cost import IntArray
 
@@ -32,7 +32,7 @@ class Residents(NamedTuple):
     """Hash table from codes to numbers + 1, 0 where a slot is free."""
 
 
-@compiled
+@outer
 def state_of(slots: Column, codes: IntArray, code: int) -> int:
     """Number of a resident state, which must exist."""
     mask = len(slots) - 1

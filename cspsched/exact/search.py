@@ -50,6 +50,8 @@ class Progress:
     """What found the best schedule."""
     bound_by: str = ""
     """What proved the bound."""
+    note: str = ""
+    """What holds the search up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +80,8 @@ class Watch:
         self._limit_s = limits.time_limit_s
         self._is_deterministic = limits.deterministic
         self._worked_s = 0.0
+        self._paused_s = 0.0
+        self._paused_at: float | None = None
         self._best_ns, self._best_by = best_ns, best_by
         self._bound_ns, self._bound_by = bound_ns, bound_by
         self._listener = listener
@@ -87,8 +91,21 @@ class Watch:
     @property
     def remaining_s(self) -> float:
         """Seconds left of the time limit; of a deterministic solve, what its members' work leaves of it."""
-        spent = self._worked_s if self._is_deterministic else time.monotonic() - self._started
+        now = self._paused_at or time.monotonic()
+        spent = self._worked_s if self._is_deterministic else now - self._started - self._paused_s
         return max(0.0, self._limit_s - spent)
+
+    def pause(self, note: str) -> None:
+        """Stop the clock for something that is no search, and say what the first time."""
+        self._paused_at = time.monotonic()
+        if not self._paused_s:
+            self.tell(note=note)
+
+    def resume(self) -> None:
+        """Let the clock go on."""
+        assert self._paused_at is not None
+        self._paused_s += time.monotonic() - self._paused_at
+        self._paused_at = None
 
     def spend(self, work_s: float) -> None:
         """Take note of work, in seconds of a typical machine: the clock of a deterministic solve."""
@@ -115,6 +132,7 @@ class Watch:
         bound_ns: int | None = None,
         best_by: str = "",
         bound_by: str = "",
+        note: str = "",
     ) -> None:
         """Take note of a value or a bound and of what it comes from, and pass the state on."""
         with self._lock:
@@ -123,15 +141,16 @@ class Watch:
             if bound_ns is not None and bound_ns > self._bound_ns:
                 self._bound_ns, self._bound_by = bound_ns, bound_by
             if self._listener is not None:
-                self._listener(self._progress())
+                self._listener(self._progress(note))
 
-    def _progress(self) -> Progress:
+    def _progress(self, note: str) -> Progress:
         return Progress(
             elapsed_s=time.monotonic() - self._started,
             best_ns=self._best_ns,
             bound_ns=self._bound_ns,
             best_by=self._best_by,
             bound_by=self._bound_by,
+            note=note,
         )
 
 

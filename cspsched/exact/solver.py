@@ -10,11 +10,13 @@ from dataclasses import asdict
 from cspsched.exact.batch_counts import can_count
 from cspsched.exact.first_schedules import first_schedules
 from cspsched.exact.form_bounds import closed_form_bound
+from cspsched.exact.jit import told_of_compiling
 from cspsched.exact.level_bound import can_bound_levels
 from cspsched.exact.local_search import can_dispatch
 from cspsched.exact.members import (
     beside,
     is_affordable,
+    prepare_states,
     run_counts,
     run_descents,
     run_levels,
@@ -24,6 +26,7 @@ from cspsched.exact.members import (
     run_timed,
 )
 from cspsched.exact.model import Ceiling
+from cspsched.exact.packing_space import PackingSpace, build_packing_space
 from cspsched.exact.record import Details, Proof, Record, best_incumbent
 from cspsched.exact.search import Progress, SearchLimits, Watch
 from cspsched.exact.state_space import StateSpace, build_state_space
@@ -48,6 +51,7 @@ COUNT_SHARE = 0.5
 """Part of the time that questions about counts of batches get before a model is built."""
 LEVEL_SHARE = 0.8
 """Part of what is then left that prices of ways through levels get."""
+COMPILING = "compiling the search, once after an installation; the time limit waits"
 Ending = tuple[StopReason, Details]
 
 
@@ -89,7 +93,8 @@ def solve_exactly(
     try:
         watch.tell()
         if not record.is_closed:
-            _search(record, limits, endings)
+            with told_of_compiling(lambda: watch.pause(COMPILING), watch.resume):
+                _search(record, limits, endings)
     except KeyboardInterrupt:
         endings.append((StopReason.INTERRUPTED, {}))
     record.check()
@@ -102,6 +107,8 @@ def _search(record: Record, limits: SearchLimits, endings: list[Ending]) -> None
         endings.append((StopReason.TIME_LIMIT, {}))
         return
     space = _state_space(record)
+    if space is not None:
+        prepare_states(space)
     timed = (
         None if space is not None or record.ceilings else build_timed_space(record.instance, record.objective)
     )
@@ -115,8 +122,11 @@ def _search(record: Record, limits: SearchLimits, endings: list[Ending]) -> None
         _race_model(record, limits, endings)
 
 
-def _state_space(record: Record) -> StateSpace | None:
-    """What the state search needs, where it is exact: it knows neither mixtures nor swap nor ceilings."""
+def _state_space(record: Record) -> StateSpace | PackingSpace | None:
+    """What the state search needs, where it is exact: it knows neither mixtures nor swap nor ceilings.
+
+    Requests that run to completion have a search of their own, where its tables can be afforded.
+    """
     instance, objective = record.instance, record.objective
     if not isinstance(objective, Objective) or record.ceilings:
         return None
@@ -124,7 +134,9 @@ def _state_space(record: Record) -> StateSpace | None:
         if not is_swap_idle(instance):
             return None
         instance = without_swap(instance)
-    return build_state_space(instance, objective, record.incumbent.value_ns)
+    space = build_state_space(instance, objective, record.incumbent.value_ns)
+    packing = None if space is None else build_packing_space(space, record.incumbent.value_ns)
+    return packing or space
 
 
 def _can_dispatch(record: Record) -> bool:
@@ -135,10 +147,13 @@ def _can_dispatch(record: Record) -> bool:
 
 
 def _take_turns(
-    record: Record, space: StateSpace | TimedSpace | None, limits: SearchLimits, endings: list[Ending]
+    record: Record,
+    space: StateSpace | PackingSpace | TimedSpace | None,
+    limits: SearchLimits,
+    endings: list[Ending],
 ) -> None:
     """A state search where one applies, in half of the time, then CP-SAT."""
-    if isinstance(space, StateSpace):
+    if isinstance(space, StateSpace | PackingSpace):
         endings.append(run_states(record, space, share=0.5))
     elif space is not None:
         endings.append(run_timed(record, space, share=0.5))
@@ -165,7 +180,9 @@ def _needs_levels(record: Record) -> bool:
     )
 
 
-def _race_states(record: Record, space: StateSpace, limits: SearchLimits, endings: list[Ending]) -> None:
+def _race_states(
+    record: Record, space: StateSpace | PackingSpace, limits: SearchLimits, endings: list[Ending]
+) -> None:
     """The state search in a thread, a second member beside it as soon as the instance proves hard.
 
     CP-SAT is that second where everybody runs to completion. In wider classes neither its bound nor its
@@ -189,7 +206,7 @@ def _race_states(record: Record, space: StateSpace, limits: SearchLimits, ending
         endings.append(run_model(record, limits))
 
 
-def _prove(record: Record, space: StateSpace) -> Ending:
+def _prove(record: Record, space: StateSpace | PackingSpace) -> Ending:
     """The state search; once it is through, what runs beside it has nothing left to find."""
     ending = run_states(record, space)
     if ending[0] is StopReason.ROUNDING:
@@ -197,9 +214,9 @@ def _prove(record: Record, space: StateSpace) -> Ending:
     return ending
 
 
-def _second(record: Record, space: StateSpace, limits: SearchLimits) -> Ending:
+def _second(record: Record, space: StateSpace | PackingSpace, limits: SearchLimits) -> Ending:
     """What runs beside the state search."""
-    if record.instance.switches.run_to_completion:
+    if isinstance(space, PackingSpace) or record.instance.switches.run_to_completion:
         ending = run_counts(record, COUNT_SHARE) if _can_count(record) else None
         if ending is not None and (record.is_closed or _is_final([ending])):
             return ending

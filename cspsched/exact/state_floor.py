@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from cspsched.exact.floor_tables import Floors
-from cspsched.exact.jit import compiled
+from cspsched.exact.jit import inner, outer
 from cspsched.exact.resident_states import state_of
 from cspsched.exact.state_space import Shape
 from cspsched.problem.cost import IntArray
 
 
-@compiled
+@inner
 def insert_sorted(values: IntArray, size: int, value: int) -> None:
     """Put a value into an ascending array of some size."""
     k = size
@@ -19,7 +19,7 @@ def insert_sorted(values: IntArray, size: int, value: int) -> None:
     values[k] = value
 
 
-@compiled
+@outer
 def floor_on_rest(shape: Shape, floors: Floors, generated: IntArray, resident: int, work: IntArray) -> int:
     """Lower bound on the growth of the objective.
 
@@ -45,7 +45,7 @@ def floor_on_rest(shape: Shape, floors: Floors, generated: IntArray, resident: i
     return _sum_of_waits(floors, generated, resident, work, waiting, absent, known)
 
 
-@compiled
+@inner
 def _resident_state(shape: Shape, floors: Floors, generated: IntArray, resident: int) -> int:
     """Number of the resident state, if there are values for them."""
     if len(floors.walk_values) == 0:
@@ -57,7 +57,7 @@ def _resident_state(shape: Shape, floors: Floors, generated: IntArray, resident:
     return state_of(floors.resident_slots, floors.resident_codes, code)
 
 
-@compiled
+@inner
 def _makespan(
     floors: Floors, generated: IntArray, resident: int, who: IntArray, waiting: int, absent: int, known: int
 ) -> int:
@@ -100,7 +100,7 @@ def _makespan(
     return best
 
 
-@compiled
+@inner
 def _sum_of_waits(
     floors: Floors,
     generated: IntArray,

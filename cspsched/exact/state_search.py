@@ -17,7 +17,7 @@ from cspsched.exact.best_first import (
     new_scratch,
     number_of,
 )
-from cspsched.exact.label_store import Nodes, find_slot, label_of, new_label, new_nodes, reach
+from cspsched.exact.label_store import Nodes, label_of, new_nodes, start_from
 from cspsched.exact.model import Decisions
 from cspsched.exact.state_floor import floor_on_rest
 from cspsched.exact.state_space import StateSpace
@@ -75,6 +75,12 @@ class Talk:
     """Told the work done, in seconds of a typical machine; a deterministic clock runs by it."""
 
 
+NOBODY = Talk(
+    time_left=lambda: 0.0, upper_ns=lambda: 0, tell_bound=lambda _: None, tell_schedule=lambda _: None
+)
+"""Whom a search talks to that is not to search."""
+
+
 def search_states(space: StateSpace, talk: Talk, *, most_labels: int = MOST_LABELS) -> StateOutcome:
     """Search until the optimum of the tables is proven, time or room runs out, or Ctrl-C."""
     return outcome_of(StateSearch(space, talk, most_labels), proves=True)
@@ -83,6 +89,11 @@ def search_states(space: StateSpace, talk: Talk, *, most_labels: int = MOST_LABE
 def descend_patiently(space: StateSpace, talk: Talk, *, most_labels: int = MOST_LABELS) -> StateOutcome:
     """Look for better schedules only, beside a search that proves."""
     return outcome_of(StateSearch(space, talk, most_labels), proves=False)
+
+
+def compile_states(space: StateSpace) -> None:
+    """Compile what the search calls; that takes seconds, once after an installation."""
+    StateSearch(space, NOBODY, 1).compile()
 
 
 def outcome_of(search: StateSearch, *, proves: bool) -> StateOutcome:
@@ -110,6 +121,13 @@ class StateSearch:
         self.bound_ns = 0
         self.decisions: Decisions | None = None
         self.num_states = 0
+
+    def compile(self) -> None:
+        """Call all that is compiled once, with nothing to do."""
+        nodes = new_nodes(1)
+        start_from(nodes, self._rest_of_all())
+        self._advance(nodes, 0, WEIGHT_ONE)
+        label_of(nodes, self._goal, 0)
 
     def prove(self) -> StopReason:
         """Descents, then the search that proves; first short ones without the strongest floors."""
@@ -160,7 +178,7 @@ class StateSearch:
         """Search with one weight, slice by slice, until so much time is left. Returns how it ended."""
         space, talk, state = self._space, self._talk, OPEN
         nodes, slice_ = new_nodes(most_labels), FIRST_SLICE
-        self._start(nodes)
+        start_from(nodes, self._rest_of_all())
         while state == OPEN and nodes.sizes[2] < most_expanded and talk.time_left() > until:
             self._upper = min(self._upper, talk.upper_ns() * space.prices.scale)
             time_left = talk.time_left()
@@ -181,11 +199,6 @@ class StateSearch:
         space = self._space
         tables = (space.shape, space.prices, space.floors, nodes, self._scratch)
         return advance(*tables, self._upper, self._goal, num_labels, weight)
-
-    def _start(self, nodes: Nodes) -> None:
-        """Make the label of the state in which nobody has started."""
-        rest = self._rest_of_all()
-        reach(nodes, new_label(nodes, find_slot(nodes, 0, 0), 0, 0, rest), 0, rest, -1, 0, 0)
 
     def _rest_of_all(self) -> int:
         """Floor of that state."""
