@@ -16,14 +16,15 @@ from cspsched.improve.list_scheduler import ListScheduler
 from cspsched.improve.machine import BATCH
 from cspsched.improve.moves import Moves, plan_of, ranked, start_shapes, steady_pace
 from cspsched.improve.pauses import may_pause
-from cspsched.improve.plan import Knobs, Pause, Plan, Shape
+from cspsched.improve.plan import MOST_DOUBLINGS, SHORTEST_FILL, Knobs, Pause, Plan, Shape
+from cspsched.problem.cost import PiecewiseLinear
 from cspsched.problem.instance import Instance, Preemption, Switches
 from cspsched.problem.metrics import Objective, measure
 from cspsched.problem.parts import judge_parts
 from cspsched.problem.referee import find_violations
 from tests.instances import instance_of, waves
 
-OPEN = Knobs(seats=10**6, prefill_budget=10**6, longest_chunk=10**6)
+OPEN = Knobs(seats=10**6, fill_tokens=10**6, longest_chunk=10**6)
 
 
 def mixed(*, arrivals: bool, count: int = 40, seed: int = 3, **limits: int) -> Instance:
@@ -36,12 +37,13 @@ def mixed(*, arrivals: bool, count: int = 40, seed: int = 3, **limits: int) -> I
     return instance_of(shapes, **({"kv_blocks": 300, "max_batch_tokens": 64} | limits))
 
 
-def plan_with(scheduler: ListScheduler, knobs: Knobs, keys=None, delay_ns=None) -> Plan:
+def plan_with(scheduler: ListScheduler, knobs: Knobs, keys=None, delay_ns=None, doublings=None) -> Plan:
     count = scheduler.num_requests
     return Plan(
         knobs=knobs,
         keys=np.arange(count, dtype=np.float64) if keys is None else np.asarray(keys, dtype=np.float64),
         delay_ns=np.zeros(count, dtype=np.int64) if delay_ns is None else np.asarray(delay_ns),
+        chunk_doublings=np.zeros(count, dtype=np.int8) if doublings is None else np.int8(doublings),
     )
 
 
@@ -71,13 +73,14 @@ def plans(draw):
     )
     knobs = Knobs(
         seats=draw(st.integers(1, 12)),
-        prefill_budget=draw(st.integers(1, 80)),
+        fill_tokens=draw(st.integers(1, 80)),
         longest_chunk=draw(st.integers(1, 40)),
         depth=draw(st.integers(1, 6)),
         pace=draw(st.sampled_from([0, 0, 1500, 10_000])),
     )
     delay_ns = rng.integers(0, 10**9, count) * (rng.random(count) < 0.3)
-    return instance, Plan(knobs=knobs, keys=rng.random(count), delay_ns=delay_ns)
+    doublings = rng.integers(-MOST_DOUBLINGS, MOST_DOUBLINGS + 1, count, dtype=np.int8)
+    return instance, Plan(knobs=knobs, keys=rng.random(count), delay_ns=delay_ns, chunk_doublings=doublings)
 
 
 @st.composite
@@ -247,6 +250,37 @@ def test_the_pace_keeps_admissions_apart():
     assert first == [0, 3, 6, 9]
 
 
+@pytest.mark.parametrize(
+    ("fill_tokens", "doublings", "chunks"),
+    [
+        (32, 0, [32, 32, 16]),
+        (32, 1, [64, 16]),
+        (32, 2, [80]),
+        (32, -1, [16] * 5),
+        (32, -2, [SHORTEST_FILL] * 5),
+        (4, -2, [4] * 20),
+    ],
+)
+def test_doublings_lengthen_and_shorten_the_chunks_of_a_request(fill_tokens, doublings, chunks):
+    """Alone a prompt of 80 tokens fills batches to the knob, twice or half as far, not below the shortest."""
+    instance = instance_of([(80, 2)], kv_blocks=100, max_batch_tokens=100)
+    scheduler = ListScheduler(instance, Objective.LATENCY)
+    plan = plan_with(scheduler, replace(OPEN, fill_tokens=fill_tokens), doublings=[doublings])
+
+    assert scheduler.schedule(plan).tokens.tolist() == [*chunks, 1]
+
+
+def test_decodes_count_in_what_prefill_fills():
+    """Beside three decodes a prompt gets the rest of the 20 tokens that batches are filled to, or of 40."""
+    instance = instance_of([(4, 50)] * 3 + [(70, 1)], kv_blocks=400, max_batch_tokens=100)
+    scheduler = ListScheduler(instance, Objective.LATENCY)
+    for doublings, chunks in ((0, [8, 17, 17, 17, 11]), (1, [28, 37, 5])):
+        plan = plan_with(scheduler, replace(OPEN, fill_tokens=20), doublings=[0, 0, 0, doublings])
+        schedule = scheduler.schedule(plan)
+
+        assert schedule.tokens[schedule.request == 3].tolist() == chunks
+
+
 def test_a_checkpoint_changes_nothing():
     """From a checkpoint in the middle the value is that of the run from the beginning."""
     instance = mixed(arrivals=True)
@@ -294,6 +328,39 @@ def test_moves_stay_in_their_window():
         assert changed.knobs == OPEN
 
 
+def test_moves_change_chunks_in_their_window_and_within_the_limits():
+    """Each number of doublings occurs, none beyond the most, and only where the moves were told so."""
+    instance = mixed(arrivals=True)
+    scheduler = ListScheduler(instance, Objective.LATENCY)
+    for objective, chunks, seen in (
+        (Objective.LATENCY, True, {-2, -1, 0, 1, 2}),
+        (Objective.LATENCY, False, {0}),
+        (Objective.MAKESPAN, True, {0}),
+    ):
+        moves, rng = Moves(scheduler, instance.limits, objective, chunks=chunks), np.random.default_rng(0)
+        plan, found = plan_with(scheduler, OPEN), set()
+        for _ in range(300):
+            plan = moves.change(plan, rng, (10, 20), 1e9)
+            found |= set(plan.chunk_doublings[10:20].tolist())
+
+            assert not np.delete(plan.chunk_doublings, slice(10, 20)).any()
+        assert found == seen
+
+
+def test_shapes_fill_batches_to_the_knots_of_the_cost():
+    """Where a batch of one token more costs a jump, that length is tried to the token."""
+    instance = mixed(arrivals=True, count=5, max_batch_tokens=600)
+    steps = PiecewiseLinear(knots=(0, 8, 256, 257, 512, 700), slopes=(1, 9, 900, 9, 20, 9))
+    instance = replace(instance, cost=replace(instance.cost, tokens=steps))
+    scheduler = ListScheduler(instance, Objective.LATENCY)
+    moves, rng = Moves(scheduler, instance.limits, Objective.LATENCY), np.random.default_rng(0)
+    shape = next(start_shapes(scheduler, instance.limits, Objective.LATENCY))
+    tried = [moves.reshape(shape, rng).knobs.fill_tokens for _ in range(400)]
+
+    assert {256, 257, 512} <= set(tried)
+    assert not {0, 8, 700} & set(tried)
+
+
 @given(st.integers(0, 2**32))
 def test_reshaped_knobs_stay_within_the_limits(seed):
     """No shape asks for more seats or tokens than the instance has, or for none."""
@@ -305,7 +372,7 @@ def test_reshaped_knobs_stay_within_the_limits(seed):
         shape = moves.reshape(shape, rng)
 
         assert 1 <= shape.knobs.seats <= instance.limits.max_batch_requests
-        assert 1 <= shape.knobs.prefill_budget <= instance.limits.max_batch_tokens
+        assert 1 <= shape.knobs.fill_tokens <= instance.limits.max_batch_tokens
 
 
 def test_batches_of_one_kind_only_are_refused():

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from cspsched.errors import InputError, InternalError, UsageError
 from cspsched.improve import Bracket, ImproveLimits, improve
 from cspsched.improve import improvement as improvement_module
-from cspsched.improve.search import RESHAPINGS, WINDOW_STEPS, Search, new_state
+from cspsched.improve.search import RESHAPINGS, WINDOW, WINDOW_STEPS, Search, new_state
 from cspsched.improve.state import STATE_SCHEMA, read_state, write_state
 from cspsched.problem.instance import Preemption, Switches
 from cspsched.problem.metrics import Objective
@@ -97,7 +97,7 @@ def test_preemption_that_pays_is_found():
     found = improve(three_equal(), Objective.MAKESPAN, heuristics=["mc-sf"], limits=steps(2000))
 
     assert abs(found.value_ns - 140_135_000) < 2_000
-    assert found.found_by == "local search on order, delays and preemptions"
+    assert found.found_by == "local search on order, delays, chunks and preemptions"
     assert found.schedule is not None
     assert len(found.schedule.evicted_batch) == 2
     assert found.to_result().violations() == []
@@ -149,7 +149,7 @@ def test_windows_only_improve_the_whole(tmp_path):
     for _ in range(len(values) - middle - 1):
         second.step()
 
-    assert search.num_windows == 3
+    assert search.num_windows == 500 // WINDOW
     assert values == sorted(values, reverse=True)
     assert values[-1] < values[RESHAPINGS + 30]
     assert second.state.best_ns == values[-1]
@@ -221,6 +221,9 @@ def corrupted(data, path, value):
         (("best", "keys", 0), float("nan")),
         (("best", "delay_ns", 0), -5),
         (("best", "knobs", "seats"), 0),
+        (("best", "chunk_doublings"), [0]),
+        (("best", "chunk_doublings", 0), 3),
+        (("best", "chunk_doublings", 0), 0.5),
         (("best", "pauses"), 7),
         (("best", "pauses"), [[0, 0, 0]]),
         (("best", "pauses"), [[0, 1, 0], [0, 2, 0]]),

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from cspsched.improve.machine import (
     ADMITTED,
+    AFTER,
     BATCH,
     CHUNK_ROW,
     FIRST_TOKEN,
@@ -37,8 +38,8 @@ def schedule_parts(
 ) -> Iterator[Schedule]:
     """The same for each of some ranges [first, end) of batches."""
     chunks = _chunk_entries(machine)
-    evicted_request = np.flatnonzero(machine.after[:, 0] >= 0)
-    evicted_batch = machine.places[machine.after[evicted_request, 0], LAST_TOKEN].astype(np.int64) + 1
+    evicted_request = np.flatnonzero(machine.table[:, AFTER] >= 0)
+    evicted_batch = machine.places[machine.table[evicted_request, AFTER], LAST_TOKEN].astype(np.int64) + 1
     for first, end in ranges:
         here = (chunks[0] >= first) & (chunks[0] < end)
         batch, request, tokens, kv_tokens = (

@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from cspsched.errors import LimitError, UsageError
 from cspsched.improve.long_runs import batch_ranges
-from cspsched.improve.pauses import alone, with_pauses
-from cspsched.improve.plan import Plan
+from cspsched.improve.pauses import ALONE, with_pauses
+from cspsched.improve.plan import MOST_DOUBLINGS, SHORTEST_FILL, Plan
 from cspsched.problem.cost import IntArray
 from cspsched.problem.instance import Instance
 from cspsched.problem.metrics import Objective
@@ -52,9 +52,10 @@ class ListScheduler:
         arrival_ns = np.array([request.arrival_ns for request in requests], dtype=np.int64)
         self.order = np.argsort(arrival_ns, kind="stable")
         self.arrival_ns: IntArray = arrival_ns[self.order]
-        shapes = np.array([(request.prompt_tokens, request.output_tokens) for request in requests])
-        self.table = shapes[self.order].astype(np.int32)
         self.num_requests = len(requests)
+        shapes = [(request.prompt_tokens, request.output_tokens) for request in requests]
+        self.table = np.empty((self.num_requests, 4), dtype=np.int32)
+        self.table[:, :2], self.table[:, 2:] = np.array(shapes)[self.order], ALONE
         self._instance = instance
         self._objective = objective
         self._prices = _flat_prices(instance)
@@ -62,7 +63,6 @@ class ListScheduler:
         self._batch_ns = np.empty((rows, 2), dtype=np.int64)
         self._chunks = np.empty((rows, 3), dtype=np.int32)
         self._places = np.empty((self.num_requests, 3), dtype=np.int32)
-        self._after = alone(self.num_requests)
 
     @property
     def prompt_tokens(self) -> IntArray:
@@ -73,6 +73,11 @@ class ListScheduler:
     def output_tokens(self) -> IntArray:
         """Outputs, shape (num_requests,)."""
         return self.table[:, 1].astype(np.int64)
+
+    @property
+    def token_knots(self) -> tuple[int, ...]:
+        """Tokens of a batch from which on one more costs more or less than before."""
+        return self._instance.cost.tokens.knots
 
     def value_ns(self, plan: Plan) -> int:
         """Objective of the plan's schedule in nanoseconds."""
@@ -111,7 +116,7 @@ class ListScheduler:
         return np.append(self.order, self.order[[pause.request for pause in plan.pauses]])
 
     def _value_ns(self, machine: Machine, count: int) -> int:
-        from cspsched.improve.machine import CLOCK_NS, FIRST_TOKEN, LAST_TOKEN
+        from cspsched.improve.machine import AFTER, CLOCK_NS, FIRST_TOKEN, LAST_TOKEN
 
         if self._objective is Objective.MAKESPAN:
             return int(machine.now[CLOCK_NS])
@@ -119,7 +124,7 @@ class ListScheduler:
         batches = machine.places[:count, column]
         if self._objective is Objective.LATENCY and len(machine.table) > self.num_requests:
             batches = batches.copy()
-            batches[machine.after[self.num_requests :, 0]] = machine.places[self.num_requests :, column]
+            batches[machine.table[self.num_requests :, AFTER]] = machine.places[self.num_requests :, column]
         waits = machine.batch_ns[batches, 1] - self.arrival_ns[:count]
         return int(waits.sum()) if int(waits.max()) < NEVER_NS // count else sum(waits.tolist())
 
@@ -164,7 +169,7 @@ class ListScheduler:
             eligible_ns=eligible_ns,
             events=events,
             table=self.table,
-            after=self._after,
+            chunk_doublings=plan.chunk_doublings,
             prices=self._prices,
             places=self._places,
             batch_ns=self._batch_ns,
@@ -187,7 +192,7 @@ class ListScheduler:
             limits.block_tokens,
             limits.max_batch_tokens,
             min(knobs.seats, limits.max_batch_requests, limits.max_batch_tokens),
-            min(knobs.prefill_budget, limits.max_batch_tokens),
+            min(knobs.fill_tokens, limits.max_batch_tokens),
             knobs.longest_chunk,
             knobs.depth,
             knobs.pace,
@@ -198,7 +203,8 @@ class ListScheduler:
     def _ring_length(self, plan: Plan) -> int:
         """A power of two beyond the longest run of a request that is alone, twice as long with company."""
         knobs, budget = plan.knobs, self._instance.limits.max_batch_tokens
-        chunk = min(knobs.prefill_budget, knobs.longest_chunk, budget)
+        fill = min(max(knobs.fill_tokens >> MOST_DOUBLINGS, SHORTEST_FILL), knobs.fill_tokens)
+        chunk = min(fill, knobs.longest_chunk, budget)
         prefill = self.prompt_tokens
         for pause in plan.pauses:
             prefill[pause.request] += pause.tokens

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from cspsched.improve.plan import FloatArray
+from cspsched.improve.plan import SHORTEST_FILL, FloatArray, Int8Array
 from cspsched.problem.cost import IntArray
 from cspsched.simulate.kernel.jit import inner, outer
 from cspsched.simulate.kernel.pricing import term_ns
@@ -24,12 +24,12 @@ NUM_RINGS = 9
 (
     CLOCK_NS, BATCH, SUBMITTED, WAITING, RUNNING, NUM_DECODES, DECODE_CONTEXT, NEXT_ADMISSION, CHUNK_ROW,
     LAST_PLANNED, CHANGED,
-    NUM_EVENTS, KV_BLOCKS, BLOCK_TOKENS, BUDGET, SEATS, PREFILL_BUDGET, LONGEST_CHUNK, DEPTH, PACE, RESERVES,
+    NUM_EVENTS, KV_BLOCKS, BLOCK_TOKENS, BUDGET, SEATS, FILL_TOKENS, LONGEST_CHUNK, DEPTH, PACE, RESERVES,
     WHOLE,
 ) = range(22)  # fmt: skip
 NUM_CHANGING = NUM_EVENTS
 # Columns of `table` and of `places`.
-PROMPT, OUTPUT = range(2)
+PROMPT, OUTPUT, AFTER, HOLD = range(4)
 ADMITTED, FIRST_TOKEN, LAST_TOKEN = range(3)
 # Answers.
 DONE, STOPPED, LOG_FULL, STUCK = range(4)
@@ -52,9 +52,10 @@ class Machine(NamedTuple):
     events: Int32Array
     """Requests by `eligible_ns`; the first NUM_EVENTS take part."""
     table: Int32Array
-    """Shape (num_requests, 2): prompt and output tokens."""
-    after: Int32Array
-    """Shape (num_requests, 2): request that must have ended (-1: none), and fewest batches from then on."""
+    """Shape (num_requests, 4): prompt and output tokens, request that must have ended (-1: none), and fewest
+    batches from then on."""
+    chunk_doublings: Int8Array
+    """Shape (num_requests,): how often FILL_TOKENS is doubled for a request, or halved if negative."""
     prices: IntArray
     """The flat cost model (see `flatten_cost`)."""
     places: Int32Array
@@ -134,10 +135,12 @@ def _admit(m: Machine) -> None:
             # The run is to be repeated with a longer log; what this batch becomes does not matter.
             break
         request = int(m.waiting[place])
-        if m.after[request, 0] >= 0 and _is_on_hold(m, request):
+        if m.table[request, AFTER] >= 0 and _is_on_hold(m, request):
             place += 1
-        elif _fits(m, request):
-            _commit(m, request)
+            continue
+        fill = _fill_of(m, request)
+        if _fits(m, request, fill):
+            _commit(m, request, fill)
             now[CHANGED] = 1
             now[NEXT_ADMISSION] = max(now[NEXT_ADMISSION], PACE_UNIT * now[BATCH]) + now[PACE]
             now[WAITING] -= 1
@@ -151,19 +154,28 @@ def _admit(m: Machine) -> None:
 @inner
 def _is_on_hold(m: Machine, request: int) -> bool:
     """Whether the first part of a preempted request has not ended, or others run and it is to wait longer."""
-    now, ended = m.now, int(m.places[m.after[request, 0], LAST_TOKEN])
-    batches = int(m.after[request, 1]) if now[RUNNING] else 0
+    now, ended = m.now, int(m.places[m.table[request, AFTER], LAST_TOKEN])
+    batches = int(m.table[request, HOLD]) if now[RUNNING] else 0
     return bool(now[BATCH] <= ended + batches)
 
 
 @inner
-def _chunk_at(m: Machine, batch: int, left: int, decodes: int) -> int:
+def _fill_of(m: Machine, request: int) -> int:
+    """Tokens up to which a request's chunks fill a batch."""
+    tokens, doublings = m.now[FILL_TOKENS], m.chunk_doublings[request]
+    if doublings >= 0:
+        return int(tokens << doublings)
+    return int(max(tokens >> -doublings, min(tokens, SHORTEST_FILL)))
+
+
+@inner
+def _chunk_at(m: Machine, batch: int, left: int, fill: int, decodes: int) -> int:
     """Prefill tokens that a request gets in a batch beside what is planned there; 0 if none."""
     now, planned = m.now, m.rings[PREFILL, batch & (m.rings.shape[1] - 1)]
     if now[WHOLE]:
-        room = max(now[PREFILL_BUDGET], left) - planned
+        room = max(fill - decodes, left) - planned
         return left if min(room, now[BUDGET] - decodes - planned) >= left else 0
-    room = min(now[PREFILL_BUDGET], now[BUDGET] - decodes) - planned
+    room = min(fill, now[BUDGET]) - decodes - planned
     return int(max(min(room, left, now[LONGEST_CHUNK]), 0))
 
 
@@ -176,13 +188,13 @@ def _blocks(m: Machine, request: int, tokens: int) -> int:
 
 
 @inner
-def _fits(m: Machine, request: int) -> bool:
+def _fits(m: Machine, request: int, fill: int) -> bool:
     """Whether the whole run of a request fits from the batch at hand on."""
     now, mask, held = m.now, m.rings.shape[1] - 1, m.rings[HELD]
     prompt, output = int(m.table[request, PROMPT]), int(m.table[request, OUTPUT])
     batch, done, decodes, most = now[BATCH], 0, now[NUM_DECODES], now[KV_BLOCKS]
     while done < prompt:
-        tokens = _chunk_at(m, batch, prompt - done, decodes)
+        tokens = _chunk_at(m, batch, prompt - done, fill, decodes)
         done += tokens
         if not tokens or held[batch & mask] + _blocks(m, request, done) > most:
             return False
@@ -214,7 +226,7 @@ def _fits(m: Machine, request: int) -> bool:
 
 
 @inner
-def _commit(m: Machine, request: int) -> None:
+def _commit(m: Machine, request: int, fill: int) -> None:
     """Enter the run of a request that fits into the batches to come."""
     now, rings, mask = m.now, m.rings, m.rings.shape[1] - 1
     prompt, output = int(m.table[request, PROMPT]), int(m.table[request, OUTPUT])
@@ -223,7 +235,7 @@ def _commit(m: Machine, request: int) -> None:
     now[RUNNING] += 1
     while done < prompt:
         column = batch & mask
-        tokens = _chunk_at(m, batch, prompt - done, decodes)
+        tokens = _chunk_at(m, batch, prompt - done, fill, decodes)
         rings[PREFILL, column] += tokens
         rings[ATTENTION, column] += tokens * (2 * done + tokens + 1) // 2
         rings[REREAD, column] += done

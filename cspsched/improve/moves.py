@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from cspsched.improve.list_scheduler import ListScheduler
-from cspsched.improve.plan import Knobs, Pause, Plan, Shape
+from cspsched.improve.plan import MOST_DOUBLINGS, SHORTEST_FILL, Int8Array, Knobs, Pause, Plan, Shape
 from cspsched.problem.instance import Limits
 from cspsched.problem.metrics import Objective
 
@@ -16,19 +16,21 @@ FLOW_POWERS = ((1.0, 1.0), (1.0, 0.0), (0.5, 0.5), (0.0, 1.0), (0.0, 0.0), (0.3,
 MAKESPAN_POWERS = ((-1.0, 0.0), (0.0, 0.0), (-1.0, -1.0), (0.0, -1.0), (1.0, 1.0), (1.0, 0.0))
 DEPTHS = (1, 8, 64)
 MOST_DEPTH = 512
-SHORTEST_CHUNK = 16
 PACES = (0.85, 0.95, 1.0, 1.025, 1.06)
 MORE_REQUESTS = 0.5
 """Chance that a move of a plan changes one request more."""
-KNOB_MOVE, PAUSE_MOVE, DELAY_MOVE, SWAP_MOVE = 0.03, 0.1, 0.35, 0.3
+KNOB_MOVE, PAUSE_MOVE, CHUNK_MOVE, DELAY_MOVE, SWAP_MOVE = 0.03, 0.1, 0.4, 0.35, 0.3
 LONGEST_HOLD = 1000
+SHORTEST_CHUNK = 16
+KNOT_MOVE = 0.5
+"""Chance that batches are filled to a knot of the cost of tokens when that knob is turned."""
 
 
 def start_shapes(scheduler: ListScheduler, limits: Limits, objective: Objective) -> Iterator[Shape]:
     """Shapes to begin with, the most promising first."""
     open_knobs = Knobs(
         seats=limits.max_batch_requests,
-        prefill_budget=limits.max_batch_tokens,
+        fill_tokens=limits.max_batch_tokens,
         longest_chunk=limits.max_batch_tokens,
     )
     powers = MAKESPAN_POWERS if objective is Objective.MAKESPAN else FLOW_POWERS
@@ -52,7 +54,12 @@ def steady_pace(scheduler: ListScheduler, limits: Limits) -> int:
 def plan_of(shape: Shape, scheduler: ListScheduler) -> Plan:
     """The plan that a shape stands for."""
     keys = shape.keys(scheduler.arrival_ns, scheduler.prompt_tokens, scheduler.output_tokens)
-    return Plan(knobs=shape.knobs, keys=keys, delay_ns=np.zeros(scheduler.num_requests, dtype=np.int64))
+    return Plan(
+        knobs=shape.knobs,
+        keys=keys,
+        delay_ns=np.zeros(scheduler.num_requests, dtype=np.int64),
+        chunk_doublings=np.zeros(scheduler.num_requests, dtype=np.int8),
+    )
 
 
 def ranked(plan: Plan) -> Plan:
@@ -66,7 +73,13 @@ class Moves:
     """Random moves for an instance; the generator is passed in, so that nothing random is hidden here."""
 
     def __init__(
-        self, scheduler: ListScheduler, limits: Limits, objective: Objective, *, pauses: bool = False
+        self,
+        scheduler: ListScheduler,
+        limits: Limits,
+        objective: Objective,
+        *,
+        pauses: bool = False,
+        chunks: bool = False,
     ) -> None:
         self._output_tokens = scheduler.output_tokens
         self._pauses = pauses
@@ -76,6 +89,10 @@ class Moves:
         self._span_s = float(scheduler.arrival_ns[-1]) / 1e9
         self._delays = objective is not Objective.MAKESPAN
         self._paces = objective is Objective.MAKESPAN
+        self._chunks = chunks and objective is not Objective.MAKESPAN
+        self._knots = [
+            knot for knot in scheduler.token_knots if SHORTEST_FILL <= knot < limits.max_batch_tokens
+        ]
 
     def reshape(self, shape: Shape, rng: np.random.Generator) -> Shape:
         """Change one or two of a shape's numbers."""
@@ -99,8 +116,7 @@ class Moves:
         if choice == 0:
             return replace(knobs, seats=_scaled(knobs.seats, rng, 1, limits.max_batch_requests))
         if choice == 1:
-            budget = _scaled(knobs.prefill_budget, rng, SHORTEST_CHUNK, limits.max_batch_tokens)
-            return replace(knobs, prefill_budget=budget)
+            return replace(knobs, fill_tokens=self._fill(knobs.fill_tokens, rng))
         if choice == 2:
             chunk = _scaled(knobs.longest_chunk, rng, SHORTEST_CHUNK, limits.max_batch_tokens)
             return replace(knobs, longest_chunk=chunk)
@@ -108,6 +124,12 @@ class Moves:
             return replace(knobs, depth=_scaled(knobs.depth, rng, 1, MOST_DEPTH))
         pace = 0 if rng.random() < 0.2 else int(self._pace * rng.uniform(0.5, 1.1))
         return replace(knobs, pace=pace)
+
+    def _fill(self, fill_tokens: int, rng: np.random.Generator) -> int:
+        """Up to a knot, where the next token may cost much, or any other number."""
+        if self._knots and rng.random() < KNOT_MOVE:
+            return self._knots[int(rng.integers(len(self._knots)))]
+        return _scaled(fill_tokens, rng, SHORTEST_FILL, self._limits.max_batch_tokens)
 
     def change(
         self, plan: Plan, rng: np.random.Generator, within: tuple[int, int], delay_scale_ns: float
@@ -127,6 +149,8 @@ class Moves:
             return replace(plan, knobs=self._turn(plan.knobs, rng))
         if self._pauses and rng.random() < PAUSE_MOVE:
             return replace(plan, pauses=self._repause(plan.pauses, rng, within))
+        if self._chunks and rng.random() < CHUNK_MOVE:
+            return replace(plan, chunk_doublings=self._rechunk(plan.chunk_doublings, rng, within))
         keys, delay_ns = plan.keys.copy(), plan.delay_ns.copy()
         while True:
             request, other = (int(one) for one in rng.integers(*within, size=2))
@@ -141,6 +165,17 @@ class Moves:
                 keys[request] += distance if rng.random() < 0.5 else -distance
             if rng.random() > MORE_REQUESTS:
                 return replace(plan, keys=keys, delay_ns=delay_ns)
+
+    @staticmethod
+    def _rechunk(doublings: Int8Array, rng: np.random.Generator, within: tuple[int, int]) -> Int8Array:
+        """Fill batches to twice or half as many tokens for a few requests."""
+        doublings = doublings.copy()
+        while True:
+            request = int(rng.integers(*within))
+            step = 1 if rng.random() < 0.5 else -1
+            doublings[request] = min(max(doublings[request] + step, -MOST_DOUBLINGS), MOST_DOUBLINGS)
+            if rng.random() > MORE_REQUESTS:
+                return doublings
 
     def _repause(
         self, pauses: tuple[Pause, ...], rng: np.random.Generator, within: tuple[int, int]

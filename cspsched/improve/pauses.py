@@ -14,12 +14,13 @@ import numpy as np
 from cspsched.errors import InputError
 from cspsched.improve.plan import Pause
 from cspsched.problem.instance import Instance
-from cspsched.simulate.kernel.workload import Int32Array
 
 if TYPE_CHECKING:
     from cspsched.improve.machine import Machine
 
 NOT_YET = np.iinfo(np.int32).max
+ALONE = (-1, 0)
+"""The last columns of `Machine.table` for a request that waits for no other."""
 MOST_REQUESTS = 5_000
 """Of more requests one preemption changes too little for its trials to be worth their time."""
 
@@ -31,13 +32,6 @@ def may_pause(instance: Instance) -> bool:
     return allowed and len(instance.requests) <= MOST_REQUESTS
 
 
-def alone(num_requests: int) -> Int32Array:
-    """`Machine.after` where nobody is preempted."""
-    after = np.zeros((num_requests, 2), dtype=np.int32)
-    after[:, 0] = -1
-    return after
-
-
 def with_pauses(machine: Machine, pauses: tuple[Pause, ...]) -> Machine:
     """The machine with second parts as further requests, which come with the first parts and wait for them.
 
@@ -46,7 +40,7 @@ def with_pauses(machine: Machine, pauses: tuple[Pause, ...]) -> Machine:
     InputError
         If a request is to be preempted after its last token.
     """
-    from cspsched.improve.machine import NUM_EVENTS, OUTPUT, PROMPT
+    from cspsched.improve.machine import AFTER, HOLD, NUM_EVENTS, OUTPUT, PROMPT
 
     requests, tokens, hold_batches = np.array(pauses, dtype=np.int32).T
     if np.any(tokens >= machine.table[requests, OUTPUT]):
@@ -56,6 +50,7 @@ def with_pauses(machine: Machine, pauses: tuple[Pause, ...]) -> Machine:
     table[requests, OUTPUT] = tokens
     table[second, PROMPT] += tokens
     table[second, OUTPUT] -= tokens
+    table[second, AFTER], table[second, HOLD] = requests, hold_batches
     eligible_ns = np.concatenate((machine.eligible_ns, machine.eligible_ns[requests]))
     machine.now[NUM_EVENTS] = len(table)
     return machine._replace(
@@ -63,6 +58,6 @@ def with_pauses(machine: Machine, pauses: tuple[Pause, ...]) -> Machine:
         eligible_ns=eligible_ns,
         events=np.argsort(eligible_ns, kind="stable").astype(np.int32),
         table=table,
-        after=np.concatenate((machine.after, np.stack((requests, hold_batches), axis=1))),
+        chunk_doublings=np.concatenate((machine.chunk_doublings, machine.chunk_doublings[requests])),
         places=np.full((len(table), 3), NOT_YET, dtype=np.int32),
     )

@@ -13,6 +13,11 @@ from cspsched.problem.cost import IntArray
 from cspsched.problem.json_io import require_int, require_keys
 
 FloatArray = npt.NDArray[np.float64]
+Int8Array = npt.NDArray[np.int8]
+SHORTEST_FILL = 16
+"""Batches are filled to that many tokens at least, if the knob does not say less."""
+MOST_DOUBLINGS = 2
+"""How often the tokens to which a request fills batches are doubled or halved at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,8 +26,8 @@ class Knobs:
 
     seats: int
     """Most running requests."""
-    prefill_budget: int
-    """Most prefill tokens of a batch."""
+    fill_tokens: int
+    """Prefill fills a batch up to so many tokens, the decodes that are planned by then included."""
     longest_chunk: int
     """Most prefill tokens of a request in a batch."""
     depth: int = 1
@@ -80,7 +85,7 @@ class Shape:
             order = "arrival"
         knobs = self.knobs
         return (
-            f"list by {order}, {knobs.seats} seats, {knobs.prefill_budget} prefill tokens, "
+            f"list by {order}, {knobs.seats} seats, batches filled to {knobs.fill_tokens} tokens, "
             f"chunk {knobs.longest_chunk}, depth {knobs.depth}, pace {knobs.pace}"
         )
 
@@ -122,6 +127,8 @@ class Plan:
         Shape (num_requests,): the smallest goes first.
     delay_ns
         int64, shape (num_requests,): how long after its arrival a request may be admitted at the earliest.
+    chunk_doublings
+        int8, shape (num_requests,): how often `fill_tokens` is doubled for a request, halved if negative.
     pauses
         At most one of a request.
     """
@@ -129,12 +136,14 @@ class Plan:
     knobs: Knobs
     keys: FloatArray
     delay_ns: IntArray
+    chunk_doublings: Int8Array
     pauses: tuple[Pause, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return {
             "knobs": asdict(self.knobs), "keys": self.keys.tolist(), "delay_ns": self.delay_ns.tolist(),
+            "chunk_doublings": self.chunk_doublings.tolist(),
             "pauses": [list(pause) for pause in self.pauses],
         }  # fmt: skip
 
@@ -147,17 +156,24 @@ class Plan:
         InputError
             If a value is missing or wrong, or there are not as many as requests.
         """
-        require_keys(data, where, required=("knobs", "keys", "delay_ns", "pauses"), optional=())
-        for name in ("keys", "delay_ns"):
+        require_keys(
+            data, where, required=("knobs", "keys", "delay_ns", "chunk_doublings", "pauses"), optional=()
+        )
+        for name in ("keys", "delay_ns", "chunk_doublings"):
             if not isinstance(data[name], list) or len(data[name]) != num_requests:
                 raise InputError(f"{where}: {name} must be a list of {num_requests} numbers")
         keys = [_number(key, f"{where}: a key") for key in data["keys"]]
+        if any(type(one) is not int or abs(one) > MOST_DOUBLINGS for one in data["chunk_doublings"]):
+            raise InputError(
+                f"{where}: chunk_doublings must be whole numbers from {-MOST_DOUBLINGS} to {MOST_DOUBLINGS}"
+            )
         if any(type(delay) is not int or not 0 <= delay < 2**61 for delay in data["delay_ns"]):
             raise InputError(f"{where}: delay_ns must be whole numbers of at least 0")
         return cls(
             knobs=Knobs.from_json(data["knobs"], f"{where}: knobs"),
             keys=np.array(keys, dtype=np.float64),
             delay_ns=np.array(data["delay_ns"], dtype=np.int64),
+            chunk_doublings=np.array(data["chunk_doublings"], dtype=np.int8),
             pauses=_pauses(data["pauses"], num_requests, f"{where}: pauses"),
         )
 

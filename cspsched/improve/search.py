@@ -21,7 +21,9 @@ RESHAPINGS = 300
 """Steps spent on shapes."""
 HISTORY = 50
 """A move is kept if it is no worse than the plan was so many steps before (late acceptance)."""
-WINDOW, WINDOW_STEPS, LOOKAHEAD = 200, 250, 2
+WINDOWS_FROM = 400
+"""So many requests are improved in windows; fewer are changed together."""
+WINDOW, WINDOW_STEPS, LOOKAHEAD = 50, 250, 2
 """Requests of a window, steps spent on it, and how many windows count, itself included."""
 
 
@@ -64,14 +66,19 @@ class Search:
         self._objective = objective
         self._starts = list(start_shapes(self.scheduler, instance.limits, objective))
         pauses = self.num_windows == 1 and may_pause(instance)
-        self._moves = Moves(self.scheduler, instance.limits, objective, pauses=pauses)
+        chunks = instance.switches.chunked_prefill
+        self._moves = Moves(self.scheduler, instance.limits, objective, pauses=pauses, chunks=chunks)
         self._checkpoint: Checkpoint | None = None
 
     @property
     def num_windows(self) -> int:
         """Windows of requests that are improved one after another; 1 if all are changed together."""
         count, arrival_ns = self.scheduler.num_requests, self.scheduler.arrival_ns
-        if self._objective is Objective.MAKESPAN or count < 2 * WINDOW or arrival_ns[WINDOW] == arrival_ns[0]:
+        if (
+            self._objective is Objective.MAKESPAN
+            or count < WINDOWS_FROM
+            or arrival_ns[WINDOWS_FROM // 2] == arrival_ns[0]
+        ):
             return 1
         return -(-count // WINDOW)
 
@@ -116,7 +123,11 @@ class Search:
         if local.value_ns < local.best_ns:
             local.best, local.best_ns = local.plan, local.value_ns
             if self.num_windows == 1:
-                what = "order, delays and preemptions" if local.best.pauses else "order and delays"
+                what = (
+                    "order, delays, chunks and preemptions"
+                    if local.best.pauses
+                    else "order, delays and chunks"
+                )
                 self._note(local.best, local.best_ns, f"local search on {what}")
         local.history_ns[slot] = local.value_ns
         local.steps += 1
@@ -153,7 +164,7 @@ class Search:
         """Keep what the window gained if the whole trace gains, and go on with the next."""
         state = self.state
         value_ns = self.scheduler.value_ns(local.best)
-        self._note(local.best, value_ns, "local search on order and delays")
+        self._note(local.best, value_ns, "local search on order, delays and chunks")
         assert state.best is not None
         kept = local.best if state.best is local.best else local.anchor
         state.local = self._begin(kept, window=(local.window + 1) % self.num_windows)

@@ -16,7 +16,7 @@ from cspsched.problem.instance import Instance
 from cspsched.problem.json_io import read_json, require_int, require_keys, require_schema, require_text
 from cspsched.problem.metrics import Objective
 
-STATE_SCHEMA = "cspsched/improve-state/2"
+STATE_SCHEMA = "cspsched/improve-state/3"
 PLANS, VALUES = ("plan", "best", "anchor"), ("value_ns", "best_ns", "window", "steps")
 
 
