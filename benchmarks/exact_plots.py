@@ -31,6 +31,7 @@ def groups(paths: list[Path], method: str, objective: str) -> Groups:
 
 def draw(rows_of: Groups, baselines: list[Groups], column: str, label: str, axis: Any) -> None:
     """Share of the instances of each family up to a value of a column; baselines dashed, all together."""
+    axis.set_prop_cycle(color=mpl.colormaps["tab20"].colors)
     for family, rows in rows_of.items():
         solved = column != "seconds"
         values = sorted(
