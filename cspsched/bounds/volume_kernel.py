@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
-
-import numba as nb
 import numpy as np
 import numpy.typing as npt
 
+from cspsched.bounds.jit import compiled, compiled_roughly
 from cspsched.problem.cost import IntArray
 
 FloatArray = npt.NDArray[np.float64]
@@ -17,19 +14,6 @@ STAYS, LEAVES = 1, 2
 MUCH = 2**62
 NEGLIGIBLE, SMALLEST_WEIGHT = 12.0, 1e-4
 """Ends that cost so many temperatures more than the best one do not count, nor do such small weights."""
-Function = TypeVar("Function", bound=Callable[..., Any])
-
-
-def compiled(function: Function) -> Function:
-    """Compile a function, and keep the machine code on disk; nothing here allocates memory."""
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "_nrt": False, "cache": True}
-    return cast(Function, nb.njit(**options)(function))
-
-
-def compiled_roughly(function: Function) -> Function:
-    """The same with sums of floats in any order."""
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "_nrt": False, "cache": True}
-    return cast(Function, nb.njit(fastmath=True, **options)(function))
 
 
 @compiled

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import NamedTuple
 
-import numba as nb
 import numpy as np
 import numpy.typing as npt
 
+from cspsched.bounds.jit import compiled
 from cspsched.problem.cost import IntArray
 
 FloatArray = npt.NDArray[np.float64]
@@ -17,17 +16,6 @@ WINDOW_NS, INVERSE, HEIGHT, MEMORY, CAPACITY = range(5)
 COST, PROMPT_WINDOW, LAST_WINDOW, LINE = range(4)
 NUM_ROWS = 4
 MUCH = 2**62
-Function = TypeVar("Function", bound=Callable[..., Any])
-
-
-def compiled(function: Function) -> Function:
-    """Compile a function, and keep the machine code on disk.
-
-    Nothing here allocates memory, so references to arrays are not counted: that would cost more than the
-    rest.
-    """
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "_nrt": False, "cache": True}
-    return cast(Function, nb.njit(**options)(function))
 
 
 class Given(NamedTuple):
