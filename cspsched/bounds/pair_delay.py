@@ -76,9 +76,10 @@ class Hull:
         """
         if len(self.corners) == 1:
             return np.asarray(counts * self.values[0], dtype=np.int64)
-        # The mean is total / count; corner <= mean is corner x count <= total.
-        k = np.clip((self.corners[:, None] * counts <= total).sum(axis=0) - 1, 0, len(self.corners) - 2)
-        across, up = np.diff(self.corners)[k], np.diff(self.values)[k]
+        # Corners are whole numbers: they are at most the mean if they are at most its floor.
+        k = np.searchsorted(self.corners, total // counts, side="right") - 1
+        k = np.clip(k, 0, len(self.corners) - 2)
+        across, up = self.corners[k + 1] - self.corners[k], self.values[k + 1] - self.values[k]
         rest = np.clip(total - counts * self.corners[k], 0, counts * across)
         sums: IntArray = counts * self.values[k] + rest * up // across
         return sums
@@ -153,16 +154,31 @@ class Company:
         def prompt_ns(j: int, apart: int = 0) -> int:
             return self._prompt_ns(j, apart, waiting, int(refunds[j]))
 
-        value = sum(map(prompt_ns, range(len(self.first)))) + total(self._tails_ns(share))
+        # Lone times of later tokens, of which a share of refills is left out.
+        tokens = np.minimum(self.refills_ns * (SHARE_UNIT - share) // SHARE_UNIT, self.decodes_ns)
+        # What one may save on them by refills in many chunks beside the partner.
+        saved = self._over_later_tokens(np.maximum(tokens - waiting - self.entries.refills_ns, 0))
+        prompts = [prompt_ns(j) for j in range(len(self.first))]
+        value = sum(prompts) + total(self._over_later_tokens(tokens)) + self._decodes_ns(caps)
         for i, j, younger_waits, older_waits in self.apart:
-            waits = prompt_ns(j, younger_waits) - prompt_ns(j), prompt_ns(i, older_waits) - prompt_ns(i)
-            value += max(0, min(waits) - self._evasion_ns(share, i) - self._evasion_ns(share, j))
-        return value + self._decodes_ns(caps)
+            waits = prompt_ns(j, younger_waits) - prompts[j], prompt_ns(i, older_waits) - prompts[i]
+            value += max(0, min(waits) - int(saved[i] + saved[j]))
+        return value
 
     @property
     def growth(self) -> IntArray:
         """By a later token that leaves s tokens resident, shape (longest + 1,)."""
         return self.entries.later_tokens_ns
+
+    @cached_property
+    def _running_growth(self) -> IntArray:
+        return np.cumsum(self.growth)
+
+    def _over_later_tokens(self, values: IntArray) -> IntArray:
+        """Sum over the later tokens of each request of a value by resident tokens."""
+        running = np.cumsum(values)
+        sums: IntArray = running[self.last] - running[self.first]
+        return sums
 
     @cached_property
     def _partners(self) -> IntArray:
@@ -180,23 +196,6 @@ class Company:
             (older[left > 1], left[left > 1]) if self.last[j] > self.first[j] else (older[:0], left[:0])
             for j, (older, left) in enumerate(self.pairs)
         ]
-
-    def _tails_ns(self, share: int) -> IntArray:
-        """Lone times from the first token to the last, of which a share of refills is left out."""
-        running = np.cumsum(self._tokens_ns(share))
-        tails: IntArray = running[self.last] - running[self.first]
-        return tails
-
-    def _tokens_ns(self, share: int) -> IntArray:
-        refills = self.refills_ns * (SHARE_UNIT - share) // SHARE_UNIT
-        return np.minimum(refills, self.decodes_ns)
-
-    def _evasion_ns(self, share: int, i: int) -> int:
-        """What a request may save on its later tokens if it refills in many chunks beside its partner."""
-        tokens = slice(self.first[i] + 1, self.last[i] + 1)
-        lone = self._tokens_ns(share)[tokens]
-        chunks = self.alpha * (SHARE_UNIT - share) // SHARE_UNIT + self.entries.refills_ns[tokens]
-        return int(np.maximum(lone - chunks, 0).sum())
 
     def _prompt_ns(self, j: int, apart: int, waiting: int, refund: int) -> int:
         """Least of the prompt's batches, what it adds to others' and the batches that it waits.
@@ -233,8 +232,8 @@ class Company:
         return crowds
 
     def _decodes_ns(self, caps: IntArray) -> int:
-        """What the later tokens of each pair add to each other's batches; less what prompts get back."""
-        value, growth = 0, np.cumsum(self.growth)
+        """What the later tokens of each pair add to each other's batches."""
+        value, growth = 0, self._running_growth
         for j, (older, left) in enumerate(self._decoding):
             if not len(older):
                 continue
@@ -251,7 +250,7 @@ class Company:
 
     def _capped(self, which: IntArray, counts: IntArray, caps: IntArray) -> IntArray:
         """Growth by the first so many later tokens of some requests, each at most its cap."""
-        running, cap, start = np.cumsum(self.growth), caps[which], self.first[which]
+        running, cap, start = self._running_growth, caps[which], self.first[which]
         below = np.clip(np.searchsorted(self.growth, cap, side="right") - 1, start, start + counts)
         sums: IntArray = running[below] - running[start] + (start + counts - below) * cap
         return sums
