@@ -12,7 +12,7 @@ A percentile of the latencies is at least x if so many requests take at least x.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 
 import numpy as np
@@ -24,6 +24,8 @@ from cspsched.errors import InputError
 from cspsched.problem.instance import Instance
 from cspsched.problem.metrics import Objective
 
+FIRST_STEPS = 1_000
+"""A percentile is looked for from what requests take alone, first in steps of such a part of it."""
 BOUNDED = (Objective.LATENCY, Objective.TTFT)
 
 
@@ -75,11 +77,24 @@ def percentile_ns(instance: Instance, percent: int, objective: Objective = Objec
     tables, processing = _machines(instance, objective)
     count = len(instance.requests)
     longer = count - (count - 1) * percent // 100
-    low, high = 0, _total_time(tables, processing)
+
+    def must_exceed(limit_ns: int) -> bool:
+        limits_ns = np.full(count, limit_ns, dtype=object)
+        return _fewest(tables, processing, limits_ns, objective) >= longer
+
+    # So many take this long even alone, which is often all that is proven; so the search starts there.
+    low = high = int(sorted(solo_times_ns(tables, objective), reverse=True)[longer - 1])
+    step = max(1, low // FIRST_STEPS)
+    while must_exceed(high):
+        low, high, step = high + 1, high + step, 2 * step
+    return _first_not(must_exceed, low, high)
+
+
+def _first_not(exceeds: Callable[[int], bool], low: int, high: int) -> int:
+    """Smallest number in [low, high] that a monotone test denies; it denies `high`."""
     while low < high:
         middle = (low + high) // 2
-        limits = np.full(count, middle, dtype=object)
-        if _fewest(tables, processing, limits, objective) >= longer:
+        if exceeds(middle):
             low = middle + 1
         else:
             high = middle
@@ -126,9 +141,3 @@ def _fewest(
     due = (tables.arrivals_ns.astype(object) - start_ns + limits_ns)[kept].tolist()
     late = [late_requests([times[i] for i in kept], due) for times in processing]
     return int(lost.sum()) + max(late)
-
-
-def _total_time(tables: Tables, processing: list[list[int]]) -> int:
-    """A time that no bound on a request's latency exceeds."""
-    alone = solo_times_ns(tables, Objective.LATENCY)
-    return int(max(alone)) + max(sum(times) for times in processing)
