@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 from cspsched.costs.kv_capacity import KvPlan, plan_kv_capacity
 from cspsched.costs.models import engine_defaults, load_device, load_model
@@ -18,6 +19,7 @@ from cspsched.costs.presets import (
 from cspsched.errors import InputError, UsageError
 from cspsched.problem.cost import CostModel
 from cspsched.problem.instance import Instance, Limits, Switches
+from cspsched.problem.request import Request
 from cspsched.trace.trace import Trace
 from cspsched.units import NS_PER_S
 
@@ -62,6 +64,8 @@ class Serving:
     gpu_memory_utilization: float = 0.92
     host_memory_bytes: int | None = None
     swap_bytes_per_s: int | None = None
+    ttft_limit_s: float | None = None
+    tpot_limit_s: float | None = None
     switches: Switches = field(default_factory=Switches)
 
 
@@ -92,7 +96,19 @@ def make_instance(trace: Trace, serving: Serving | None = None) -> Instance:
         host_kv_blocks=_host_kv_blocks(serving, block_bytes),
     )
     cost = _with_swap(cost, serving, block_bytes)
-    return Instance(requests=trace.requests, limits=limits, cost=cost, switches=serving.switches)
+    requests = tuple(_with_slo(request, serving) for request in trace.requests)
+    return Instance(requests=requests, limits=limits, cost=cost, switches=serving.switches)
+
+
+def _with_slo(request: Request, serving: Serving) -> Request:
+    """The request with the limits of the set-up, as far as it has none."""
+    given = {"ttft_limit_ns": serving.ttft_limit_s, "tpot_limit_ns": serving.tpot_limit_s}
+    missing: dict[str, Any] = {
+        name: round(limit_s * NS_PER_S)
+        for name, limit_s in given.items()
+        if limit_s is not None and getattr(request, name) is None
+    }
+    return replace(request, **missing) if missing else request
 
 
 def _host_kv_blocks(serving: Serving, block_bytes: int) -> int:

@@ -6,19 +6,20 @@ from dataclasses import replace
 
 import pytest
 
-from cspsched.compare import COMPARISON_SCHEMA, SMALL_CELLS, Comparison, compare_at_band, compare_policies
+from cspsched.compare import COMPARISON_SCHEMA, Comparison, compare_policies
 from cspsched.costs.presets import load_cost
 from cspsched.errors import InputError, UsageError
-from cspsched.exact.search import SearchLimits
+from cspsched.improve.rivals import REFERENCE_SET
 from cspsched.problem.instance import Instance, Limits
 from cspsched.problem.metrics import Objective, measure
 from cspsched.problem.referee import find_violations
 from cspsched.problem.request import Request
 from cspsched.problem.result import StopReason
+from cspsched.reference import SMALL_CELLS, ReferenceLimits
 from cspsched.solving import solve
 from tests.strategies import UNIT, make_instance
 
-NO_SEARCH = SearchLimits(time_limit_s=0)
+NO_SEARCH = ReferenceLimits(work_s=0, steps=0)
 POLICIES = ("vllm", "sarathi:chunk=4")
 
 
@@ -86,8 +87,8 @@ def test_small_instance_is_solved_to_the_optimum():
     """On a small trace the reference is the exact optimum, and each excess is one number over it."""
     instance = crowded(shapes=((2, 4), (3, 3), (2, 2)), kv_blocks=9)
     instance = replace(instance, cost=load_cost("infermax-70b-linear"))
-    comparison = compare_policies(instance, POLICIES)
-    optimum = solve(instance).result
+    comparison = compare_policies(instance, POLICIES, Objective.MAKESPAN)
+    optimum = solve(instance, Objective.MAKESPAN).result
 
     assert comparison.reference.is_optimum
     assert comparison.reference.stop_reason is StopReason.PROVEN
@@ -97,14 +98,14 @@ def test_small_instance_is_solved_to_the_optimum():
 
 
 def test_large_instance_is_bounded_without_a_search(monkeypatch):
-    """Beyond the size for the exact solver the reference is the best policy and the best certificate."""
-    monkeypatch.setattr("cspsched.compare.SMALL_CELLS", 10)
+    """Beyond the size for the exact solver a search and the best certificate make the reference."""
+    monkeypatch.setattr("cspsched.reference.SMALL_CELLS", 10)
     comparison = compare_policies(crowded(), POLICIES)
     best = min(comparison.rows, key=lambda row: row.value_ns)
 
     assert comparison.reference.stop_reason is StopReason.TOO_LARGE
-    assert comparison.reference.best_known_by == best.policy
-    assert best.excess[0] == 0.0
+    assert comparison.reference.best_known_ns <= best.value_ns
+    assert comparison.reference.is_searched
     assert SMALL_CELLS > 10
 
 
@@ -166,7 +167,8 @@ def test_steps_are_told_in_order():
     assert [step.split()[:2] for step in steps] == [
         ["simulating", "vllm"],
         ["simulating", "sarathi:chunk=4"],
-        ["bounding", "makespan"],
+        *(["simulating", name] for name in REFERENCE_SET),
+        ["bounding", "mean"],
     ]
 
 
@@ -199,11 +201,11 @@ def test_a_band_of_batch_times_is_compared_at_both_ends():
     instance = make_instance((3, 4), (2, 5), (4, 2), kv_blocks=14)
     band = (replace(UNIT, step=UNIT.step * 50), replace(UNIT, step=UNIT.step * 200))
     middle = compare_policies(
-        replace(instance, cost=replace(UNIT, step=UNIT.step * 100)), ["vllm"], limits=NO_SEARCH
+        replace(instance, cost=replace(UNIT, step=UNIT.step * 100)), ["vllm"], Objective.MAKESPAN, band=band
     )
-    ends = compare_at_band(instance, band, ["vllm"], Objective.MAKESPAN)
+    ends = middle.ends
 
     assert list(ends) == ["fast", "slow"]
     assert ends["fast"].rows[0].value_ns * 2 == middle.rows[0].value_ns
     assert ends["slow"].rows[0].value_ns == middle.rows[0].value_ns * 2
-    assert ends["fast"].rows[0].excess == ends["slow"].rows[0].excess
+    assert ends["fast"].rows[0].excess == middle.rows[0].excess == ends["slow"].rows[0].excess

@@ -31,7 +31,8 @@ MAY_IMPORT = {
     "serving": {"problem", "costs", "trace"},
     "recording": {"problem", "costs", "trace", "simulate", "policies", "serving"},
     "solving": {"problem", "costs", "bounds", "exact", "simulate", "policies", "improve"},
-    "compare": {"problem", "bounds", "exact", "simulate", "policies", "improve", "solving", "serving"},
+    "reference": {"problem", "exact", "improve"},
+    "compare": {"problem", "exact", "improve", "solving", "reference"},
     "ladder": {"problem", "exact", "solving"},
     "windows": {"problem", "exact", "improve", "solving"},
     "report": {

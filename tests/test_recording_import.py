@@ -11,13 +11,13 @@ import pytest
 
 from cspsched.compare import compare_policies
 from cspsched.errors import InputError, UsageError
-from cspsched.exact.search import SearchLimits
 from cspsched.problem.metrics import Objective
 from cspsched.problem.referee import find_violations
 from cspsched.problem.result import Result
 from cspsched.problem.schedule import Schedule
 from cspsched.recording.imported import ImportedSchedule, Times, import_recording
 from cspsched.recording.log import read_recording
+from cspsched.reference import ReferenceLimits
 from cspsched.simulate import Simulation
 from tests.recordings import TIGHT, log_lines, requests_of, simulated, write_log, write_trace
 from tests.test_cli_help import invoke
@@ -231,7 +231,7 @@ def test_a_schedule_stands_beside_the_policies(tmp_path: Path, lines: list[dict[
         ["vllm", "sarathi:chunk=8"],
         Objective.LATENCY,
         schedules={"real": schedule_of(imported(tmp_path, lines))},
-        limits=SearchLimits(time_limit_s=0),
+        limits=ReferenceLimits(work_s=0, steps=0),
     )
     real, vllm, _ = comparison.rows
 
@@ -243,10 +243,10 @@ def test_a_schedule_is_compared_alone_and_never_twice(tmp_path: Path, lines: lis
     """No policy is needed beside it; two rows of one name would be a riddle."""
     result = imported(tmp_path, lines).result
     given = {"vllm": schedule_of(imported(tmp_path, lines))}
-    limits = SearchLimits(time_limit_s=0)
+    limits = ReferenceLimits(work_s=0, steps=0)
 
     assert len(compare_policies(result.instance, [], schedules=given, limits=limits).rows) == 1
-    with pytest.raises(UsageError, match="each once"):
+    with pytest.raises(UsageError, match="'vllm' is named twice"):
         compare_policies(result.instance, ["vllm"], schedules=given, limits=limits)
 
 

@@ -11,10 +11,11 @@ from matplotlib.figure import Figure
 
 from cspsched.compare import Comparison, compare_policies
 from cspsched.errors import InputError
-from cspsched.exact.search import SearchLimits
+from cspsched.problem.excess import Excess
 from cspsched.problem.metrics import Objective
 from cspsched.problem.request import Request
 from cspsched.problem.result import StopReason
+from cspsched.reference import ReferenceLimits
 from cspsched.report import figures, table
 from cspsched.report.files import write_comparison, write_solution
 from cspsched.report.output import require_writable, write_files
@@ -23,7 +24,7 @@ from cspsched.solving import solve
 from cspsched.trace import Trace, read_trace
 from cspsched.trace.shipped import shipped_trace_path
 
-NO_SEARCH = SearchLimits(time_limit_s=0)
+NO_SEARCH = ReferenceLimits(work_s=0, steps=0)
 
 
 def compared(
@@ -76,8 +77,8 @@ def test_percentage_keeps_two_digits_where_it_is_small(value, text):
 
 def test_excess_is_one_number_or_an_interval():
     """Where both ends read the same there is nothing to say twice."""
-    assert table.excess((0.01, 0.01)) == "1.00 %"
-    assert table.excess((0.0, 0.02)) == "0.00 % to 2.00 %"
+    assert table.excess(Excess(0.01, 0.01)) == "1.00 %"
+    assert table.excess(Excess(0.0, 0.02)) == "0.00 % to 2.00 %"
 
 
 def test_table_has_a_cell_for_every_column(tight):
@@ -107,7 +108,7 @@ def test_requests_of_one_token_have_no_time_between_tokens():
     ("reason", "words"),
     [
         (StopReason.TOO_LARGE, "too large for the exact solver"),
-        (StopReason.TIME_LIMIT, "ran into the time limit"),
+        (StopReason.TIME_LIMIT, "ran into the limit"),
         (StopReason.INTERRUPTED, "was interrupted"),
         (StopReason.FINISHED, "schedules of limited length only"),
     ],
@@ -143,7 +144,7 @@ def test_footnotes_say_that_the_reference_is_clairvoyant_and_count_rejections():
 def test_makespan_that_the_arrivals_decide_is_pointed_out():
     """If the last request arrives near the end, the makespan says little; times have a unit that fits."""
     trace = read_trace(shipped_trace_path("tiny-12"))
-    late = compare_policies(make_instance(trace), ["vllm"], limits=NO_SEARCH)
+    late = compare_policies(make_instance(trace), ["vllm"], Objective.MAKESPAN, limits=NO_SEARCH)
 
     assert table.arrival_note(late)[0].startswith("The last request arrives at 373.7 ms of 399.1 ms: ")
     assert table.arrival_note(compared((20, 2), objective=Objective.MAKESPAN)) == []
@@ -155,7 +156,7 @@ def test_markdown_is_a_table_with_notes(tight):
 
     assert lines[0].startswith("| policy | makespan |")
     assert lines[1].startswith("| --- | ---: |")
-    assert [line.count("|") for line in lines[:4]] == [13] * 4
+    assert [line.count("|") for line in lines[:4]] == [len(table.COLUMNS) + 1] * 4
     assert all(line.startswith("- ") for line in lines[5:])
 
 
@@ -221,7 +222,7 @@ def test_excess_figure_tells_certain_from_possible(tight):
 
 def test_perfect_score_still_has_an_axis(tight):
     """If no policy has any excess the figure is drawn all the same."""
-    perfect = replace(tight, rows=tuple(replace(row, excess=(0.0, 0.0)) for row in tight.rows))
+    perfect = replace(tight, rows=tuple(replace(row, excess=Excess(0.0, 0.0)) for row in tight.rows))
 
     assert figures.excess_figure(perfect).axes[0].get_xlim() == (0, 1)
 

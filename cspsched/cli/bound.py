@@ -13,6 +13,7 @@ from cspsched.cli.options import (
     instance_serving,
     json_option,
     objective_option,
+    one_objective,
     optional_trace_argument,
     selected_trace,
     serving_options,
@@ -41,19 +42,24 @@ def bound_command(
     cspsched bound trace.csv --objective latency
     """  # noqa: D301 - click's marker for text that is not to be wrapped
     from cspsched.bounds import certificates
+    from cspsched.improve.ends import lower_end
     from cspsched.problem.metrics import Objective
     from cspsched.serving import make_instance
 
     requests = selected_trace(trace, options)
-    instance, rejections = make_instance(requests, instance_serving(options)).split_rejected()
+    given = make_instance(requests, instance_serving(options))
+    wanted = one_objective(objective, given)
+    instance, rejections = given.split_rejected()
     tell_rejections(rejections)
-    found = certificates(instance, Objective(objective))
-    count = len(instance.requests)
+    if isinstance(wanted, Objective):
+        found = [(one.name, one.value_ns, dict(one.details)) for one in certificates(instance, wanted)]
+    else:
+        end = lower_end(instance, wanted)
+        found = [(end.name, end.value_ns, {})]
     if as_json:
-        rows = [{"name": one.name, "value_ns": one.value_ns, "details": dict(one.details)} for one in found]
-        data = {"schema": "cspsched/bounds/1", "objective": objective, "certificates": rows}
+        rows = [{"name": name, "value_ns": value_ns, "details": details} for name, value_ns, details in found]
+        data = {"schema": "cspsched/bounds/1", "objective": wanted.value, "certificates": rows}
         click.echo(json.dumps(data, indent=1))
         return
-    what = objective if objective == "makespan" else f"mean {objective}"
-    for one in found:
-        click.echo(f"{what} >= {Objective(objective).mean_s(one.value_ns, count):.9f} s  {one.name}")
+    for name, value_ns, _ in found:
+        click.echo(f"{wanted.label} >= {wanted.show(value_ns, len(instance.requests))}  {name}")

@@ -15,10 +15,12 @@ from cspsched.cli.executor_options import executor_option, executor_workers_opti
 from cspsched.cli.group import INTERRUPTED
 from cspsched.cli.improve import exit_code, save_result, search_limits, search_options
 from cspsched.cli.options import (
-    Duration,
+    OBJECTIVE_HELP,
     ManyValuesCommand,
+    ObjectiveText,
     instance_serving,
     json_option,
+    one_objective,
     optional_trace_argument,
     out_type,
     selected_trace,
@@ -29,7 +31,6 @@ from cspsched.errors import UsageError
 
 if TYPE_CHECKING:
     from cspsched.improve import Bracket, BracketTask
-    from cspsched.problem.instance import Instance
 
 GIVEN = "given"
 """The cost model as it is, beside the ends of its error band."""
@@ -41,15 +42,13 @@ LIST_SCHEMA = "cspsched/bracket-list/1"
 @click.option(
     "--objective",
     "objectives",
+    type=ObjectiveText(),
     multiple=True,
     default=("latency",),
-    metavar="OBJECTIVE...",
-    help="What is minimised: makespan, latency, ttft, mean-tpot, misses, or any that 'solve' takes; of "
-    "several each has its bracket.  [default: latency]",
+    metavar="WHAT...",
+    help=f"{OBJECTIVE_HELP} Of several each has its bracket.  [default: latency]",
 )
 @search_options
-@click.option("--ttft-slo", type=Duration(), help="TTFT limit of requests that have none of their own.")
-@click.option("--tpot-slo", type=Duration(), help="TPOT limit of requests that have none of their own.")
 @click.option(
     "--uncertainty",
     is_flag=True,
@@ -139,9 +138,8 @@ def _tasks(
 
     limits, save, resume = search_limits(options)
     heuristics, points = options.pop("heuristics"), options.pop("curve_points")
-    slo = {name: options.pop(f"{name}_slo") for name in ("ttft", "tpot")}
     requests, serving = selected_trace(trace, options), instance_serving(options)
-    instance = _with_limits(make_instance(requests, serving), slo)
+    instance = make_instance(requests, serving)
     tell_rejections(instance.split_rejected()[1])
     instances = {GIVEN: instance}
     if uncertainty:
@@ -164,31 +162,11 @@ def _tasks(
     return tasks, (save, resume)
 
 
-def _with_limits(instance: Instance, slo_s: dict[str, float | None]) -> Instance:
-    """The instance with limits for the requests that have none."""
-    from cspsched.units import NS_PER_S
-
-    ttft_ns, tpot_ns = (
-        None if slo_s[name] is None else round((slo_s[name] or 0) * NS_PER_S) for name in ("ttft", "tpot")
-    )
-    if ttft_ns is tpot_ns is None:
-        return instance
-    requests = tuple(
-        replace(
-            request,
-            ttft_limit_ns=ttft_ns if request.ttft_limit_ns is None else request.ttft_limit_ns,
-            tpot_limit_ns=tpot_ns if request.tpot_limit_ns is None else request.tpot_limit_ns,
-        )
-        for request in instance.requests
-    )
-    return replace(instance, requests=requests)
-
-
 def _refuse_one_file_for_many(count: int, *files: Path | None) -> None:
     if count > 1 and any(files):
         raise UsageError(
-            "--picture, --save and --resume are for one bracket; give one --objective and no --uncertainty, "
-            "or take --out"
+            "--picture, --output and --resume are for one bracket; give one --objective and no "
+            "--uncertainty, or take --out"
         )
 
 
@@ -198,14 +176,13 @@ def _found(
     """The brackets in order; those that were there before Ctrl-C if there are several."""
     from cspsched.executors import run_all
     from cspsched.improve import find_bracket, find_light_bracket
-    from cspsched.problem.linear_form import read_objectives
 
     save, resume = files
     if len(tasks) == 1:
         _, task = tasks[0]
-        (objective,) = read_objectives(task.objective, task.instance.split_rejected()[0])
+        objective = one_objective(task.objective, task.instance)
         with LiveLine(objective, len(task.instance.requests)) as live:
-            bracket = find_bracket(task, {"state_file": resume, "on_step": tell, "on_progress": live})
+            bracket = find_bracket(task, {"state_file": resume, "on_step": live.tell, "on_progress": live})
         save_result(bracket.improvement, save)
         return [bracket]
     found: list[Bracket] = []

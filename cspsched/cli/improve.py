@@ -16,13 +16,19 @@ from cspsched.cli.options import (
     MOST_SEED,
     Duration,
     ManyValuesCommand,
+    heuristics_option,
     instance_serving,
     json_option,
+    objective_option,
+    one_objective,
     optional_trace_argument,
+    output_option,
     selected_trace,
     serving_options,
+    steps_option,
     trace_options,
 )
+from cspsched.errors import UsageError
 
 if TYPE_CHECKING:
     from cspsched.improve import ImproveLimits, Improvement
@@ -30,20 +36,17 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 SEARCH_OPTIONS = (
-    click.option(
-        "--heuristics",
-        multiple=True,
-        default=("vllm", "sarathi", "mc-sf", "smallest-volume"),
-        metavar="POLICY...",
-        help="Policies to be beaten, with their settings.  [default: vllm sarathi mc-sf smallest-volume]",
-    ),
+    heuristics_option,
     click.option(
         "--time-limit",
         type=Duration(),
-        help="Longest search, the policies and the bound not counted.  [default: 60s, or none with --steps]",
+        help="Longest wait, policies and bounds included.  [default: 60s, or none with --steps]",
     ),
+    steps_option,
     click.option(
-        "--steps", type=click.IntRange(min=0), help="Most steps of the search; repeats exactly without clock."
+        "--deterministic",
+        is_flag=True,
+        help="Without a clock: 200 steps if --steps says no other number, fewer above 5,000 requests.",
     ),
     click.option(
         "--seed",
@@ -52,11 +55,7 @@ SEARCH_OPTIONS = (
         show_default=True,
         help="Seed of the search; a resumed one goes on with its own.",
     ),
-    click.option(
-        "--save",
-        type=click.Path(path_type=Path, dir_okay=False),
-        help="File for the schedule ('check' and 'compare --schedule' read it).",
-    ),
+    output_option("File for the schedule ('check' and 'compare --schedule' read it).", "--save"),
     click.option(
         "--resume",
         type=click.Path(path_type=Path, dir_okay=False),
@@ -75,13 +74,7 @@ def search_options(command: Command) -> Command:
 
 @click.command("improve", cls=ManyValuesCommand)
 @optional_trace_argument
-@click.option(
-    "--objective",
-    type=click.Choice(["makespan", "latency", "ttft"]),
-    default="latency",
-    show_default=True,
-    help="What is minimised: end of the last batch, sum of latencies, sum of times to first token.",
-)
+@objective_option
 @search_options
 @click.option(
     "--seeds",
@@ -118,14 +111,14 @@ def improve_command(
 def run_search(trace: Path | None, options: dict[str, Any]) -> Improvement:
     """Improve on the policies by what the options say, with progress on stderr; save the schedule."""
     from cspsched.improve import improve
-    from cspsched.problem.metrics import Objective
     from cspsched.serving import make_instance
 
-    objective, heuristics = Objective(options.pop("objective")), options.pop("heuristics")
+    text, heuristics = options.pop("objective"), options.pop("heuristics")
     limits, save, resume = search_limits(options)
     where = {name: options.pop(name) for name in ("seeds", "executor", "workers")}
     requests = selected_trace(trace, options)
     instance = make_instance(requests, instance_serving(options))
+    objective = one_objective(text, instance)
     with LiveLine(objective, len(instance.requests)) as live:
         found = improve(
             instance,
@@ -133,7 +126,7 @@ def run_search(trace: Path | None, options: dict[str, Any]) -> Improvement:
             heuristics=heuristics,
             limits=limits,
             state_file=resume,
-            on_step=tell,
+            on_step=live.tell,
             on_progress=live,
             **where,
         )
@@ -148,10 +141,15 @@ def search_limits(options: dict[str, Any]) -> tuple[ImproveLimits, Path | None, 
     from cspsched.report.output import require_writable
 
     time_limit, steps = options.pop("time_limit"), options.pop("steps")
-    save, resume, seed = options.pop("save"), options.pop("resume"), options.pop("seed")
+    save, resume, seed = options.pop("output"), options.pop("resume"), options.pop("seed")
+    deterministic = options.pop("deterministic")
     for file in filter(None, (save, resume)):
         require_writable(file.parent)
-    if time_limit is None and steps is None:
+    if deterministic and time_limit is not None:
+        raise UsageError(
+            "--deterministic goes without a clock; limit the search by --steps, not --time-limit"
+        )
+    if time_limit is None and steps is None and not deterministic:
         time_limit = 60.0
     return ImproveLimits(time_limit_s=time_limit, max_steps=steps, seed=seed), save, resume
 
@@ -176,14 +174,14 @@ def exit_code(found: Improvement) -> int:
 
 def summary(found: Improvement) -> str:
     """Best policy, improved value, bound and gap, one line each, with who found it."""
-    from cspsched.problem.metrics import Objective
     from cspsched.report.table import percent
 
     count = len(found.instance.requests)
-    what = "makespan" if found.objective is Objective.MAKESPAN else f"mean {found.objective}"
-    policy = found.best_policy
-    values = [f"{found.objective.mean_s(ns, count):,.6f} s" for ns in (
-        policy.value_ns, found.value_ns, found.bound.value_ns)]  # fmt: skip
+    what, policy = found.objective.label, found.best_policy
+    values = [
+        found.objective.show(value_ns, count)
+        for value_ns in (policy.value_ns, found.value_ns, found.bound.value_ns)
+    ]
     width = max(map(len, values))
     lines = [
         f"{what} of {counted(count, 'request')}; {counted(found.steps, 'step')}; {found.stop_reason}",

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from difflib import get_close_matches
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from cspsched.errors import TraceError
+
 if TYPE_CHECKING:
+    from cspsched.problem.instance import Instance
+    from cspsched.problem.objectives import AnyObjective
     from cspsched.serving import Serving
     from cspsched.trace import Trace
 
@@ -19,12 +24,41 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 BUNDLED_TRACE = "chat-2000"
 MOST_SEED = 2**31 - 1
 SECONDS = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0}
+NUMBER = r"(\d+(?:\.\d+)?)"
+COUNTS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 BYTES = {"kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
          "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}  # fmt: skip
 
 
+class Option(click.Option):
+    """An option whose old names still work and are not shown.
+
+    Parameters
+    ----------
+    aliases
+        The old names.
+    """
+
+    def __init__(self, *args: Any, aliases: tuple[str, ...] = (), **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.aliases = aliases
+        self.opts = [*self.opts, *aliases]
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """The record without the old names."""
+        names, self.opts = self.opts, [name for name in self.opts if name not in self.aliases]
+        try:
+            return super().get_help_record(ctx)
+        finally:
+            self.opts = names
+
+    def get_error_hint(self, ctx: click.Context | None) -> str:
+        """The name of today."""
+        return f"'{self.opts[0]}'"
+
+
 class Duration(click.ParamType[float]):
-    """A time with its unit, such as 60s, 5min or 500ms; its value is in seconds."""
+    """A time such as 60s, 5min or 500ms, a bare number in seconds; its value is in seconds."""
 
     name = "duration"
 
@@ -32,10 +66,28 @@ class Duration(click.ParamType[float]):
         """Seconds of a text."""
         if isinstance(value, int | float):
             return float(value)
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|min|h)", value.strip())
+        match = re.fullmatch(rf"{NUMBER}\s*(ms|s|min|h|)", value.strip().lower())
         if match is None:
-            self.fail(f"{value!r} is no time with a unit, such as 60s, 5min or 500ms", param, ctx)
-        return float(match[1]) * SECONDS[match[2]]
+            self.fail(f"{value!r} is no time, such as 60s, 5min, 500ms or 60 (seconds)", param, ctx)
+        return float(match[1]) * SECONDS[match[2] or "s"]
+
+
+class Count(click.ParamType[int]):
+    """A number of tokens, blocks or requests, such as 65536, 64k (64,000) or 64Ki (65,536)."""
+
+    name = "count"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The number, at least 1."""
+        match = re.fullmatch(rf"{NUMBER}(ki|mi|gi|k|m|g|)", str(value).strip().lower().replace(",", ""))
+        number = Fraction(match[1]) * COUNTS[match[2]] if match else Fraction(0)
+        if number.denominator != 1 or number < 1:
+            self.fail(
+                f"{value!r} is no whole number from 1 on, such as 65536, 64k (64,000) or 64Ki (65,536)",
+                param,
+                ctx,
+            )
+        return int(number)
 
 
 class Size(click.ParamType[int]):
@@ -49,10 +101,11 @@ class Size(click.ParamType[int]):
         """Bytes of a text, rounded down."""
         if isinstance(value, int):
             return value
-        match = re.fullmatch(rf"(\d+(?:\.\d+)?)({'|'.join(BYTES)}){self.suffix}", value.strip())
+        units = {name.lower(): size for name, size in BYTES.items()}
+        match = re.fullmatch(rf"{NUMBER}\s*({'|'.join(units)}){self.suffix}", value.strip().lower())
         if match is None:
             self.fail(f"{value!r} is no {self.what}", param, ctx)
-        return int(Fraction(match[1]) * BYTES[match[2]])
+        return int(Fraction(match[1]) * units[match[2]])
 
 
 class Rate(Size):
@@ -61,6 +114,23 @@ class Rate(Size):
     name = "rate"
     suffix = "/s"
     what = "rate with a unit, such as 25GB/s"
+
+
+class ObjectiveText(click.ParamType[str]):
+    """Text of an objective, refused if it means nothing."""
+
+    name = "objective"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The text, as it is."""
+        from cspsched.errors import InputError
+        from cspsched.problem.objectives import parse_stages
+
+        try:
+            parse_stages(str(value))
+        except InputError as error:
+            self.fail(str(error), param, ctx)
+        return str(value)
 
 
 class Window(click.ParamType[tuple[float, float]]):
@@ -132,7 +202,7 @@ def _stack(*decorators: Callable[[Command], Command]) -> Callable[[Command], Com
 
 
 trace_options = _stack(
-    click.option("--limit", type=click.IntRange(min=1), help="Keep the first so many requests."),
+    click.option("--limit", type=Count(), help="Keep the first so many requests."),
     click.option("--window", type=Window(), help="Keep arrivals in [start, end) seconds from the first."),
     click.option("--scale-rate", type=float, metavar="FACTOR", help="Multiply the arrival rate."),
 )
@@ -143,11 +213,11 @@ hardware_options = _stack(
     click.option("--device", help="GPU (see 'cspsched devices').  [default: h100]"),
     click.option("--tensor-parallel", type=click.IntRange(min=1),
                  help="GPUs that share the model.  [default: the cost model's, else 1]"),
-    click.option("--block-tokens", type=click.IntRange(min=1), default=16, show_default=True,
+    click.option("--block-tokens", type=Count(), default=16, show_default=True,
                  help="Tokens of a KV block."),
-    click.option("--max-batch-tokens", type=click.IntRange(min=1),
+    click.option("--max-batch-tokens", type=Count(),
                  help="C: token budget of a batch.  [default: vLLM V1's on the device]"),
-    click.option("--max-batch-requests", type=click.IntRange(min=1),
+    click.option("--max-batch-requests", type=Count(),
                  help="R: most requests in a batch.  [default: vLLM V1's on the device]"),
     click.option("--gpu-memory-utilization", type=click.FloatRange(min=0, max=1, min_open=True), default=0.92,
                  show_default=True, help="Share of the device that the engine may fill."),
@@ -159,10 +229,10 @@ serving_options = _stack(
     click.option("--cost",
                  help="Cost model: a name (see 'cspsched costs') or a TOML/JSON file.  "
                  "[default: the one measured on model and device]"),
-    click.option("--kv-tokens", type=click.IntRange(min=1),
+    click.option("--kv-tokens", type=Count(),
                  help="KV capacity in tokens, rounded down to blocks.  [default: see 'cspsched capacity']"),
-    click.option("--kv-blocks", type=click.IntRange(min=1), help="KV capacity in blocks, instead of tokens."),
-    click.option("--max-model-len", type=click.IntRange(min=1),
+    click.option("--kv-blocks", type=Count(), help="KV capacity in blocks, instead of tokens."),
+    click.option("--max-model-len", type=Count(),
                  help="Longest prompt + output - 1 taken.  [default: the model's]"),
     click.option("--preemption", type=click.Choice(["none", "recompute", "swap", "either"]),
                  default="recompute", show_default=True,
@@ -171,15 +241,22 @@ serving_options = _stack(
                  help="Host memory of each GPU for swapped KV cache.  [default: 4GiB if there is swap]"),
     click.option("--swap-bandwidth", type=Rate(),
                  help="Rate of each GPU to and from host memory.  [default: the cost model's, else 25GB/s]"),
+    click.option("--ttft-slo", type=Duration(), help="TTFT limit of requests that have none of their own."),
+    click.option("--tpot-slo", type=Duration(), help="TPOT limit of requests that have none of their own."),
 )  # fmt: skip
 """Everything that turns a trace into an instance; collected by `instance_serving`."""
 
+OBJECTIVE_HELP = (
+    "What is minimised: makespan, latency, ttft, itl, tpot (sums), mean- or max-itl and -tpot, misses, "
+    "weighted-latency, -ttft, -misses; 'latency+2*max-itl' is a weighted sum."
+)
 objective_option = click.option(
     "--objective",
-    type=click.Choice(["makespan", "latency", "ttft"]),
-    default="makespan",
+    type=ObjectiveText(),
+    default="latency",
     show_default=True,
-    help="What is minimised: end of the last batch, sum of latencies, sum of times to first token.",
+    metavar="WHAT",
+    help=OBJECTIVE_HELP,
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON with a schema field.")
 workers_option = click.option(
@@ -192,13 +269,40 @@ seed_option = click.option(
     show_default=True,
     help="Seed of the exact solver.",
 )
+steps_option = click.option(
+    "--steps",
+    type=click.IntRange(min=0),
+    help="Most steps of the search; with steps alone the result repeats exactly.",
+)
+
+
+def _split_policies(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    from cspsched.policies.base import split_policies
+
+    del ctx, param
+    return tuple(policy for value in values for policy in split_policies(value))
+
+
 heuristics_option = click.option(
     "--heuristics",
+    cls=Option,
+    aliases=("--policy",),
     multiple=True,
     default=("vllm", "sarathi"),
     metavar="POLICY...",
+    callback=_split_policies,
     help="Policies with their settings, such as vllm:max_num_seqs=256 sarathi:chunk=512.  "
     "[default: vllm sarathi]",
+)
+heuristic_option = click.option(
+    "--heuristics",
+    "policy",
+    cls=Option,
+    aliases=("--policy",),
+    default="vllm",
+    show_default=True,
+    metavar="POLICY",
+    help="Policy with its settings, such as sarathi:chunk=512 (see 'cspsched policies').",
 )
 trace_argument = click.argument("trace", type=click.Path(path_type=Path))
 optional_trace_argument = click.argument("trace", type=click.Path(path_type=Path), required=False)
@@ -207,12 +311,50 @@ out_type = click.Path(path_type=Path, file_okay=False)
 SERVING_NAMES = (
     "model", "device", "tensor_parallel", "cost", "block_tokens", "kv_tokens", "kv_blocks",
     "max_batch_tokens", "max_batch_requests", "max_model_len", "gpu_memory_utilization",
-    "preemption", "host_memory", "swap_bandwidth",
+    "preemption", "host_memory", "swap_bandwidth", "ttft_slo", "tpot_slo",
 )  # fmt: skip
 
 
-FIELDS = {"host_memory": "host_memory_bytes", "swap_bandwidth": "swap_bytes_per_s"}
+FIELDS = {
+    "host_memory": "host_memory_bytes",
+    "swap_bandwidth": "swap_bytes_per_s",
+    "ttft_slo": "ttft_limit_s",
+    "tpot_slo": "tpot_limit_s",
+}
 """Fields of the set-up whose options carry the unit in the value instead of the name."""
+
+
+def output_option(what: str, *aliases: str, required: bool = False) -> Callable[[Command], Command]:
+    """`--output FILE`, with the names that it had before."""
+    return click.option(
+        "--output",
+        cls=Option,
+        aliases=aliases,
+        type=click.Path(path_type=Path, dir_okay=False),
+        metavar="FILE",
+        required=required,
+        help=what,
+    )
+
+
+def one_objective(text: str, instance: Instance) -> AnyObjective:
+    """The objective that a text means on the servable part of an instance; only `solve` takes several.
+
+    Raises
+    ------
+    UsageError
+        If there are several stages.
+    """
+    from cspsched.errors import UsageError
+    from cspsched.problem.linear_form import read_objectives
+
+    first, *others = read_objectives(text, instance.split_rejected()[0])
+    if others:
+        raise UsageError(
+            f"--objective {text} has {len(others) + 1} stages, which only 'cspsched solve' takes; give one, "
+            "or a weighted sum with +"
+        )
+    return first
 
 
 def selected_trace(trace: Path | None, options: dict[str, Any]) -> Trace:
@@ -223,7 +365,16 @@ def selected_trace(trace: Path | None, options: dict[str, Any]) -> Trace:
     selection = {name: options.pop(name) for name in ("limit", "window", "scale_rate")}
     if trace is None or (str(trace) in shipped_traces() and not trace.exists()):
         trace = shipped_trace_path(str(trace or BUNDLED_TRACE))
+    if not trace.exists():
+        raise TraceError(_no_such_trace(str(trace), shipped_traces()))
     return read_trace(trace, **selection)
+
+
+def _no_such_trace(name: str, known: list[str]) -> str:
+    """What there is in place of a file that does not exist."""
+    near = get_close_matches(name.lower(), known, n=1)
+    hint = f"; did you mean the bundled trace {near[0]!r}?" if near else ""
+    return f"{name}: no such file{hint} (bundled: {', '.join(known)})"
 
 
 def instance_serving(options: dict[str, Any], **switches: bool) -> Serving:

@@ -10,11 +10,14 @@ import click
 
 from cspsched.cli.console import counted, tell, tell_rejections, working
 from cspsched.cli.options import (
+    heuristic_option,
     instance_serving,
     json_option,
     objective_option,
+    one_objective,
     optional_trace_argument,
     out_type,
+    output_option,
     selected_trace,
     serving_options,
     trace_options,
@@ -23,26 +26,20 @@ from cspsched.errors import UsageError
 
 if TYPE_CHECKING:
     from cspsched.problem.instance import Instance, Rejection
-    from cspsched.problem.metrics import Objective
+    from cspsched.problem.objectives import AnyObjective
     from cspsched.report.run import Run
     from cspsched.simulate import Policy
 
 
 @click.command("simulate")
 @optional_trace_argument
-@click.option(
-    "--policy",
-    default="vllm",
-    show_default=True,
-    metavar="POLICY",
-    help="Policy with its settings, such as sarathi:chunk=512 (see 'cspsched policies').",
-)
+@heuristic_option
 @click.option(
     "--emulate-bugs",
     is_flag=True,
     help="Simulate known bugs of the real engine, too (a setting of the policy; see 'cspsched policies').",
 )
-@click.option("--save", type=click.Path(path_type=Path, dir_okay=False), help="Write the schedule to a file.")
+@output_option("File for the schedule.", "--save")
 @click.option("--out", type=out_type, help="Folder for tables of requests and iterations, and run.json.")
 @click.option(
     "--format",
@@ -63,7 +60,7 @@ def simulate_command(
     trace: Path | None,
     policy: str,
     emulate_bugs: bool,  # noqa: FBT001 - click passes flags so
-    save: Path | None,
+    output: Path | None,
     out: Path | None,
     table_format: str | None,
     perfetto: Path | None,
@@ -78,15 +75,14 @@ def simulate_command(
     one for each request, and counters; the tables have a row for each request and each iteration.
 
     \b
-    cspsched simulate trace.csv --policy sarathi:chunk=512 --save schedule.json
+    cspsched simulate trace.csv --heuristics sarathi:chunk=512 --output schedule.json
     cspsched simulate trace.csv --out run --format csv
     cspsched simulate trace.csv --perfetto run.json.gz
     """  # noqa: D301 - click's marker for text that is not to be wrapped
     from cspsched.policies.base import add_setting, make_policy
-    from cspsched.problem.metrics import Objective
     from cspsched.serving import make_instance
 
-    _require_outputs(save, out, table_format, perfetto)
+    _require_outputs(output, out, table_format, perfetto)
     requests = selected_trace(trace, options)
     instance, rejections = make_instance(requests, instance_serving(options)).split_rejected()
     chosen = make_policy(add_setting(policy, "emulate_bugs=true") if emulate_bugs else policy)
@@ -98,8 +94,8 @@ def simulate_command(
         click.echo(json.dumps({"schema": "cspsched/metrics/1", **summary}, indent=1))
     else:
         click.echo("\n".join(_lines(summary)))
-    if save is not None:
-        _save(run, Objective(objective), save)
+    if output is not None:
+        _save(run, one_objective(objective, instance), output)
     if out is not None:
         _write_tables(run, out, table_format)
     if perfetto is not None:
@@ -149,7 +145,7 @@ def _simulated(instance: Instance, policy: Policy, rejections: tuple[Rejection, 
     )
 
 
-def _save(run: Run, objective: Objective, path: Path) -> None:
+def _save(run: Run, objective: AnyObjective, path: Path) -> None:
     from cspsched.problem.result import Result, Status, StopReason, tool_versions
     from cspsched.report.output import write_files
 

@@ -11,8 +11,10 @@ from click.core import ParameterSource
 
 from cspsched.cli.console import LiveLine, tell
 from cspsched.cli.options import (
+    OBJECTIVE_HELP,
     Duration,
     ManyValuesCommand,
+    ObjectiveText,
     heuristics_option,
     instance_serving,
     json_option,
@@ -53,34 +55,15 @@ class Restrictions(click.ParamType[tuple["Restriction", ...]]):
         return tuple(map(Restriction, names))
 
 
-class ObjectiveText(click.ParamType[str]):
-    """Text of an objective, refused if it means nothing."""
-
-    name = "objective"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """The text, as it is."""
-        from cspsched.errors import InputError
-        from cspsched.problem.objectives import parse_stages
-
-        try:
-            parse_stages(str(value))
-        except InputError as error:
-            self.fail(str(error), param, ctx)
-        return str(value)
-
-
 @click.command("solve", cls=ManyValuesCommand)
 @trace_argument
 @click.option(
     "--objective",
     type=ObjectiveText(),
-    default="makespan",
+    default="latency",
     show_default=True,
     metavar="WHAT",
-    help="What is minimised: makespan, latency, ttft, itl, tpot (sums), mean- or max-itl and -tpot, misses, "
-    "weighted-latency, -ttft, -misses; 'latency+2*max-itl' is a weighted sum, 'misses,latency' one after "
-    "the other.",
+    help=f"{OBJECTIVE_HELP} 'misses,latency' is one after the other.",
 )
 @click.option("--time-limit", type=Duration(), default="60s", show_default=True, help="Longest search.")
 @click.option(

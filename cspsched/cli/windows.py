@@ -15,8 +15,11 @@ from cspsched.cli.options import (
     MOST_SEED,
     Duration,
     ManyValuesCommand,
+    heuristic_option,
     instance_serving,
     json_option,
+    objective_option,
+    one_objective,
     optional_trace_argument,
     out_type,
     selected_trace,
@@ -27,14 +30,8 @@ from cspsched.cli.options import (
 
 @click.command("windows", cls=ManyValuesCommand)
 @optional_trace_argument
-@click.option("--policy", default="vllm", show_default=True, help="Policy, with its settings.")
-@click.option(
-    "--objective",
-    type=click.Choice(["makespan", "latency", "ttft"]),
-    default="latency",
-    show_default=True,
-    help="What is minimised in each window.",
-)
+@heuristic_option
+@objective_option
 @click.option(
     "--num", type=click.IntRange(min=1), default=50, show_default=True, help="Windows to be sampled."
 )
@@ -102,10 +99,9 @@ def windows_command(
     they are in; the rest of the machine is a constant load. Each window is solved to the end.
 
     \b
-    cspsched windows trace.csv --policy sarathi:chunk=512 --num 50 --out report
+    cspsched windows trace.csv --heuristics sarathi:chunk=512 --num 50 --out report
     cspsched windows trace.csv --executor processes --workers 8
     """  # noqa: D301 - click's marker for text that is not to be wrapped
-    from cspsched.problem.metrics import Objective
     from cspsched.report import windows as report
     from cspsched.report.output import require_writable, write_files
     from cspsched.serving import make_instance
@@ -114,10 +110,11 @@ def windows_command(
     if out is not None:
         require_writable(out)
     requests = selected_trace(trace, options)
+    instance = make_instance(requests, instance_serving(options))
     study = study_windows(
-        make_instance(requests, instance_serving(options)),
+        instance,
         policy,
-        Objective(objective),
+        one_objective(objective, instance),
         WindowShape(size=size, output_tokens=tokens, ahead=ahead),
         num=num,
         seed=seed,
@@ -131,7 +128,7 @@ def windows_command(
     click.echo(data if as_json else f"{requests.name}: {report.text(study)}")
     if out is not None:
         files: dict[str, str | bytes] = {"windows.json": data + "\n"}
-        if study.judged:
+        if len(study.excesses):
             files["windows.png"] = report.picture(study)
         write_files(out, files)
         tell(f"wrote {' and '.join(files)} to {out}")

@@ -11,12 +11,12 @@ from cspsched.improve.ends import why_open
 from cspsched.improve.improvement import DEFAULT_RIVALS, ImproveLimits, improve
 from cspsched.improve.outcome import Improvement
 from cspsched.improve.rivals import Rival
+from cspsched.problem.excess import Excess
 from cspsched.problem.instance import Instance
 from cspsched.problem.linear_form import read_objectives
 from cspsched.problem.result import tool_versions, unit_of
 
 BRACKET_SCHEMA = "cspsched/bracket/1"
-Interval = tuple[float | None, float | None]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -47,13 +47,9 @@ class Bracket:
         """U / L; None if L is 0."""
         return self.high_ns / self.low_ns if self.low_ns else None
 
-    def excess(self, rival: Rival) -> Interval:
-        """Interval of (policy - optimum) / optimum: over the best known schedule, over the bound.
-
-        None is said of an end that is 0.
-        """
-        at_least, at_most = (rival.value_ns / end - 1 if end else None for end in (self.high_ns, self.low_ns))
-        return at_least, at_most
+    def excess(self, rival: Rival) -> Excess:
+        """How far a policy is above the optimum."""
+        return Excess.of(rival.value_ns, best_ns=self.high_ns, bound_ns=self.low_ns)
 
     def to_json(self) -> dict[str, Any]:
         """Both ends with what gave them, and every policy, with a schema version and units in the names."""
@@ -87,8 +83,8 @@ class Bracket:
                     "policy": rival.policy,
                     "value_ns": rival.value_ns,
                     "value_s": mean_s(rival.value_ns),
-                    "excess_at_least": self.excess(rival)[0],
-                    "excess_at_most": self.excess(rival)[1],
+                    "excess_at_least": self.excess(rival).at_least,
+                    "excess_at_most": self.excess(rival).at_most,
                 }
                 for rival in found.rivals
             ],

@@ -1,4 +1,4 @@
-"""Bound and policies over time: from when on a policy is provably late, and by how much."""
+"""Bound, best known schedules and policies over time: how late a policy is, at least and at most."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import numpy as np
 from cspsched.bounds import latency_curve, makespan_curve
 from cspsched.improve.outcome import Improvement
 from cspsched.problem.cost import IntArray
-from cspsched.problem.metrics import Metrics, Objective
+from cspsched.problem.excess import Excess
+from cspsched.problem.metrics import Metrics, Objective, measure
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Curve:
-    """For each moment, about the requests that have arrived by then: a bound, and what policies make of them.
+    """For each moment, about the requests that have arrived by then: bounds, and what schedules make of them.
 
     Attributes
     ----------
@@ -23,6 +24,8 @@ class Curve:
         Latency: sums over those requests. Makespan: when the last of them is finished.
     times_ns, num_requests, bounds_ns
         Moments, requests that have arrived by then, and bounds that hold in every schedule of the trace.
+    best_ns
+        The least that a known schedule makes of them; another schedule at another moment.
     policies_ns
         Values of each policy by its name.
     """
@@ -31,12 +34,13 @@ class Curve:
     times_ns: tuple[int, ...]
     num_requests: tuple[int, ...]
     bounds_ns: tuple[int, ...]
+    best_ns: tuple[int, ...]
     policies_ns: dict[str, tuple[int, ...]]
 
-    def lateness(self, policy: str) -> list[float]:
-        """(policy - bound) / bound at each moment; 0 where the bound is."""
-        pairs = zip(self.policies_ns[policy], self.bounds_ns, strict=True)
-        return [value / bound - 1 if bound else 0.0 for value, bound in pairs]
+    def excess(self, policy: str) -> list[Excess]:
+        """How far a policy is above the optimum on the requests that have arrived by each moment."""
+        rows = zip(self.policies_ns[policy], self.best_ns, self.bounds_ns, strict=True)
+        return [Excess.of(value, best_ns=best, bound_ns=bound) for value, best, bound in rows]
 
     def to_json(self) -> dict[str, Any]:
         """Columns with units in the names."""
@@ -44,6 +48,7 @@ class Curve:
             "times_ns": list(self.times_ns),
             "num_arrived": list(self.num_requests),
             "bounds_ns": list(self.bounds_ns),
+            "best_known_ns": list(self.best_ns),
             "policies_ns": [
                 {"policy": policy, "values_ns": list(values)} for policy, values in self.policies_ns.items()
             ],
@@ -54,28 +59,34 @@ def curve_of(found: Improvement, num_points: int) -> Curve | None:
     """The curve of an improvement; None without points, for other objectives, and on very long traces."""
     objective = found.objective
     runs = {rival.policy: rival.run.metrics for rival in found.rivals if rival.run is not None}
+    known = [rival.run.metrics for rival in found.reference if rival.run is not None]
+    if found.schedule is not None:
+        known.append(measure(found.instance, found.schedule))
     if not num_points or objective not in (Objective.LATENCY, Objective.MAKESPAN) or not runs:
         return None
     bound = latency_curve if objective is Objective.LATENCY else makespan_curve
     times_ns, bounds_ns = bound(found.instance, num_points)
     arrivals_ns = np.array([request.arrival_ns for request in found.instance.requests], dtype=np.int64)
     counts = [int((arrivals_ns <= time_ns).sum()) for time_ns in times_ns]
+    policies_ns = {
+        policy: _values(metrics, arrivals_ns, times_ns, Objective(objective))
+        for policy, metrics in runs.items()
+    }
+    known_ns = [_values(metrics, arrivals_ns, times_ns, Objective(objective)) for metrics in known]
     return Curve(
         objective=Objective(objective),
         times_ns=tuple(times_ns.tolist()),
         num_requests=tuple(counts),
         bounds_ns=tuple(bounds_ns),
-        policies_ns={
-            policy: _values(metrics, arrivals_ns, times_ns, Objective(objective))
-            for policy, metrics in runs.items()
-        },
+        best_ns=tuple(map(min, zip(*policies_ns.values(), *known_ns, strict=True))),
+        policies_ns=policies_ns,
     )
 
 
 def _values(
     metrics: Metrics, arrivals_ns: IntArray, times_ns: IntArray, objective: Objective
 ) -> tuple[int, ...]:
-    """What a policy makes of the requests that have arrived by each moment."""
+    """What a schedule makes of the requests that have arrived by each moment."""
     found = []
     for time_ns in times_ns:
         latencies = metrics.latency_ns[arrivals_ns <= time_ns]

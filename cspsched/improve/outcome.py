@@ -30,11 +30,20 @@ class Found:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Improvement:
-    """Best known schedule of an instance beside the best policy and a proven bound, in nanoseconds."""
+    """Best known schedule of an instance beside the best policy and a proven bound, in nanoseconds.
+
+    Attributes
+    ----------
+    rivals
+        Policies that were asked for.
+    reference
+        Policies of the fixed reference set, as far as they can run; asked for or not.
+    """
 
     instance: Instance
     objective: AnyObjective
     rivals: tuple[Rival, ...]
+    reference: tuple[Rival, ...]
     schedule: Schedule | None
     """None where it is too long to be held whole."""
     value_ns: int
@@ -47,8 +56,8 @@ class Improvement:
 
     @property
     def best_policy(self) -> Rival:
-        """The best of the policies."""
-        return min(self.rivals, key=lambda rival: rival.value_ns)
+        """The best of the policies, those of the reference included."""
+        return min((*self.reference, *self.rivals), key=lambda rival: rival.value_ns)
 
     @property
     def gap(self) -> float:

@@ -1,11 +1,15 @@
-"""Policies that a search is to beat: their schedules, judged by the referee, whole or in parts."""
+"""Schedules of policies, judged by the referee, whole or in parts: those asked for, and the reference's.
+
+What a policy is measured against may not depend on which others are listed beside it. So the best known
+schedule comes from a fixed set of policies, beside those listed and a search that knows neither.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from cspsched.errors import UsageError
+from cspsched.errors import InputError, InternalError, UsageError
 from cspsched.improve.long_runs import is_long, parts_of_run
 from cspsched.policies.base import make_policy
 from cspsched.problem.instance import Instance
@@ -18,6 +22,13 @@ from cspsched.problem.violation import Violation
 from cspsched.simulate import Policy
 from cspsched.simulate.kernel import run_policy, simulate_fast
 from cspsched.simulate.kernel.api import kernel_rules
+
+REFERENCE_SET = ("sarathi", "vidur-vllm", "smallest-volume", "fastserve")
+"""Policies whose schedules every value is measured against, as far as they can run: those that bring most
+(docs/brackets.md, `benchmarks/reference_set.py`)."""
+
+SWITCHED_RULES = {"preemption", "chunked prefill", "hybrid batches", "holding"}
+"""Rules that an instance has or has not: a policy may be unfit for it without being wrong."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -66,36 +77,90 @@ class Rival:
 
 
 def run_rivals(
-    instance: Instance, objective: AnyObjective, heuristics: Iterable[str], tell: Callable[[str], None]
+    instance: Instance,
+    objective: AnyObjective,
+    heuristics: Iterable[str],
+    tell: Callable[[str], None],
+    *,
+    whole: bool = False,
 ) -> tuple[Rival, ...]:
-    """Schedules of policies that the referee accepts.
+    """Schedules of policies that the referee accepts, in the order in which they are named.
+
+    Parameters
+    ----------
+    whole
+        Hold schedules whole, however long they are.
 
     Raises
     ------
     UsageError
-        If there is no policy, or one is unknown, does what the instance does not allow, or cannot run on a
-        trace of that length.
+        If there is no policy, one is named twice or is unknown, does what the instance does not allow, or
+        cannot run on a trace of that length.
     """
-    rivals = []
-    for policy in map(make_policy, heuristics):
-        if getattr(getattr(policy, "settings", None), "enable_prefix_caching", False):
-            raise UsageError(f"policy {policy.label} caches prefixes, which no bound knows; leave it out")
-        tell(f"simulating {policy.label} on {len(instance.requests)} requests")
-        if is_long(instance):
-            rivals.append(_long_rival(instance, objective, policy))
-        else:
-            rivals.append(_rival(instance, objective, policy))
-    if not rivals:
-        raise UsageError("name at least one policy to improve on")
-    return tuple(rivals)
+    policies = list(map(make_policy, heuristics))
+    labels = [policy.label for policy in policies]
+    if not labels or len(set(labels)) < len(labels):
+        raise UsageError(f"name at least one policy, and each once; got: {', '.join(labels) or 'none'}")
+    in_parts = is_long(instance) and not whole
+    return tuple(_judged(instance, objective, policy, tell, in_parts=in_parts) for policy in policies)
+
+
+def run_reference(
+    instance: Instance, objective: AnyObjective, known: Iterable[Rival], tell: Callable[[str], None]
+) -> tuple[Rival, ...]:
+    """Schedules of the reference set; a policy that cannot run on the instance is passed over.
+
+    Parameters
+    ----------
+    known
+        Rivals of the same instance; who is among them does not run again.
+    """
+    found = {rival.policy: rival for rival in known}
+    in_parts, reference = is_long(instance), []
+    for name in REFERENCE_SET:
+        try:
+            rival = found.get(name) or _judged(
+                instance, objective, make_policy(name), tell, in_parts=in_parts
+            )
+            reference.append(rival)
+        except (UsageError, InputError) as reason:
+            tell(f"the reference goes without {name}: {reason}")
+    return tuple(reference)
+
+
+def _judged(
+    instance: Instance,
+    objective: AnyObjective,
+    policy: Policy,
+    tell: Callable[[str], None],
+    *,
+    in_parts: bool,
+) -> Rival:
+    """What a policy reaches; refused if the bounds would say nothing about it."""
+    if getattr(getattr(policy, "settings", None), "enable_prefix_caching", False):
+        raise UsageError(
+            f"policy {policy.label} caches prefixes, which the bounds do not know: there is no excess; leave "
+            "enable_prefix_caching out, or use 'cspsched simulate'"
+        )
+    tell(f"simulating {policy.label} on {len(instance.requests)} requests")
+    return (_long_rival if in_parts else _rival)(instance, objective, policy)
 
 
 def _rival(instance: Instance, objective: AnyObjective, policy: Policy) -> Rival:
-    schedule = run_policy(instance, policy).schedule
-    _refuse(policy, find_violations(instance, schedule))
-    metrics = measure(instance, schedule)
-    value_ns = metrics.objective_ns(objective)
-    return Rival(policy=policy.label, value_ns=value_ns, run=Run(schedule=schedule, metrics=metrics))
+    simulation = run_policy(instance, policy)
+    if simulation.output_changes:
+        raise UsageError(
+            f"policy {policy.label} gives other numbers of tokens than were asked for to "
+            f"{len(simulation.output_changes)} requests: there is no excess; leave emulate_bugs out, or use "
+            "'cspsched simulate'"
+        )
+    _refuse(policy, find_violations(instance, simulation.schedule))
+    metrics = measure(instance, simulation.schedule)
+    return Rival(
+        policy=policy.label,
+        value_ns=metrics.objective_ns(objective),
+        run=Run(schedule=simulation.schedule, metrics=metrics),
+    )
 
 
 def _long_rival(instance: Instance, objective: AnyObjective, policy: Policy) -> Rival:
@@ -112,8 +177,11 @@ def _long_rival(instance: Instance, objective: AnyObjective, policy: Policy) -> 
 
 
 def _refuse(policy: Policy, violations: list[Violation]) -> None:
-    if violations:
+    """What the instance does not allow is wrong use; any other violation is a bug, of ours or the user's."""
+    if violations and violations[0].rule in SWITCHED_RULES:
         raise UsageError(
             f"policy {policy.label} does what the instance does not allow: {violations[0].message}; "
             "allow it or choose another policy"
         )
+    if violations:
+        raise InternalError(f"policy {policy.label} breaks a rule: {violations[0].message}; please report")

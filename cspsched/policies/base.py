@@ -87,6 +87,21 @@ def make_policy(text: str) -> Policy:
     return _made(name, factory)
 
 
+def split_policies(text: str) -> list[str]:
+    """Policies of a text such as `vllm,sarathi:chunk=512,max_num_seqs=64`; settings stay with their policy.
+
+    A part is a setting if the part before has some and it is `name=value`, with no colon.
+    """
+    policies: list[str] = []
+    for part in text.split(","):
+        has_settings = bool(policies) and "=" in policies[-1] and ":" in policies[-1]
+        if has_settings and "=" in part and ":" not in part:
+            policies[-1] += f",{part}"
+        else:
+            policies.append(part)
+    return policies
+
+
 def add_setting(text: str, setting: str) -> str:
     """The text of a policy with one more setting, such as `emulate_bugs=true`."""
     in_file = split_file_policy(text.strip())

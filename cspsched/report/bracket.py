@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from cspsched.compare import CLAIRVOYANT
 from cspsched.errors import InputError
-from cspsched.improve.bracket import Bracket, Interval
+from cspsched.improve.bracket import Bracket
 from cspsched.improve.curve import Curve
 from cspsched.improve.ends import why_open
 from cspsched.problem.metrics import Objective
 from cspsched.problem.objectives import Mixture
-from cspsched.report.table import excess, percent
+from cspsched.report.table import between, excess, percent
 from cspsched.units import NS_PER_S
 
 BAND, POINT, LINE = "#4c72b0", "#c44e52", "#333333"
@@ -38,17 +39,9 @@ def header(bracket: Bracket) -> list[str]:
 def rows(bracket: Bracket) -> list[list[str]]:
     """One row of text for each policy."""
     return [
-        [rival.policy, _shown(bracket, rival.value_ns), interval(bracket.excess(rival))]
+        [rival.policy, _shown(bracket, rival.value_ns), excess(bracket.excess(rival))]
         for rival in bracket.improvement.rivals
     ]
-
-
-def interval(ends: Interval) -> str:
-    """An excess; in words where an end of the bracket is 0, of which nothing is a share."""
-    low, high = ends
-    if high is None:
-        return "no share of 0" if low is None else f"at least {percent(low)}"
-    return excess((low or 0.0, high))
 
 
 def write_picture(bracket: Bracket, path: Path) -> None:
@@ -88,18 +81,18 @@ def sentences(bracket: Bracket) -> list[str]:
 
 
 def lateness(curve: Curve, policy: str) -> str:
-    """When a policy is provably late the most."""
-    late = curve.lateness(policy)
-    worst = max(range(len(late)), key=late.__getitem__)
+    """By how much a policy is late at the moment of which most is proven, and at the end."""
+    late = curve.excess(policy)
+    worst = max(range(len(late)), key=lambda k: late[k].at_least or 0.0)
     return (
-        f"{policy} is provably late the most, by {percent(late[worst])}, on the "
-        f"{curve.num_requests[worst]:,} requests that have arrived by "
-        f"{curve.times_ns[worst] / NS_PER_S:,.1f} s; on all, by {percent(late[-1])}"
+        f"{policy} is above the optimum {between(late[-1])} on all {curve.num_requests[-1]:,} requests; most "
+        f"is proven about the {curve.num_requests[worst]:,} that have arrived by "
+        f"{curve.times_ns[worst] / NS_PER_S:,.1f} s: {between(late[worst])}"
     )
 
 
 def curve_figure(curve: Curve) -> Figure:
-    """Bound and policies over time, and below by how much each policy is provably late."""
+    """What policies and bound make over time; below, the interval of each policy's excess."""
     figure = Figure(figsize=(10, 6.5), layout="constrained")
     values, late = figure.subplots(2, 1, sharex=True)
     times_s = [time_ns / NS_PER_S for time_ns in curve.times_ns]
@@ -107,13 +100,18 @@ def curve_figure(curve: Curve) -> Figure:
     shares = [NS_PER_S * (count if is_sum else 1) for count in curve.num_requests]
     for policy, column in curve.policies_ns.items():
         name = policy.replace("$", r"\$")
-        values.plot(times_s, [v / share for v, share in zip(column, shares, strict=True)], ".-", label=name)
-        late.plot(times_s, [100 * share for share in curve.lateness(policy)], ".-", label=name)
+        (line,) = values.plot(
+            times_s, [v / share for v, share in zip(column, shares, strict=True)], ".-", label=name
+        )
+        least, most = np.array(curve.excess(policy), dtype=np.float64).T * 100
+        late.plot(times_s, least, ".-", color=line.get_color(), label=name)
+        late.fill_between(times_s, least, most, color=line.get_color(), alpha=0.15, linewidth=0)
     bound = [value / share for value, share in zip(curve.bounds_ns, shares, strict=True)]
     values.plot(times_s, bound, color=LINE, linestyle="--", label="bound: no schedule is below")
     values.set_ylabel("mean latency [s]" if is_sum else "all finished at [s]")
     values.set_title("Requests that have arrived by each moment: policies and bound")
-    late.set_ylabel("provably late [% of the bound]")
+    late.set_ylabel("above the optimum [%]")
+    late.set_title("at least (line) to at most (top of the band)", fontsize="medium")
     late.set_xlabel("time [s]")
     late.set_ylim(bottom=0)
     for axes in (values, late):
@@ -136,7 +134,7 @@ def bracket_figure(bracket: Bracket) -> Figure:
     axes.plot(values, range(len(values)), "o", color=POINT)
     for position, (value, rival) in enumerate(zip(values, found.rivals, strict=True)):
         axes.annotate(
-            interval(bracket.excess(rival)), (value, position), textcoords="offset points", xytext=(8, -3)
+            excess(bracket.excess(rival)), (value, position), textcoords="offset points", xytext=(8, -3)
         )
     axes.set_yticks(range(len(values)), [rival.policy.replace("$", r"\$") for rival in found.rivals])
     axes.set_ylim(len(values) - 0.5, -0.5)

@@ -2,33 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Decimal
 from typing import Any
 
 from cspsched.compare import CLAIRVOYANT, Comparison, PolicyRow
+from cspsched.problem.excess import Excess
 from cspsched.problem.metrics import Objective
 from cspsched.problem.result import StopReason
 from cspsched.units import NS_PER_S
 
 ARRIVAL_DOMINATED = 0.9
+LEAST_PLAIN = 1e-3
+"""Below a tenth of a percent a ratio is shown with two significant digits."""
 WHY_OPEN = {
     StopReason.TOO_LARGE: "the trace is too large for the exact solver",
-    StopReason.TIME_LIMIT: "the exact solver ran into the time limit",
-    StopReason.INTERRUPTED: "the exact solver was interrupted",
+    StopReason.TIME_LIMIT: "the exact solver ran into the limit",
+    StopReason.INTERRUPTED: "the search was interrupted",
     StopReason.FINISHED: "the exact solver searched schedules of limited length only",
 }
 UNITS = (("s", 1.0), ("ms", 1e-3), ("us", 1e-6), ("ns", 1e-9))
+PERCENTILES = ("p50", "p90", "p99")
 Column = tuple[str, Callable[[PolicyRow, dict[str, Any]], str]]
+
+
+def _measured(name: str, key: str, statistic: str) -> Column:
+    """Column of a statistic of times, `-` where no request has one."""
+    return f"{name} {statistic}", lambda _, m: "-" if m[key] is None else seconds(m[key][statistic])
+
 
 COLUMNS: tuple[Column, ...] = (
     ("policy", lambda row, _: row.policy),
     ("makespan", lambda _, m: seconds(m["makespan_s"])),
-    ("latency mean", lambda _, m: seconds(m["latency_s"]["mean"])),
-    ("latency p99", lambda _, m: seconds(m["latency_s"]["p99"])),
-    ("TTFT mean", lambda _, m: seconds(m["ttft_s"]["mean"])),
-    ("TTFT p99", lambda _, m: seconds(m["ttft_s"]["p99"])),
-    ("TPOT mean", lambda _, m: _mean(m["tpot_s"])),
-    ("ITL p99", lambda _, m: "-" if m["itl_s"] is None else seconds(m["itl_s"]["p99"])),
+    *(_measured("latency", "latency_s", statistic) for statistic in ("mean", *PERCENTILES)),
+    *(_measured("TTFT", "ttft_s", statistic) for statistic in ("mean", *PERCENTILES)),
+    _measured("TPOT", "tpot_s", "mean"),
+    *(_measured("ITL", "itl_s", statistic) for statistic in PERCENTILES),
     ("preemptions", lambda _, m: f"{m['preemptions']:,}"),
     ("recomputed tokens", lambda _, m: f"{m['recomputed_tokens']:,}"),
     ("batches", lambda _, m: f"{m['num_batches']:,}"),
@@ -50,7 +59,9 @@ def rows(comparison: Comparison) -> list[list[str]]:
 
 def footnotes(comparison: Comparison) -> list[str]:
     """What the reference is, what was rejected, and what the reader must know."""
-    notes = [reference_sentence(comparison), *arrival_note(comparison), CLAIRVOYANT]
+    notes = [reference_sentence(comparison), *_ends(comparison), *arrival_note(comparison), CLAIRVOYANT]
+    if not comparison.limits.repeats:
+        notes.append("A time limit was given: what another run finds depends on the clock.")
     if comparison.rejections:
         count, first = len(comparison.rejections), comparison.rejections[0].reason
         requests = "request is" if count == 1 else "requests are"
@@ -61,9 +72,9 @@ def footnotes(comparison: Comparison) -> list[str]:
 def reference_sentence(comparison: Comparison) -> str:
     """What the excess is measured against, in one sentence."""
     reference, requests = comparison.reference, len(comparison.instance.requests)
-    what = "makespan" if comparison.objective is Objective.MAKESPAN else f"mean {comparison.objective}"
+    what = comparison.objective.label
     best, bound = (
-        f"{comparison.objective.mean_s(value_ns, requests):,.9f} s"
+        comparison.objective.show(value_ns, requests)
         for value_ns in (reference.best_known_ns, reference.bound_ns)
     )
     if reference.stop_reason is StopReason.ROUNDING:
@@ -82,6 +93,15 @@ def reference_sentence(comparison: Comparison) -> str:
         f"{reference.certificate}) and {best} (schedule of {reference.best_known_by}), so each excess is an "
         f"interval ({WHY_OPEN[reference.stop_reason]})."
     )
+
+
+def _ends(comparison: Comparison) -> list[str]:
+    """The excesses at the ends of the cost model's error band, and what they are measured against."""
+    return [
+        f"If all batches are {end}, the certified excess is "
+        f"{', '.join(f'{row.policy} {excess(row.excess)}' for row in one.rows)}. {reference_sentence(one)}"
+        for end, one in comparison.ends.items()
+    ]
 
 
 def arrival_note(comparison: Comparison) -> list[str]:
@@ -116,16 +136,40 @@ def seconds(value: float) -> str:
     return f"{f'{rounded / scale:#.4g}'.rstrip('.')} {unit}" if value else "0 s"
 
 
-def excess(interval: Sequence[float]) -> str:
-    """An excess as a percentage, or as an interval where the optimum is not known."""
-    low, high = (percent(value) for value in interval)
-    return low if low == high else f"{low} to {high}"
+def excess(ends: Excess) -> str:
+    """An excess as a percentage, or as an interval where the optimum is not known.
+
+    The lower end is rounded down and the upper end up, so that what is read is proven, too.
+    """
+    least, most = ends
+    if least is None or most is None:
+        return "no share of 0" if least is None else f"at least {percent(least, ROUND_FLOOR)}"
+    if ends.is_exact:
+        return percent(least)
+    return f"{percent(least, ROUND_FLOOR)} to {percent(most, ROUND_CEILING)}"
 
 
-def percent(value: float) -> str:
-    """A ratio in percent: two decimals, or two significant digits where that is more."""
-    return f"{value * 100:.2f} %" if value == 0 or value >= 1e-3 else f"{value * 100:.2g} %"
+def between(ends: Excess) -> str:
+    """An excess in the words of a sentence, each end with its direction."""
+    least, most = ends
+    if least is None:
+        return "by no share of 0"
+    if ends.is_exact:
+        return f"by {percent(least)}"
+    upper = "" if most is None else f" and at most {percent(most, ROUND_CEILING)}"
+    return f"by at least {percent(least, ROUND_FLOOR)}{upper}"
 
 
-def _mean(summary: dict[str, float] | None) -> str:
-    return "-" if summary is None else seconds(summary["mean"])
+def percent(value: float, rounding: str = ROUND_HALF_EVEN) -> str:
+    """A ratio in percent: two decimals, or two significant digits where that is more.
+
+    Parameters
+    ----------
+    rounding
+        A mode of `decimal`: down for what is proven at least, up for what is possible at most.
+    """
+    # The shortest decimal that is the float: 2 % is to stay 2 % where it is rounded up.
+    exact = Decimal(repr(float(value))) * 100
+    if value == 0 or value >= LEAST_PLAIN:
+        return f"{exact.quantize(Decimal('0.01'), rounding):f} %"
+    return f"{float(exact.quantize(Decimal(1).scaleb(exact.adjusted() - 1), rounding)):.2g} %"

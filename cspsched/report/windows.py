@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cspsched.problem.metrics import Objective
+from cspsched.problem.excess import Excess
 from cspsched.report.table import excess, percent
 from cspsched.windows.study import SAMPLE_NOT_BOUND, WindowStudy
 
@@ -22,7 +22,7 @@ def text(study: WindowStudy) -> str:
         f"{len(study.windows)} windows of {study.policy} at random among {study.num_batches:,} batches; "
         f"at most {study.shape.size} requests and {study.shape.output_tokens} output tokens of each",
     ]
-    if study.judged:
+    if len(study.excesses):
         lines += [_mean(study), _distribution(study), _proofs(study)]
     if study.num_without_room:
         lines.append(
@@ -46,7 +46,7 @@ def picture(study: WindowStudy) -> bytes:
     axes.axvspan(first, last, color=MEAN, alpha=0.12, label="mean, 95 % confidence")
     axes.set_xlim(left=min(0.0, float(low[0])))
     axes.set_ylim(0, 1.02)
-    axes.set_xlabel(f"local excess in {_what(study)} [%]")
+    axes.set_xlabel(f"local excess in {study.objective.label} [%]")
     axes.set_ylabel("share of windows")
     axes.set_title(f"{study.policy}: {len(study.judged)} exact windows (a sample, not a bound)")
     axes.grid(visible=True, alpha=0.3)
@@ -67,8 +67,8 @@ def _steps(axes: Axes, values: np.ndarray, colour: str, label: str, *, width: fl
 def _mean(study: WindowStudy) -> str:
     low, high = study.confidence
     return (
-        f"mean local excess in {_what(study)}: {excess(study.mean_excess)} (95 % confidence of the mean "
-        f"{percent(low)} to {percent(high)}, bootstrap)"
+        f"mean local excess in {study.objective.label}: {excess(Excess(*study.mean_excess))} (95 % "
+        f"confidence of the mean {percent(low)} to {percent(high)}, bootstrap)"
     )
 
 
@@ -89,7 +89,3 @@ def _proofs(study: WindowStudy) -> str:
         return told
     open_ones = [one.excess for one in study.judged if not one.proven]
     return f"{told}; not proven: {', '.join(map(excess, open_ones))}"
-
-
-def _what(study: WindowStudy) -> str:
-    return "makespan" if study.objective is Objective.MAKESPAN else f"mean {study.objective}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,9 +14,10 @@ import numpy.typing as npt
 from cspsched.errors import InternalError, UsageError
 from cspsched.exact.search import SearchLimits
 from cspsched.executors import Executor, run_all
-from cspsched.improve.rivals import Rival, run_rivals
+from cspsched.improve.rivals import REFERENCE_SET, Rival, run_rivals
+from cspsched.problem.excess import Excess
 from cspsched.problem.instance import Instance, Rejection
-from cspsched.problem.metrics import Objective
+from cspsched.problem.objectives import AnyObjective
 from cspsched.problem.result import tool_versions
 from cspsched.solving import solve
 from cspsched.windows.sample import Window, WindowShape, sample_windows
@@ -38,7 +40,7 @@ class WindowTask:
 
     instance: Instance
     policy: str
-    objective: Objective
+    objective: AnyObjective
     limits: SearchLimits
 
 
@@ -57,9 +59,9 @@ class WindowVerdict:
         return self.best_ns - self.bound_ns <= CLOSED * self.best_ns
 
     @property
-    def excess(self) -> tuple[float, float]:
-        """(policy - optimum) / optimum: over the best schedule, over the bound; equal if proven."""
-        return self.policy_ns / self.best_ns - 1, self.policy_ns / self.bound_ns - 1
+    def excess(self) -> Excess:
+        """How far the policy is above the optimum of the window."""
+        return Excess.of(self.policy_ns, best_ns=self.best_ns, bound_ns=self.bound_ns)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -70,7 +72,7 @@ class WindowStudy:
     """
 
     policy: str
-    objective: Objective
+    objective: AnyObjective
     shape: WindowShape
     seed: int
     windows: tuple[Window, ...]
@@ -96,8 +98,9 @@ class WindowStudy:
 
     @cached_property
     def excesses(self) -> FloatArray:
-        """Both ends of the excess of every judged window, shape (num_judged, 2)."""
-        return np.array([verdict.excess for verdict in self.judged], dtype=np.float64).reshape(-1, 2)
+        """Both ends of the excess of the judged windows that have one, shape (num, 2): 0 has no shares."""
+        known = [verdict.excess for verdict in self.judged if None not in verdict.excess]
+        return np.array(known, dtype=np.float64).reshape(-1, 2)
 
     @property
     def mean_excess(self) -> tuple[float, float]:
@@ -113,8 +116,8 @@ class WindowStudy:
 
     def to_json(self) -> dict[str, Any]:
         """Every window and the mean, with a schema version and units in the names."""
-        mean = self.mean_excess if self.judged else (None, None)
-        confidence = self.confidence if self.judged else (None, None)
+        mean = self.mean_excess if len(self.excesses) else (None, None)
+        confidence = self.confidence if len(self.excesses) else (None, None)
         return {
             "schema": WINDOWS_SCHEMA,
             "note": SAMPLE_NOT_BOUND,
@@ -145,7 +148,7 @@ class WindowStudy:
 def study_windows(
     instance: Instance,
     policy: str,
-    objective: Objective,
+    objective: AnyObjective,
     shape: WindowShape,
     *,
     num: int,
@@ -199,7 +202,8 @@ def study_windows(
 def judge_window(task: WindowTask) -> WindowVerdict:
     """The policy's value of a window and its optimum, or both ends of it."""
     policy = _rival(task.instance, task.objective, task.policy, lambda _: None)
-    result = solve(task.instance, task.objective, limits=task.limits, heuristics=(task.policy,)).result
+    heuristics = (task.policy, *(name for name in REFERENCE_SET if name != task.policy))
+    result = solve(task.instance, task.objective, limits=task.limits, heuristics=heuristics).result
     if result.primal_ns is None or result.dual_ns is None:
         raise InternalError("the exact solver returned no value for a window with a known schedule")
     return WindowVerdict(
@@ -218,7 +222,7 @@ def bootstrap_means(excesses: FloatArray, seed: int) -> FloatArray:
     return means
 
 
-def _rival(instance: Instance, objective: Objective, policy: str, tell: Callable[[str], None]) -> Rival:
+def _rival(instance: Instance, objective: AnyObjective, policy: str, tell: Callable[[str], None]) -> Rival:
     """The policy's schedule, which the referee accepts."""
     (rival,) = run_rivals(instance, objective, [policy], tell)
     if rival.whole_run.schedule.evicted_to_host.any():
@@ -241,7 +245,7 @@ def _collect(
 
 
 def _line(number: int, count: int, verdict: WindowVerdict) -> str:
-    low, high = verdict.excess
+    low, high = (math.nan if end is None else end for end in verdict.excess)
     what = f"{low:.2%}" if verdict.proven else f"{low:.2%} to {high:.2%}, not proven"
     return f"window {number} of {count}: {what}"
 

@@ -1,0 +1,217 @@
+"""What every policy is measured against: one procedure, whichever policies are asked about.
+
+A fixed set of policies runs first. Where that shows the instance to be small the exact solver goes on from
+them, else a search by steps, and a closed-form bound. None of this knows the policies that are asked about.
+So one of them that is added changes nothing, or lowers the best known schedule for all.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from cspsched.errors import InternalError, UsageError
+from cspsched.exact.list_schedule import list_schedules
+from cspsched.exact.search import Progress, SearchLimits
+from cspsched.exact.solver import solve_exactly
+from cspsched.improve.ends import lower_end
+from cspsched.improve.improvement import UNKNOWN_NS, ImproveLimits, find_better
+from cspsched.improve.rivals import Rival, run_reference
+from cspsched.problem.excess import Excess
+from cspsched.problem.instance import Instance
+from cspsched.problem.metrics import measure
+from cspsched.problem.objectives import AnyObjective
+from cspsched.problem.result import StopReason
+
+SMALL_CELLS = 1_500
+"""Requests times batches up to which the exact solver is tried."""
+WORK_S = 20.0
+"""Work of the exact solver where no clock limits it, in seconds of a quiet processor."""
+MOST_STEPS = 200
+"""Steps of the search: its starts, and some changes of their shape (docs/brackets.md has what they bring)."""
+STEP_REQUESTS = 1_000_000
+"""Steps times requests, about ten CPU seconds; a trace that is larger gets fewer steps."""
+FEWEST_STEPS = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceLimits:
+    """How much goes into a reference.
+
+    Attributes
+    ----------
+    time_limit_s
+        Seconds for everything, policies and bound included; what they leave is for the exact solver or the
+        search. None: work and steps are counted instead, and the result
+        repeats to the byte.
+    work_s
+        Work of the exact solver without a clock, in seconds of a quiet processor; 0 leaves it out.
+    steps
+        Most steps of the search. None: as many as `default_steps` says, or, with a clock, as time allows.
+    num_workers
+        Threads of the exact solver; with a clock only.
+    seed
+        Of the exact solver and the search.
+    """
+
+    time_limit_s: float | None = None
+    work_s: float = WORK_S
+    steps: int | None = None
+    num_workers: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.time_limit_s is None and self.num_workers != 1:
+            raise UsageError(f"{self.num_workers} workers without a time limit, expected 1: threads race")
+
+    @property
+    def repeats(self) -> bool:
+        """Whether nothing depends on the clock."""
+        return self.time_limit_s is None
+
+    def exact(self) -> SearchLimits:
+        """Limits of the exact solver."""
+        if self.time_limit_s is None:
+            return SearchLimits(time_limit_s=self.work_s, num_workers=1, seed=self.seed, deterministic=True)
+        return SearchLimits(time_limit_s=self.time_limit_s, num_workers=self.num_workers, seed=self.seed)
+
+    def search(self, num_requests: int) -> ImproveLimits:
+        """Limits of the search of a trace of so many requests."""
+        steps = default_steps(num_requests) if self.repeats and self.steps is None else self.steps
+        return ImproveLimits(time_limit_s=self.time_limit_s, max_steps=steps, seed=self.seed)
+
+    def after(self, seconds: float) -> ReferenceLimits:
+        """What is left after some time; all of it where no clock runs."""
+        if self.time_limit_s is None:
+            return self
+        return replace(self, time_limit_s=max(0.0, self.time_limit_s - seconds))
+
+    def share(self, part: float) -> ReferenceLimits:
+        """Limits of one of several references that are found one after another."""
+        return self if self.time_limit_s is None else replace(self, time_limit_s=self.time_limit_s * part)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """What is known about the optimum. Values in nanoseconds, or in what the objective counts."""
+
+    best_known_ns: int
+    best_known_by: str
+    bound_ns: int
+    certificate: str
+    stop_reason: StopReason
+    is_searched: bool
+    """Whether a search was made, because the instance is too large for the exact solver."""
+
+    @property
+    def is_optimum(self) -> bool:
+        """Whether the best known schedule is proven optimal."""
+        return self.best_known_ns == self.bound_ns
+
+    def excess(self, value_ns: int) -> Excess:
+        """How far a value is above the optimum."""
+        return Excess.of(value_ns, best_ns=self.best_known_ns, bound_ns=self.bound_ns)
+
+
+def default_steps(num_requests: int) -> int:
+    """Steps of the search where neither steps nor a clock limit it."""
+    return max(FEWEST_STEPS, min(MOST_STEPS, STEP_REQUESTS // max(num_requests, 1)))
+
+
+def find_reference(
+    instance: Instance,
+    objective: AnyObjective,
+    policies: Sequence[Rival],
+    given: Sequence[Rival] = (),
+    *,
+    limits: ReferenceLimits,
+    on_step: Callable[[str], None],
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Reference:
+    """Best known schedule and proven bound of an instance whose requests can all be served.
+
+    Parameters
+    ----------
+    policies, given
+        What was asked about: runs of policies, and other schedules by name. They count where they are the
+        best, and have no other influence.
+    """
+    started = time.monotonic()
+    reference = run_reference(instance, objective, policies, on_step)
+    on_step(f"bounding {objective.label}")
+    left = limits.after(time.monotonic() - started)
+    seek = _exact if left.exact().time_limit_s > 0 and _is_small(instance, reference) else _searched
+    found = seek(instance, objective, reference, left, on_progress)
+    known = [(one.value_ns, one.policy) for one in (*policies, *given)]
+    best_ns, best_by = min([(found.best_known_ns, found.best_known_by), *known], key=lambda one: one[0])
+    return Reference(
+        best_known_ns=best_ns,
+        best_known_by=best_by,
+        bound_ns=found.bound_ns,
+        certificate=found.certificate,
+        stop_reason=StopReason.PROVEN if best_ns == found.bound_ns else found.stop_reason,
+        is_searched=found.is_searched,
+    )
+
+
+def _is_small(instance: Instance, reference: Sequence[Rival]) -> bool:
+    """Whether the exact solver has a chance, by the reference: the policies asked about may not decide."""
+    runs = [one.run.schedule.num_batches for one in reference if one.run is not None]
+    batches = min(runs, default=sum(request.output_tokens for request in instance.requests))
+    return batches * len(instance.requests) <= SMALL_CELLS
+
+
+def _exact(
+    instance: Instance,
+    objective: AnyObjective,
+    reference: Sequence[Rival],
+    limits: ReferenceLimits,
+    on_progress: Callable[[Progress], None] | None,
+) -> Reference:
+    candidates = [(one.policy, one.run.schedule) for one in reference if one.run is not None]
+    result = solve_exactly(
+        instance, objective, limits.exact(), candidates=candidates, on_progress=on_progress
+    )
+    if result.primal_ns is None or result.dual_ns is None:
+        raise InternalError("the exact solver returned no value for an instance that can be served")
+    return Reference(
+        best_known_ns=result.primal_ns,
+        best_known_by=result.found_by or "",
+        bound_ns=result.dual_ns,
+        certificate=result.certificate or "",
+        stop_reason=result.stop_reason,
+        is_searched=False,
+    )
+
+
+def _searched(
+    instance: Instance,
+    objective: AnyObjective,
+    reference: Sequence[Rival],
+    limits: ReferenceLimits,
+    on_progress: Callable[[Progress], None] | None,
+) -> Reference:
+    started = time.monotonic()
+    bound = lower_end(instance, objective)
+    known = [(one.value_ns, one.policy) for one in reference]
+    reason = StopReason.TOO_LARGE
+    search = limits.after(time.monotonic() - started).search(len(instance.requests))
+    if instance.switches.hybrid_batches and search.max_steps != 0:
+        least_ns = min((value_ns for value_ns, _ in known), default=UNKNOWN_NS)
+        found, why = find_better(instance, objective, least_ns, bound.value_ns, search, on_progress)
+        known += [(found.value_ns, found.found_by)] if found else []
+        reason = why if why is StopReason.INTERRUPTED else reason
+    if not known:
+        # Nobody of the set may run here; lists run under all limits and switches.
+        lists = list_schedules(instance)
+        known = [(measure(instance, made).objective_ns(objective), name) for name, made in lists]
+    best_ns, best_by = min(known, key=lambda one: one[0])
+    return Reference(
+        best_known_ns=best_ns,
+        best_known_by=best_by,
+        bound_ns=bound.value_ns,
+        certificate=bound.name,
+        stop_reason=reason,
+        is_searched=True,
+    )
