@@ -374,7 +374,7 @@ def _no_such_trace(name: str, known: list[str]) -> str:
     """What there is in place of a file that does not exist."""
     near = get_close_matches(name.lower(), known, n=1)
     hint = f"; did you mean the bundled trace {near[0]!r}?" if near else ""
-    return f"{name}: no such file{hint} (bundled: {', '.join(known)})"
+    return f"{name} does not exist{hint} (bundled: {', '.join(known)})"
 
 
 def instance_serving(options: dict[str, Any], **switches: bool) -> Serving:
