@@ -24,6 +24,8 @@ def report_solution(solution: Solution, exported: ExportedModel | None, out: Pat
     from cspsched.report.files import write_solution
 
     written = write_solution(solution.result, out)
+    for failure in solution.result.failures:
+        tell(failure.sentence)
     if as_json:
         click.echo(json.dumps(_summary(solution) | _exported(exported), indent=1))
     else:
@@ -37,6 +39,9 @@ def report_ladder(ladder: Ladder, exported: ExportedModel | None, out: Path, *, 
     from cspsched.report.ladder import sentences, write_ladder
 
     written = write_ladder(ladder, out)
+    for rung in ladder.solved:
+        for failure in rung.result.failures if rung.result else ():
+            tell(f"rung {rung.name!r}: {failure.sentence}")
     if as_json:
         click.echo(json.dumps(ladder.to_json() | _exported(exported), indent=1))
     else:

@@ -93,4 +93,6 @@ def _joined(results: Sequence[Result]) -> Result:
         earlier=earlier,
         status=Status.OPTIMAL if is_proven else Status.FEASIBLE,
         stop_reason=StopReason.INTERRUPTED if interrupted else [*reasons, StopReason.PROVEN][0],
+        provenance=last.provenance
+        | {"failures": [failure.to_json() for one in results for failure in one.failures]},
     )

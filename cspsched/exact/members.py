@@ -14,7 +14,7 @@ from cspsched.exact.local_search import LOCAL_SEARCH, improve
 from cspsched.exact.model import Ceiling, ExactModel
 from cspsched.exact.packing_search import PACKING_SEARCH, compile_packing, search_packing
 from cspsched.exact.packing_space import PackingSpace
-from cspsched.exact.record import Details, Record
+from cspsched.exact.record import Details, Ending, Incumbent, Record
 from cspsched.exact.search import SearchLimits, add_hint, complete_hint, search
 from cspsched.exact.start_model import StartModel
 from cspsched.exact.state_search import (
@@ -36,6 +36,8 @@ MOST_CELLS = 30_000
 """Requests times batches beyond which no model is built."""
 ROUNDED_TERMS = 13
 """Terms of a batch time, each rounded up by less than a nanosecond."""
+MODEL = "CP-SAT"
+"""Name of the model before it is chosen."""
 FIRST_CELLS, CELLS_PER_S = 2_000, 500
 """The same for a short time limit, and more for each second of it: building takes time too."""
 
@@ -48,21 +50,24 @@ def prepare_states(space: StateSpace | PackingSpace) -> None:
         compile_states(space)
 
 
-def run_states(
-    record: Record, space: StateSpace | PackingSpace, share: float = 1.0
-) -> tuple[StopReason, Details]:
+def name_of(space: StateSpace | PackingSpace) -> str:
+    """Name of the search of such states."""
+    return PACKING_SEARCH if isinstance(space, PackingSpace) else STATE_SEARCH
+
+
+def run_states(record: Record, space: StateSpace | PackingSpace, share: float = 1.0) -> Ending:
     """Search the states, in a share of the time that is left. Returns why it stopped."""
     if isinstance(space, PackingSpace):
         return _told(PACKING_SEARCH, search_packing(space, _talk(record, PACKING_SEARCH, share)))
     return _told(STATE_SEARCH, search_states(space, _talk(record, STATE_SEARCH, share)))
 
 
-def run_descents(record: Record, space: StateSpace) -> tuple[StopReason, Details]:
+def run_descents(record: Record, space: StateSpace) -> Ending:
     """Look for better schedules among the states, beside the search that proves. Returns why it stopped."""
     return _told(STATE_SEARCH, descend_patiently(space, _talk(record, STATE_SEARCH, 1.0)))
 
 
-def _told(name: str, outcome: StateOutcome) -> tuple[StopReason, Details]:
+def _told(name: str, outcome: StateOutcome) -> Ending:
     return outcome.stop_reason, {"name": name, "states": outcome.num_states}
 
 
@@ -82,7 +87,7 @@ def _talk(record: Record, name: str, share: float) -> Talk:
     )
 
 
-def run_timed(record: Record, space: TimedSpace, share: float = 1.0) -> tuple[StopReason, Details]:
+def run_timed(record: Record, space: TimedSpace, share: float = 1.0) -> Ending:
     """Search the timed states, in a share of the time that is left. Returns why it stopped."""
     talk = TimedTalk(
         time_left=_time_left(record, share),
@@ -95,7 +100,7 @@ def run_timed(record: Record, space: TimedSpace, share: float = 1.0) -> tuple[St
     return search.prove(), {"name": TIMED_SEARCH, "states": search.num_states}
 
 
-def run_levels(record: Record, share: float = 1.0) -> tuple[StopReason, Details]:
+def run_levels(record: Record, share: float = 1.0) -> Ending:
     """Raise the bound by prices of ways through levels, in a share of the time that is left."""
     details = {"name": LEVEL_WALKS}
     time_left = _time_left(record, share)
@@ -109,7 +114,7 @@ def run_levels(record: Record, share: float = 1.0) -> tuple[StopReason, Details]
     return StopReason.TIME_LIMIT, details
 
 
-def run_counts(record: Record, share: float) -> tuple[StopReason, Details]:
+def run_counts(record: Record, share: float) -> Ending:
     """Ask how many batches are enough, in a share of the time that is left. Returns why it stopped.
 
     If counts tell no more and the gap is still open, what is left of it may be the rounding of batch times.
@@ -136,7 +141,7 @@ def _time_left(record: Record, share: float) -> Callable[[], float]:
     return lambda: 0.0 if watch.is_over else watch.remaining_s - deadline
 
 
-def run_local_search(record: Record, limits: SearchLimits, share: float = 1.0) -> tuple[StopReason, Details]:
+def run_local_search(record: Record, limits: SearchLimits, share: float = 1.0) -> Ending:
     """Anneal plans of a parametric scheduler in a share of the time; finds schedules and proves nothing."""
     time_left = _time_left(record, share)
     assert isinstance(record.objective, Objective)
@@ -145,18 +150,21 @@ def run_local_search(record: Record, limits: SearchLimits, share: float = 1.0) -
     return StopReason.TIME_LIMIT, {}
 
 
-def run_model(record: Record, limits: SearchLimits) -> tuple[StopReason, Details]:
-    """Search with CP-SAT, as far as the model is affordable and the time goes. Returns why it stopped."""
-    watch = record.watch
-    horizon, certified = _horizon(record, limits)
+def run_model(record: Record, limits: SearchLimits) -> Ending:
+    """Search with CP-SAT, as far as the model is affordable and the time goes. Returns why it stopped.
+
+    Others may find better schedules meanwhile: horizon, limit and hint are those of one reading.
+    """
+    watch, incumbent = record.watch, record.incumbent
+    horizon, certified = _horizon(record, incumbent, limits)
     if horizon is None:
         return StopReason.TOO_LARGE, {}
     model = build_model(record.instance, record.objective, horizon, record.ceilings)
     details: Details = {"name": model.name, "horizon_batches": horizon, "horizon_certified": certified}
     if model.worst_sum >= WORST_SUM:
         return StopReason.TOO_LARGE, details
-    model.bound_objective(record.proof.dual_ns, record.incumbent.value_ns)
-    _hint_incumbent(record, model, limits)
+    model.bound_objective(record.proof.dual_ns, incumbent.value_ns)
+    _hint_incumbent(record, incumbent, model, limits)
     outcome = search(model, limits, watch, count_bound=certified)
     if outcome.schedule is not None:
         record.offer_schedule(model.name, outcome.schedule)
@@ -167,15 +175,14 @@ def run_model(record: Record, limits: SearchLimits) -> tuple[StopReason, Details
     return outcome.stop_reason, details
 
 
-def _hint_incumbent(record: Record, model: ExactModel, limits: SearchLimits) -> None:
-    """Hint every variable with the best schedule, whose price in the model must be the referee's.
+def _hint_incumbent(record: Record, incumbent: Incumbent, model: ExactModel, limits: SearchLimits) -> None:
+    """Hint every variable with a schedule, whose price in the model must be the referee's.
 
     Raises
     ------
     InternalError
         If it is another one. Lower is fine where idle time pays: the model chooses the times anew.
     """
-    incumbent = record.incumbent
     hint = complete_hint(
         model, incumbent.schedule, record.watch.remaining_s / 2, deterministic=limits.deterministic
     )
@@ -219,13 +226,12 @@ def _most_batches(record: Record, limits: SearchLimits) -> int:
     return cells // len(record.instance.requests)
 
 
-def _horizon(record: Record, limits: SearchLimits) -> tuple[int | None, bool]:
+def _horizon(record: Record, incumbent: Incumbent, limits: SearchLimits) -> tuple[int | None, bool]:
     """Batches to model, and whether they are proven to be enough; None if even the incumbent is too long."""
-    instance, incumbent = record.instance, record.incumbent
-    if not is_affordable(record, limits):
+    affordable, own = _most_batches(record, limits), incumbent.schedule.num_batches
+    if own > affordable:
         return None, False
-    affordable = _most_batches(record, limits)
-    needed = certified_horizon(instance, record.objective, incumbent.value_ns, record.ceilings)
+    needed = certified_horizon(record.instance, record.objective, incumbent.value_ns, record.ceilings)
     if needed <= affordable:
-        return max(needed, incumbent.schedule.num_batches), True
-    return min(affordable, incumbent.schedule.num_batches * 5 // 4), False
+        return max(needed, own), True
+    return min(affordable, own * 5 // 4), False

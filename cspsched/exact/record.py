@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from cspsched.errors import InternalError
 from cspsched.exact.model import Ceiling, Decisions
 from cspsched.exact.search import Watch
+from cspsched.problem.failure import Failure
 from cspsched.problem.instance import Instance
 from cspsched.problem.linear_form import linear_form
 from cspsched.problem.metrics import measure
 from cspsched.problem.objectives import AnyObjective
 from cspsched.problem.referee import find_violations
+from cspsched.problem.result import StopReason
 from cspsched.problem.retiming import timings
 from cspsched.problem.schedule import Schedule
 from cspsched.problem.timing import schedule_asap
 
 Details = Mapping[str, str | int | bool]
+Ending = tuple[StopReason, Details]
+"""Why a member stopped, and what is known of its search."""
+Outcome = TypeVar("Outcome")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,11 +88,13 @@ class Record:
         self.instance, self.objective, self.watch = instance, objective, watch
         self.ceilings = ceilings
         self._incumbent, self._proof = incumbent, proof
+        self._given, self._proofs = proof, {proof.certificate: proof}
+        self._failures: list[Failure] = []
         self._lock = threading.Lock()
 
     @property
     def incumbent(self) -> Incumbent:
-        """Best schedule so far."""
+        """Best schedule so far; read it once where two of its properties must belong together."""
         return self._incumbent
 
     @property
@@ -95,9 +103,27 @@ class Record:
         return self._proof
 
     @property
+    def failures(self) -> tuple[Failure, ...]:
+        """Members that failed."""
+        return tuple(self._failures)
+
+    @property
     def is_closed(self) -> bool:
         """Whether value and bound are equal."""
         return self._proof.dual_ns >= self._incumbent.value_ns
+
+    def attempt(self, name: str, task: Callable[[], Outcome], otherwise: Outcome) -> Outcome:
+        """Do a member's work. If it fails it costs its proof: what others find stands, and it is named."""
+        try:
+            return task()
+        except Exception as error:  # noqa: BLE001 - whatever goes wrong in one member, the others go on
+            self.pass_over(Failure.of(name, error))
+            return otherwise
+
+    def pass_over(self, failure: Failure) -> None:
+        """Take note of a member that failed."""
+        with self._lock:
+            self._failures.append(failure)
 
     def offer(self, name: str, decisions: Decisions | None) -> None:
         """Take a schedule over if it is better, timed and judged from its decisions alone."""
@@ -118,21 +144,34 @@ class Record:
         """Take a bound over if it is higher."""
         if dual_ns is None:
             return
+        proof = Proof(dual_ns=dual_ns, certificate=name, details=details)
         with self._lock:
+            if name not in self._proofs or dual_ns > self._proofs[name].dual_ns:
+                self._proofs[name] = proof
             if dual_ns > self._proof.dual_ns:
-                self._proof = Proof(dual_ns=dual_ns, certificate=name, details=details)
+                self._proof = proof
         self.watch.tell(bound_ns=dual_ns, bound_by=name)
 
     def check(self) -> None:
-        """Two numbers that must agree do not: say so instead of reporting either.
+        """Take back what the best schedule refutes: a bound above its value. The result names the member.
 
         Raises
         ------
         InternalError
-            If the bound is above the value of the best schedule.
+            If the bound is the one that was given, which leaves none.
         """
-        if self._proof.dual_ns > self._incumbent.value_ns:
-            raise InternalError(
-                f"{self._proof.certificate} proves {self._proof.dual_ns} ns, the referee prices "
-                f"{self._incumbent.found_by} at {self._incumbent.value_ns} ns; please report this instance"
+        incumbent = self._incumbent
+        while self._proof.dual_ns > incumbent.value_ns:
+            wrong = self._proofs.pop(self._proof.certificate)
+            message = (
+                f"{wrong.certificate} proves {wrong.dual_ns} ns, the referee prices {incumbent.found_by} at "
+                f"{incumbent.value_ns} ns; please report this instance"
             )
+            if wrong is self._given:
+                raise InternalError(message)
+            self.pass_over(
+                Failure(
+                    name=wrong.certificate, error=InternalError.__name__, message=message, where="referee"
+                )
+            )
+            self._proof = max(self._proofs.values(), key=lambda proof: proof.dual_ns)

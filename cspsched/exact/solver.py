@@ -7,15 +7,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 
-from cspsched.exact.batch_counts import can_count
+from cspsched.exact.batch_counts import BATCH_COUNTS, can_count
 from cspsched.exact.first_schedules import first_schedules
 from cspsched.exact.form_bounds import closed_form_bound
 from cspsched.exact.jit import told_of_compiling
-from cspsched.exact.level_bound import can_bound_levels
-from cspsched.exact.local_search import can_dispatch
+from cspsched.exact.level_bound import LEVEL_WALKS, can_bound_levels
+from cspsched.exact.local_search import LOCAL_SEARCH, can_dispatch
 from cspsched.exact.members import (
+    MODEL,
     beside,
     is_affordable,
+    name_of,
     prepare_states,
     run_counts,
     run_descents,
@@ -27,10 +29,11 @@ from cspsched.exact.members import (
 )
 from cspsched.exact.model import Ceiling
 from cspsched.exact.packing_space import PackingSpace, build_packing_space
-from cspsched.exact.record import Details, Proof, Record, best_incumbent
+from cspsched.exact.record import Details, Ending, Proof, Record, best_incumbent
 from cspsched.exact.search import Progress, SearchLimits, Watch
+from cspsched.exact.state_search import STATE_SEARCH
 from cspsched.exact.state_space import StateSpace, build_state_space
-from cspsched.exact.timed_search import TimedSpace, build_timed_space
+from cspsched.exact.timed_search import TIMED_SEARCH, TimedSpace, build_timed_space
 from cspsched.problem.instance import Instance, Preemption
 from cspsched.problem.lifting import is_swap_idle, without_swap
 from cspsched.problem.objectives import AnyObjective, Objective
@@ -52,7 +55,8 @@ COUNT_SHARE = 0.5
 LEVEL_SHARE = 0.8
 """Part of what is then left that prices of ways through levels get."""
 COMPILING = "compiling the search, once after an installation; the time limit waits"
-Ending = tuple[StopReason, Details]
+PORTFOLIO = "the portfolio"
+FAILED: Ending = (StopReason.FAILED, {})
 
 
 def solve_exactly(
@@ -79,7 +83,8 @@ def solve_exactly(
     -----
     The model's bound counts only if its horizon is certified; otherwise the dual bound is that of the state
     search or a closed-form certificate, and the result says so. Members that do not know the objective, swap
-    or ceilings are not run.
+    or ceilings are not run. A member that fails is passed over: the others go on, and the provenance of the
+    result names it under `failures`.
     """
     incumbent = best_incumbent(
         instance, objective, [*first_schedules(instance, objective), *candidates], ceilings
@@ -94,7 +99,7 @@ def solve_exactly(
         watch.tell()
         if not record.is_closed:
             with told_of_compiling(lambda: watch.pause(COMPILING), watch.resume):
-                _search(record, limits, endings)
+                record.attempt(PORTFOLIO, lambda: _search(record, limits, endings), None)
     except KeyboardInterrupt:
         endings.append((StopReason.INTERRUPTED, {}))
     record.check()
@@ -106,12 +111,7 @@ def _search(record: Record, limits: SearchLimits, endings: list[Ending]) -> None
     if limits.time_limit_s <= 0:
         endings.append((StopReason.TIME_LIMIT, {}))
         return
-    space = _state_space(record)
-    if space is not None:
-        prepare_states(space)
-    timed = (
-        None if space is not None or record.ceilings else build_timed_space(record.instance, record.objective)
-    )
+    space, timed = _spaces(record)
     if limits.num_workers == 1:
         _take_turns(record, space or timed, limits, endings)
     elif space is not None:
@@ -120,6 +120,27 @@ def _search(record: Record, limits: SearchLimits, endings: list[Ending]) -> None
         _race_timed(record, timed, limits, endings)
     else:
         _race_model(record, limits, endings)
+
+
+def _run(record: Record, name: str, member: Callable[[], Ending]) -> Ending:
+    """The ending of a member, also of one that fails."""
+    return record.attempt(name, member, FAILED)
+
+
+def _spaces(record: Record) -> tuple[StateSpace | PackingSpace | None, TimedSpace | None]:
+    """What one of the two state searches needs, ready to be searched; twice None where none applies."""
+    space = record.attempt(STATE_SEARCH, lambda: _prepared(_state_space(record)), None)
+    if space is not None or record.ceilings:
+        return space, None
+    return None, record.attempt(
+        TIMED_SEARCH, lambda: build_timed_space(record.instance, record.objective), None
+    )
+
+
+def _prepared(space: StateSpace | PackingSpace | None) -> StateSpace | PackingSpace | None:
+    if space is not None:
+        prepare_states(space)
+    return space
 
 
 def _state_space(record: Record) -> StateSpace | PackingSpace | None:
@@ -134,8 +155,9 @@ def _state_space(record: Record) -> StateSpace | PackingSpace | None:
         if not is_swap_idle(instance):
             return None
         instance = without_swap(instance)
-    space = build_state_space(instance, objective, record.incumbent.value_ns)
-    packing = None if space is None else build_packing_space(space, record.incumbent.value_ns)
+    upper_ns = record.incumbent.value_ns
+    space = build_state_space(instance, objective, upper_ns)
+    packing = None if space is None else build_packing_space(space, upper_ns)
     return packing or space
 
 
@@ -154,15 +176,39 @@ def _take_turns(
 ) -> None:
     """A state search where one applies, in half of the time, then CP-SAT."""
     if isinstance(space, StateSpace | PackingSpace):
-        endings.append(run_states(record, space, share=0.5))
+        endings.append(_states(record, space, share=0.5))
     elif space is not None:
-        endings.append(run_timed(record, space, share=0.5))
+        endings.append(_timed(record, space, share=0.5))
     if _needs_levels(record) and not _is_final(endings):
-        endings.append(run_levels(record, LEVEL_SHARE))
+        endings.append(_levels(record))
     if _can_count(record) and not _is_final(endings):
-        endings.append(run_counts(record, COUNT_SHARE))
+        endings.append(_counts(record))
     if not record.is_closed and not _is_final(endings):
-        endings.append(run_model(record, limits))
+        endings.append(_model(record, limits))
+
+
+def _states(record: Record, space: StateSpace | PackingSpace, share: float = 1.0) -> Ending:
+    return _run(record, name_of(space), lambda: run_states(record, space, share))
+
+
+def _timed(record: Record, space: TimedSpace, share: float = 1.0) -> Ending:
+    return _run(record, TIMED_SEARCH, lambda: run_timed(record, space, share))
+
+
+def _levels(record: Record) -> Ending:
+    return _run(record, LEVEL_WALKS, lambda: run_levels(record, LEVEL_SHARE))
+
+
+def _counts(record: Record) -> Ending:
+    return _run(record, BATCH_COUNTS, lambda: run_counts(record, COUNT_SHARE))
+
+
+def _local(record: Record, limits: SearchLimits, share: float) -> Ending:
+    return _run(record, LOCAL_SEARCH, lambda: run_local_search(record, limits, share))
+
+
+def _model(record: Record, limits: SearchLimits) -> Ending:
+    return _run(record, MODEL, lambda: run_model(record, limits))
 
 
 def _can_count(record: Record) -> bool:
@@ -201,14 +247,17 @@ def _race_states(
             _wait(future, HEAD_START_S)
             record.watch.stop()
         endings.append(future.result())
-    is_full = endings[-1][0] is StopReason.TOO_LARGE
-    if is_full and not record.is_closed and not _is_final(endings) and record.watch.remaining_s > 0:
-        endings.append(run_model(record, limits))
+    if record.is_closed or _is_final(endings) or record.watch.remaining_s <= 0:
+        return
+    if endings[-1][0] is StopReason.TOO_LARGE:
+        endings.append(_model(record, limits))
+    elif endings[-1] == FAILED:
+        _race_model(record, limits, endings)
 
 
 def _prove(record: Record, space: StateSpace | PackingSpace) -> Ending:
     """The state search; once it is through, what runs beside it has nothing left to find."""
-    ending = run_states(record, space)
+    ending = _states(record, space)
     if ending[0] is StopReason.ROUNDING:
         record.watch.stop()
     return ending
@@ -217,20 +266,20 @@ def _prove(record: Record, space: StateSpace | PackingSpace) -> Ending:
 def _second(record: Record, space: StateSpace | PackingSpace, limits: SearchLimits) -> Ending:
     """What runs beside the state search."""
     if isinstance(space, PackingSpace) or record.instance.switches.run_to_completion:
-        ending = run_counts(record, COUNT_SHARE) if _can_count(record) else None
+        ending = _counts(record) if _can_count(record) else None
         if ending is not None and (record.is_closed or _is_final([ending])):
             return ending
-        return run_model(record, beside(limits))
+        return _model(record, beside(limits))
     if _can_dispatch(record):
-        run_local_search(record, limits, share=LOCAL_SHARE)
+        _local(record, limits, LOCAL_SHARE)
     if _needs_levels(record):
-        run_levels(record, LEVEL_SHARE)
-    return run_descents(record, space)
+        _levels(record)
+    return _run(record, name_of(space), lambda: run_descents(record, space))
 
 
 def _race_timed(record: Record, space: TimedSpace, limits: SearchLimits, endings: list[Ending]) -> None:
     """The timed state search in a thread; CP-SAT beside it as soon as the instance proves hard."""
-    with _beside(record, lambda: run_timed(record, space)) as future:
+    with _beside(record, lambda: _timed(record, space)) as future:
         _wait(future, min(HEAD_START_S, MOST_HEAD_START * limits.time_limit_s))
         if not future.done():
             _race_model(record, beside(limits), endings)
@@ -250,20 +299,20 @@ def _race_model(record: Record, limits: SearchLimits, endings: list[Ending]) -> 
     needs_levels = _needs_levels(record)
     if not _can_dispatch(record):
         if needs_levels:
-            endings.append(run_levels(record, LEVEL_SHARE))
+            endings.append(_levels(record))
         if _can_count(record):
-            endings.append(run_counts(record, COUNT_SHARE))
+            endings.append(_counts(record))
         if not record.is_closed and not _is_final(endings):
-            endings.append(run_model(record, limits))
+            endings.append(_model(record, limits))
         return
     share = LOCAL_SHARE if is_affordable(record, limits) and not needs_levels else 1.0
-    with _beside(record, lambda: run_local_search(record, limits, share)) as future:
+    with _beside(record, lambda: _local(record, limits, share)) as future:
         # A better incumbent means a shorter horizon, and on small instances it is there at once.
         _wait(future, min(LOCAL_START_S, MOST_HEAD_START * limits.time_limit_s))
         if needs_levels:
-            endings.append(run_levels(record, LEVEL_SHARE))
-        endings.append(run_model(record, limits))
-        if endings[-1][0] is not StopReason.TOO_LARGE:
+            endings.append(_levels(record))
+        endings.append(_model(record, limits))
+        if endings[-1][0] not in (StopReason.TOO_LARGE, StopReason.FAILED):
             record.watch.stop()
         future.result()
 
@@ -297,7 +346,9 @@ def _stop_reason(endings: list[Ending]) -> StopReason:
     for reason in (StopReason.INTERRUPTED, StopReason.ROUNDING, StopReason.TIME_LIMIT):
         if reason in reasons:
             return reason
-    return reasons[-1]
+    # A proof that is none any more, or a member that failed, is why only if there was no other.
+    others = [one for one in reasons if one not in (StopReason.FAILED, StopReason.PROVEN)]
+    return others[-1] if others else StopReason.FAILED
 
 
 def _details(proof: Proof, endings: list[Ending]) -> Details:
@@ -323,5 +374,6 @@ def _result(record: Record, endings: list[Ending], limits: SearchLimits) -> Resu
             "versions": tool_versions(),
             "parameters": asdict(limits),
             "model": dict(_details(proof, endings)),
+            "failures": [failure.to_json() for failure in record.failures],
         },
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cspsched.errors import InputError
+from cspsched.problem.failure import Failure
 from cspsched.problem.instance import Instance
 from cspsched.problem.json_io import require_int, require_keys, require_schema, require_text
 from cspsched.problem.linear_form import read_objectives
@@ -39,6 +40,8 @@ class StopReason(StrEnum):
     TIME_LIMIT = "time limit"
     INTERRUPTED = "interrupted"
     TOO_LARGE = "too large"
+    FAILED = "failed"
+    """Every search ended with an error; the failures are in the provenance."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +126,7 @@ class Result:
     certificate: str | None = None
     """Name of the proof behind the dual bound."""
     provenance: dict[str, Any] = field(default_factory=dict)
-    """Tool versions, parameters, seed."""
+    """Tool versions, parameters, seed, what failed."""
     earlier: tuple[Stage, ...] = ()
     """Stages before this one, in their order; empty unless objectives were solved one after the other."""
 
@@ -133,6 +136,11 @@ class Result:
         if not self.primal_ns or self.dual_ns is None:
             return None
         return (self.primal_ns - self.dual_ns) / self.primal_ns
+
+    @property
+    def failures(self) -> tuple[Failure, ...]:
+        """Members of the portfolio and heuristics that failed and were passed over."""
+        return tuple(Failure(**failure) for failure in self.provenance.get("failures", ()))
 
     @property
     def verdict(self) -> str:

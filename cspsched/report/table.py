@@ -20,6 +20,7 @@ WHY_OPEN = {
     StopReason.TIME_LIMIT: "the exact solver ran into the limit",
     StopReason.INTERRUPTED: "the search was interrupted",
     StopReason.FINISHED: "the exact solver searched schedules of limited length only",
+    StopReason.FAILED: "every search of the exact solver failed",
 }
 UNITS = (("s", 1.0), ("ms", 1e-3), ("us", 1e-6), ("ns", 1e-9))
 PERCENTILES = ("p50", "p90", "p99")
