@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from cspsched.errors import InternalError
 from cspsched.exact.batch_model import BatchModel
-from cspsched.exact.search import complete_hint
+from cspsched.exact.search import InvalidModelError, complete_hint
 from cspsched.problem.instance import Preemption
 from cspsched.problem.metrics import Objective
 from cspsched.problem.referee import find_violations
@@ -26,6 +26,8 @@ def accepts(instance, batches, evictions, **moves):
     model = BatchModel(instance, Objective.MAKESPAN, schedule.num_batches)
     try:
         return complete_hint(model, schedule, 60) is not None
+    except InvalidModelError:
+        raise
     except InternalError:
         return False
 

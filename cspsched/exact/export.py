@@ -12,7 +12,6 @@ from cspsched.exact.batch_model import BatchModel
 from cspsched.exact.horizon import certified_horizon
 from cspsched.exact.list_schedule import list_schedules
 from cspsched.exact.record import best_incumbent
-from cspsched.exact.timeline import WORST_SUM
 from cspsched.problem.instance import Instance
 from cspsched.problem.objectives import AnyObjective
 from cspsched.problem.result import unit_of
@@ -88,7 +87,7 @@ def export_model(
             f"cells, more than {MOST_CELLS}; keep fewer requests (--limit)"
         )
     model = BatchModel(instance, objective, horizon)
-    if model.worst_sum >= WORST_SUM:
+    if not model.fits:
         raise InputError(f"{path}: sums of the model could leave 64 bits; keep fewer requests (--limit)")
     for variable, value in model.assignment(incumbent.schedule):
         model.model.add_hint(variable, value)

@@ -27,7 +27,6 @@ from cspsched.exact.state_search import (
 )
 from cspsched.exact.state_space import StateSpace
 from cspsched.exact.timed_search import TIMED_SEARCH, TimedSearch, TimedSpace, TimedTalk
-from cspsched.exact.timeline import WORST_SUM
 from cspsched.problem.instance import Instance
 from cspsched.problem.objectives import AnyObjective, Objective
 from cspsched.problem.result import StopReason
@@ -161,7 +160,7 @@ def run_model(record: Record, limits: SearchLimits) -> Ending:
         return StopReason.TOO_LARGE, {}
     model = build_model(record.instance, record.objective, horizon, record.ceilings)
     details: Details = {"name": model.name, "horizon_batches": horizon, "horizon_certified": certified}
-    if model.worst_sum >= WORST_SUM:
+    if not model.fits:
         return StopReason.TOO_LARGE, details
     model.bound_objective(record.proof.dual_ns, incumbent.value_ns)
     _hint_incumbent(record, incumbent, model, limits)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ortools.sat.python import cp_model
 
-from cspsched.exact.timeline import Timeline
+from cspsched.exact.timeline import WORST_SUM, Timeline
 from cspsched.problem.instance import Instance
 from cspsched.problem.objectives import AnyObjective
 from cspsched.problem.schedule import Schedule
@@ -16,6 +16,9 @@ from cspsched.problem.timing import schedule_asap
 
 Decisions = tuple[list[list[tuple[int, int]]], list[list[int]]]
 """For each batch its (request, tokens), and the requests evicted before it."""
+
+WORST_DOMAINS = 2**62
+"""CP-SAT refuses a model whose domains do not add up in 64 bits, signs included."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +45,12 @@ class ExactModel(ABC):
         self.worst_sum = worst_sum
         """Largest value that a sum in the model can take."""
         self.model.minimize(objective)
+
+    @property
+    def fits(self) -> bool:
+        """Whether 64 bits hold all that CP-SAT adds up: every sum, and all domains together."""
+        domains = sum(max(map(abs, variable.domain)) for variable in self.model.proto.variables)
+        return self.worst_sum < WORST_SUM and domains < WORST_DOMAINS
 
     def bound_objective(self, lower_ns: int, upper_ns: int) -> None:
         """Keep the objective within what is already known."""

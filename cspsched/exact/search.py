@@ -9,8 +9,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import cast
 
 from ortools.sat.python import cp_model
+from ortools.sat.python.cp_model_helper import FlatIntExpr
 
 from cspsched.errors import InternalError, UsageError
 from cspsched.exact.model import ExactModel
@@ -21,7 +23,14 @@ EXACT_FLOAT = 2**53
 """Integers up to here are exact in the solver's floating-point bound."""
 MOST_CHOSEN_WORKERS = 4
 """With more threads CP-SAT's own portfolio is wide enough; with one it alternates by itself."""
-IMPOSSIBLE = (cp_model.INFEASIBLE, cp_model.MODEL_INVALID)
+FOUND = (cp_model.OPTIMAL, cp_model.FEASIBLE)
+"""Only then are there values to read."""
+ROUNDINGS = 4
+"""How often the solver's floating-point bound is rounded, at most: inner bound, offset, their sum."""
+
+
+class InvalidModelError(InternalError):
+    """CP-SAT refuses to read a model, which says nothing about whether it has a solution."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +173,7 @@ def complete_hint(
     Raises
     ------
     InternalError
-        If the model refuses the schedule.
+        If the model refuses the schedule, or CP-SAT the model.
     KeyboardInterrupt
         At Ctrl-C.
     """
@@ -177,13 +186,14 @@ def complete_hint(
     status, interrupted = _solve_interruptibly(solver, fixed)
     if interrupted:
         raise KeyboardInterrupt
-    if status in IMPOSSIBLE:
+    if status == cp_model.INFEASIBLE:
         raise InternalError(
             f"the {model.name} model refuses a feasible schedule; please report this instance"
         )
     if status != cp_model.OPTIMAL:
         return None
-    return round(solver.objective_value), list(solver.response_proto.solution)
+    # The solver's own value of the objective is a float.
+    return solver.value(model.objective), list(solver.response_proto.solution)
 
 
 def add_hint(model: ExactModel, values: list[int]) -> None:
@@ -209,20 +219,27 @@ def search(
     solver.parameters.random_seed = limits.seed
     if count_bound:
         solver.best_bound_callback = lambda bound: watch.tell(
-            bound_ns=_safe_bound(bound), bound_by=model.name
+            bound_ns=safe_bound(bound, model.worst_sum), bound_by=model.name
         )
-    teller = _SolutionTeller(watch, model.name)
+    teller = _SolutionTeller(watch, model)
     status, interrupted = _solve_interruptibly(solver, model.model, teller, watch)
     watch.spend(solver.response_proto.deterministic_time)
-    if status in IMPOSSIBLE:
+    if status == cp_model.INFEASIBLE:
         raise InternalError(f"the {model.name} model has no solution, but a schedule is known; please report")
     reason = StopReason.INTERRUPTED if interrupted else StopReason.TIME_LIMIT
-    found = status in (cp_model.OPTIMAL, cp_model.FEASIBLE)
     return SearchOutcome(
-        schedule=model.schedule(solver.value) if found else None,
-        bound_ns=_safe_bound(solver.best_objective_bound),
+        schedule=model.schedule(solver.value) if status in FOUND else None,
+        bound_ns=_bound_of(solver, model, status),
         stop_reason=StopReason.PROVEN if status == cp_model.OPTIMAL else reason,
     )
+
+
+def _bound_of(solver: cp_model.CpSolver, model: ExactModel, status: cp_model.CpSolverStatus) -> int | None:
+    """Bound of a search that has ended, from CP-SAT's integers where it tells them."""
+    if status not in FOUND:
+        return safe_bound(solver.best_objective_bound, model.worst_sum)
+    constant = FlatIntExpr(cast(cp_model.LinearExpr, model.objective)).offset
+    return int(solver.response_proto.inner_objective_lower_bound) + constant
 
 
 def solve_briefly(
@@ -248,8 +265,7 @@ def solve_briefly(
     if interrupted:
         raise KeyboardInterrupt
     watch.spend(solver.response_proto.deterministic_time)
-    found = status in (cp_model.OPTIMAL, cp_model.FEASIBLE)
-    return status, solver.value if found else None
+    return status, solver.value if status in FOUND else None
 
 
 def _limit(solver: cp_model.CpSolver, time_limit_s: float, *, deterministic: bool) -> None:
@@ -260,24 +276,30 @@ def _limit(solver: cp_model.CpSolver, time_limit_s: float, *, deterministic: boo
         solver.parameters.max_time_in_seconds = time_limit_s
 
 
-def _safe_bound(bound: float) -> int | None:
-    """Integer bound from the solver's float, rounded down where floats are no longer exact."""
+def safe_bound(bound: float, largest: int) -> int | None:
+    """Integer bound from the solver's float, rounded down where floats are not exact.
+
+    Parameters
+    ----------
+    largest
+        Largest value that the objective, or its parts, can take: a small bound may be a difference of them.
+    """
     if not math.isfinite(bound):
         return None
-    if abs(bound) < EXACT_FLOAT:
+    if max(abs(bound), largest) < EXACT_FLOAT:
         return math.ceil(bound - 1e-3)
-    return math.floor(math.nextafter(bound, -math.inf))
+    return math.floor(bound) - ROUNDINGS * math.ceil(math.ulp(max(abs(bound), largest)))
 
 
 class _SolutionTeller(cp_model.CpSolverSolutionCallback):
     """Passes the value of every solution on."""
 
-    def __init__(self, watch: Watch, name: str) -> None:
+    def __init__(self, watch: Watch, model: ExactModel) -> None:
         super().__init__()
-        self._watch, self._name = watch, name
+        self._watch, self._model = watch, model
 
     def on_solution_callback(self) -> None:
-        self._watch.tell(best_ns=round(self.objective_value), best_by=self._name)
+        self._watch.tell(best_ns=self.value(self._model.objective), best_by=self._model.name)
 
 
 def _solve_interruptibly(
@@ -288,6 +310,8 @@ def _solve_interruptibly(
 ) -> tuple[cp_model.CpSolverStatus, bool]:
     """Solve in a thread, so that Ctrl-C reaches Python at once and stops the search instead of losing it."""
     solver.parameters.catch_sigint_signal = False
+    # Gaps are whole numbers; as floats, large ones would pass for closed.
+    solver.parameters.absolute_gap_limit = 0.0
     interrupted = False
     with ThreadPoolExecutor(max_workers=1) as executor:
         future = executor.submit(solver.solve, model, callback)
@@ -298,6 +322,12 @@ def _solve_interruptibly(
                         # Again and again, for a search that has not begun yet cannot be stopped.
                         solver.stop_search()
                     with suppress(TimeoutError):
-                        return future.result(timeout=0.1), interrupted
+                        return _readable(future.result(timeout=0.1), model), interrupted
             except KeyboardInterrupt:
                 interrupted = True
+
+
+def _readable(status: cp_model.CpSolverStatus, model: cp_model.CpModel) -> cp_model.CpSolverStatus:
+    if status == cp_model.MODEL_INVALID:
+        raise InvalidModelError(f"CP-SAT calls the model invalid: {model.validate()}; please report")
+    return status

@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 
-from cspsched.exact.batch_counts import BATCH_COUNTS, can_count
+from cspsched.exact.batch_counts import BATCH_COUNTS, SCALE, can_count
 from cspsched.exact.first_schedules import first_schedules
 from cspsched.exact.form_bounds import closed_form_bound
 from cspsched.exact.jit import told_of_compiling
@@ -32,7 +32,7 @@ from cspsched.exact.packing_space import PackingSpace, build_packing_space
 from cspsched.exact.record import Details, Ending, Proof, Record, best_incumbent
 from cspsched.exact.search import Progress, SearchLimits, Watch
 from cspsched.exact.state_search import STATE_SEARCH
-from cspsched.exact.state_space import StateSpace, build_state_space
+from cspsched.exact.state_space import MOST_TIME, StateSpace, build_state_space
 from cspsched.exact.timed_search import TIMED_SEARCH, TimedSpace, build_timed_space
 from cspsched.problem.instance import Instance, Preemption
 from cspsched.problem.lifting import is_swap_idle, without_swap
@@ -214,7 +214,7 @@ def _model(record: Record, limits: SearchLimits) -> Ending:
 def _can_count(record: Record) -> bool:
     """Whether counts of batches bound the objective, and may give better schedules."""
     may_count = record.objective is Objective.MAKESPAN and not (record.is_closed or record.ceilings)
-    return may_count and can_count(record.instance)
+    return may_count and record.incumbent.value_ns * SCALE < MOST_TIME and can_count(record.instance)
 
 
 def _needs_levels(record: Record) -> bool:

@@ -42,6 +42,8 @@ class Timeline:
     steps: Sequence[cp_model.IntVar]
     """Time that batch j takes, moves of KV caches before it included."""
     ends: Sequence[cp_model.IntVar]
+    longest_ns: Sequence[int]
+    """Most that each step can take."""
     latest_ns: int
 
     @property
@@ -84,7 +86,15 @@ def add_timeline(
                     model.add(start >= arrival).only_enforce_if(first_use[i, j])
         steps.append(_step(model, j, duration, amount, move))
         ends.append(end)
-    return Timeline(model=model, instance=instance, batches=batches, steps=steps, ends=ends, latest_ns=latest)
+    return Timeline(
+        model=model,
+        instance=instance,
+        batches=batches,
+        steps=steps,
+        ends=ends,
+        longest_ns=[amount.most + move.most for amount, move in zip(amounts, moves, strict=True)],
+        latest_ns=latest,
+    )
 
 
 def _step(
@@ -137,8 +147,7 @@ def sum_of_waiting(timeline: Timeline, counts: Sequence[Amount]) -> cp_model.Lin
     for j, (step, count) in enumerate(zip(timeline.steps, counts, strict=True)):
         waiters = model.new_int_var(0, count.most, f"waiters[{j}]")
         model.add(waiters == count.expression)
-        most = count.most * timeline.latest_ns
-        product = model.new_int_var(0, most, f"waited[{j}]")
+        product = model.new_int_var(0, count.most * timeline.longest_ns[j], f"waited[{j}]")
         model.add_multiplication_equality(product, [step, waiters])
         products.append(product)
     return cp_model.LinearExpr.sum(products)
