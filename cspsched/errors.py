@@ -27,6 +27,14 @@ class UsageError(CspschedError):
     exit_code = 2
 
 
+class PolicyError(CspschedError):
+    """A policy did what it may not, or got stuck."""
+
+
+class StuckError(PolicyError):
+    """A policy cannot serve an instance by its own rules: nothing more happens, or always the same."""
+
+
 class InfeasibleError(CspschedError):
     """Proven: no schedule exists (for instance a request larger than the KV cache)."""
 

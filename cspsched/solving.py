@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cspsched.errors import InfeasibleError, InputError
+from cspsched.errors import InfeasibleError, InputError, StuckError
 from cspsched.exact.lexicographic import solve_in_order
 from cspsched.exact.search import Progress, SearchLimits
 from cspsched.exact.solver import solve_exactly
 from cspsched.policies.base import make_policy
+from cspsched.problem.failure import Failure
 from cspsched.problem.infeasibility import find_infeasibility
 from cspsched.problem.instance import Instance, Rejection
 from cspsched.problem.json_io import read_json
@@ -56,7 +57,7 @@ def solve(
         (weighted sum) or `misses,latency` (one after the other).
     heuristics
         Policies whose schedules compete for the first incumbent, as far as they are feasible under the
-        instance's switches.
+        instance's switches. One that gets stuck is passed over; `Result.failures` names it.
     candidates
         Further schedules that compete for it, each with what made it; those that the referee does not accept
         on the servable part of the instance are passed over. See `read_warm_start`.
@@ -75,19 +76,30 @@ def solve(
     servable, rejections = servable_part(instance, drop_rejected=drop_rejected)
     stages = read_objectives(objective, servable) if isinstance(objective, str) else (objective,)
     limits = limits or SearchLimits()
-    known = [*policy_candidates(servable, heuristics), *candidates]
+    found, stuck = policy_candidates(servable, heuristics)
+    known = [*found, *candidates]
     if len(stages) == 1:
         result = solve_exactly(servable, stages[0], limits, candidates=known, on_progress=on_progress)
     else:
         result = solve_in_order(
             servable, stages, limits, candidates=known, on_stage=on_stage, on_progress=on_progress
         )
+    failures = [failure.to_json() for failure in (*stuck, *result.failures)]
+    result = replace(result, provenance=result.provenance | {"failures": failures})
     return Solution(result=result, rejections=rejections)
 
 
-def policy_candidates(instance: Instance, heuristics: Iterable[str]) -> list[Candidate]:
-    """Schedules of policies on an instance whose requests all fit."""
-    return [(name, run_policy(instance, make_policy(name)).schedule) for name in heuristics]
+def policy_candidates(
+    instance: Instance, heuristics: Iterable[str]
+) -> tuple[list[Candidate], tuple[Failure, ...]]:
+    """Schedules of policies on an instance whose requests all fit, and the policies that got stuck."""
+    candidates, stuck = list[Candidate](), list[Failure]()
+    for name in heuristics:
+        try:
+            candidates.append((name, run_policy(instance, make_policy(name)).schedule))
+        except StuckError as error:
+            stuck.append(Failure.of(name, error))
+    return candidates, tuple(stuck)
 
 
 def servable_part(instance: Instance, *, drop_rejected: bool) -> tuple[Instance, tuple[Rejection, ...]]:

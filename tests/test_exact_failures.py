@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from cspsched.errors import InternalError
+from cspsched.errors import InternalError, StuckError
 from cspsched.exact import members, solver
 from cspsched.exact.form_bounds import closed_form_bound
 from cspsched.exact.lexicographic import solve_in_order
@@ -14,9 +14,14 @@ from cspsched.exact.list_schedule import list_schedules
 from cspsched.exact.record import Proof, Record, best_incumbent
 from cspsched.exact.search import SearchLimits, Watch
 from cspsched.exact.solver import solve_exactly
+from cspsched.ladder import climb
+from cspsched.policies.base import make_policy
+from cspsched.problem.instance import Switches
 from cspsched.problem.metrics import Objective
 from cspsched.problem.result import Result, Status, StopReason
 from cspsched.problem.timing import schedule_asap
+from cspsched.simulate import simulate
+from cspsched.solving import solve
 from tests.instances import RUN_TO_COMPLETION, hindsight, instance_of, late_mixed, three_equal
 from tests.test_cli_help import invoke
 
@@ -212,3 +217,28 @@ def test_failures_of_every_stage_are_kept(monkeypatch):
 
     assert result.violations() == []
     assert [failure.name for failure in result.failures] == ["CP-SAT"]
+
+
+STUCK = instance_of([(1, 3)] * 3, kv_blocks=4, max_batch_tokens=2, switches=Switches(chunked_prefill=False))
+"""vLLM preempts, and a refill of three tokens never fits into a batch of two."""
+
+
+@pytest.mark.parametrize("heuristics", [("vllm",), ("vllm", "infermax")])
+def test_a_stuck_heuristic_is_passed_over_and_named(heuristics):
+    """It has no schedule to offer; the solve does without, be it one request after the other."""
+    with pytest.raises(StuckError):
+        simulate(STUCK, make_policy("vllm"))
+    result = solve(STUCK, limits=SearchLimits(time_limit_s=60, num_workers=1), heuristics=heuristics).result
+
+    assert (result.status, result.violations()) == (Status.OPTIMAL, [])
+    assert result.failures[0].name == "vllm"
+    assert result.failures[0].error == "StuckError"
+    assert "schedules nothing" in result.failures[0].sentence
+
+
+def test_the_ladder_passes_over_stuck_heuristics_rung_by_rung():
+    """Where a policy gets stuck depends on the class; each result says so for its own."""
+    ladder = climb(STUCK, limits=SearchLimits(time_limit_s=6, num_workers=1), heuristics=["vllm"])
+
+    assert all(rung.result is not None and rung.result.schedule is not None for rung in ladder.solved)
+    assert "vllm" in {failure.name for rung in ladder.solved for failure in rung.result.failures}

@@ -257,7 +257,7 @@ def _export(
     from cspsched.exact.export import export_model
     from cspsched.solving import policy_candidates
 
-    known = [*policy_candidates(instance, heuristics), *candidates]
+    known = [*policy_candidates(instance, heuristics)[0], *candidates]
     exported = export_model(instance, objective, path, candidates=known)
     tell(f"wrote {exported.sentence}")
     return exported

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cspsched.problem.instance import Instance
-from cspsched.simulate import PolicyError, Step
+from cspsched.simulate import Step, StuckError
 from cspsched.simulate.kernel.each.rules import AnyRules, EachRules, Loop
 from cspsched.simulate.kernel.rules import Chunk, KernelRules, Need
 from cspsched.units import ceil_div
@@ -240,7 +240,7 @@ class FamilyRun:
     def _refuse_long_prompt(self, request: int, known: int) -> None:
         if known > self._longest_prompt:
             name = self.requests[request].request_id
-            raise PolicyError(
+            raise StuckError(
                 f"policy {self.label}: request {name!r} has {known} tokens to prefill in one batch, which "
                 f"holds {self._longest_prompt}; raise the policy's token budget, or the instance's"
             )

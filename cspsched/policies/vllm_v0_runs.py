@@ -21,7 +21,7 @@ from itertools import islice
 
 from cspsched.policies.sarathi_family import FamilyRun, OwnLimits
 from cspsched.problem.instance import Instance
-from cspsched.simulate import PolicyError, Step
+from cspsched.simulate import Step, StuckError
 from cspsched.simulate.kernel.each.rules import AnyRules, Mode
 from cspsched.simulate.kernel.rules import Batch, Order
 from cspsched.units import ceil_div
@@ -53,7 +53,7 @@ class V0Run(FamilyRun):
         blocks = ceil_div(step.known_tokens[request], self.block_tokens)
         if blocks > step.free_host_blocks:
             name = self.requests[request].request_id
-            raise PolicyError(
+            raise StuckError(
                 f"policy {self.label}: request {name!r} needs {blocks} KV blocks in host memory to be "
                 f"swapped out, {step.free_host_blocks} are free (vLLM stops there, too); give more host "
                 "memory, or preemption_mode=recompute"

@@ -1,9 +1,10 @@
 """The event simulator: engine, KV block pool, what a policy may see and do, the recorded schedule."""
 
+from cspsched.errors import PolicyError, StuckError
 from cspsched.simulate.engine import LivelockError, Simulation, simulate
 from cspsched.simulate.prefix_cache import CachedPrefix
 from cspsched.simulate.protocol import Machine, Policy, PolicyRun
-from cspsched.simulate.step import PolicyError, Step
+from cspsched.simulate.step import Step
 
 __all__ = [
     "CachedPrefix",
@@ -14,5 +15,6 @@ __all__ = [
     "PolicyRun",
     "Simulation",
     "Step",
+    "StuckError",
     "simulate",
 ]

@@ -13,11 +13,12 @@ from collections.abc import Sequence
 from enum import IntEnum
 from typing import ClassVar, Protocol
 
+from cspsched.errors import PolicyError
 from cspsched.problem.instance import Instance
 from cspsched.problem.request import Request
 from cspsched.simulate.kernel.each.rules import EachRules, Loop
 from cspsched.simulate.kernel.rules import Chunk
-from cspsched.simulate.step import PolicyError, Step
+from cspsched.simulate.step import Step
 from cspsched.units import ceil_div
 
 

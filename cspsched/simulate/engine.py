@@ -11,20 +11,20 @@ from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from cspsched.errors import InputError
+from cspsched.errors import InputError, StuckError
 from cspsched.problem.cost import IntArray
 from cspsched.problem.instance import Instance
 from cspsched.problem.schedule import Schedule
 from cspsched.simulate.log import ScheduleLog
 from cspsched.simulate.protocol import Machine, Policy
 from cspsched.simulate.state import State
-from cspsched.simulate.step import PolicyError, Step
+from cspsched.simulate.step import Step
 
 MAX_FRUITLESS_EVICTIONS = 100
 """Evictions per unfinished request, without a token generated or a request arriving, that are a livelock."""
 
 
-class LivelockError(PolicyError):
+class LivelockError(StuckError):
     """A policy evicts and refills in a circle."""
 
 
@@ -79,7 +79,9 @@ def simulate(instance: Instance, policy: Policy, *, machine: Machine | None = No
     InputError
         If the instance has a request that can never be served (see `Instance.split_rejected`).
     PolicyError
-        If the policy breaks a limit, or schedules nothing although nothing more can arrive.
+        If the policy breaks a limit.
+    StuckError
+        If it schedules nothing although nothing more can arrive.
     LivelockError
         If it evicts again and again without a single token generated in between.
     """
@@ -180,7 +182,7 @@ class _Engine:
 
     def _wait_for_arrival(self) -> None:
         if not self._to_come:
-            raise PolicyError(
+            raise StuckError(
                 f"policy {self._label} schedules nothing although nothing more can arrive: "
                 f"{self._situation()}"
             )

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
 
-from cspsched.errors import CspschedError
+from cspsched.errors import PolicyError
 from cspsched.simulate.pool import PoolError
 from cspsched.simulate.prefix_cache import NOTHING_CACHED, CachedPrefix
 from cspsched.simulate.state import State
-
-
-class PolicyError(CspschedError):
-    """A policy did what it may not, or nothing although nothing more can arrive."""
 
 
 class Step:

@@ -8,7 +8,7 @@ from enum import StrEnum
 
 import numpy as np
 
-from cspsched.errors import InputError, LimitError, UsageError
+from cspsched.errors import InputError, LimitError, StuckError, UsageError
 from cspsched.problem.cost import CostModel, IntArray
 from cspsched.problem.instance import Instance
 from cspsched.simulate.engine import LivelockError, Simulation, simulate
@@ -20,7 +20,6 @@ from cspsched.simulate.kernel.memory import Logs, new_kernel
 from cspsched.simulate.kernel.rules import Batch, HasKernelRules, Order
 from cspsched.simulate.kernel.workload import Int32Array, Workload
 from cspsched.simulate.protocol import Policy
-from cspsched.simulate.step import PolicyError
 from cspsched.units import ceil_div
 
 FEWEST_FOR_KERNEL = 5000
@@ -197,7 +196,7 @@ def run_workload(
         If the numbers do not fit the kernel.
     InputError
         If a request can never be served.
-    PolicyError
+    StuckError
         If the policy schedules nothing although nothing more can arrive, or refuses a prompt.
     LivelockError
         If it evicts again and again without a single token generated in between.
@@ -330,11 +329,11 @@ def failure(
             f"last generated token or arrival; {situation}"
         )
     if answer == layout.STUCK:
-        return PolicyError(f"policy {label} schedules nothing although nothing more can arrive: {situation}")
+        return StuckError(f"policy {label} schedules nothing although nothing more can arrive: {situation}")
     if answer == layout.PROMPT_REFUSED:
         request = int(now[layout.REFUSED])
         known = int(kernel.rows[request, layout.PROMPT]) + int(kernel.rows[request, layout.GENERATED])
-        return PolicyError(
+        return StuckError(
             f"policy {label}: request {name_of(request)!r} has {known} tokens to prefill in one batch, which "
             f"holds {rules.longest_prompt}; raise the policy's token budget, or the instance's"
         )
