@@ -28,6 +28,16 @@ def ns_to_seconds(time_ns: int | float) -> float:
     return time_ns / NS_PER_S
 
 
+def exact_seconds(time_ns: int | Fraction) -> Decimal:
+    """Seconds with nine decimals, to the nanosecond nearest to a time: what is printed, however large.
+
+    A float of seconds has no ninth decimal from 2^53 ns (104 days) on, and wrong ones before.
+    """
+    digits = f"{abs(round(time_ns)):010d}"
+    sign = "-" if time_ns < 0 else ""
+    return Decimal(f"{sign}{digits[:-9]}.{digits[-9:]}")
+
+
 def ceil_div(numerator: int, denominator: int) -> int:
     """Quotient rounded up, in exact integers (denominator > 0)."""
     return -(-numerator // denominator)

@@ -6,6 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from cspsched.errors import InputError
 from cspsched.exact import lexicographic
@@ -211,3 +212,28 @@ def test_solve_takes_a_text():
 
     assert [stage.objective.value for stage in result.earlier] == ["max-itl"]
     assert result.violations() == []
+
+
+@pytest.mark.parametrize(
+    ("objective", "value", "count", "shown"),
+    [
+        (Objective.MAKESPAN, 8_000_000_000_025_644_234, 2, "8000000000.025644234 s"),
+        (Objective.MAKESPAN, 7, 2, "0.000000007 s"),
+        (Objective.LATENCY, 2**60 + 1, 1, "1152921504.606846977 s"),
+        (Objective.TTFT, 10**19 + 5, 3, "3333333333.333333335 s"),
+        (Mixture((Term(Measure.LATENCY),)), 2**60 + 1, 7, "1152921504.606846977 s"),
+        (Mixture((Term(Measure.MEAN_TPOT),), scale=4), 2**62 + 8, 7, "1152921504.606846978 s"),
+        (Mixture((Term(Measure.MISSES),), scale=2), 3, 7, "1.5 missed"),
+    ],
+)
+def test_values_are_shown_to_the_nanosecond(objective, value, count, shown):
+    """All nine decimals are right, however large the number; floats have about 16 digits."""
+    assert objective.show(value, count) == shown
+
+
+@given(st.integers(0, 10**22), st.integers(1, 1000))
+def test_shown_seconds_are_the_nearest(value_ns, count):
+    """A mean is rounded to the nearest nanosecond, half to even, and to nothing else."""
+    number = Fraction(Objective.LATENCY.show(value_ns, count).removesuffix(" s"))
+
+    assert number == Fraction(round(Fraction(value_ns, count)), 10**9)

@@ -12,6 +12,7 @@ import click
 
 from cspsched.cli.console import counted, tell
 from cspsched.cli.options import json_option
+from cspsched.units import exact_seconds
 
 if TYPE_CHECKING:
     from cspsched.recording.log import Entry
@@ -87,9 +88,8 @@ def _sides(difference: Difference) -> Iterator[str]:
 def _side(row: Row | None, first: int) -> str:
     if row is None:
         return "has ended"
-    data = row.to_json()
     return (
-        f"{data['start_s']:.9f} s to {data['end_s']:.9f} s, {row.kv_used} KV blocks, {row.waiting} waiting, "
+        f"{exact_seconds(row.start_ns):f} s to {exact_seconds(row.end_ns):f} s, {row.kv_used} KV blocks, {row.waiting} waiting, "
         f"preempted {', '.join(row.preempted) or 'none'}, {_entries(row.sched, first)}"
     )
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 from enum import StrEnum
 from fractions import Fraction
 
 from cspsched.errors import InputError
-from cspsched.units import NS_PER_S
+from cspsched.units import NS_PER_S, exact_seconds
 
 
 class Objective(StrEnum):
@@ -30,9 +31,13 @@ class Objective(StrEnum):
         """The number that people read: seconds, per request for the sums."""
         return value_ns / NS_PER_S / (1 if self is Objective.MAKESPAN else num_requests)
 
+    def exact_s(self, value_ns: int, num_requests: int) -> Decimal:
+        """The same to the nanosecond, for whoever reads nine decimals."""
+        return exact_seconds(Fraction(value_ns, 1 if self is Objective.MAKESPAN else num_requests))
+
     def show(self, value_ns: int, num_requests: int) -> str:
         """A value as people read it."""
-        return f"{self.mean_s(value_ns, num_requests):.9f} s"
+        return f"{self.exact_s(value_ns, num_requests):f} s"
 
     @property
     def label(self) -> str:
@@ -117,10 +122,16 @@ class Mixture:
         del num_requests
         return value_ns / self.scale / (1 if self.counts else NS_PER_S)
 
+    def exact_s(self, value_ns: int, num_requests: int) -> Decimal:
+        """The same to the nanosecond, of a mixture of times."""
+        del num_requests
+        return exact_seconds(Fraction(value_ns, self.scale))
+
     def show(self, value_ns: int, num_requests: int) -> str:
         """A value as people read it."""
-        number = self.mean_s(value_ns, num_requests)
-        return f"{number:g} missed" if self.counts else f"{number:.9f} s"
+        if self.counts:
+            return f"{self.mean_s(value_ns, num_requests):g} missed"
+        return f"{self.exact_s(value_ns, num_requests):f} s"
 
 
 AnyObjective = Objective | Mixture

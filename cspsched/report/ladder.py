@@ -125,7 +125,7 @@ def _what(ladder: Ladder) -> str:
 
 
 def _plain_seconds(ladder: Ladder, value_ns: int) -> str:
-    return f"{ladder.objective.mean_s(value_ns, len(ladder.instance.requests)):,.9f} s"
+    return f"{ladder.objective.exact_s(value_ns, len(ladder.instance.requests)):,f} s"
 
 
 def markdown(ladder: Ladder) -> str:
