@@ -9,9 +9,10 @@ import pytest
 
 from cspsched.bounds import Certificate, best_bound, certificates, check_certificate, solo_ns
 from cspsched.bounds import solo as solo_module
-from cspsched.errors import InputError, LimitError
+from cspsched.errors import InputError, LimitError, UsageError
 from cspsched.problem.cost import CostModel, PiecewiseLinear
 from cspsched.problem.instance import Instance, Limits
+from cspsched.problem.linear_form import read_objectives
 from cspsched.problem.metrics import Objective
 from cspsched.problem.request import Request
 
@@ -180,3 +181,20 @@ def test_checker_refuses_large_instances():
         check_certificate(instance, certificate, max_requests=1)
     with pytest.raises(LimitError, match="at most 2000 and 20"):
         check_certificate(instance, certificate, max_tokens=20)
+
+
+@pytest.mark.parametrize("ask", [certificates, best_bound, solo_ns])
+@pytest.mark.parametrize("text", ["latency+2*max-itl", "misses", "2*makespan+ttft"])
+def test_a_mixture_is_not_bounded_as_if_it_were_latency(ask, text):
+    """Certificates are of three objectives; a mixture, or a text, has none, and is told so."""
+    instance = instance_of([(7, 5, 3)])
+    instance = replace(instance, requests=(replace(instance.requests[0], ttft_limit_ns=1),))
+    for objective in (*read_objectives(text, instance), text):
+        with pytest.raises(UsageError, match=r"is none of .*ttft.*solve"):
+            ask(instance, objective)
+
+
+def test_a_lone_time_is_no_makespan():
+    """Times alone on the machine are latencies or TTFTs."""
+    with pytest.raises(UsageError, match="objective makespan is none of latency, ttft"):
+        solo_ns(instance_of([(7, 5, 3)]), Objective.MAKESPAN)

@@ -9,6 +9,7 @@ from cspsched.bounds.critical_path import solo_times_ns
 from cspsched.bounds.flow import flow_certificates
 from cspsched.bounds.makespan import batch_floors, makespan_certificates
 from cspsched.bounds.tables import Tables
+from cspsched.errors import UsageError
 from cspsched.problem.instance import Instance
 from cspsched.problem.metrics import Objective
 
@@ -25,8 +26,14 @@ def certificates(instance: Instance, objective: Objective) -> tuple[Certificate,
         Every request must fit the limits (`Instance.split_rejected`); bounds of an instance without feasible
         schedules mean nothing.
     objective
-        What is bounded.
+        What is bounded: makespan, latency or TTFT.
+
+    Raises
+    ------
+    UsageError
+        If it is anything else: a mixture has no certificates of its own.
     """
+    _require(objective, *Objective)
     tables = Tables(instance)
     if objective is Objective.MAKESPAN:
         return best_first(makespan_certificates(tables))
@@ -34,7 +41,7 @@ def certificates(instance: Instance, objective: Objective) -> tuple[Certificate,
 
 
 def best_bound(instance: Instance, objective: Objective) -> Certificate:
-    """The certificate with the largest value."""
+    """The certificate with the largest value; see `certificates`."""
     return certificates(instance, objective)[0]
 
 
@@ -42,8 +49,9 @@ def solo_ns(instance: Instance, objective: Objective = Objective.LATENCY) -> lis
     """Lower bound on each request's latency (or TTFT) in nanoseconds, as if it were alone on the machine.
 
     No schedule ends request i before `arrival_ns + solo_ns[i]`; with the objective TTFT, none emits its first
-    token before that. In the order of `instance.requests`.
+    token before that. In the order of `instance.requests`. Any other objective is a `UsageError`.
     """
+    _require(objective, Objective.LATENCY, Objective.TTFT)
     return list(solo_times_ns(Tables(instance), objective))
 
 
@@ -54,3 +62,12 @@ def batch_floor(instance: Instance) -> list[tuple[Fraction, Fraction]]:
     at most (U - work) / alpha batches, for each pair. At least one pair.
     """
     return batch_floors(Tables(instance))
+
+
+def _require(objective: object, *known: Objective) -> None:
+    """Refuse what would be bounded as if it were something else."""
+    if not isinstance(objective, Objective) or objective not in known:
+        raise UsageError(
+            f"objective {objective!s} is none of {', '.join(known)} (cspsched.Objective); mixtures are "
+            "bounded by cspsched.solve, with a time limit of 0 if there is to be no search"
+        )

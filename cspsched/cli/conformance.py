@@ -89,8 +89,8 @@ def _side(row: Row | None, first: int) -> str:
     if row is None:
         return "has ended"
     return (
-        f"{exact_seconds(row.start_ns):f} s to {exact_seconds(row.end_ns):f} s, {row.kv_used} KV blocks, {row.waiting} waiting, "
-        f"preempted {', '.join(row.preempted) or 'none'}, {_entries(row.sched, first)}"
+        f"{exact_seconds(row.start_ns):f} s to {exact_seconds(row.end_ns):f} s, {row.kv_used} KV blocks, "
+        f"{row.waiting} waiting, preempted {', '.join(row.preempted) or 'none'}, {_entries(row.sched, first)}"
     )
 
 
