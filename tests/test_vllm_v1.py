@@ -77,10 +77,17 @@ def test_active_sequences_take_the_place_of_sequences() -> None:
 def test_the_adaptive_threshold_shares_the_budget_out() -> None:
     """Eight tokens for two requests are four each; for the last one alone there is no limit."""
     instance = make_instance((9, 1), (3, 1), max_batch_tokens=8)
+    settings = {"long_prefill_token_threshold": 1, "long_prefill_token_threshold_adaptive": True}
 
     assert batches(instance)[0] == [(0, 8)]
-    adaptive = batches(instance, long_prefill_token_threshold_adaptive=True)
-    assert adaptive == [[(0, 4), (1, 3)], [(0, 5)]]
+    assert batches(instance, **settings) == [[(0, 4), (1, 3)], [(0, 5)]]
+
+
+def test_the_adaptive_switch_does_nothing_without_a_threshold() -> None:
+    """There is no limit that could be raised: prompts of 9 and 3 share 8 tokens as they come."""
+    instance = make_instance((9, 1), (3, 1), max_batch_tokens=8)
+
+    assert batches(instance, long_prefill_token_threshold_adaptive=True) == batches(instance)
 
 
 def test_the_adaptive_threshold_is_no_less_than_the_fixed_one() -> None:
@@ -98,6 +105,13 @@ def test_prefills_wait_for_their_interval_while_somebody_decodes() -> None:
     assert batches(instance)[1] == [(0, 1), (1, 3)]
     spaced = batches(instance, prefill_schedule_interval=3)
     assert spaced[:4] == [[(0, 2)], [(0, 1)], [(0, 1)], [(0, 1), (1, 3)]]
+
+
+def test_the_first_step_counts_as_long_after_a_prefill() -> None:
+    """A first prompt of one token is no prefill work, so that the next prefill need not wait for it."""
+    instance = make_instance((1, 9), (3, 1), arrivals_ns=[0, 1])
+
+    assert batches(instance, prefill_schedule_interval=5)[:2] == [[(0, 1)], [(0, 1), (1, 3)]]
 
 
 def test_prefills_do_not_wait_where_some_had_to_stay_out() -> None:

@@ -60,9 +60,12 @@ class VllmSettings:
     comparison would be none.
     """
     long_prefill_token_threshold_adaptive: bool = False
-    """Let the longest chunk be at least the token budget over the number of requests there."""
+    """Let a threshold be at least the token budget over the number of requests there; none stays none."""
     prefill_schedule_interval: int = 1
-    """Steps from one with prefills to the next, as long as no request had to wait and somebody decodes."""
+    """Steps from one with prefills to the next, as long as no request had to wait and somebody decodes.
+
+    A run begins as if the last prefills were as long ago as that.
+    """
     max_num_active_seqs: int | None = None
     """Most running requests at an admission, in place of max_num_seqs."""
     num_lookahead_tokens: int = 0
@@ -136,7 +139,7 @@ class VllmRun:
         self._lookahead = settings.num_lookahead_tokens
         self._max_model_len = limits.max_model_len or limits.kv_tokens + self._lookahead
         self._interval = settings.prefill_schedule_interval
-        self._num_steps = self._last_prefill_step = 0
+        self._num_steps, self._last_prefill_step = 0, -self._interval
         self._capacity_bound = False
         self.caches_prefixes = settings.enable_prefix_caching
         self._reserves_prompt = settings.scheduler_reserve_full_isl
@@ -220,7 +223,7 @@ class VllmRun:
         """Tokens that a request may be given at most, before the budget is looked at."""
         num_eligible = len(self._running) + len(self._waiting)
         threshold = self._long_prefill if num_eligible > 1 else 0
-        if self._adaptive and num_eligible:
+        if self._adaptive and threshold:
             threshold = max(threshold, self._budget // num_eligible)
         return threshold or self._no_limit
 

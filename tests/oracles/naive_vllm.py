@@ -95,7 +95,7 @@ class NaiveVllmV1:
         self.entered: list[Block] = []
         self.running: list[Sequence] = []
         self.waiting: list[Sequence] = []
-        self.steps = self.last_prefill = 0
+        self.steps, self.last_prefill = 0, -self.prefill_schedule_interval
         self.capacity_bound = False
 
     def used(self) -> int:
@@ -147,7 +147,7 @@ class NaiveVllmV1:
         decision = Decision()
         eligible = len(self.running) + len(self.waiting)
         threshold = self.long_prefill_token_threshold if eligible > 1 else 0
-        if self.long_prefill_token_threshold_adaptive and eligible:
+        if self.long_prefill_token_threshold_adaptive and threshold:
             threshold = max(threshold, self.max_num_batched_tokens // eligible)
         defer = (
             self.prefill_schedule_interval > 1

@@ -50,6 +50,7 @@ def _first_state(workload: Workload, rules: EachRules) -> IntArray:
     now[layout.FREE] = rules.kv_blocks
     now[layout.REFUSED] = layout.NOBODY
     now[each.IS_LOCKED] = rules.loop in LOCKSTEP_LOOPS
+    now[each.LAST_PREFILL_STEP] = -rules.interval
     now[each.CALENDAR_MASK] = calendar_steps(workload) - 1
     now[each.SHARE] = np.float64(rules.ratio).view(np.int64)
     return now

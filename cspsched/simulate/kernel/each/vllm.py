@@ -95,7 +95,7 @@ def _longest_chunk(k: Kernel) -> int:
     now = k.now
     num_eligible = now[RUNNING] + now[HEAP_SIZE]
     threshold = now[LONG_PREFILL] if num_eligible > 1 else 0
-    if now[ADAPTIVE] and num_eligible:
+    if now[ADAPTIVE] and threshold:
         threshold = max(threshold, now[MAX_TOKENS] // num_eligible)
     return int(threshold) if threshold else int(now[KV_BLOCKS] * now[BLOCK_TOKENS])
 
