@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from cspsched.cli.conformance import ENGINES
 from cspsched.errors import InputError, UsageError
 from cspsched.policies.base import make_policy
 from cspsched.recording.cases import find_cases
@@ -311,6 +312,21 @@ def test_command_prints_a_line_a_case_and_exits_0_if_all_are_equal(
     assert outcome.out.splitlines()[-1] == "2 cases: 1 equal, 1 not simulated"
     assert "not simulated: colour=red" in outcome.out
     assert "[2/2] replaying b" in outcome.err
+
+
+def test_command_replays_with_either_engine(
+    tmp_path: Path, lines: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Equal both; the kernel says what it has no rules for, and that fails no gate."""
+    write_case(tmp_path, "a", TIGHT, lines)
+    write_case(tmp_path, "b", {**TIGHT, "enable_prefix_caching": True}, lines)
+    plain, compiled = (invoke(capsys, "conformance", tmp_path, "a", "--engine", e) for e in ENGINES)
+    everything = invoke(capsys, "conformance", tmp_path, "--engine", "compiled")
+
+    assert (plain.code, plain.out) == (compiled.code, compiled.out)
+    assert (plain.code, plain.out.splitlines()[-1]) == (0, "1 case: 1 equal")
+    assert (everything.code, everything.out.splitlines()[-1]) == (0, "2 cases: 1 equal, 1 not simulated")
+    assert "enable_prefix_caching=true has no kernel rules for its settings" in everything.out
 
 
 def test_command_exits_3_and_shows_both_sides(

@@ -22,34 +22,53 @@ CONFORMANCE_SCHEMA = "cspsched/conformance/1"
 GATE_FAILED = 3
 BAD_INPUT = 1
 MOST_ENTRIES_SHOWN = 6
+ENGINES = {"plain": "clear", "compiled": "kernel"}
+"""Words of the command line for the two engines, and their names in the package."""
 
 
 @click.command("conformance")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.argument("cases", nargs=-1)
+@click.option(
+    "--engine",
+    type=click.Choice(list(ENGINES)),
+    default="plain",
+    show_default=True,
+    help="Which of our two simulators replays: the one in plain Python or the compiled kernel.",
+)
 @json_option
-def conformance_command(folder: Path, cases: tuple[str, ...], as_json: bool) -> int:  # noqa: FBT001 - click passes flags so
+def conformance_command(
+    folder: Path,
+    cases: tuple[str, ...],
+    engine: str,
+    as_json: bool,  # noqa: FBT001 - click passes flags so
+) -> int:
     """Replay recorded schedules of real engines, batch by batch.
 
     FOLDER holds manifest.json and the cases that it lists, or just logs with their configurations and traces
     (docs/recording.md), or runs of Vidur (docs/vidur.md). CASES are names or patterns such as 'v0/*'; all if
     none is given. A case is equal if every batch is: tokens, order, preemptions, KV blocks, queue and times.
     Exit code 3 if one differs, 1 if one cannot be read; a case that needs what is not simulated says so and
-    changes neither.
+    changes neither. So does one that the compiled kernel has no rules for.
 
     \b
     cspsched conformance recordings
     cspsched conformance recordings c03_pressure_noapc 'v0/*' --json
+    cspsched conformance recordings --engine compiled
     """  # noqa: D301 - click's marker for text that is not to be wrapped
     from cspsched.recording.cases import VidurRun, find_cases
     from cspsched.recording.replay import Verdict, replay_case
     from cspsched.recording.vidur import judge_vidur_run
+    from cspsched.simulate.kernel import Engine
 
-    found = find_cases(folder, cases)
+    found, chosen = find_cases(folder, cases), Engine(ENGINES[engine])
     replays = []
     for position, case in enumerate(found, start=1):
         tell(f"[{position}/{len(found)}] replaying {case.name}")
-        replays.append(judge_vidur_run(case) if isinstance(case, VidurRun) else replay_case(case))
+        if isinstance(case, VidurRun):
+            replays.append(judge_vidur_run(case, chosen))
+        else:
+            replays.append(replay_case(case, chosen))
         if not as_json:
             click.echo("\n".join(_lines(replays[-1])))
     counts = Counter(replay.verdict for replay in replays)

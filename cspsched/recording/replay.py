@@ -15,7 +15,8 @@ from cspsched.recording.cases import RecordedCase
 from cspsched.recording.engines import NotSimulatedError
 from cspsched.recording.log import Entry, Iteration, Recording, hash_of
 from cspsched.recording.setup import Setup, make_setup
-from cspsched.simulate import PolicyError, Simulation, simulate
+from cspsched.simulate import PolicyError, Simulation
+from cspsched.simulate.kernel import Engine, run_policy
 from cspsched.units import ns_to_seconds
 
 ROUNDINGS_PER_BATCH = 4
@@ -121,10 +122,15 @@ class Replay:
         }
 
 
-def replay_case(case: RecordedCase) -> Replay:
+def replay_case(case: RecordedCase, engine: Engine = Engine.CLEAR) -> Replay:
     """Read a case, simulate it, compare: tokens, order, preemptions, KV blocks, queue, times.
 
     What keeps a case from being replayed becomes its verdict, so that one bad case does not stop the others.
+
+    Parameters
+    ----------
+    engine
+        Which one simulates. The kernel leaves alone what it has no rules for: not simulated.
     """
     try:
         recording = case.read_recording()
@@ -136,7 +142,7 @@ def replay_case(case: RecordedCase) -> Replay:
         return Replay(case=case.name, verdict=Verdict.NOT_SIMULATED, reason=str(error))
     except InputError as error:
         return Replay(case=case.name, verdict=Verdict.UNREADABLE, reason=str(error))
-    return _replayed(case.name, source, recording, setup)
+    return _replayed(case.name, source, recording, setup, engine)
 
 
 def _require_manifest_hash(case: RecordedCase, recording: Recording) -> None:
@@ -149,7 +155,7 @@ def _require_manifest_hash(case: RecordedCase, recording: Recording) -> None:
         )
 
 
-def _replayed(name: str, source: str, recording: Recording, setup: Setup) -> Replay:
+def _replayed(name: str, source: str, recording: Recording, setup: Setup, engine: Engine) -> Replay:
     facts: dict[str, Any] = {
         "case": name,
         "source": source,
@@ -159,7 +165,7 @@ def _replayed(name: str, source: str, recording: Recording, setup: Setup) -> Rep
         "notes": setup.notes,
     }
     try:
-        simulation = simulate(setup.instance, setup.policy)
+        simulation = run_policy(setup.instance, setup.policy, engine)
     except PolicyError as error:
         return Replay(verdict=Verdict.DIFFERS, reason=f"the simulation stops: {error}", **facts)
     except UsageError as error:

@@ -23,6 +23,7 @@ from cspsched.recording.vidur_case import SCHEDULER, BatchRow, RequestRow, Vidur
 from cspsched.recording.vidur_machine import FS_PER_S, VidurRequest
 from cspsched.recording.vidur_replicas import Replicas
 from cspsched.simulate import Policy, PolicyError
+from cspsched.simulate.kernel import Engine
 
 TOLERANCE_FS = FS_PER_S // 10**9
 """Times within 1e-9 s are equal."""
@@ -151,8 +152,12 @@ def replay_vidur_case(folder: Path, *, tables: Path | None = None, emulate_bugs:
     )
 
 
-def judge_vidur_run(run: VidurRun) -> Replay:
+def judge_vidur_run(run: VidurRun, engine: Engine = Engine.CLEAR) -> Replay:
     """Replay a run; what keeps it from being replayed becomes its verdict."""
+    if engine is Engine.KERNEL:
+        # Its batches overlap on the stages of a machine, which only the clear engine hands them to.
+        reason = "the compiled kernel runs batches one by one, not on Vidur's machine"
+        return Replay(case=run.name, verdict=Verdict.NOT_SIMULATED, reason=reason)
     try:
         replay = replay_vidur_case(run.folder)
     except NotSimulatedError as error:
