@@ -335,6 +335,47 @@ def test_sglang_retracts_for_the_important_beyond_the_threshold(priority: int, s
     assert len(evictions(simulation)) == second
 
 
+@pytest.mark.parametrize(("priority", "retracted"), [(11, [0]), (10, [])])
+def test_sglang_retracts_for_the_important_where_a_place_is_all_it_lacks(
+    priority: int, retracted: list[int]
+) -> None:
+    """Memory is ample and one request may run: r1 takes its place by a priority of more than 10 less."""
+    instance = instance_of((2, 9, 0, priority), (2, 2, 1, 0))
+    text = "sglang:enable_priority_scheduling=true,max_running_requests=1"
+    simulation = run(text, instance)
+
+    assert [request for _, request in evictions(simulation)] == retracted
+    assert batches(simulation)[1] == ([(1, 2)] if retracted else [(0, 1)])
+
+
+def test_sglang_retracts_for_a_place_only_if_asked_to_mind_priorities() -> None:
+    """Without priority scheduling r1 waits its turn."""
+    instance = instance_of((2, 9, 0, 99), (2, 2, 1, 0))
+
+    assert evictions(run("sglang:max_running_requests=1", instance)) == []
+
+
+@pytest.mark.parametrize(("kv_blocks", "retracted"), [(100, [2]), (35, [2, 1])])
+def test_sglang_retracts_one_for_a_place_and_more_for_memory(kv_blocks: int, retracted: list[int]) -> None:
+    """Three run. The least important goes first, the last queued of equals; r3 needs 31 of 35 blocks."""
+    rows = [(2, 9, 0, 20), (2, 9, 0, 30), (2, 9, 0, 30), (28, 2, 1, 0)]
+    text = "sglang:enable_priority_scheduling=true,max_running_requests=3,schedule_conservativeness=0"
+    simulation = run(text, instance_of(*rows, kv_blocks=kv_blocks))
+
+    assert [request for batch, request in evictions(simulation) if batch == 1] == retracted
+    assert batches(simulation)[1] == [(3, 28)]
+
+
+def test_sglang_queues_who_lost_a_place_by_priority_then_at_the_end() -> None:
+    """r1 is retracted for r2, goes before r3 of a larger priority value, and behind r4 of its own."""
+    rows = [(1, 9, 0, 0), (1, 9, 0, 20), (1, 1, 1, 0), (1, 1, 1, 30), (1, 1, 1, 20)]
+    text = "sglang:enable_priority_scheduling=true,max_running_requests=2"
+    simulation = run(text, instance_of(*rows))
+    prefills = [batch[0][0] for batch in batches(simulation)[1:] if batch[0][0] != 0]
+
+    assert list(dict.fromkeys(prefills)) == [2, 4, 1, 3]
+
+
 def test_sglang_priorities_order_the_queue_before_its_policy() -> None:
     """Smaller first; among equals the longest output."""
     rows = [(1, 2, 0, 1), (1, 3, 0, 1), (1, 1, 0, 0)]

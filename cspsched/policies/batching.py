@@ -157,6 +157,10 @@ class QueueRun:
         """Whether a waiting request may be admitted now: all that it reserves is free."""
         return self.blocks_of(self.reserved_tokens(step, request)) <= step.free_blocks
 
+    def may_admit(self, step: Step) -> bool:
+        """Whether another request may run beside those that do."""
+        return len(self.running) < self.max_running
+
     def reserved_tokens(self, step: Step, request: int) -> int:
         """Tokens whose KV blocks a request takes at its admission: all that are known."""
         return step.known_tokens[request]
@@ -234,7 +238,7 @@ class QueueRun:
     def prefill(self, step: Step) -> None:
         """Continue the started prefill, then admit from the head of the queue while it fits."""
         if self._continue_prefill(step):
-            while self.waiting and len(self.running) < self.max_running and self._admit(step):
+            while self.waiting and self.may_admit(step) and self._admit(step):
                 pass
 
     def _continue_prefill(self, step: Step) -> bool:

@@ -11,8 +11,8 @@ prompt (retraction_policy=priority: the least important before that).
 With enable_mixed_chunk the decodes of running requests join a prefill batch and count in its budgets. With
 prefill_decode_interval so many decode batches lie between two prefills. With enable_priority_scheduling the
 queue is ordered by `priority` of the trace first (smaller is more important here, as with
-schedule_low_priority_values_first), and a request that does not fit retracts running ones whose priority is
-larger by more than priority_scheduling_preemption_threshold = 10.
+schedule_low_priority_values_first), and a request that does not fit, or finds max_running_requests running,
+retracts running ones whose priority is larger by more than priority_scheduling_preemption_threshold = 10.
 
 Defaults: chunked_prefill_size 8192 (a GPU of 60 to 160 GB), max_prefill_tokens 16384,
 schedule_conservativeness 1, schedule_policy fcfs. Left open by the written rules and decided here:
@@ -24,8 +24,8 @@ schedule_conservativeness 1, schedule_policy fcfs. Left open by the written rule
 * The last running request is never aborted: the instance has rejected requests that do not fit alone.
 * Without the cache no prefix is known, so that lpm and dfs-weight are fcfs. random draws a place for every
   request once, not for every batch.
-* For a more important request the least important are retracted first, the last admitted of equals, and only
-  if that makes room enough for it.
+* For a more important request the least important are retracted first, the last queued of equals, as few as
+  make a place and room enough for it, and none if all of them do not.
 
 Not simulated: hrrn (its service estimate is not in the rules), routing keys.
 """
@@ -33,7 +33,7 @@ Not simulated: hrrn (its service estimate is not in the rules), routing keys.
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from random import Random
@@ -230,32 +230,39 @@ class SglangRun(QueueRun):
     def _generated(self, step: Step, request: int) -> int:
         return step.known_tokens[request] - self.requests[request].prompt_tokens
 
+    def may_admit(self, step: Step) -> bool:
+        """Whether another request may run; `fits` sees to its place if others can be made to give theirs."""
+        return super().may_admit(step) or self._settings.enable_priority_scheduling
+
     def fits(self, step: Step, request: int) -> bool:
         """Whether there is room for a request and the outputs, if need be that of less important ones."""
         victims = self._victims_for(step, request)
-        freed_blocks = sum(step.held_blocks[victim] for victim in victims)
-        others = [i for i in self.running if i not in victims]
-        self._is_full = not self._has_room(step, request, others, step.free_blocks + freed_blocks)
-        if self._is_full:
-            return False
-        for victim in victims:
+        self._is_full = victims is None
+        for victim in victims or ():
             self.evict(step, victim)
-        return True
+        return victims is not None
 
-    def _victims_for(self, step: Step, request: int) -> list[int]:
-        """As few as make room of those that are less important by more than the threshold; else nobody."""
-        if not self._settings.enable_priority_scheduling:
-            return []
+    def _victims_for(self, step: Step, request: int) -> list[int] | None:
+        """As few as make room and a place of those that may be retracted; None if all of them do not."""
         free_blocks, others, victims = step.free_blocks, list(self.running), []
-        least = self.requests[request].priority + self._settings.priority_scheduling_preemption_threshold
-        for victim in sorted(self.running, key=lambda i: self.requests[i].priority)[::-1]:
-            if self.requests[victim].priority <= least or self._has_room(step, request, others, free_blocks):
-                break
-            if victim not in step.batch:
-                victims.append(victim)
-                others.remove(victim)
-                free_blocks += step.held_blocks[victim]
-        return victims if self._has_room(step, request, others, free_blocks) else []
+        candidates = self._candidates(step, request)
+        while len(others) >= self.max_running or not self._has_room(step, request, others, free_blocks):
+            victim = next(candidates, None)
+            if victim is None:
+                return None
+            victims.append(victim)
+            others.remove(victim)
+            free_blocks += step.held_blocks[victim]
+        return victims
+
+    def _candidates(self, step: Step, request: int) -> Iterator[int]:
+        """Requests less important by more than the threshold: the least first, of equals the last queued."""
+        if self._settings.enable_priority_scheduling:
+            priority = {i: self.requests[i].priority for i in self.running if i not in step.batch}
+            most = self.requests[request].priority + self._settings.priority_scheduling_preemption_threshold
+            for victim in sorted(priority, key=lambda i: (-priority[i], -self.rank[i][1])):
+                if priority[victim] > most:
+                    yield victim
 
     def _has_room(self, step: Step, request: int, others: Sequence[int], free_blocks: int) -> bool:
         """The test of an admission beside other running requests."""
