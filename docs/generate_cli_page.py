@@ -14,7 +14,7 @@ import click
 
 from cspsched import errors
 from cspsched.cli.check import GATE_FAILED
-from cspsched.cli.group import INTERRUPTED, cspsched_group
+from cspsched.cli.group import DEBUG_OPTION, DEBUG_VARIABLE, INTERRUPTED, cspsched_group
 
 PAGE = Path(__file__).with_name("cli.md")
 COMMAND = "python docs/generate_cli_page.py"
@@ -32,6 +32,9 @@ def page() -> str:
         "Formats of the files and of `--json`: [formats.md](formats.md).",
         "",
         *_exit_codes(),
+        "",
+        f"An error is one line on stderr. `{DEBUG_OPTION}`, before or after the command, or "
+        f"`{DEBUG_VARIABLE}=1` shows its traceback above it.",
     ]
     for words, command in commands(cspsched_group, ("cspsched",)):
         lines += ["", *_section(words, command)]

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from importlib import import_module
+from pathlib import Path
+from traceback import format_exception, walk_tb
 from typing import Any
 
 import click
 
-from cspsched.errors import CspschedError, InputError
+from cspsched.errors import CspschedError, InputError, InternalError
 
 INTERRUPTED = 130
+DEBUG_OPTION, DEBUG_VARIABLE = "--debug", "CSPSCHED_DEBUG"
+UNSET = ("", "0", "false", "no", "off")
+"""Values of the variable that leave the flag off."""
 
 COMMANDS = {
     "solve": ("cspsched.cli.solve:solve_command", "Best schedule of TRACE with a certified bound."),
@@ -116,6 +122,12 @@ class LazyGroup(click.Group):
 
 @click.group(cls=LazyGroup, table=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="cspsched", prog_name="cspsched")
+@click.option(
+    DEBUG_OPTION,
+    is_flag=True,
+    expose_value=False,
+    help=f"Show the traceback of an error; here or after the command, or by {DEBUG_VARIABLE}=1.",
+)
 def cspsched_group() -> None:
     """Say how far an LLM server's scheduler is from the best possible schedule.
 
@@ -127,25 +139,47 @@ def cspsched_group() -> None:
 
 def run(command: click.Command, arguments: Sequence[str]) -> int:
     """Run a command and turn whatever happens into an exit code; an error is one line on stderr."""
+    words, debug = _without_debug(arguments)
     try:
-        code = command.main(args=list(arguments), prog_name="cspsched", standalone_mode=False)
+        code = command.main(args=words, prog_name="cspsched", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
-        return error.exit_code
-    except click.ClickException as error:
-        message, place = _one_line(error.format_message()), _place(error, arguments)
-        click.echo(f"error: {message} (see '{place} --help')", err=True)
-        return error.exit_code
-    except CspschedError as error:
-        click.echo(f"error: {_one_line(str(error))}", err=True)
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)
         return INTERRUPTED
-    except OSError as error:
-        click.echo(f"error: {error.filename or 'output'}: {error.strerror}", err=True)
-        return InputError.exit_code
+    except Exception as error:  # noqa: BLE001 - the border: a bug of ours is told in a line, too
+        if debug:
+            click.echo("".join(format_exception(error)), err=True, nl=False)
+        message, exit_code = _verdict(error, words)
+        click.echo(f"error: {message}", err=True)
+        return exit_code
     return code if isinstance(code, int) else 0
+
+
+def _without_debug(arguments: Sequence[str]) -> tuple[list[str], bool]:
+    """The arguments without the flag, which may stand anywhere, and whether it is set here or outside."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    words = [word for word in arguments[:end] if word != DEBUG_OPTION]
+    is_set = len(words) < end or os.environ.get(DEBUG_VARIABLE, "").lower() not in UNSET
+    return [*words, *arguments[end:]], is_set
+
+
+def _verdict(error: Exception, arguments: Sequence[str]) -> tuple[str, int]:
+    """One line about an error, and its exit code."""
+    match error:
+        case click.ClickException():
+            message, place = _one_line(error.format_message()), _place(error, arguments)
+            return f"{message} (see '{place} --help')", error.exit_code
+        case CspschedError():
+            return _one_line(str(error)), error.exit_code
+        case OSError():
+            return f"{error.filename or 'output'}: {error.strerror}", InputError.exit_code
+        case _:
+            *_, (frame, line) = walk_tb(error.__traceback__)
+            told = ": ".join(filter(None, (type(error).__name__, _one_line(str(error)))))
+            told = f"internal error: {told} ({Path(frame.f_code.co_filename).name}:{line})"
+            return f"{told}; please report it, {DEBUG_OPTION} shows the traceback", InternalError.exit_code
 
 
 def _place(error: click.ClickException, arguments: Sequence[str]) -> str:
