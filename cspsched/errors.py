@@ -27,14 +27,6 @@ class UsageError(CspschedError):
     exit_code = 2
 
 
-class PolicyError(CspschedError):
-    """A policy did what it may not, or got stuck."""
-
-
-class StuckError(PolicyError):
-    """A policy cannot serve an instance by its own rules: nothing more happens, or always the same."""
-
-
 class InfeasibleError(CspschedError):
     """Proven: no schedule exists (for instance a request larger than the KV cache)."""
 
@@ -45,6 +37,20 @@ class LimitError(CspschedError):
     """A limit was hit before there was anything to return."""
 
     exit_code = 5
+
+
+class PolicyError(CspschedError):
+    """A policy did what it may not as it ran, or nothing although nothing more can arrive."""
+
+    exit_code = 6
+
+
+class StuckError(PolicyError):
+    """A policy cannot serve an instance by its own rules: nothing more happens, or always the same."""
+
+
+class PolicyCrashError(PolicyError):
+    """The code of a policy raised an exception, which is the cause of this one."""
 
 
 class InternalError(CspschedError):

@@ -62,6 +62,7 @@ def _exit_codes() -> list[str]:
         f"| {GATE_FAILED} | `check`: the schedule breaks a rule |",
         f"| {errors.InfeasibleError.exit_code} | proven: no schedule exists |",
         f"| {errors.LimitError.exit_code} | a limit was hit before there was a schedule |",
+        f"| {errors.PolicyError.exit_code} | a policy failed: its code raised, or it did what it may not |",
         f"| {INTERRUPTED} | Ctrl-C; the best schedule so far is still written |",
     ]
 

@@ -1,6 +1,6 @@
 """The event simulator: engine, KV block pool, what a policy may see and do, the recorded schedule."""
 
-from cspsched.errors import PolicyError, StuckError
+from cspsched.errors import PolicyCrashError, PolicyError, StuckError
 from cspsched.simulate.engine import LivelockError, Simulation, simulate
 from cspsched.simulate.prefix_cache import CachedPrefix
 from cspsched.simulate.protocol import Machine, Policy, PolicyRun
@@ -11,6 +11,7 @@ __all__ = [
     "LivelockError",
     "Machine",
     "Policy",
+    "PolicyCrashError",
     "PolicyError",
     "PolicyRun",
     "Simulation",

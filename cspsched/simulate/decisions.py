@@ -11,6 +11,7 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Sequence
 from enum import IntEnum
+from numbers import Integral, Real
 from typing import ClassVar, Protocol
 
 from cspsched.errors import PolicyError
@@ -117,7 +118,7 @@ class DecisionPolicy:
 
     def new_run(self, instance: Instance) -> DecisionRun:
         """Empty queues under the instance's limits, for the clear engine."""
-        return DecisionRun(instance, self.start(instance), self.label)
+        return DecisionRun(instance, self)
 
     def kernel_rules(self, instance: Instance) -> EachRules:
         """Rules for the compiled kernel under an instance's limits, and which questions it has to ask."""
@@ -145,46 +146,68 @@ QUESTIONS = (("batch_mode",), ("chunk",), ("victim",), ("admit", "chunk"))
 class Answers:
     """A policy's answers, refused with its name where they are none."""
 
-    def __init__(self, policy: DecisionPolicy, label: str) -> None:
-        self._policy = policy
-        self._label = label
+    def __init__(self, policy: DecisionPolicy, instance: Instance) -> None:
+        self._label = policy.label
+        self._policy = policy.start(instance)
+        if not isinstance(self._policy, DecisionPolicy):
+            self._policy, started = policy, self._policy
+            raise self._refusal("start", f"returns {started!r}, expected a DecisionPolicy")
+
+    def order(self, request: Request) -> float:
+        """Key of a request in the queue."""
+        key = self._policy.order(request)
+        if not isinstance(key, Real) or key != key:
+            raise self._refusal("order", f"of request {request.request_id!r} is {key!r}, expected a number")
+        return key
 
     def batch_mode(self, view: View) -> BatchMode:
         """What the next batch may hold."""
-        return BatchMode(self._policy.batch_mode(view))
+        mode = self._policy.batch_mode(view)
+        try:
+            return BatchMode(mode)
+        except ValueError:
+            raise self._refusal("batch_mode", f"is {mode!r}, expected a BatchMode") from None
 
     def chunk(self, view: View, request: int, most: int) -> int:
         """Tokens of a started prefill."""
         tokens = self._policy.chunk(view, request, most)
-        if not 0 <= tokens <= most:
-            raise PolicyError(
-                f"policy {self._label}: chunk of request {view.requests[request].request_id!r} is {tokens}, "
-                f"expected 0 to {most}"
-            )
+        if not isinstance(tokens, Integral) or not 0 <= tokens <= most:
+            name = view.requests[request].request_id
+            raise self._refusal("chunk", f"of request {name!r} is {tokens!r}, expected 0 to {most}")
         return int(tokens)
 
     def admission(self, view: View, request: int, most: int) -> int:
         """Tokens of an admission, 0 if there is none."""
-        return self.chunk(view, request, most) if self._policy.admit(view, request) else 0
+        admits = self._policy.admit(view, request)
+        if admits is None:
+            name = view.requests[request].request_id
+            raise self._refusal("admit", f"of request {name!r} is None, expected true or false")
+        return self.chunk(view, request, most) if admits else 0
 
     def victim(self, view: View, request: int) -> int:
         """The running request to evict."""
         victim = self._policy.victim(view, request)
-        if victim not in view.running:
-            raise PolicyError(f"policy {self._label}: victim is {victim}, expected a running request")
+        if not isinstance(victim, Integral) or victim not in view.running:
+            raise self._refusal("victim", f"is {victim!r}, expected a running request")
         return int(victim)
+
+    def _refusal(self, method: str, what: str) -> PolicyError:
+        """What a method must not answer, and where it begins."""
+        code = getattr(getattr(type(self._policy), method), "__code__", None)
+        line = f" ({code.co_filename}:{code.co_firstlineno})" if code else ""
+        return PolicyError(f"policy {self._label}: {method} {what}{line}")
 
 
 class DecisionRun:
     """Queues of one run in the clear engine; it is the view, too."""
 
-    def __init__(self, instance: Instance, policy: DecisionPolicy, label: str) -> None:
+    def __init__(self, instance: Instance, policy: DecisionPolicy) -> None:
         self.requests = instance.requests
         self.running: list[int] = []
-        self._answers = Answers(policy, label)
+        self._answers = Answers(policy, instance)
         self._limits = instance.limits
         self._chunked = instance.switches.chunked_prefill
-        self._rank = [(policy.order(request), 0) for request in instance.requests]
+        self._rank = [(self._answers.order(request), 0) for request in instance.requests]
         self._waiting: list[int] = []
         self._num_submitted = self._num_evicted = 0
         self._step: Step

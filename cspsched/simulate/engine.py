@@ -11,17 +11,20 @@ from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from cspsched.errors import InputError, StuckError
+from cspsched.errors import InputError, PolicyError, StuckError
 from cspsched.problem.cost import IntArray
 from cspsched.problem.instance import Instance
 from cspsched.problem.schedule import Schedule
+from cspsched.simulate.checked_step import CheckedStep
 from cspsched.simulate.log import ScheduleLog
 from cspsched.simulate.protocol import Machine, Policy
 from cspsched.simulate.state import State
 from cspsched.simulate.step import Step
+from cspsched.simulate.watch import Watch
 
 MAX_FRUITLESS_EVICTIONS = 100
 """Evictions per unfinished request, without a token generated or a request arriving, that are a livelock."""
+RUN_METHODS = ("submit", "schedule", "retire")
 
 
 class LivelockError(StuckError):
@@ -121,10 +124,15 @@ class _Engine:
         self._cost = instance.cost
         self._machine = machine
         self._label = policy.label
-        self._run = policy.new_run(instance)
-        self._state = State(instance, caches_prefixes=getattr(self._run, "caches_prefixes", False))
-        self._depth: int = getattr(self._run, "batches_in_flight", 1)
-        self._decides_on_arrival: bool = getattr(self._run, "decides_on_arrival", False)
+        self._watch = Watch(policy, instance.requests, lambda: (self.log.num_batches, self._clock_ns))
+        with Watch(policy, instance.requests):
+            self._run = policy.new_run(instance)
+            caches_prefixes: bool = getattr(self._run, "caches_prefixes", False)
+            self._depth: int = getattr(self._run, "batches_in_flight", 1)
+            self._decides_on_arrival: bool = getattr(self._run, "decides_on_arrival", False)
+        self._require_run()
+        self._new_step = CheckedStep if self._watch.is_foreign else Step
+        self._state = State(instance, caches_prefixes=caches_prefixes)
         self._in_flight: deque[_InFlight] = deque()
         self._busy_until_ns = 0
         self._moved_blocks = 0
@@ -143,8 +151,9 @@ class _Engine:
     def iterate(self) -> None:
         """One decision of the policy and what follows: its batch, or waiting for one to end or to arrive."""
         self._submit_arrivals()
-        step = Step(self._state, self._clock_ns, self._label)
-        self._run.schedule(step)
+        step = self._new_step(self._state, self._clock_ns, self._label)
+        with self._watch:
+            self._run.schedule(step)
         self.log.add_boundary(step)
         self._moved_blocks += step.moved_blocks
         self.num_unfinished -= step.dropped
@@ -158,11 +167,25 @@ class _Engine:
         elif not step.evicted and not step.restored and self.num_unfinished:
             self._wait_for_arrival()
 
+    def _require_run(self) -> None:
+        """Refuse a run that cannot be asked."""
+        missing = [name for name in RUN_METHODS if not callable(getattr(self._run, name, None))]
+        if missing:
+            raise PolicyError(
+                f"policy {self._label}: new_run returns {self._run!r} without {', '.join(missing)}, expected "
+                f"an object with {', '.join(RUN_METHODS)}"
+            )
+        if not isinstance(self._depth, int) or self._depth < 1:
+            raise PolicyError(
+                f"policy {self._label}: batches_in_flight is {self._depth!r}, expected at least 1"
+            )
+
     def _submit_arrivals(self) -> None:
         while self._to_come and self._arrival_ns[self._to_come[-1]] <= self._clock_ns:
             request = self._to_come.pop()
             self._state.submit(request)
-            self._run.submit(request)
+            with self._watch:
+                self._run.submit(request)
             self._fruitless_evictions = 0
 
     def _refuse_livelock(self, evictions: int) -> None:
@@ -234,5 +257,6 @@ class _Engine:
             self._state.deliver(batch.generating)
         if batch.finished:
             self._state.retire(batch.finished)
-            self._run.retire(batch.finished)
+            with self._watch:
+                self._run.retire(batch.finished)
             self.num_unfinished -= len(batch.finished)

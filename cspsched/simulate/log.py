@@ -99,6 +99,11 @@ class ScheduleLog:
             hit_tokens=_column(self._hit_tokens),
         )
 
+    @property
+    def num_batches(self) -> int:
+        """Batches so far."""
+        return len(self._start_ns)
+
     def decided_ns(self) -> IntArray:
         """When each batch was decided, shape (num_batches,)."""
         return _column(self._decided_ns)

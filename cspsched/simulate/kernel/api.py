@@ -8,7 +8,7 @@ from enum import StrEnum
 
 import numpy as np
 
-from cspsched.errors import InputError, LimitError, StuckError, UsageError
+from cspsched.errors import InputError, LimitError, PolicyError, StuckError, UsageError
 from cspsched.problem.cost import CostModel, IntArray
 from cspsched.problem.instance import Instance
 from cspsched.simulate.engine import LivelockError, Simulation, simulate
@@ -20,6 +20,7 @@ from cspsched.simulate.kernel.memory import Logs, new_kernel
 from cspsched.simulate.kernel.rules import Batch, HasKernelRules, Order
 from cspsched.simulate.kernel.workload import Int32Array, Workload
 from cspsched.simulate.protocol import Policy
+from cspsched.simulate.watch import Watch
 from cspsched.units import ceil_div
 
 FEWEST_FOR_KERNEL = 5000
@@ -285,7 +286,13 @@ def run_policy(instance: Instance, policy: Policy, engine: Engine | str = Engine
 
 def kernel_rules(instance: Instance, policy: Policy) -> AnyRules | None:
     """Rules of a policy under an instance's limits; None if only the clear engine runs it."""
-    return policy.kernel_rules(instance) if isinstance(policy, HasKernelRules) else None
+    with Watch(policy, instance.requests):
+        rules = policy.kernel_rules(instance) if isinstance(policy, HasKernelRules) else None
+    if rules is not None and not isinstance(rules, AnyRules):
+        raise PolicyError(
+            f"policy {policy.label}: kernel_rules returns {rules!r}, expected KernelRules, EachRules or None"
+        )
+    return rules
 
 
 def _suits_kernel(instance: Instance, policy: Policy) -> bool:

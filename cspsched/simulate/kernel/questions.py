@@ -9,6 +9,7 @@ from cspsched.simulate.decisions import Answers, DecisionPolicy
 from cspsched.simulate.kernel import layout
 from cspsched.simulate.kernel.each import layout as each
 from cspsched.simulate.kernel.layout import Kernel
+from cspsched.simulate.watch import Watch
 
 ASK_MODE, ASK_CHUNK, ASK_VICTIM, ASK_ADMIT = range(16, 20)
 
@@ -19,24 +20,29 @@ class Questions:
     def __init__(self, instance: Instance, policy: DecisionPolicy, kernel: Kernel) -> None:
         self.requests = instance.requests
         self._now, self._rows, self._slots = kernel.now, kernel.rows, kernel.slots
-        asked = policy.start(instance)
-        self._answers = Answers(asked, policy.label)
-        keys = np.array([asked.order(request) for request in instance.requests])
+        with Watch(policy, instance.requests):
+            self._answers = Answers(policy, instance)
+            keys = np.array([self._answers.order(request) for request in instance.requests])
         kernel.wide[:, each.KEY] = np.unique(keys, return_inverse=True)[1]
+        self._watch = Watch(
+            policy, instance.requests, lambda: (int(self._now[layout.BATCHES]), self.clock_ns)
+        )
 
     def answer(self, question: int) -> None:
         """Ask the policy and leave its answer for the loop."""
         now = self._now
-        request, most = int(now[each.ASKED]), int(now[each.MOST])
+        with self._watch:
+            now[each.ANSWER] = self._ask(question, int(now[each.ASKED]), int(now[each.MOST]))
+        now[each.HAS_ANSWER] = 1
+
+    def _ask(self, question: int, request: int, most: int) -> int:
         if question == ASK_ADMIT:
-            answer = self._answers.admission(self, request, most)
-        elif question == ASK_CHUNK:
-            answer = self._answers.chunk(self, request, most)
-        elif question == ASK_VICTIM:
-            answer = self._answers.victim(self, request)
-        else:
-            answer = self._answers.batch_mode(self)
-        now[each.ANSWER], now[each.HAS_ANSWER] = answer, 1
+            return self._answers.admission(self, request, most)
+        if question == ASK_CHUNK:
+            return self._answers.chunk(self, request, most)
+        if question == ASK_VICTIM:
+            return self._answers.victim(self, request)
+        return self._answers.batch_mode(self)
 
     @property
     def clock_ns(self) -> int:
