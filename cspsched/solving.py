@@ -94,11 +94,11 @@ def policy_candidates(
 ) -> tuple[list[Candidate], tuple[Failure, ...]]:
     """Schedules of policies on an instance whose requests all fit, and the policies that got stuck."""
     candidates, stuck = list[Candidate](), list[Failure]()
-    for name in heuristics:
+    for policy in map(make_policy, heuristics):
         try:
-            candidates.append((name, run_policy(instance, make_policy(name)).schedule))
+            candidates.append((policy.label, run_policy(instance, policy).schedule))
         except StuckError as error:
-            stuck.append(Failure.of(name, error))
+            stuck.append(Failure.of(policy.label, error))
     return candidates, tuple(stuck)
 
 

@@ -6,16 +6,22 @@ without arguments, or, if it has a `settings_type` (a frozen dataclass), with on
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import copy
+from dataclasses import replace
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from inspect import signature
 from typing import Any
 
-from cspsched.errors import UsageError
+from cspsched.errors import CspschedError, UsageError
 from cspsched.policies.settings import nearest, read_settings, split_settings
-from cspsched.policies.user_file import load_from_file, split_file_policy
+from cspsched.policies.text import PolicyText
+from cspsched.policies.user_file import load_from_file
 from cspsched.simulate import Policy, PolicyRun, Step
 from cspsched.simulate.decisions import BatchMode, DecisionPolicy, View
+from cspsched.simulate.watch import described, is_ours
 
 __all__ = [
     "BatchMode", "DecisionPolicy", "Policy", "PolicyRun", "Step", "View", "add_setting",
@@ -64,27 +70,20 @@ def make_policy(text: str) -> Policy:
     """Policy from its name and settings, such as `vllm`, `vllm:max_num_seqs=256` or `sarathi:chunk=512`.
 
     `my_file.py:MyPolicy`, again with settings behind a colon, is one of the user's own; the file is run.
+    `base=` in front of either is a label: results name the policy so.
 
     Raises
     ------
     UsageError
-        If the policy or a setting is unknown, a value is wrong, or a policy of another package or of the
-        user's own cannot be loaded or is none.
+        If the policy or a setting is unknown, a value or the label is wrong, or a policy of another package
+        or of the user's own cannot be loaded or made or is none.
     """
-    in_file = split_file_policy(text.strip())
-    if in_file:
-        path, attribute, settings_text = in_file
-        name, factory = f"{path}:{attribute}", load_from_file(path, attribute)
-    else:
-        name, _, settings_text = text.strip().partition(":")
-        factory = _load(name)
-    settings_type = getattr(factory, "settings_type", None)
-    settings = split_settings(settings_text, name)
-    if settings_type is not None:
-        return _made(name, factory, read_settings(settings_type, settings, name))
-    if settings:
-        raise UsageError(f"policy {name!r} takes no settings, got {settings_text!r}")
-    return _made(name, factory)
+    wanted = PolicyText.read(text)
+    _require_own_label(wanted)
+    factory = load_from_file(wanted.file, wanted.attribute) if wanted.file else _load(wanted.name)
+    with _making(wanted.name, factory):
+        policy = _made(wanted, factory)
+    return policy if wanted.label is None else _labelled(policy, wanted.label)
 
 
 def split_policies(text: str) -> list[str]:
@@ -104,9 +103,60 @@ def split_policies(text: str) -> list[str]:
 
 def add_setting(text: str, setting: str) -> str:
     """The text of a policy with one more setting, such as `emulate_bugs=true`."""
-    in_file = split_file_policy(text.strip())
-    has_settings = bool(in_file[2]) if in_file else ":" in text
-    return f"{text.strip()}{',' if has_settings else ':'}{setting}"
+    wanted = PolicyText.read(text)
+    return str(replace(wanted, settings=",".join(filter(None, (wanted.settings, setting)))))
+
+
+def _made(wanted: PolicyText, factory: Any) -> Policy:
+    """What a factory makes of the settings, if that is a policy."""
+    name, settings_type = wanted.name, getattr(factory, "settings_type", None)
+    settings = split_settings(wanted.settings, name)
+    if settings and settings_type is None:
+        raise UsageError(f"policy {name!r} takes no settings, got {wanted.settings!r}")
+    arguments = () if settings_type is None else (read_settings(settings_type, settings, name),)
+    try:
+        signature(factory).bind(*arguments)
+    except TypeError as error:
+        raise UsageError(f"policy {name!r} cannot be made: {error}") from None
+    policy = factory(*arguments)
+    if not isinstance(policy, Policy):
+        raise UsageError(f"policy {name!r} is a {type(policy).__name__} without name, label and new_run")
+    if not isinstance(policy.label, str):
+        raise UsageError(f"policy {name!r}: label is {policy.label!r}, expected a text")
+    return policy
+
+
+@contextmanager
+def _making(name: str, factory: Any) -> Iterator[None]:
+    """What the code of others raises as it makes a policy is wrong use, told in a sentence."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        if isinstance(error, CspschedError) or is_ours(factory):
+            raise
+        raise UsageError(f"policy {name!r} cannot be made: {described(error)}") from error
+
+
+def _require_own_label(wanted: PolicyText) -> None:
+    """Refuse a label that is the name of another policy, which is a colon forgotten or would mislead."""
+    label = wanted.label
+    if label is not None and label != wanted.name and label in policy_names():
+        raise UsageError(
+            f"policy {str(wanted)!r}: {label!r} is a policy itself; its settings stand behind a colon "
+            f"({label}:{wanted.name}), and a label has another name"
+        )
+
+
+def _labelled(policy: Policy, label: str) -> Policy:
+    """A copy of a policy that goes by a label, whatever its class makes of its settings.
+
+    Its class is derived from the policy's, so that it is all that the policy is, and its runs say the label.
+    """
+    kind = type(policy)
+    body = {"__slots__": (), "__module__": kind.__module__, "label": property(lambda self: label)}
+    labelled = copy(policy)
+    object.__setattr__(labelled, "__class__", type(kind.__name__, (kind,), body))
+    return labelled
 
 
 def _entry_points() -> dict[str, EntryPoint]:
@@ -124,18 +174,6 @@ def _load(name: str) -> Any:
         raise UsageError(f"unknown policy {name!r}{nearest(name, known)}; there are: {', '.join(known)}")
     try:
         return points[name].load()
-    except (ImportError, AttributeError) as error:
+    except (Exception, SystemExit) as error:
         where = points[name].value
-        raise UsageError(f"policy {name!r} cannot be loaded from {where}: {error}") from None
-
-
-def _made(name: str, factory: Any, *arguments: Any) -> Policy:
-    """What a factory makes of its arguments, if that is a policy."""
-    try:
-        signature(factory).bind(*arguments)
-    except TypeError as error:
-        raise UsageError(f"policy {name!r} cannot be made: {error}") from None
-    policy = factory(*arguments)
-    if not isinstance(policy, Policy):
-        raise UsageError(f"policy {name!r} is a {type(policy).__name__} without name, label and new_run")
-    return policy
+        raise UsageError(f"policy {name!r} cannot be loaded from {where}: {described(error)}") from error

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import re
 import sys
-from hashlib import sha256
+from importlib import invalidate_caches
 from importlib.machinery import SourceFileLoader
+from itertools import count
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 from cspsched.errors import UsageError
-
-_IN_FILE = re.compile(r"(?P<path>.+?\.py)(?::(?P<attribute>[^:]*))?(?::(?P<settings>.*))?", re.DOTALL)
-_WRONG_FILE = (ImportError, SyntaxError, NameError, AttributeError, TypeError, ValueError)
-"""What goes wrong in a file that cannot be imported."""
-
-
-def split_file_policy(text: str) -> tuple[Path, str, str] | None:
-    """File, name in it, and settings of `path.py:Name[:settings]`; None if the text names no file."""
-    match = _IN_FILE.fullmatch(text)
-    return match and (Path(match["path"]), match["attribute"] or "", match["settings"] or "")
+from cspsched.policies.settings import nearest
+from cspsched.simulate.watch import described
 
 
 def load_from_file(path: Path, attribute: str) -> Any:
@@ -40,21 +32,52 @@ def load_from_file(path: Path, attribute: str) -> Any:
             for name, value in vars(module).items()
             if getattr(value, "__module__", "") == module.__name__
         ]
-        raise UsageError(f"policy file {path} has no {attribute!r}; it has: {', '.join(own) or 'nothing'}")
+        raise UsageError(
+            f"policy file {path} has no {attribute!r}{nearest(attribute, own)}; "
+            f"it has: {', '.join(own) or 'nothing'}"
+        )
     return getattr(module, attribute)
 
 
+class _AsItIs(SourceFileLoader):
+    """Reads the source each time: a cached translation would be that of another text of the same second."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        """The translated file."""
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
 def _run(path: Path) -> ModuleType:
-    """Module of a file. It is registered, for a dataclass looks its module up by name."""
+    """Module of a file, in a package of its own, whose other modules are the files beside it.
+
+    So `from . import helper` works, and no two policies share a module, their own or a helper. Both are
+    registered, for a dataclass looks its module up by name.
+    """
     if not path.is_file():
-        raise UsageError(f"policy file {path} does not exist")
-    name = f"_cspsched_policy_{sha256(str(path.resolve()).encode()).hexdigest()[:16]}"
-    loader, module = SourceFileLoader(name, str(path)), ModuleType(name)
-    module.__file__ = str(path)
-    sys.modules[name] = module
+        near = nearest(path.name, [file.name for file in sorted(path.parent.glob("*.py"))])
+        raise UsageError(f"policy file {path} does not exist{near}")
+    names = map("_cspsched_policy_{}".format, count())
+    package = ModuleType(next(name for name in names if name not in sys.modules))
+    package.__path__ = [str(path.parent)]
+    loader = _AsItIs(f"{package.__name__}.{path.stem}", str(path))
+    module = ModuleType(loader.name)
+    module.__file__, module.__package__ = str(path), package.__name__
+    sys.modules |= {package.__name__: package, module.__name__: module}
+    # A helper that was written just now is not in the finder's listing of the folder.
+    invalidate_caches()
     try:
         loader.exec_module(module)
-    except _WRONG_FILE as error:
-        del sys.modules[name]
-        raise UsageError(f"policy file {path} cannot be imported: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        for name in [name for name in sys.modules if name.partition(".")[0] == package.__name__]:
+            del sys.modules[name]
+        raise UsageError(
+            f"policy file {path} cannot be imported: {described(error, str(path))}{_advice(error, path)}"
+        ) from error
     return module
+
+
+def _advice(error: BaseException, path: Path) -> str:
+    """What to write instead where a file beside the policy was imported as if it were installed."""
+    name = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
+    lies_beside = name and ((path.parent / f"{name}.py").is_file() or (path.parent / name).is_dir())
+    return f"; it lies beside the policy: 'from . import {name}'" if lies_beside else ""

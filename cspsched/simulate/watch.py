@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from traceback import walk_tb
 from types import FrameType, TracebackType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cspsched.errors import CspschedError, PolicyCrashError, PolicyError
 from cspsched.problem.request import Request
@@ -50,9 +50,8 @@ class Watch:
         requests: Sequence[Request],
         when: Callable[[], tuple[int, int]] | None = None,
     ) -> None:
-        module = type(policy).__module__
-        self.is_foreign = module.partition(".")[0] != __name__.partition(".")[0]
-        self._policy_file = getattr(sys.modules.get(module), "__file__", None)
+        self.is_foreign = not is_ours(type(policy))
+        self._policy_file = getattr(sys.modules.get(type(policy).__module__), "__file__", None)
         self._label = policy.label
         self._requests = requests
         self._when = when
@@ -74,7 +73,7 @@ class Watch:
         if isinstance(error, Exception | SystemExit) and not isinstance(error, CspschedError):
             what = f"policy {self._label}: {place.method if place else 'a call'} fails"
             told = ", ".join([what, *self._request(place), *when])
-            raise PolicyCrashError(f"{told}: {described(error)}{_behind(place)}") from error
+            raise PolicyCrashError(f"{told}: {described(error, self._policy_file)}") from error
 
     def _request(self, place: Place | None) -> list[str]:
         request = place and place.request
@@ -83,9 +82,16 @@ class Watch:
         return [f"request {request.request_id!r}"] if isinstance(request, Request) else []
 
 
-def described(error: BaseException) -> str:
-    """Type and message of an exception, in one line."""
-    return ": ".join(filter(None, (type(error).__name__, " ".join(str(error).split()))))
+def is_ours(factory: Any) -> bool:
+    """Whether a class or function is part of cspsched."""
+    module: str = getattr(factory, "__module__", "")
+    return module.partition(".")[0] == __name__.partition(".")[0]
+
+
+def described(error: BaseException, file: str | None = None) -> str:
+    """Type, message and place of an exception, in one line; `file` as of `find_place`."""
+    told = ": ".join(filter(None, (type(error).__name__, " ".join(str(error).split()))))
+    return told + _behind(find_place(error, file))
 
 
 def find_place(error: BaseException, file: str | None = None) -> Place | None:
