@@ -160,14 +160,138 @@ def test_a_changed_file_is_read_again(page_policy: Path) -> None:
             r"cannot be made: missing a required argument: 'x'",
         ),
         ("class Mine: ...", "Mine:most=2", r"mine.py:Mine' takes no settings, got 'most=2'"),
+        ("class Mine: ...", "Mime", r"mine.py has no 'Mime', did you mean 'Mine'\?; it has: Mine"),
+        ("\n1 / 0", "Mine", r"cannot be imported: ZeroDivisionError: division by zero \(.*mine.py:2\)"),
+        ("raise SystemExit(0)", "Mine", r"cannot be imported: SystemExit: 0 \(.*mine.py:1\)"),
+        ("open('nowhere')", "Mine", r"cannot be imported: FileNotFoundError: .*'nowhere' \(.*mine.py:1\)"),
+        ("from . import other", "Mine", r"cannot be imported: ImportError: cannot import name 'other'"),
+        (
+            "import beside",
+            "Mine",
+            r"No module named 'beside' .*; it lies beside the policy: 'from . import bes",
+        ),
+        (
+            "class Mine:\n def __init__(self):\n  {}[7]",
+            "Mine",
+            r"mine.py:Mine' cannot be made: KeyError: 7 \(.*mine.py:3\)",
+        ),
+        (
+            "class Mine:\n name = 'x'\n @property\n def label(self): return 1 / 0\n def new_run(self): ...",
+            "Mine",
+            r"mine.py:Mine' cannot be made: ZeroDivisionError: division by zero \(.*mine.py:4\)",
+        ),
+        (
+            "class Mine:\n name = 'x'\n label = None\n def new_run(self): ...",
+            "Mine",
+            r"mine.py:Mine': label is None, expected a text",
+        ),
+        (
+            "class Mine:\n settings_type = 5",
+            "Mine",
+            r"mine.py:Mine' cannot be made: TypeError: must be called",
+        ),
     ],
 )
 def test_a_bad_file_is_refused(tmp_path: Path, code: str, name: str, message: str) -> None:
     """Each with one sentence that names the file."""
     path = tmp_path / "mine.py"
     path.write_text(code, encoding="utf-8")
+    (tmp_path / "beside.py").touch()
     with pytest.raises(UsageError, match=message):
         make_policy(f"{path}:{name}")
+
+
+SETTINGS = """
+from dataclasses import dataclass
+from typing import Optional
+from enum import StrEnum
+
+class Kind(StrEnum):
+    FAST = "fast"
+    SLOW = "slow"
+
+@dataclass(frozen=True)
+class Settings:
+    most: int
+    share: Optional[float] = None
+    words: str = ""
+    kind: Kind = Kind.FAST
+    names: list[str] = ()
+
+    def __post_init__(self):
+        if self.most < 1:
+            raise ValueError(f"most is {self.most}, expected at least 1")
+
+@dataclass(frozen=True)
+class Mine:
+    settings: Settings
+    name = label = "mine"
+    settings_type = Settings
+
+    def new_run(self, instance): ...
+"""
+
+
+@pytest.fixture
+def with_settings(tmp_path: Path) -> str:
+    """A policy that needs settings."""
+    path = tmp_path / "mine.py"
+    path.write_text(SETTINGS, encoding="utf-8")
+    return f"{path}:Mine"
+
+
+def test_settings_of_all_kinds_are_read(with_settings: str) -> None:
+    """Numbers, texts, choices, and any of them or None in both ways of writing it."""
+    settings = make_policy(f"{with_settings}:most=2,share=0.5,words=two words,kind=slow").settings  # type: ignore[attr-defined]
+
+    assert (settings.most, settings.share, settings.words, settings.kind) == (2, 0.5, "two words", "slow")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("", r"Mine' cannot be made: TypeError: .*missing 1 required positional argument: 'most'"),
+        ("most=0", r"Mine' cannot be made: ValueError: most is 0, expected at least 1 \(.*mine.py:20\)"),
+        ("most=x", r"most is 'x', expected a whole number"),
+        ("most=1,share=x", r"share is 'x', expected a number"),
+        ("most=1,kind=slwo", r"kind is 'slwo', expected one of fast, slow, did you mean 'slow'\?"),
+        (
+            "most=1,names=a",
+            r"names has type list\[str\], which no text is read as; use int, float, bool, str or",
+        ),
+        (
+            "mots=1",
+            r"has no setting 'mots', did you mean 'most'\?; it knows: most, share, words, kind, names",
+        ),
+        ("most", r"setting 'most' is no key=value"),
+        ("most=1,most=2", r"setting 'most' is given twice"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(with_settings: str, settings: str, message: str) -> None:
+    """Each with one sentence, also where the policy's own test refuses them."""
+    with pytest.raises(UsageError, match=message):
+        make_policy(f"{with_settings}:{settings}")
+
+
+def test_a_file_of_nearly_that_name_is_named(page_policy: Path) -> None:
+    """A misspelt file."""
+    with pytest.raises(UsageError, match=r"my_polcy.py does not exist, did you mean 'my_policy.py'\?"):
+        make_policy(f"{page_policy.with_name('my_polcy.py')}:ShortestFirst")
+
+
+def test_what_fails_before_a_run_is_wrong_use(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exit code 2 and one line, for the file's own code as for a wrong name."""
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(
+        "class Mine:\n def __init__(self):\n  raise OSError(5, 'a\\nb')", encoding="utf-8"
+    )
+    code = run(cspsched_group, ["simulate", "tiny-12", "--policy", "mine.py:Mine"])
+
+    assert code == 2
+    told = "error: policy 'mine.py:Mine' cannot be made: OSError: [Errno 5] a b (mine.py:3)\n"
+    assert capsys.readouterr().err == told
 
 
 @pytest.mark.parametrize("text", ["nowhere/mine.py:Mine", "nowhere/mine.py:Mine:most=2", "nowhere/mine.py"])

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from enum import StrEnum
 from functools import partial
 from types import NoneType, UnionType
-from typing import Any, ClassVar, Protocol, TypeVar, get_args, get_type_hints
+from typing import Any, ClassVar, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from cspsched.errors import UsageError
 
@@ -31,6 +31,9 @@ BOOLEANS = {
     "no": False,
     "0": False,
 }
+
+EXPECTED = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+"""Types that a value of a setting may have, beside an enumeration of texts, and what they are called."""
 
 
 def split_settings(text: str, policy: str) -> dict[str, str]:
@@ -131,14 +134,17 @@ def _field_of_name(settings_type: type[DataclassInstance]) -> dict[str, str]:
 
 def _read_value(text: str, hint: Any, where: str) -> Any:
     """A value of the hinted type: int, float, bool, an enumeration of texts, or one of them or None."""
-    if isinstance(hint, UnionType):
+    if isinstance(hint, UnionType) or get_origin(hint) is Union:
         hint = next(option for option in get_args(hint) if option is not NoneType)
-    if issubclass(hint, StrEnum):
-        expected = "one of " + ", ".join(hint)
-    else:
-        expected = {int: "a whole number", float: "a number", bool: "true or false"}[hint]
+    is_choice = isinstance(hint, type) and issubclass(hint, StrEnum)
+    if not is_choice and hint not in EXPECTED:
+        raise UsageError(
+            f"{where} has type {hint}, which no text is read as; use int, float, bool, str or a StrEnum"
+        )
+    expected = "one of " + ", ".join(hint) if is_choice else EXPECTED[hint]
+    near = nearest(text, [str(choice) for choice in hint]) if is_choice else ""
     read = partial(BOOLEANS.__getitem__, text.lower()) if hint is bool else partial(hint, text)
     try:
         return read()
     except (ValueError, KeyError):
-        raise UsageError(f"{where} is {text!r}, expected {expected}") from None
+        raise UsageError(f"{where} is {text!r}, expected {expected}{near}") from None
