@@ -118,6 +118,7 @@ def test_a_text_in_its_parts(text: str, label: str | None, name: str, settings: 
         ("=vllm", "the label '' is none, expected letters, digits and . [+] @ - _ before the equals sign"),
         ("my label=vllm", "the label 'my label' is none, expected letters"),
         ("base=vlm", "unknown policy 'vlm', did you mean 'vllm'?"),
+        ("base=VLLM", "unknown policy 'VLLM', did you mean 'vllm'?"),
         ("base=", "unknown policy ''"),
         ("base=vllm:max_num_seq=2", "has no setting 'max_num_seq', did you mean 'max_num_seqs'?"),
         ("base=nowhere.py:Mine", "policy file nowhere.py does not exist"),

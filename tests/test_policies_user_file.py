@@ -183,7 +183,18 @@ def test_a_changed_file_is_read_again(page_policy: Path) -> None:
         (
             "class Mine:\n name = 'x'\n label = None\n def new_run(self): ...",
             "Mine",
-            r"mine.py:Mine': label is None, expected a text",
+            r"mine.py:Mine': label is None, expected a line of text",
+        ),
+        (
+            "class Mine:\n name = 'x'\n label = 'a\\nb'\n def new_run(self): ...",
+            "Mine",
+            r"mine.py:Mine': label is 'a\\nb', expected a line of text",
+        ),
+        ("class Mine: ...", "mine", r"mine.py has no 'mine', did you mean 'Mine'\?"),
+        (
+            "x = '\0'",
+            "Mine",
+            r"cannot be imported: SyntaxError: source code string cannot contain null bytes$",
         ),
         (
             "class Mine:\n settings_type = 5",
@@ -274,7 +285,10 @@ def test_settings_that_do_not_fit_are_refused(with_settings: str, settings: str,
 
 
 def test_a_file_of_nearly_that_name_is_named(page_policy: Path) -> None:
-    """A misspelt file."""
+    """A misspelt file; a folder is none."""
+    page_policy.with_name("my_folder.py").mkdir()
+    with pytest.raises(UsageError, match=r"my_folder.py is a directory"):
+        make_policy(f"{page_policy.with_name('my_folder.py')}:ShortestFirst")
     with pytest.raises(UsageError, match=r"my_polcy.py does not exist, did you mean 'my_policy.py'\?"):
         make_policy(f"{page_policy.with_name('my_polcy.py')}:ShortestFirst")
 

@@ -121,8 +121,8 @@ def _made(wanted: PolicyText, factory: Any) -> Policy:
     policy = factory(*arguments)
     if not isinstance(policy, Policy):
         raise UsageError(f"policy {name!r} is a {type(policy).__name__} without name, label and new_run")
-    if not isinstance(policy.label, str):
-        raise UsageError(f"policy {name!r}: label is {policy.label!r}, expected a text")
+    if not isinstance(policy.label, str) or len(policy.label.splitlines()) != 1:
+        raise UsageError(f"policy {name!r}: label is {policy.label!r}, expected a line of text")
     return policy
 
 

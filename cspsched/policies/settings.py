@@ -93,8 +93,9 @@ def describe_settings(settings: DataclassInstance) -> str:
 
 def nearest(name: str, known: Mapping[str, Any] | list[str]) -> str:
     """A question after the nearest known name, or nothing if none is near."""
-    match = get_close_matches(name, list(known), n=1)
-    return f", did you mean {match[0]!r}?" if match else ""
+    by_letters = {one.lower(): one for one in known}
+    match = get_close_matches(name.lower(), list(by_letters), n=1)
+    return f", did you mean {by_letters[match[0]]!r}?" if match else ""
 
 
 def require_at_least(settings: DataclassInstance, minimum: int, *names: str, policy: str) -> None:

@@ -54,8 +54,9 @@ def _run(path: Path) -> ModuleType:
     registered, for a dataclass looks its module up by name.
     """
     if not path.is_file():
-        near = nearest(path.name, [file.name for file in sorted(path.parent.glob("*.py"))])
-        raise UsageError(f"policy file {path} does not exist{near}")
+        files = [file.name for file in sorted(path.parent.glob("*.py")) if file.is_file()]
+        what = "is a directory" if path.is_dir() else "does not exist"
+        raise UsageError(f"policy file {path} {what}{nearest(path.name, files)}")
     names = map("_cspsched_policy_{}".format, count())
     package = ModuleType(next(name for name in names if name not in sys.modules))
     package.__path__ = [str(path.parent)]

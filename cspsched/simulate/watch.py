@@ -71,7 +71,7 @@ class Watch:
             told = ", ".join([str(error), *([f"in {place.method}"] if place else []), *when])
             raise type(error)(told + _behind(place)) from error
         if isinstance(error, Exception | SystemExit) and not isinstance(error, CspschedError):
-            what = f"policy {self._label}: {place.method if place else 'a call'} fails"
+            what = f"policy {self._label}: {place.method} fails" if place else f"policy {self._label} fails"
             told = ", ".join([what, *self._request(place), *when])
             raise PolicyCrashError(f"{told}: {described(error, self._policy_file)}") from error
 
@@ -121,9 +121,10 @@ def find_place(error: BaseException, file: str | None = None) -> Place | None:
 
 def _is_theirs(path: Path, file: str | None) -> bool:
     """Whether a file that is not ours is no library, or lies beside a file of theirs."""
-    if file is not None and path.parent == Path(file).parent:
-        return True
-    return not (str(path).startswith("<frozen") or any(path.is_relative_to(one) for one in LIBRARIES))
+    if path.name.startswith("<frozen"):
+        return False
+    lies_beside = file is not None and path.parent == Path(file).parent
+    return lies_beside or not any(path.is_relative_to(folder) for folder in LIBRARIES)
 
 
 def _behind(place: Place | None) -> str:
