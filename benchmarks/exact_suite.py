@@ -75,11 +75,10 @@ def run(method: str, instance: Instance, objective: Objective, limit_s: float) -
             instance, objective, SearchLimits(time_limit_s=limit_s),
             candidates=[(heuristic.found_by, heuristic.schedule)],
         )  # fmt: skip
-        proven = result.primal_ns == result.dual_ns
         row |= {
             "primal_ns": result.primal_ns, "dual_ns": result.dual_ns, "found_by": result.found_by,
             "certificate": result.certificate, "stop_reason": result.stop_reason.value,
-            "status": "optimal" if proven else result.verdict, "violations": len(result.violations()),
+            "status": result.status.value, "violations": len(result.violations()),
             "states": result.provenance["model"].get("states"),
         }  # fmt: skip
     else:

@@ -17,7 +17,7 @@ from cspsched.exact.search import Progress, SearchLimits
 from cspsched.problem.instance import Instance, Preemption, Rejection
 from cspsched.problem.lifting import Restriction, lift, lift_all, without_swap
 from cspsched.problem.objectives import AnyObjective, Mixture, Objective
-from cspsched.problem.result import Result, Status, StopReason, tool_versions
+from cspsched.problem.result import Result, Status, StopReason, status_of, tool_versions
 from cspsched.solving import DEFAULT_HEURISTICS, Candidate, servable_part, solve
 
 LADDER_SCHEMA = "cspsched/ladder/1"
@@ -82,6 +82,7 @@ class Rung:
             "bound_ns": bound_ns,
             "value_s": None if value_ns is None else objective.mean_s(value_ns, num_requests),
             "bound_s": None if bound_ns is None else objective.mean_s(bound_ns, num_requests),
+            "gap_ns": result and result.gap_ns,
             "gap": result and result.gap,
             "found_by": result and result.found_by,
             "certificate": result and result.certificate,
@@ -315,6 +316,7 @@ def hand_down_bounds(rungs: Sequence[Rung]) -> tuple[Rung, ...]:
     """
     handed: list[Rung] = []
     best: tuple[int, str] | None = None
+    best_is_rounded = False
     wider_ns = 0
     for rung in reversed(rungs):
         if rung.result is None:
@@ -329,20 +331,27 @@ def hand_down_bounds(rungs: Sequence[Rung]) -> tuple[Rung, ...]:
         wider_ns = value_ns
         if best is None or bound_ns >= best[0]:
             best = (bound_ns, f"{rung.result.certificate} ({rung.name})")
+            best_is_rounded = rung.result.status is Status.OPTIMAL_UP_TO_ROUNDING
             handed.append(rung)
         else:
-            handed.append(replace(rung, result=_with_bound(rung.result, *best)))
+            result = _with_bound(rung.result, *best, is_rounded=best_is_rounded)
+            handed.append(replace(rung, result=result))
     return tuple(reversed(handed))
 
 
-def _with_bound(result: Result, dual_ns: int, certificate: str) -> Result:
-    is_closed = dual_ns == result.primal_ns
+def _with_bound(result: Result, dual_ns: int, certificate: str, *, is_rounded: bool) -> Result:
+    """The result with a higher bound, which may be the end of a search that priced batches unrounded."""
+    assert result.primal_ns is not None
+    interval_ns = dual_ns, result.primal_ns
+    reason = StopReason.ROUNDING if is_rounded else result.stop_reason
+    status = status_of(result.instance, result.objective, result.schedule, interval_ns, reason)
+    reasons = {Status.OPTIMAL: StopReason.PROVEN, Status.OPTIMAL_UP_TO_ROUNDING: StopReason.ROUNDING}
     return replace(
         result,
         dual_ns=dual_ns,
         certificate=certificate,
-        status=Status.OPTIMAL if is_closed else result.status,
-        stop_reason=StopReason.PROVEN if is_closed else result.stop_reason,
+        status=status,
+        stop_reason=reasons.get(status, result.stop_reason),
     )
 
 

@@ -19,7 +19,7 @@ from cspsched.problem.lifting import without_swap
 from cspsched.problem.linear_form import read_objectives
 from cspsched.problem.objectives import AnyObjective, Objective
 from cspsched.problem.referee import find_violations
-from cspsched.problem.result import RESULT_SCHEMA, Result
+from cspsched.problem.result import FIRST_SCHEMA, RESULT_SCHEMA, Result
 from cspsched.problem.schedule import SCHEDULE_SCHEMA, Schedule
 from cspsched.simulate.kernel import run_policy
 
@@ -149,7 +149,7 @@ def _schedule_of(path: Path, instance: Instance) -> Schedule:
     data = read_json(path)
     if isinstance(data, dict) and data.get("schema") == SCHEDULE_SCHEMA:
         return Schedule.from_json(data, str(path))
-    if isinstance(data, dict) and data.get("schema") != RESULT_SCHEMA:
+    if isinstance(data, dict) and data.get("schema") not in (RESULT_SCHEMA, FIRST_SCHEMA):
         raise InputError(
             f"{path}: schema is {data.get('schema')!r}, expected {RESULT_SCHEMA!r} (schedule.json of "
             f"'cspsched solve') or {SCHEDULE_SCHEMA!r}"

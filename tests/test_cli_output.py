@@ -18,7 +18,7 @@ from tests.test_cli_help import invoke
 TINY = ("tiny-12",)
 PNG = b"\x89PNG\r\n\x1a\n"
 JSON_CALLS = {
-    "solve tiny-12": "cspsched/result/1",
+    "solve tiny-12": "cspsched/result/2",
     "compare tiny-12": "cspsched/comparison/1",
     "simulate tiny-12": "cspsched/metrics/1",
     "bound tiny-12": "cspsched/bounds/1",

@@ -17,7 +17,7 @@ from cspsched.errors import InputError
 from cspsched.problem.instance import Instance
 from cspsched.problem.json_io import read_json
 from cspsched.problem.metrics import Objective, measure
-from cspsched.problem.result import Result, Status, StopReason, tool_versions
+from cspsched.problem.result import RESULT_SCHEMA, Result, Status, StopReason, tool_versions
 from cspsched.problem.schedule import Schedule
 from cspsched.problem.timing import schedule_asap
 from tests.strategies import check, check_briefly, feasible_runs, instances, make_instance
@@ -38,7 +38,7 @@ def results(draw: st.DrawFn) -> Result:
         schedule=schedule if found else None,
         primal_ns=value if found else None,
         dual_ns=draw(st.none() | st.integers(0, value)),
-        status=draw(st.sampled_from([status for status in Status if status is not Status.OPTIMAL])),
+        status=draw(st.sampled_from([status for status in Status if not status.is_optimal])),
         stop_reason=draw(st.sampled_from(StopReason)),
         found_by=draw(maybe_text),
         certificate=draw(maybe_text),
@@ -112,10 +112,10 @@ def test_result_to_a_place_that_cannot_be_written(solved, tmp_path):
 
 
 @pytest.mark.parametrize("kind", [Instance, Schedule, Result])
-@pytest.mark.parametrize("schema", ["cspsched/instance/2", "other", None, 1, []])
+@pytest.mark.parametrize("schema", ["cspsched/instance/2", "cspsched/result/3", "other", None, 1, []])
 def test_unknown_schemas_are_refused(kind, schema):
     """Another schema is refused by name, with the one that is read."""
-    name = f"cspsched/{kind.__name__.lower()}/1"
+    name = RESULT_SCHEMA if kind is Result else f"cspsched/{kind.__name__.lower()}/1"
     with pytest.raises(InputError) as caught:
         kind.from_json({"schema": schema}, "my.json")
 

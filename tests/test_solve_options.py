@@ -108,7 +108,7 @@ def test_warm_start_that_does_not_fit_is_refused(other, message, optimal, tmp_pa
     ("change", "message"),
     [
         ({"schedule": None}, "holds no schedule to start from"),
-        ({"schema": "cspsched/metrics/1"}, "schema is 'cspsched/metrics/1', expected 'cspsched/result/1'"),
+        ({"schema": "cspsched/metrics/1"}, "schema is 'cspsched/metrics/1', expected 'cspsched/result/2'"),
         ({"fingerprint": "sha256:0"}, "the instance was changed after"),
     ],
 )

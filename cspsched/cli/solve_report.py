@@ -90,9 +90,16 @@ def _summary(solution: Solution) -> dict[str, Any]:
 
 def _stage_sentence(stage: Stage, count: int) -> str:
     """What is proven of an objective that was minimised before."""
+    from cspsched.problem.result import Status
+
     best = stage.objective.show(stage.primal_ns, count)
-    if stage.is_proven:
+    if stage.status is Status.OPTIMAL:
         return f"first {stage.objective.label}: {best}, proven by {stage.certificate}; then"
+    if stage.status is Status.OPTIMAL_UP_TO_ROUNDING:
+        return (
+            f"first {stage.objective.label}: {best}, within {stage.gap_ns} ns in total of what "
+            f"{stage.certificate} proves, no more than rounding; then"
+        )
     bound = stage.objective.show(stage.dual_ns, count)
     return f"first {stage.objective.label}: {best}, at least {bound} by certificate {stage.certificate}; then"
 
@@ -100,7 +107,7 @@ def _stage_sentence(stage: Stage, count: int) -> str:
 def _verdict(solution: Solution) -> str:
     """What is proven, and the schedule in numbers."""
     from cspsched.problem.metrics import measure
-    from cspsched.problem.result import Status, StopReason
+    from cspsched.problem.result import Status
     from cspsched.report.table import percent, seconds
 
     result = solution.result
@@ -110,9 +117,9 @@ def _verdict(solution: Solution) -> str:
     count = len(result.instance.requests)
     what, best = result.objective.label, result.objective.show(result.primal_ns, count)
     klass = result.instance.switches.policy_class
-    if result.stop_reason is StopReason.ROUNDING:
+    if result.status is Status.OPTIMAL_UP_TO_ROUNDING:
         head = (
-            f"OPTIMAL up to rounding: {what} {best}, within {result.primal_ns - result.dual_ns} ns in total "
+            f"OPTIMAL up to rounding: {what} {best}, within {result.gap_ns} ns in total "
             f"of what {result.certificate} proves (class: {klass})"
         )
     elif result.status is Status.OPTIMAL:

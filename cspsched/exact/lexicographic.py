@@ -12,7 +12,7 @@ from cspsched.exact.solver import solve_exactly
 from cspsched.problem.instance import Instance
 from cspsched.problem.metrics import measure
 from cspsched.problem.objectives import AnyObjective
-from cspsched.problem.result import Result, Stage, Status, StopReason
+from cspsched.problem.result import Result, Stage, Status, StopReason, status_of
 from cspsched.problem.schedule import Schedule
 
 
@@ -75,24 +75,33 @@ def _joined(results: Sequence[Result]) -> Result:
     last = results[-1]
     assert last.schedule is not None
     metrics = measure(last.instance, last.schedule)
-    earlier = tuple(
-        Stage(
-            objective=one.objective,
-            # Where a stage is open a later one may have found better.
-            primal_ns=metrics.objective_ns(one.objective),
-            dual_ns=one.dual_ns or 0,
-            certificate=one.certificate or "",
-        )
-        for one in results[:-1]
-    )
-    is_proven = last.status is Status.OPTIMAL and all(stage.is_proven for stage in earlier)
+    # Where a stage is open a later one may have found better.
+    earlier = tuple(_stage(one, metrics.objective_ns(one.objective), last.schedule) for one in results[:-1])
     reasons = [one.stop_reason for one in results if one.stop_reason is not StopReason.PROVEN]
     interrupted = StopReason.INTERRUPTED in reasons
     return replace(
         last,
         earlier=earlier,
-        status=Status.OPTIMAL if is_proven else Status.FEASIBLE,
+        status=_weakest([*(stage.status for stage in earlier), last.status]),
         stop_reason=StopReason.INTERRUPTED if interrupted else [*reasons, StopReason.PROVEN][0],
         provenance=last.provenance
         | {"failures": [failure.to_json() for one in results for failure in one.failures]},
     )
+
+
+def _stage(result: Result, reached_ns: int, schedule: Schedule) -> Stage:
+    """What is proven of an earlier stage, for the value that the last schedule reaches in it."""
+    dual_ns = result.dual_ns or 0
+    interval_ns = dual_ns, reached_ns
+    return Stage(
+        objective=result.objective,
+        primal_ns=reached_ns,
+        dual_ns=dual_ns,
+        certificate=result.certificate or "",
+        status=status_of(result.instance, result.objective, schedule, interval_ns, result.stop_reason),
+    )
+
+
+def _weakest(stages: Sequence[Status]) -> Status:
+    """An order is proven as far as the least proven of its stages is."""
+    return max(stages, key=(Status.OPTIMAL, Status.OPTIMAL_UP_TO_ROUNDING, Status.FEASIBLE).index)

@@ -29,12 +29,10 @@ from cspsched.exact.state_space import StateSpace
 from cspsched.exact.timed_search import TIMED_SEARCH, TimedSearch, TimedSpace, TimedTalk
 from cspsched.problem.instance import Instance
 from cspsched.problem.objectives import AnyObjective, Objective
-from cspsched.problem.result import StopReason
+from cspsched.problem.result import StopReason, most_rounding_ns
 
 MOST_CELLS = 30_000
 """Requests times batches beyond which no model is built."""
-ROUNDED_TERMS = 13
-"""Terms of a batch time, each rounded up by less than a nanosecond."""
 MODEL = "CP-SAT"
 """Name of the model before it is chosen."""
 FIRST_CELLS, CELLS_PER_S = 2_000, 500
@@ -127,7 +125,7 @@ def run_counts(record: Record, share: float) -> Ending:
     search = CountSearch(record.instance, talk)
     is_settled = search.run()
     incumbent = record.incumbent
-    rounding_ns = ROUNDED_TERMS * incumbent.schedule.num_batches
+    rounding_ns = most_rounding_ns(record.instance, record.objective, incumbent.schedule)
     is_rounding = is_settled and incumbent.value_ns - record.proof.dual_ns <= rounding_ns
     reason = StopReason.ROUNDING if is_rounding else StopReason.TIME_LIMIT
     return reason, {"name": BATCH_COUNTS, "questions": search.num_questions}

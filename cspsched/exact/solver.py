@@ -37,7 +37,7 @@ from cspsched.exact.timed_search import TIMED_SEARCH, TimedSpace, build_timed_sp
 from cspsched.problem.instance import Instance, Preemption
 from cspsched.problem.lifting import is_swap_idle, without_swap
 from cspsched.problem.objectives import AnyObjective, Objective
-from cspsched.problem.result import Result, Status, StopReason, tool_versions
+from cspsched.problem.result import Result, StopReason, status_of, tool_versions
 from cspsched.problem.schedule import Schedule
 
 HEAD_START_S = 2.0
@@ -360,14 +360,16 @@ def _details(proof: Proof, endings: list[Ending]) -> Details:
 
 def _result(record: Record, endings: list[Ending], limits: SearchLimits) -> Result:
     incumbent, proof = record.incumbent, record.proof
+    stop_reason = StopReason.PROVEN if record.is_closed else _stop_reason(endings)
+    interval_ns = proof.dual_ns, incumbent.value_ns
     return Result(
         instance=record.instance,
         objective=record.objective,
         schedule=incumbent.schedule,
         primal_ns=incumbent.value_ns,
         dual_ns=proof.dual_ns,
-        status=Status.OPTIMAL if record.is_closed else Status.FEASIBLE,
-        stop_reason=StopReason.PROVEN if record.is_closed else _stop_reason(endings),
+        status=status_of(record.instance, record.objective, incumbent.schedule, interval_ns, stop_reason),
+        stop_reason=stop_reason,
         found_by=incumbent.found_by,
         certificate=proof.certificate,
         provenance={

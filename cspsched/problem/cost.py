@@ -138,6 +138,14 @@ class CostModel:
         )
 
     @cached_property
+    def num_rounded_terms(self) -> int:
+        """Terms that are no whole nanoseconds; each adds less than one to the time of a batch."""
+        constants = (self.step, self.prefill_batch, self.decode_batch)
+        functions = self.functions(mixed=False) + self.functions(mixed=True)
+        rounded = [constant.denominator > 1 for constant in constants]
+        return sum(rounded) + sum(function.denominator > 1 for _, function in functions)
+
+    @cached_property
     def step_ceil(self) -> int:
         """Step term rounded up."""
         return _ceil(self.step)

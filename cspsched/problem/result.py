@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,20 +15,30 @@ from cspsched.problem.instance import Instance
 from cspsched.problem.json_io import require_int, require_keys, require_schema, require_text
 from cspsched.problem.linear_form import read_objectives
 from cspsched.problem.metrics import measure
-from cspsched.problem.objectives import AnyObjective, Mixture
+from cspsched.problem.objectives import AnyObjective, Mixture, Objective
 from cspsched.problem.referee import Violation, find_violations
 from cspsched.problem.schedule import Schedule
 
-RESULT_SCHEMA = "cspsched/result/1"
+RESULT_SCHEMA = "cspsched/result/2"
+FIRST_SCHEMA = "cspsched/result/1"
+"""Without a status of its own for what rounding leaves open, and without details of certificates."""
 
 
 class Status(StrEnum):
     """What we know."""
 
     OPTIMAL = "optimal"
+    """No schedule is better."""
+    OPTIMAL_UP_TO_ROUNDING = "optimal_up_to_rounding"
+    """The search is complete; what is left of the gap is what batch times lose when they are rounded."""
     FEASIBLE = "feasible"
     INFEASIBLE = "infeasible"
     UNKNOWN = "unknown"
+
+    @property
+    def is_optimal(self) -> bool:
+        """Whether no schedule is better by more than rounding."""
+        return self in (Status.OPTIMAL, Status.OPTIMAL_UP_TO_ROUNDING)
 
 
 class StopReason(StrEnum):
@@ -44,6 +54,43 @@ class StopReason(StrEnum):
     """Every search ended with an error; the failures are in the provenance."""
 
 
+def status_of(
+    instance: Instance,
+    objective: AnyObjective,
+    schedule: Schedule | None,
+    interval_ns: tuple[int, int],
+    stop_reason: StopReason,
+) -> Status:
+    """What a bound and the value of a schedule say, given why the search stopped.
+
+    Parameters
+    ----------
+    interval_ns
+        Bound and value.
+    stop_reason
+        `ROUNDING` if the search was complete and priced batches without rounding.
+    """
+    dual_ns, primal_ns = interval_ns
+    if dual_ns == primal_ns:
+        return Status.OPTIMAL
+    if schedule is None or stop_reason is not StopReason.ROUNDING:
+        return Status.FEASIBLE
+    is_rounding = primal_ns - dual_ns <= most_rounding_ns(instance, objective, schedule)
+    return Status.OPTIMAL_UP_TO_ROUNDING if is_rounding else Status.FEASIBLE
+
+
+def most_rounding_ns(instance: Instance, objective: AnyObjective, schedule: Schedule) -> int:
+    """What a schedule loses at most because each term of a batch's time is rounded up.
+
+    Every batch delays its own end, so a sum over requests pays it once for each of them. No complete search
+    prices mixtures unrounded: nothing of their gaps is rounding.
+    """
+    if not isinstance(objective, Objective):
+        return 0
+    delayed = 1 if objective is Objective.MAKESPAN else len(instance.requests)
+    return instance.cost.num_rounded_terms * schedule.num_batches * delayed
+
+
 @dataclass(frozen=True, kw_only=True)
 class Stage:
     """An earlier stage of a lexicographic order: the later ones were solved with it at most `primal_ns`."""
@@ -52,11 +99,12 @@ class Stage:
     primal_ns: int
     dual_ns: int
     certificate: str
+    status: Status
 
     @property
-    def is_proven(self) -> bool:
-        """Whether no schedule has less."""
-        return self.dual_ns == self.primal_ns
+    def gap_ns(self) -> int:
+        """U - L, in the unit of the objective."""
+        return self.primal_ns - self.dual_ns
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, in the unit of the objective."""
@@ -65,19 +113,33 @@ class Stage:
             "unit": unit_of(self.objective),
             "primal_ns": self.primal_ns,
             "dual_ns": self.dual_ns,
+            "gap_ns": self.gap_ns,
+            "status": self.status.value,
             "certificate": self.certificate,
         }
 
     @classmethod
     def from_json(cls, data: Any, instance: Instance, where: str) -> Stage:
-        """Read what `to_json` wrote."""
+        """Read what `to_json` wrote; files of the first schema have no status of a stage."""
         numbers = ("primal_ns", "dual_ns")
-        require_keys(data, where, required=("objective", *numbers, "certificate"), optional=("unit",))
+        optional = ("unit", "gap_ns", "status")
+        require_keys(data, where, required=("objective", *numbers, "certificate"), optional=optional)
+        primal_ns, dual_ns = (require_int(data, name, where) for name in numbers)
+        known = Status.OPTIMAL if primal_ns == dual_ns else Status.FEASIBLE
         return cls(
             objective=_read_objective(data, instance, where),
-            **{name: require_int(data, name, where) for name in numbers},
+            primal_ns=primal_ns,
+            dual_ns=dual_ns,
             certificate=require_text(data, "certificate", where),
+            status=_read_status(data, where) if "status" in data else known,
         )
+
+
+def _read_status(data: dict[str, Any], where: str) -> Status:
+    try:
+        return Status(data["status"])
+    except ValueError as error:
+        raise InputError(f"{where}: {error}") from None
 
 
 def _read_objective(data: dict[str, Any], instance: Instance, where: str) -> AnyObjective:
@@ -131,6 +193,18 @@ class Result:
     """Stages before this one, in their order; empty unless objectives were solved one after the other."""
 
     @property
+    def gap_ns(self) -> int | None:
+        """U - L, in the unit of the objective."""
+        if self.primal_ns is None or self.dual_ns is None:
+            return None
+        return self.primal_ns - self.dual_ns
+
+    @property
+    def verdict(self) -> str:
+        """What to call the schedule: its status in words."""
+        return self.status.value.replace("_", " ")
+
+    @property
     def gap(self) -> float | None:
         """(U - L) / U: how far the proof is from closed."""
         if not self.primal_ns or self.dual_ns is None:
@@ -141,11 +215,6 @@ class Result:
     def failures(self) -> tuple[Failure, ...]:
         """Members of the portfolio and heuristics that failed and were passed over."""
         return tuple(Failure(**failure) for failure in self.provenance.get("failures", ()))
-
-    @property
-    def verdict(self) -> str:
-        """What to call the schedule: its status, or that nothing but rounding is left of the gap."""
-        return "optimal up to rounding" if self.stop_reason is StopReason.ROUNDING else self.status.value
 
     def to_json(self) -> dict[str, Any]:
         """Everything that is needed to check the result, with a schema version."""
@@ -159,6 +228,7 @@ class Result:
             "policy_class": self.instance.switches.policy_class,
             "primal_ns": self.primal_ns,
             "dual_ns": self.dual_ns,
+            "gap_ns": self.gap_ns,
             "gap": self.gap,
             "found_by": self.found_by,
             "certificate": self.certificate,
@@ -170,14 +240,16 @@ class Result:
 
     @classmethod
     def from_json(cls, data: Any, where: str = "result") -> Result:
-        """Read what `to_json` wrote.
+        """Read what `to_json` wrote, or what it wrote in the first schema.
 
         Raises
         ------
         InputError
             If the schema is another one, or a value is missing or wrong.
         """
-        require_schema(data, RESULT_SCHEMA, where)
+        is_first = isinstance(data, dict) and data.get("schema") == FIRST_SCHEMA
+        if not is_first:
+            require_schema(data, RESULT_SCHEMA, where)
         require_keys(data, where, required=("instance", "schedule", "objective", "status", "stop_reason"))
         for key in ("primal_ns", "dual_ns"):
             if data.get(key) is not None and (type(data[key]) is not int or data[key] < 0):
@@ -187,8 +259,9 @@ class Result:
                 raise InputError(f"{where}: {key} is {data[key]!r}, expected text or null")
         if not isinstance(data.get("provenance", {}), dict):
             raise InputError(f"{where}: provenance is {data['provenance']!r}, expected a table")
+        status = _read_status(data, where)
         try:
-            status, stop_reason = Status(data["status"]), StopReason(data["stop_reason"])
+            stop_reason = StopReason(data["stop_reason"])
         except ValueError as error:
             raise InputError(f"{where}: {error}") from None
         instance = Instance.from_json(data["instance"], f"{where}: instance")
@@ -199,7 +272,7 @@ class Result:
                 "the instance was changed after the result was written"
             )
         schedule = data["schedule"]
-        return cls(
+        result = cls(
             instance=instance,
             objective=_read_objective(data, instance, where),
             earlier=_read_stages(data.get("earlier", []), instance, f"{where}: earlier"),
@@ -212,6 +285,20 @@ class Result:
             certificate=data.get("certificate"),
             provenance=data.get("provenance", {}),
         )
+        return result._upgraded() if is_first else result
+
+    def _upgraded(self) -> Result:
+        """A result of the first schema, where what rounding leaves open was called feasible.
+
+        Of several stages it is not known which one that was; they stay feasible.
+        """
+        if self.status is not Status.FEASIBLE or self.earlier:
+            return self
+        if self.primal_ns is None or self.dual_ns is None:
+            return self
+        interval_ns = self.dual_ns, self.primal_ns
+        status = status_of(self.instance, self.objective, self.schedule, interval_ns, self.stop_reason)
+        return replace(self, status=status)
 
     def write(self, path: Path) -> None:
         """Write the result as JSON.
@@ -246,13 +333,26 @@ class Result:
         if self.dual_ns is not None and self.dual_ns > value:
             message = f"states the bound {self.dual_ns} {unit}, above its own schedule's {value} {unit}"
             broken.append(Violation(rule="bound", message=message))
-        is_open = self.dual_ns != value or not all(stage.is_proven for stage in self.earlier)
-        if self.status is Status.OPTIMAL and is_open:
+        if self.status.is_optimal and not self._supports_status(value):
             message = (
-                f"states that it is optimal, its bound is {self.dual_ns} {unit} and its value {value} {unit}"
+                f"states that it is {self.verdict}, its bound is {self.dual_ns} {unit} and its value "
+                f"{value} {unit}"
             )
             broken.append(Violation(rule="status", message=message))
         return broken
+
+    def _supports_status(self, value: int) -> bool:
+        """Whether the gaps of all stages are closed, or, if so stated, no more than rounding."""
+        assert self.schedule is not None
+        most = [0] * (len(self.earlier) + 1)
+        if self.status is Status.OPTIMAL_UP_TO_ROUNDING:
+            objectives = (*(stage.objective for stage in self.earlier), self.objective)
+            most = [most_rounding_ns(self.instance, one, self.schedule) for one in objectives]
+        gaps = [
+            *(stage.gap_ns for stage in self.earlier),
+            None if self.dual_ns is None else value - self.dual_ns,
+        ]
+        return all(gap is not None and gap <= limit for gap, limit in zip(gaps, most, strict=True))
 
 
 def tool_versions() -> dict[str, str]:

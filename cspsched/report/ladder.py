@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cspsched.ladder import AS_GIVEN, Ladder, Rung, Saving, saving
-from cspsched.problem.result import StopReason
 from cspsched.report.output import write_files
 from cspsched.report.table import UNITS, percent, seconds
 
@@ -169,8 +168,7 @@ def ladder_figure(ladder: Ladder) -> Figure:
 
 def _label(rung: Rung, value: float, unit: str) -> str:
     assert rung.result is not None
-    is_exact = rung.result.gap == 0 or rung.result.stop_reason is StopReason.ROUNDING
-    told = "optimal" if is_exact else f"gap {percent(rung.result.gap or 0.0)}"
+    told = rung.result.verdict if rung.result.status.is_optimal else f"gap {percent(rung.result.gap or 0.0)}"
     return f"{value:#.4g} {unit}, {told}"
 
 
