@@ -350,6 +350,7 @@ def _with_bound(result: Result, dual_ns: int, certificate: str, *, is_rounded: b
         result,
         dual_ns=dual_ns,
         certificate=certificate,
+        certificate_details={},
         status=status,
         stop_reason=reasons.get(status, result.stop_reason),
     )

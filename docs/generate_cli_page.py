@@ -59,7 +59,7 @@ def _exit_codes() -> list[str]:
         "| 0 | fine |",
         f"| {errors.InputError.exit_code} | bad input, or a file that cannot be read or written |",
         f"| {errors.UsageError.exit_code} | wrong usage |",
-        f"| {GATE_FAILED} | `check`: the schedule breaks a rule |",
+        f"| {GATE_FAILED} | `check`: the schedule breaks a rule, or the file states what is not so |",
         f"| {errors.InfeasibleError.exit_code} | proven: no schedule exists |",
         f"| {errors.LimitError.exit_code} | a limit was hit before there was a schedule |",
         f"| {errors.PolicyError.exit_code} | a policy failed: its code raised, or it did what it may not |",

@@ -291,7 +291,7 @@ def test_check_names_rule_request_batch_and_numbers(schedule, capsys):
     assert (outcome.code, outcome.err) == (3, "")
     assert "request 'r0'" in outcome.out
     assert "19" in outcome.out
-    assert (as_json["schema"], as_json["feasible"]) == ("cspsched/check/1", False)
+    assert (as_json["schema"], as_json["feasible"]) == ("cspsched/check/2", False)
     assert {"rule", "batch", "request_id", "message"} == set(as_json["violations"][0])
 
 
@@ -325,7 +325,12 @@ def test_check_derives_the_stated_numbers_again(schedule, key, message, capsys):
     [
         (
             '{"schema": "cspsched/comparison/1"}',
-            "schema is 'cspsched/comparison/1', this version of cspsched reads",
+            "schema is 'cspsched/comparison/1', which holds no schedule; check schedule.json of 'solve'",
+        ),
+        ('{"schema": "cspsched/schedule/1"}', "a bare schedule has no instance to be judged by; check"),
+        (
+            '{"schema": "cspsched/result/2", "metrics": {}}',
+            "is what 'solve --json' prints, without the schedule; check schedule.json of 'solve'",
         ),
         ("[]", "expected a JSON object"),
         ('{"schema": "cspsched/result/1"}', "instance, schedule, objective, status, stop_reason missing"),
@@ -339,6 +344,28 @@ def test_check_refuses_what_is_no_schedule(content, message, capsys):
     Path("other.json").write_bytes(content if isinstance(content, bytes) else content.encode())
 
     assert_error(invoke(capsys, "check", "other.json"), 1, "other.json", message)
+
+
+def test_check_says_what_it_derived_and_what_not(capsys):
+    """Class, bound and status have a line each; a bound of no search is derived again."""
+    assert invoke(capsys, "solve", "trace.csv", "--time-limit", "0s", "--out", "out").code == 0
+    outcome = invoke(capsys, "check", "out/schedule.json")
+    feasible, klass, bound, status = outcome.out.splitlines()
+
+    assert feasible.startswith("feasible: 2 requests in ")
+    assert klass == "class: full, as stated"
+    assert bound.startswith("bound: ")
+    assert ", re-derived, gap " in bound
+    assert status.startswith("status: ")
+
+
+def test_check_has_a_line_for_every_forgery(schedule, capsys):
+    """A false class and a bound without a proof exit 3, one line each."""
+    forged = {**schedule, "policy_class": "no preemption", "dual_ns": schedule["primal_ns"], "gap_ns": 0}
+    outcome = check(capsys, forged)
+
+    assert outcome.code == 3
+    assert [line.partition(":")[0] for line in outcome.out.splitlines()] == ["class", "gap", "bound"]
 
 
 def test_check_refuses_an_instance_changed_after_the_fact(schedule, capsys):

@@ -22,7 +22,7 @@ JSON_CALLS = {
     "compare tiny-12": "cspsched/comparison/1",
     "simulate tiny-12": "cspsched/metrics/1",
     "bound tiny-12": "cspsched/bounds/1",
-    "check schedule.json": "cspsched/check/1",
+    "check schedule.json": "cspsched/check/2",
     "trace describe tiny-12": "cspsched/trace-statistics/1",
     "trace generate --requests 3 --out made.csv": "cspsched/generated-trace/1",
     "capacity": "cspsched/capacity/1",

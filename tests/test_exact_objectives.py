@@ -8,7 +8,7 @@ import pytest
 
 from cspsched.exact import solver as solver_module
 from cspsched.exact.batch_model import BatchModel
-from cspsched.exact.form_bounds import closed_form_bound
+from cspsched.exact.form_bounds import ClosedForm, closed_form_bound
 from cspsched.exact.lexicographic import solve_in_order
 from cspsched.exact.search import SearchLimits, complete_hint
 from cspsched.exact.solver import solve_exactly
@@ -34,7 +34,7 @@ CASES = int(os.environ.get("CSPSCHED_OBJECTIVE_CASES", "315"))
 def alone(monkeypatch, case):
     """Every other time leave it to the model: no closed-form bound, and (half of that) no state search."""
     if case // PIECE % 2:
-        monkeypatch.setattr(solver_module, "closed_form_bound", lambda *_: (0, "nothing"))
+        monkeypatch.setattr(solver_module, "closed_form_bound", lambda *_: ClosedForm(0, "nothing", {}))
     if case // PIECE % 4 == 1:
         monkeypatch.setattr(solver_module, "_state_space", lambda *_: None)
 

@@ -34,6 +34,7 @@ MAY_IMPORT = {
     "reference": {"problem", "exact", "improve"},
     "compare": {"problem", "exact", "improve", "solving", "reference"},
     "ladder": {"problem", "exact", "solving"},
+    "checking": {"problem", "bounds", "exact"},
     "windows": {"problem", "exact", "improve", "solving"},
     "report": {
         "problem",

@@ -74,10 +74,10 @@ def check_certificate(
     derive = DERIVATIONS.get(certificate.name)
     if derive is None:
         raise InputError(f"certificate {certificate.name!r} is of no known kind, expected {[*DERIVATIONS]}")
-    objections = _minorant_objections(instance, certificate)
     try:
+        objections = _minorant_objections(instance, certificate)
         value_ns = derive(instance, certificate)
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, ArithmeticError) as error:
         raise InputError(f"certificate {certificate.name!r}: details are incomplete: {error}") from None
     if value_ns != certificate.value_ns:
         objections.append(f"{certificate.name} states {certificate.value_ns} ns, derived are {value_ns} ns")

@@ -3,44 +3,88 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from cspsched.cli.console import counted
 from cspsched.cli.options import json_option
 
+if TYPE_CHECKING:
+    from cspsched.checking import Check
+
 GATE_FAILED = 3
+FILES = (
+    "schedule.json of 'solve', a rung's file of 'solve --ladder', or what 'simulate --save', "
+    "'improve --save' and 'import-schedule' write"
+)
 
 
 @click.command("check")
 @click.argument("schedule", type=click.Path(path_type=Path))
 @json_option
 def check_command(schedule: Path, as_json: bool) -> int:  # noqa: FBT001 - click passes flags so
-    """Judge SCHEDULE by the referee.
+    """Judge SCHEDULE by the referee, and what the file states of it.
 
-    SCHEDULE is a file that 'solve' or 'simulate --save' wrote. Every rule of the problem is checked, all
-    times and the objective are derived again. Exit code 3 if anything is violated.
+    SCHEDULE is a file that 'solve', 'simulate --save', 'improve --save' or 'import-schedule' wrote. Every
+    rule of the problem is checked, all times and the objective are derived again. So are the class, the gap,
+    the status, and the bound of a closed-form certificate; a bound that a search closed is named as not
+    re-derived, beside the best bound that is. Exit code 3 if anything is violated or false.
 
     \b
     cspsched check cspsched-solve/schedule.json
     """  # noqa: D301 - click's marker for text that is not to be wrapped
-    from cspsched.errors import InputError
+    from cspsched.checking import check_result
     from cspsched.problem.json_io import read_json
-    from cspsched.problem.result import Result
 
-    result = Result.from_json(read_json(schedule), str(schedule))
-    if result.schedule is None:
-        raise InputError(f"{schedule}: holds no schedule to check")
-    violations = result.violations()
+    data = read_json(schedule)
+    _require_result(data, schedule)
+    checked = check_result(data, str(schedule))
     if as_json:
-        rows = [violation.to_json() for violation in violations]
-        data = {"schema": "cspsched/check/1", "feasible": not rows, "violations": rows}
-        click.echo(json.dumps(data, indent=1))
-    elif violations:
-        click.echo("\n".join(f"{violation.rule}: {violation.message}" for violation in violations))
+        click.echo(json.dumps(checked.to_json(), indent=1))
+    elif checked.faults:
+        click.echo("\n".join(f"{fault.rule}: {fault.message}" for fault in checked.faults))
     else:
-        click.echo(
-            f"feasible: {len(result.instance.requests)} requests in {result.schedule.num_batches} batches, "
-            f"{result.objective} {result.primal_ns} ns as stated"
+        click.echo("\n".join(_lines(checked)))
+    return GATE_FAILED if checked.faults else 0
+
+
+def _require_result(data: Any, path: Path) -> None:
+    """Other files of cspsched are refused with what to check instead."""
+    from cspsched.errors import InputError
+    from cspsched.problem.schedule import SCHEDULE_SCHEMA
+
+    schema = data.get("schema") if isinstance(data, dict) else None
+    if not isinstance(schema, str) or not schema.startswith("cspsched/"):
+        return
+    if schema == SCHEDULE_SCHEMA:
+        raise InputError(f"{path}: a bare schedule has no instance to be judged by; check {FILES}")
+    if not schema.startswith("cspsched/result/"):
+        raise InputError(f"{path}: schema is {schema!r}, which holds no schedule; check {FILES}")
+    if "metrics" in data and "schedule" not in data:
+        raise InputError(f"{path}: is what 'solve --json' prints, without the schedule; check {FILES}")
+
+
+def _lines(checked: Check) -> Iterator[str]:
+    """What is right, what was derived again, and what was not."""
+    from cspsched.problem.result import unit_of
+
+    result = checked.result
+    assert result.schedule is not None
+    values = ", then ".join(
+        f"{objective} {value} {unit_of(objective)}"
+        for objective, value in (
+            *((stage.objective, stage.primal_ns) for stage in result.earlier),
+            (result.objective, result.primal_ns),
         )
-    return GATE_FAILED if violations else 0
+    )
+    requests = counted(len(result.instance.requests), "request")
+    batches = counted(result.schedule.num_batches, "batch", "batches")
+    yield f"feasible: {requests} in {batches}, {values} as stated"
+    is_stated = any(claim.claim == "class" for claim in checked.claims)
+    yield f"class: {result.instance.switches.policy_class}{', as stated' if is_stated else ''}"
+    for claim in checked.claims:
+        if claim.claim in ("bound", "status"):
+            yield f"{claim.claim}: {claim.sentence}"

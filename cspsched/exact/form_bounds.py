@@ -7,7 +7,8 @@ between tokens is at least the cheaper of a lone decode and a lone refill. For m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from cspsched.bounds import best_bound, solo_ns
 from cspsched.bounds.misses import fewest_misses
@@ -18,14 +19,26 @@ from cspsched.problem.linear_form import LinearForm, is_late, linear_form
 from cspsched.problem.objectives import AnyObjective, Objective
 
 LONE_GAPS, LONE_REQUESTS, LATE_JOBS = "lone gaps", "lone requests", "late jobs"
+PARTS = (LONE_GAPS, LONE_REQUESTS, LATE_JOBS)
+"""Bounds of parts of a mixture that have no certificate."""
 NO_LIMIT_NS = 2**62
 
 
-def closed_form_bound(instance: Instance, objective: AnyObjective) -> tuple[int, str]:
-    """Lower bound on an objective, in its own integers, and the certificates that it is the sum of."""
+class ClosedForm(NamedTuple):
+    """A closed-form bound, in the objective's own integers."""
+
+    value_ns: int
+    name: str
+    """The certificate, or those that it is the sum of."""
+    details: Mapping[str, int | str]
+    """What the certificate was applied to; empty for a sum of several."""
+
+
+def closed_form_bound(instance: Instance, objective: AnyObjective) -> ClosedForm:
+    """Lower bound on an objective."""
     if isinstance(objective, Objective):
         certificate = best_bound(instance, objective)
-        return certificate.value_ns, certificate.name
+        return ClosedForm(certificate.value_ns, certificate.name, certificate.details)
     form, parts = linear_form(objective, instance), list[tuple[int, str]]()
     solo = {one: solo_ns(instance, one) for one in (Objective.LATENCY, Objective.TTFT)}
     spans = [latency - first for latency, first in zip(*solo.values(), strict=True)]
@@ -45,7 +58,7 @@ def closed_form_bound(instance: Instance, objective: AnyObjective) -> tuple[int,
     parts.append((_misses(instance, form, solo[Objective.TTFT], spans), LATE_JOBS))
     counted = [part for part in parts if part[0] > 0]
     names = dict.fromkeys(name for _, name in counted or parts[-1:])
-    return sum(value for value, _ in counted), " + ".join(names)
+    return ClosedForm(sum(value for value, _ in counted), " + ".join(names), {})
 
 
 def _weighted(

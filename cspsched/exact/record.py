@@ -43,6 +43,8 @@ class Proof:
     dual_ns: int
     certificate: str
     details: Details = field(default_factory=dict)
+    certificate_details: Mapping[str, int | str] = field(default_factory=dict)
+    """What a closed-form certificate was applied to."""
 
 
 def best_incumbent(

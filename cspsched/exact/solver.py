@@ -37,7 +37,7 @@ from cspsched.exact.timed_search import TIMED_SEARCH, TimedSpace, build_timed_sp
 from cspsched.problem.instance import Instance, Preemption
 from cspsched.problem.lifting import is_swap_idle, without_swap
 from cspsched.problem.objectives import AnyObjective, Objective
-from cspsched.problem.result import Result, StopReason, status_of, tool_versions
+from cspsched.problem.result import Result, StopReason, short_details, status_of, tool_versions
 from cspsched.problem.schedule import Schedule
 
 HEAD_START_S = 2.0
@@ -89,10 +89,10 @@ def solve_exactly(
     incumbent = best_incumbent(
         instance, objective, [*first_schedules(instance, objective), *candidates], ceilings
     )
-    bound_ns, bound_by = closed_form_bound(instance, objective)
-    names = {"best_by": incumbent.found_by, "bound_by": bound_by}
-    watch = Watch(limits, incumbent.value_ns, bound_ns, on_progress, **names)
-    proof = Proof(dual_ns=bound_ns, certificate=bound_by)
+    bound = closed_form_bound(instance, objective)
+    names = {"best_by": incumbent.found_by, "bound_by": bound.name}
+    watch = Watch(limits, incumbent.value_ns, bound.value_ns, on_progress, **names)
+    proof = Proof(dual_ns=bound.value_ns, certificate=bound.name, certificate_details=bound.details)
     record = Record(instance, objective, incumbent, proof, watch, ceilings)
     endings: list[Ending] = []
     try:
@@ -372,6 +372,7 @@ def _result(record: Record, endings: list[Ending], limits: SearchLimits) -> Resu
         stop_reason=stop_reason,
         found_by=incumbent.found_by,
         certificate=proof.certificate,
+        certificate_details=short_details(proof.certificate_details),
         provenance={
             "versions": tool_versions(),
             "parameters": asdict(limits),

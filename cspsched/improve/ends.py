@@ -24,8 +24,8 @@ def lower_end(instance: Instance, objective: AnyObjective) -> Certificate | Lowe
     """The best proven bound on an objective of an instance whose requests all fit."""
     if isinstance(objective, Objective):
         return best_bound(instance, objective)
-    value_ns, name = closed_form_bound(instance, objective)
-    return LowerEnd(name=name, value_ns=value_ns)
+    bound = closed_form_bound(instance, objective)
+    return LowerEnd(name=bound.name, value_ns=bound.value_ns)
 
 
 WHY_OPEN = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
@@ -22,6 +23,7 @@ from cspsched.problem.schedule import Schedule
 RESULT_SCHEMA = "cspsched/result/2"
 FIRST_SCHEMA = "cspsched/result/1"
 """Without a status of its own for what rounding leaves open, and without details of certificates."""
+MOST_DETAIL_LETTERS = 50_000
 
 
 class Status(StrEnum):
@@ -91,6 +93,12 @@ def most_rounding_ns(instance: Instance, objective: AnyObjective, schedule: Sche
     return instance.cost.num_rounded_terms * schedule.num_batches * delayed
 
 
+def short_details(details: Mapping[str, int | str]) -> Mapping[str, int | str]:
+    """Details of a certificate that a file can hold; long ones are made anew when they are checked."""
+    letters = sum(len(str(value)) for value in details.values())
+    return details if letters <= MOST_DETAIL_LETTERS else {}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Stage:
     """An earlier stage of a lexicographic order: the later ones were solved with it at most `primal_ns`."""
@@ -154,6 +162,14 @@ def _read_objective(data: dict[str, Any], instance: Instance, where: str) -> Any
     return first
 
 
+def _read_details(data: Any, where: str) -> dict[str, int | str]:
+    if not isinstance(data, dict) or not all(type(value) in (int, str) for value in data.values()):
+        raise InputError(
+            f"{where}: certificate_details is {data!r}, expected a table of whole numbers and text"
+        )
+    return data
+
+
 def _read_stages(data: Any, instance: Instance, where: str) -> tuple[Stage, ...]:
     if not isinstance(data, list):
         raise InputError(f"{where} is {data!r}, expected a list of stages")
@@ -187,6 +203,8 @@ class Result:
     """What made the schedule: a model or a policy."""
     certificate: str | None = None
     """Name of the proof behind the dual bound."""
+    certificate_details: Mapping[str, int | str] = field(default_factory=dict)
+    """What a closed-form certificate was applied to; empty for a search, a sum of several, or if long."""
     provenance: dict[str, Any] = field(default_factory=dict)
     """Tool versions, parameters, seed, what failed."""
     earlier: tuple[Stage, ...] = ()
@@ -232,6 +250,7 @@ class Result:
             "gap": self.gap,
             "found_by": self.found_by,
             "certificate": self.certificate,
+            **({"certificate_details": dict(self.certificate_details)} if self.certificate_details else {}),
             "fingerprint": self.instance.fingerprint(),
             "provenance": self.provenance,
             "instance": self.instance.to_json(),
@@ -283,6 +302,7 @@ class Result:
             stop_reason=stop_reason,
             found_by=data.get("found_by"),
             certificate=data.get("certificate"),
+            certificate_details=_read_details(data.get("certificate_details", {}), where),
             provenance=data.get("provenance", {}),
         )
         return result._upgraded() if is_first else result
