@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from cspsched.compare import Comparison, compare_policies
@@ -16,7 +17,7 @@ from cspsched.problem.metrics import Objective
 from cspsched.problem.request import Request
 from cspsched.problem.result import StopReason
 from cspsched.reference import ReferenceLimits
-from cspsched.report import figures, table
+from cspsched.report import figures, files, table
 from cspsched.report.files import write_comparison, write_solution
 from cspsched.report.output import require_writable, write_files
 from cspsched.serving import Serving, make_instance
@@ -203,9 +204,73 @@ def test_large_schedule_is_drawn_by_phase():
     history = many.rows[0].metrics.history
     batches, memory = figures.batch_figure(history, "x"), figures.memory_figure(history, "x")
 
+    most = figures.occupied_blocks(history).max() * 16
+
     assert labels(batches) == ["decode", "prefill and refill"]
-    assert labels(memory) == ["occupied, highest"]
-    assert "(capacity 444,896 tokens)" in memory.axes[0].get_title()
+    assert [text.get_text() for text in memory.axes[0].get_legend().get_texts()] == [
+        f"occupied, at most {most:,} ({100 * most / 444_896:.1f} %)", "capacity 444,896"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("count", [5, 21])
+def test_memory_is_drawn_up_to_the_capacity(count):
+    """By request and by phase alike the axis holds the capacity and its line, and a flat part is enlarged."""
+    history = compared(*[(20, 3)] * count).rows[0].metrics.history
+    whole, enlarged = figures.memory_figure(history, "x").axes
+    (line,) = whole.lines
+
+    assert set(line.get_ydata()) == {444_896}
+    assert whole.get_ylim() == (0, pytest.approx(1.1 * 444_896))
+    assert enlarged.lines[:] == []
+    assert enlarged.get_ylim() == (0, pytest.approx(1.1 * 16 * figures.occupied_blocks(history).max()))
+    assert enlarged.get_title().startswith("enlarged: the lowest ")
+
+
+def test_full_memory_is_not_enlarged(tight):
+    """Where much of the capacity is used one panel is enough."""
+    (axes,) = figures.memory_figure(tight.rows[1].metrics.history, "x").axes
+
+    assert axes.get_ylim() == (0, pytest.approx(1.1 * 48))
+
+
+@pytest.mark.parametrize("count", [5, 21])
+def test_policies_are_drawn_on_one_scale(count):
+    """Time, tokens and memory have the same axes for every policy, whichever takes longest or has most."""
+    histories = [row.metrics.history for row in compared(*[(20, 3)] * count).rows]
+    frame = figures.frame_of(histories)
+    for draw in (figures.batch_figure, figures.memory_figure):
+        drawn = [draw(history, "x", frame).axes for history in histories]
+        limits = [[(axes.get_xlim(), axes.get_ylim()) for axes in panels] for panels in drawn]
+        assert limits[0] == limits[1]
+        tops = [axes.dataLim.y1 for panels in drawn for axes in panels[:1]]
+        assert max(tops) <= limits[0][0][1][1]
+    assert len({int(history.schedule.end_ns[-1]) for history in histories}) == 2
+
+
+def test_a_few_and_many_batches_are_drawn_in_one_way(tight, monkeypatch):
+    """If one of the schedules is too long for colours by request, none has them."""
+    histories = [row.metrics.history for row in tight.rows]
+    numbers = sorted(history.schedule.num_batches for history in histories)
+    assert numbers[0] < numbers[1]
+    monkeypatch.setattr(figures, "MOST_COLOURED_BATCHES", numbers[0])
+    frame = figures.frame_of(histories)
+
+    assert {tuple(labels(figures.batch_figure(history, "x", frame))) for history in histories} == {
+        ("decode", "prefill and refill")
+    }
+
+
+def test_a_long_batch_fills_all_bins_in_which_it_runs():
+    """Twenty-odd batches cover 400 bins: none is empty, for memory is held and tokens run all the time."""
+    history = compared(*[(20, 3)] * 21).rows[0].metrics.history
+    assert history.schedule.num_batches < figures.BINS / 4
+    end_s = int(history.schedule.end_ns[-1]) / 1e9
+    _, (highest,) = figures._binned(history, end_s, figures.np.maximum, history.features.tokens)
+    _, means = figures._phase_means(history, end_s)
+
+    assert highest.min() > 0
+    assert sum(means).min() > 0
+    assert highest.max() == history.features.tokens.max()
 
 
 def test_excess_figure_tells_certain_from_possible(tight):
@@ -218,6 +283,44 @@ def test_excess_figure_tells_certain_from_possible(tight):
         table.excess(row.excess) for row in tight.rows
     ]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["vllm", "sarathi:chunk=16"]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "colour", "size"),
+    [
+        (0.0, 0.0002, "#55a868", "below 1 %"),
+        (0.00999, 0.5, "#55a868", "below 1 %"),
+        (0.01, 0.01, "#dd8452", "1 to 10 %"),
+        (0.0999, 0.0999, "#dd8452", "1 to 10 %"),
+        (0.1, 0.2, "#c44e52", "10 % and more"),
+    ],
+)
+def test_the_colour_of_an_excess_is_its_size(tight, low, high, colour, size):
+    """What is certain decides: less than 1 % is no alarm, and what is tiny is drawn tiny."""
+    one = replace(tight, rows=(replace(tight.rows[0], excess=Excess(low, high)),))
+    figure = figures.excess_figure(one)
+    (axes,) = figure.axes
+    told = [text.get_text() for text in figure.legends[0].get_texts()]
+
+    assert {to_hex(bar.get_facecolor()) for bar in axes.patches} == {colour}
+    assert told == [size] + ["pale: possible, the optimum is not known"] * (high > low)
+    assert axes.get_xlim()[1] >= 1
+
+
+def test_no_excess_has_no_picture(tight):
+    """Bars of no length are not drawn; the table says so."""
+    perfect = replace(tight, rows=tuple(replace(row, excess=Excess(0.0, 0.0)) for row in tight.rows))
+    names = {name for name, _ in files._pictures(perfect)}
+
+    assert names == {name for name, _ in files._pictures(tight)} - {"excess"}
+
+
+def test_one_curve_where_latency_is_ttft():
+    """If every request ends with its first token the two distributions are one."""
+    short = compared((20, 1), (7, 1))
+    figure = figures.latency_figure({row.policy: row.metrics for row in short.rows})
+
+    assert [axes.get_xlabel() for axes in figure.axes] == ["latency = TTFT [s]"]
 
 
 def test_perfect_score_still_has_an_axis(tight):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from cspsched.problem.history import History
@@ -32,64 +34,118 @@ ROW_INCHES = 0.45
 MANY_DECADES = 100
 DASHES = ("-", "--", "-.", ":")
 PREFILL, DECODE, LINE = "#c44e52", "#4c72b0", "#333333"
+ENLARGED_SHARE = 0.2
+"""Of the KV capacity: what less is occupied is too flat to be read."""
+MARGIN = 1.1
+"""Room above what is drawn."""
+SIZES = ((0.01, "#55a868", "below 1 %"), (0.1, "#dd8452", "1 to 10 %"), (np.inf, "#c44e52", "10 % and more"))
+"""Excesses below a share with their colour: nobody need be alarmed by less than 1 %."""
 
 FloatArray = npt.NDArray[np.float64]
 
 
-def batch_figure(history: History, title: str) -> Figure:
+@dataclass(frozen=True, kw_only=True)
+class Frame:
+    """What the pictures of several schedules share, so that they can be compared by eye."""
+
+    end_s: float
+    """End of the last batch of any of them."""
+    tokens: float
+    """Most tokens that any of them shows in a batch."""
+    kv_tokens: int
+    """Most tokens of KV blocks that any of them occupies."""
+    by_request: bool
+    """Whether every request gets a colour of its own, in all of them."""
+
+
+def frame_of(histories: Sequence[History]) -> Frame:
+    """The frame into which all of some schedules fit."""
+    end_s = max(int(history.schedule.end_ns[-1]) for history in histories) / NS_PER_S
+    by_request = all(map(is_small, histories))
+    tokens = [
+        history.features.tokens if by_request else np.add(*_phase_means(history, end_s)[1])
+        for history in histories
+    ]
+    kv_tokens = [
+        int(occupied_blocks(history).max()) * history.instance.limits.block_tokens for history in histories
+    ]
+    return Frame(
+        end_s=end_s, tokens=float(max(map(np.max, tokens))), kv_tokens=max(kv_tokens), by_request=by_request
+    )
+
+
+def batch_figure(history: History, title: str, frame: Frame | None = None) -> Figure:
     """Tokens processed in every batch over time: c_ij by request where few, else by phase."""
-    figure, axes = _figure(f"Batch composition: {title}")
-    if is_small(history):
+    figure, (axes,) = _figure(f"Batch composition: {title}")
+    frame = frame or frame_of([history])
+    if frame.by_request:
         _stack_by_request(axes, history, _matrix(history, history.schedule.tokens, keep=False))
         axes.set_ylabel("tokens in the batch (c)")
         _mark_batches(axes, history)
     else:
-        _plot_phases(axes, history)
-    _scale(axes, history)
+        _plot_phases(axes, history, frame.end_s)
+    _scale(axes, frame.end_s, frame.tokens)
     _legend(axes)
     return figure
 
 
-def memory_figure(history: History, title: str) -> Figure:
-    """KV cache over time: m_ij by request where few, else all blocks; the line is the capacity."""
-    figure, axes = _figure(f"KV cache: {title}")
+def memory_figure(history: History, title: str, frame: Frame | None = None) -> Figure:
+    """KV cache over time, up to the capacity: m_ij by request where few, else all blocks.
+
+    Where little of the capacity is used the lower part is drawn once more, enlarged, below.
+    """
+    frame = frame or frame_of([history])
+    capacity = history.instance.limits.kv_tokens
+    share = frame.kv_tokens / capacity
+    figure, panels = _figure(f"KV cache: {title}", num_panels=2 if share < ENLARGED_SHARE else 1)
+    for axes in panels:
+        _plot_memory(axes, history, frame)
+    # Entries that requests share by prefix caching count for each of them, and may exceed the capacity.
+    highest = max(float(capacity), panels[0].dataLim.y1)
+    panels[0].axhline(capacity, color=LINE, linestyle="--", label=f"capacity {capacity:,}")
+    _scale(panels[0], frame.end_s, highest)
+    for axes in panels[1:]:
+        axes.set_title(
+            f"enlarged: the lowest {100 * MARGIN * share:.2g} % of the capacity", fontsize="medium"
+        )
+        _scale(axes, frame.end_s, frame.kv_tokens)
+    _legend(panels[0])
+    return figure
+
+
+def _plot_memory(axes: Axes, history: History, frame: Frame) -> None:
     limits = history.instance.limits
-    if is_small(history):
+    if frame.by_request:
         _stack_by_request(axes, history, _matrix(history, history.kv_after, keep=True))
         axes.set_ylabel("KV entries on the device (m)")
     else:
-        middle, (highest,) = _binned(history, np.maximum, occupied_blocks(history) * limits.block_tokens)
-        axes.fill_between(middle, highest, step="mid", color=DECODE, alpha=0.6, label="occupied, highest")
+        occupied = occupied_blocks(history) * limits.block_tokens
+        middle, (highest,) = _binned(history, frame.end_s, np.maximum, occupied)
+        most = int(occupied.max())
+        label = f"occupied, at most {most:,} ({most / limits.kv_tokens:.1%})".replace("%", " %")
+        axes.fill_between(middle, highest, step="mid", color=DECODE, alpha=0.6, label=label)
         axes.set_ylabel("tokens of occupied KV blocks")
-    high = axes.get_ylim()[1]
-    if limits.kv_tokens <= 4 * high:
-        axes.axhline(limits.kv_tokens, color=LINE, linestyle="--", label=f"capacity {limits.kv_tokens:,}")
-    else:
-        axes.set_title(axes.get_title() + f"  (capacity {limits.kv_tokens:,} tokens)")
-    _scale(axes, history)
-    _legend(axes)
-    return figure
 
 
 def excess_figure(comparison: Comparison) -> Figure:
     """Certified excess of each policy: the interval from the best known schedule to the bound."""
     height = 1.6 + ROW_INCHES * len(comparison.rows)
-    figure, axes = _figure(f"Certified excess over the optimal {comparison.objective}", height=height)
+    figure, (axes,) = _figure(f"Certified excess over the optimal {comparison.objective}", height=height)
     low, high = 100 * np.array([row.excess for row in comparison.rows]).T
     positions = np.arange(len(comparison.rows))
-    axes.barh(positions, low, height=0.6, color=PREFILL, label="certain")
+    colours = [_colour(row.excess[0]) for row in comparison.rows]
+    axes.barh(positions, low, height=0.6, color=colours)
+    shown = [Patch(color=colour, label=size) for _, colour, size in SIZES if colour in colours]
     if np.any(high > low):
-        axes.barh(
-            positions, high - low, height=0.6, left=low, color=PREFILL, alpha=0.35,
-            label="possible: the optimum is not known exactly",
-        )  # fmt: skip
-        figure.legend(frameon=False, loc="outside lower right", ncols=2)
+        axes.barh(positions, high - low, height=0.6, left=low, color=colours, alpha=0.35)
+        shown.append(Patch(color=LINE, alpha=0.35, label="pale: possible, the optimum is not known"))
+    figure.legend(handles=shown, frameon=False, loc="outside lower right", ncols=len(shown))
     for position, row in enumerate(comparison.rows):
         axes.text(high[position], position, f" {excess(row.excess)}", va="center", ha="left")
     axes.set_yticks(positions, [_shown(row.policy) for row in comparison.rows])
     axes.set_ylim(len(comparison.rows) - 0.5, -0.5)
-    # Room for the text at the end of the longest bar; a perfect score still gets an axis.
-    axes.set_xlim(0, 1.3 * high.max() or 1)
+    # Room for the text at the end of the longest bar; what is tiny looks tiny.
+    axes.set_xlim(0, max(1.3 * high.max(), 1))
     axes.grid(visible=False, axis="y")
     axes.set_xlabel("worse than the best possible schedule by [%]")
     return figure
@@ -98,9 +154,14 @@ def excess_figure(comparison: Comparison) -> Figure:
 def latency_figure(metrics: Mapping[str, Metrics]) -> Figure:
     """Cumulative distribution of end-to-end latency and of time to first token, by policy."""
     figure = Figure(figsize=(10, 4), layout="constrained")
-    for axes, name in zip(figure.subplots(1, 2, sharey=True), ("latency", "TTFT"), strict=True):
+    names = ["latency", "TTFT"]
+    if all(np.array_equal(measured.latency_ns, measured.ttft_ns) for measured in metrics.values()):
+        # Every request ends with its first token.
+        names = ["latency = TTFT"]
+    panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
+    for axes, name in zip(panels, names, strict=True):
         for position, (policy, measured) in enumerate(metrics.items()):
-            times = measured.latency_ns if name == "latency" else measured.ttft_ns
+            times = measured.ttft_ns if name == "TTFT" else measured.latency_ns
             ordered = np.sort(times)[[0, *range(len(times))]] / NS_PER_S
             # Every policy has its own dashes, so that equal curves do not hide each other.
             axes.step(
@@ -124,23 +185,29 @@ def is_small(history: History) -> bool:
     )
 
 
-def _figure(title: str, height: float = 4) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(10, height), layout="constrained")
-    axes = figure.subplots()
-    axes.set_title(_shown(title, MOST_TITLE_LETTERS))
-    axes.grid(visible=True, alpha=0.3)
-    axes.set_axisbelow(True)
-    return figure, axes
+def _figure(title: str, height: float = 4, num_panels: int = 1) -> tuple[Figure, list[Axes]]:
+    """A figure and its panels, one below the other, with the title above."""
+    figure = Figure(figsize=(10, height + 2 * (num_panels - 1)), layout="constrained")
+    panels: list[Axes] = list(figure.subplots(num_panels, 1, squeeze=False)[:, 0])
+    for axes in panels:
+        axes.grid(visible=True, alpha=0.3)
+        axes.set_axisbelow(True)
+    panels[0].set_title(_shown(title, MOST_TITLE_LETTERS))
+    return figure, panels
 
 
-def _scale(axes: Axes, history: History) -> None:
+def _colour(share: float) -> str:
+    """Colour of an excess, by its size."""
+    return next(colour for limit, colour, _ in SIZES if share < limit)
+
+
+def _scale(axes: Axes, end_s: float, tokens: float) -> None:
     """From 0 to the end of the last batch in a unit that fits, and whole tokens with room above them."""
-    end = history.schedule.end_ns[-1] / NS_PER_S
-    unit, seconds = next((pair for pair in UNITS if end >= pair[1]), UNITS[-1])
+    unit, seconds = next((pair for pair in UNITS if end_s >= pair[1]), UNITS[-1])
     axes.set_xlabel(f"time [{unit}]")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value / seconds:,.6g}")
-    axes.set_xlim(-0.01 * end, 1.01 * end)
-    axes.set_ylim(0, 1.08 * axes.dataLim.y1)
+    axes.set_xlim(-0.01 * end_s, 1.01 * end_s)
+    axes.set_ylim(0, MARGIN * tokens)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_major_formatter("{x:,.0f}")
 
@@ -225,30 +292,39 @@ def _mark_batches(axes: Axes, history: History) -> None:
         )  # fmt: skip
 
 
-def _plot_phases(axes: Axes, history: History) -> None:
-    features = history.features
-    decodes = features.num_decodes
-    middle, (prefill, decode, count) = _binned(
-        history, np.add, features.prefill_tokens, decodes, np.ones_like(decodes)
-    )
-    batches = np.maximum(count, 1)
+def _plot_phases(axes: Axes, history: History, end_s: float) -> None:
+    middle, means = _phase_means(history, end_s)
     axes.stackplot(
-        middle, decode / batches, prefill / batches, labels=["decode", "prefill and refill"],
-        colors=[DECODE, PREFILL], step="mid",
-    )  # fmt: skip
+        middle, *means, labels=["decode", "prefill and refill"], colors=[DECODE, PREFILL], step="mid"
+    )
     axes.set_ylabel("tokens per batch, mean over the bin")
 
 
+def _phase_means(history: History, end_s: float) -> tuple[FloatArray, list[FloatArray]]:
+    """Middle of each time bin, and its mean tokens of decodes and of prefills in a batch."""
+    features = history.features
+    decodes = features.num_decodes
+    middle, (decode, prefill, count) = _binned(
+        history, end_s, np.add, decodes, features.prefill_tokens, np.ones_like(decodes)
+    )
+    batches = np.maximum(count, 1)
+    return middle, [decode / batches, prefill / batches]
+
+
 def _binned(
-    history: History, combine: np.ufunc, *columns: npt.NDArray[np.int64]
+    history: History, end_s: float, combine: np.ufunc, *columns: npt.NDArray[np.int64]
 ) -> tuple[FloatArray, list[FloatArray]]:
-    """Middle of each time bin in seconds, and columns of batches combined by the bin of their start."""
-    starts = history.schedule.start_ns / NS_PER_S
-    edges = np.linspace(0, history.schedule.end_ns[-1] / NS_PER_S, BINS + 1)
-    position = np.clip(np.searchsorted(edges, starts, side="right") - 1, 0, BINS - 1)
+    """Middle of each time bin in seconds, and columns of batches combined over all bins in which they run."""
+    schedule = history.schedule
+    edges = np.linspace(0, end_s, BINS + 1)
+    first = np.clip(np.searchsorted(edges, schedule.start_ns / NS_PER_S, side="right") - 1, 0, BINS - 1)
+    last = np.clip(np.searchsorted(edges, schedule.end_ns / NS_PER_S, side="left") - 1, 0, BINS - 1)
+    lengths = np.maximum(last - first, 0) + 1
+    batch = np.repeat(np.arange(schedule.num_batches), lengths)
+    position = first[batch] + np.arange(len(batch)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     combined = []
     for column in columns:
         values = np.zeros(BINS)
-        combine.at(values, position, column)
+        combine.at(values, position, column[batch])
         combined.append(values)
     return (edges[:-1] + edges[1:]) / 2, combined

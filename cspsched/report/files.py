@@ -72,12 +72,15 @@ def png(figure: Figure) -> bytes:
 
 def _pictures(comparison: Comparison) -> Iterator[tuple[str, Figure]]:
     """Pictures by file name, one at a time: a figure is large."""
-    yield "excess", figures.excess_figure(comparison)
+    if any(row.excess[1] > 0 for row in comparison.rows):
+        yield "excess", figures.excess_figure(comparison)
     yield "latency", figures.latency_figure({row.policy: row.metrics for row in comparison.rows})
-    for position, row in enumerate(comparison.rows[:MOST_PICTURED_POLICIES]):
+    pictured = comparison.rows[:MOST_PICTURED_POLICIES]
+    frame = figures.frame_of([row.metrics.history for row in pictured])
+    for position, row in enumerate(pictured):
         name = _file_name(row.policy, position)
-        yield f"batches-{name}", figures.batch_figure(row.metrics.history, row.policy)
-        yield f"memory-{name}", figures.memory_figure(row.metrics.history, row.policy)
+        yield f"batches-{name}", figures.batch_figure(row.metrics.history, row.policy, frame)
+        yield f"memory-{name}", figures.memory_figure(row.metrics.history, row.policy, frame)
 
 
 def _title(policies: list[str]) -> str:
