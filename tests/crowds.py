@@ -12,6 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from cspsched.bounds import Certificate, certificates, check_certificate
+from cspsched.bounds.price_windows import Idle
 from cspsched.errors import CspschedError
 from cspsched.policies.base import make_policy
 from cspsched.problem.cost import CostModel, PiecewiseLinear
@@ -71,6 +72,27 @@ def crowds(draw: st.DrawFn) -> Instance:
     )
     cost = draw(st.one_of(st.just(AFFINE), cost_models()))
     return Instance(requests=requests, limits=limits, cost=cost).split_rejected()[0]
+
+
+@st.composite
+def idle_times(draw: st.DrawFn, num_windows: int) -> tuple[Idle, ...]:
+    """Nothing, or up to three stretches of time without a price."""
+    befores = st.sets(st.integers(1, num_windows - 1), max_size=3) if num_windows > 1 else st.just(set())
+    return tuple(Idle(before, draw(st.integers(1, 20))) for before in sorted(draw(befores)))
+
+
+def sparse_crowd(gap_ns: int, *, count: int = 40) -> Instance:
+    """Requests of unlike lengths in pairs, and pairs far apart."""
+    requests = tuple(
+        replace(
+            request,
+            arrival_ns=k // 2 * gap_ns + k % 2 * 900,
+            prompt_tokens=20 + 7 * k % 30,
+            output_tokens=8 + k % 5,
+        )
+        for k, request in enumerate(crowd(count, 0).requests)
+    )
+    return replace(crowd(count, 0), requests=requests)
 
 
 def sums_of_latencies(instance: Instance) -> Iterator[int]:

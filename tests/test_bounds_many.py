@@ -70,8 +70,9 @@ class Dice:
         chosen = [term for term in TERMS if self.rng.random() < 0.4]
         paid = [name for name in CONSTANTS if self.rng.random() < 0.3]
         constants = {name: Fraction(int(10 ** self.rng.uniform(1, 6)), 3) for name in paid}
-        step = Fraction(int(10 ** self.rng.uniform(2, 7)))
         functions = {term: self.function() for term in chosen}
+        nothing = "tokens" in functions and self.rng.random() < 0.2
+        step = Fraction(0 if nothing else int(10 ** self.rng.uniform(0, 7)))
         return CostModel(name="dice", step=step, **constants, **functions)
 
     def instance(self) -> Instance:
@@ -80,7 +81,9 @@ class Dice:
         scale = 10 ** self.rng.uniform(0.3, 1.5 if self.crowded else 2.3)
         prompts = np.maximum(1, self.rng.lognormal(np.log(scale), 1, count)).astype(int).tolist()
         outputs = np.maximum(1, self.rng.lognormal(np.log(scale) / 1.5, 0.8, count)).astype(int).tolist()
-        gap_ns = float(cost.step) * 10 ** self.rng.uniform(-1, 2) * (self.rng.random() < 0.8)
+        scattered = 4 if self.rng.random() < 0.2 else 0
+        gap_ns = (float(cost.step) or 1e4) * 10 ** (self.rng.uniform(-1, 2) + scattered)
+        gap_ns *= self.rng.random() < 0.8
         arrivals = np.cumsum(self.rng.exponential(1, count) * gap_ns).astype(int).tolist()
         requests = tuple(
             Request(request_id=f"r{k}", arrival_ns=arrival, prompt_tokens=prompt, output_tokens=output)

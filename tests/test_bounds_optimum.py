@@ -18,12 +18,13 @@ from cspsched.bounds import (
     solo_ns,
 )
 from cspsched.exact.list_schedule import list_schedules
-from cspsched.problem.cost import CostModel
+from cspsched.problem.cost import CostModel, PiecewiseLinear
 from cspsched.problem.instance import Preemption, Switches
 from cspsched.problem.metrics import Objective, measure
 from cspsched.problem.timing import schedule_asap
 from tests.oracles.exhaustive import exhaustive_optimum, exhaustive_schedule
 from tests.oracles.naive_bounds import affine_costs, tiny_instances
+from tests.strategies import make_instance
 
 UNIT = CostModel(name="unit", step=Fraction(1))
 SLOW = settings(max_examples=60, deadline=None)
@@ -35,6 +36,16 @@ def optimal_schedule(instance, objective):
     batches = [[(i, c) for i, (_, c) in enumerate(batch) if c] for batch in moves]
     evictions = [[i for i, (evicted, _) in enumerate(batch) if evicted] for batch in moves]
     return schedule_asap(instance, batches, evictions)
+
+
+@pytest.mark.parametrize("objective", Objective)
+def test_a_batch_may_cost_nothing_but_its_tokens(objective):
+    """No step time, nothing per batch: pairs hold nobody up, and the certificates are those of the work."""
+    cost = CostModel(name="no-step", tokens=PiecewiseLinear.linear(2000))
+    instance = make_instance((3, 2), (2, 3), cost=cost, kv_blocks=16)
+    found = certificates(instance, objective)
+    assert found[0].value_ns == exhaustive_optimum(instance, objective)
+    assert [check_certificate(instance, one) for one in found] == [[]] * len(found)
 
 
 @pytest.mark.parametrize("objective", Objective)

@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 
 from cspsched.bounds import Certificate, best_bound, check_certificate
 from cspsched.bounds import time_price as time_price_module
+from cspsched.bounds.price_windows import Idle
 from cspsched.bounds.tables import Tables
 from cspsched.bounds.time_price import PRICE_UNIT, TIME_PRICE, Prices, Waits, bound_ns, columns
-from cspsched.bounds.window_price import WINDOW_PRICE
+from cspsched.bounds.time_price_search import time_price_certificates
+from cspsched.bounds.window_price import WINDOW_PRICE, WindowPrices
 from cspsched.errors import InputError
 from cspsched.policies.base import make_policy
 from cspsched.problem.cost import PiecewiseLinear
@@ -29,19 +31,24 @@ from tests.crowds import (
     crowd,
     crowds,
     examples,
+    idle_times,
     latency_certificates,
+    sparse_crowd,
     sums_of_latencies,
 )
 from tests.oracles.exhaustive import exhaustive_optimum
 from tests.oracles.naive_bounds import TimeAccounts, tiny_instances
+from tests.strategies import UNIT
 
 
 @st.composite
 def prices(draw):
-    """Any prices, sensible or not."""
+    """Any prices, sensible or not, in one period or in several."""
+    count = draw(st.integers(1, 60))
     return Prices(
         price=draw(st.integers(0, 60)) * draw(st.sampled_from([1, 64, PRICE_UNIT])),
-        num_windows=draw(st.integers(1, 60)),
+        num_windows=count,
+        idle=draw(idle_times(count)),
         window_ns=draw(st.sampled_from([1, 7, 50, 400, 3000])),
         stretch=draw(st.sampled_from([0, 16, 17, 20, 24, 32, 64])),
         pace=draw(st.sampled_from([16, 17, 20, 24, 40])),
@@ -206,6 +213,52 @@ def test_waiting_prices_fall_from_window_to_window():
     ends = [1792, 1536, 1280, 1024, 768, 512, 256, 0, 0]
     assert waits.everybody.tolist() == ends
     assert waits.area.tolist() == [8000]
+
+
+def test_windows_grow_with_the_requests_and_not_with_their_span():
+    """Pairs of requests a second or eleven days apart: equally many windows, and the same bounds."""
+    near, far = (time_price_certificates(Tables(sparse_crowd(gap))) for gap in (10**9, 10**15))
+    for chosen, before, after in zip((Prices, WindowPrices), near, far, strict=True):
+        windows = chosen.from_details(after.details).windows()
+        assert len(windows.idle) == 19
+        assert abs(windows.num_windows - chosen.from_details(before.details).windows().num_windows) <= 20
+        assert 0.99 * before.value_ns < after.value_ns <= min(sums_of_latencies(sparse_crowd(10**15)))
+    assert_derived_again(sparse_crowd(10**15), far[0])
+
+
+def test_windows_of_a_batch_that_costs_next_to_nothing_are_few():
+    """Arrivals a second apart at 1 ns a batch: as many windows as requests wait for, not a billion."""
+    instance = replace(sparse_crowd(10**9), cost=UNIT)
+    certificate = time_price_certificates(Tables(instance))[0]
+    assert Prices.from_details(certificate.details).num_windows < 40 * 64 * 33
+
+
+def test_idle_time_costs_nothing_and_separates():
+    """Two equal requests an age apart are bounded as one is, twice."""
+    one, two = crowd(1, 0), crowd(2, 10**9)
+    alone = Prices(price=300, num_windows=200, window_ns=1000, stretch=20, pace=18)
+    apart = replace(alone, num_windows=400, idle=(Idle(200, 10**6 - 200),))
+    assert [2 * value for value in values_of(one, alone)] == values_of(two, apart)
+
+
+def test_a_request_that_arrives_in_idle_time_has_its_own_batches():
+    """Outside of all periods nothing is priced and nobody is paid: the time alone on the machine is left."""
+    instance = crowd(2, 5000, prompt=5, output=4)
+    early = Prices(price=0, num_windows=10, window_ns=1000, stretch=0, pace=16, idle=(Idle(4, 6),))
+    table = columns(Tables(instance), Tables(instance).work[0])
+    first, second = (time_price_module._least_costs(Waits(table, early))).tolist()
+    assert second == int(table.least[1] + table.prefill[1])
+    assert first >= 4000
+
+
+@pytest.mark.parametrize("text", ["0 5", "3 0", "9 5", "5 1;5 1", "5", "5 1 1", "5 x"])
+def test_checker_refuses_idle_time_that_is_none(text):
+    """Idle time lies between windows, one after another, and is at least a window long."""
+    instance = crowd(10, 4000)
+    certificate = latency_certificates(instance)[TIME_PRICE]
+    details = certificate.details | {"num_windows": 9, "idle": text}
+    with pytest.raises(InputError, match="details are incomplete"):
+        check_certificate(instance, replace(certificate, details=details))
 
 
 @pytest.mark.parametrize(

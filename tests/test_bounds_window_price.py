@@ -32,6 +32,7 @@ from tests.crowds import (
     crowd,
     crowds,
     examples,
+    idle_times,
     latency_certificates,
     sums_of_latencies,
 )
@@ -41,7 +42,7 @@ from tests.oracles.naive_bounds import tiny_instances
 
 @st.composite
 def window_prices(draw):
-    """Any prices, sensible or not, in up to 40 windows."""
+    """Any prices, sensible or not, in up to 40 windows of one or several periods."""
     scale = draw(st.sampled_from([1, 64, PRICE_UNIT]))
     price = st.integers(0, 60).map(lambda value: value * scale)
     count = draw(st.integers(1, 40))
@@ -53,6 +54,7 @@ def window_prices(draw):
         memory=draw(st.integers(0, 16)),
         slopes=tuple(draw(st.lists(st.integers(1, 200), min_size=1, max_size=3))),
         references=tuple(draw(st.lists(price, min_size=1, max_size=3))),
+        idle=draw(idle_times(count)),
     )
 
 
@@ -252,7 +254,8 @@ def test_an_end_inside_a_window_costs_no_less(instance, chosen):
     """The largest of several lines may be least between two borders; the bound knows that."""
     alone = replace(instance, requests=instance.requests[:1])
     for table, _ in tables_of(alone):
-        chosen = replace(chosen, window_ns=max(chosen.window_ns, int(table.columns.least[0]) // 4))
+        window_ns = max(chosen.window_ns, int(table.columns.least[0]) // 4)
+        chosen = replace(chosen, window_ns=window_ns, idle=())
         value_ns = window_bound_ns(table, chosen)
         if value_ns is not None:
             paid = sum(chosen.prices) * chosen.window_ns / PRICE_UNIT

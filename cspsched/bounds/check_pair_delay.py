@@ -225,7 +225,9 @@ class PlainCompany:
         waiting = self.alpha * (SHARE_UNIT - self.share) // SHARE_UNIT
         present = [left for _, left in self.pairs[j]]
         starts = {1, *(left + 1 for left in present)}
-        more = max((MOST_CHUNKS + 1) * (self.alpha - refund), lone - ceil_div(lone * refund, self.alpha))
+        # A refund is a part of alpha, so there is none where alpha is 0.
+        refunded = ceil_div(lone * refund, self.alpha) if refund else 0
+        more = max((MOST_CHUNKS + 1) * (self.alpha - refund), lone - refunded)
         costs = [more]
         for count in range(1, MOST_CHUNKS + 1):
             alone = _least_sum(self._lone_corners, tokens, count) + self.instance.cost.head.ceil(1)

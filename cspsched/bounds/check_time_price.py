@@ -6,10 +6,14 @@ no arithmetic with the fast code.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import floor, isqrt
 
 from cspsched.bounds.check_parts import PlainPrices
+from cspsched.bounds.price_windows import Idle
 from cspsched.bounds.time_price import CHORDS, FINE, PRICE_UNIT, STRETCH_UNIT, Prices
 from cspsched.problem.instance import Instance
 from cspsched.problem.request import Request
@@ -21,10 +25,20 @@ def plain_time_price(instance: Instance, plain: PlainPrices, prices: Prices) -> 
     start_ns = min(request.arrival_ns for request in instance.requests)
     tokens = PlainTokens(plain, prices)
     waiting = [PlainRequest(request, request.arrival_ns - start_ns, tokens) for request in instance.requests]
-    queue = [sum(values) for values in zip(*(one.tolls() for one in waiting), strict=True)]
-    tolls = [prices.price + value // (FINE // PRICE_UNIT) for value in queue]
-    value = sum(one.least_cost(tolls) - one.area() for one in waiting)
+    queue: Counter[int] = Counter()
+    for one in waiting:
+        queue.update(dict(one.tolls()))
+    value = sum(one.least_cost(queue) - one.area() for one in waiting)
     return value - ceil_div(prices.price * prices.horizon_ns, PRICE_UNIT)
+
+
+def plain_periods(num_windows: int, idle: Sequence[Idle]) -> list[range]:
+    """Windows of each period, numbered by time: idle time counts, too."""
+    first, moved, periods = 0, 0, []
+    for before, skipped in (*idle, Idle(num_windows, 0)):
+        periods.append(range(first + moved, before + moved))
+        first, moved = before, moved + skipped
+    return periods
 
 
 @dataclass(frozen=True)
@@ -34,6 +48,11 @@ class PlainTokens:
     plain: PlainPrices
     prices: Prices
     _known: dict[tuple[int, int], int] = field(default_factory=dict)
+
+    @cached_property
+    def periods(self) -> list[range]:
+        """Windows that have a price."""
+        return plain_periods(self.prices.num_windows, self.prices.idle)
 
     @property
     def alpha(self) -> int:
@@ -70,6 +89,18 @@ class PlainRequest:
     arrival: int
     tokens: PlainTokens
 
+    @cached_property
+    def period(self) -> range:
+        """Windows from its arrival to the end of its period; none if it arrives outside of all."""
+        arrival = self.arrival // self.tokens.prices.window_ns
+        found = (period for period in self.tokens.periods if arrival in period)
+        return range(arrival, next(found, range(arrival)).stop)
+
+    @property
+    def end(self) -> int:
+        """End of its period, or its arrival."""
+        return self.period.stop * self.tokens.prices.window_ns if self.period else self.arrival
+
     @property
     def chunks(self) -> int:
         """Batches of the prompt."""
@@ -91,7 +122,7 @@ class PlainRequest:
         prices = self.tokens.prices
         length = self.least * prices.pace // STRETCH_UNIT
         end = self.arrival + ceil_div(length * prices.stretch, STRETCH_UNIT)
-        return length if prices.stretch and end <= prices.horizon_ns else 0
+        return length if prices.stretch and end <= self.end else 0
 
     @property
     def reach(self) -> int:
@@ -108,26 +139,25 @@ class PlainRequest:
         """Integral of mu."""
         return ceil_div(self.tokens.prices.stretch**2 * self.length, 2 * STRETCH_UNIT**2)
 
-    def tolls(self) -> list[int]:
-        """What others pay for making it wait, in each window, in fine units."""
+    def tolls(self) -> Iterator[tuple[int, int]]:
+        """Windows, and what others pay in them for making it wait, in fine units."""
         prices = self.tokens.prices
-        tolls = [0] * prices.num_windows
         if self.reach:
             window = ceil_div(self.arrival, prices.window_ns)
             value = FINE * (self.reach - (window + 1) * prices.window_ns + self.arrival) // self.length
-            while value >= 0 and window < prices.num_windows:
-                tolls[window] = value
+            while value >= 0 and window in self.period:
+                yield window, value
                 window, value = window + 1, value - ceil_div(FINE * prices.window_ns, self.length)
-        return tolls
 
-    def least_cost(self, tolls: list[int]) -> int:
-        """The least over the windows of its prompt."""
+    def least_cost(self, queue: Mapping[int, int]) -> int:
+        """The least over the windows of its prompt; `queue` says what all others sum up to there."""
         prices, lone, free = self.tokens.prices, self.tokens.later(STRETCH_UNIT, self.request), self._free()
-        best = max(prices.horizon_ns - self.arrival, self.least + self.prefill)
-        for window in range(self.arrival // prices.window_ns, prices.num_windows):
+        best = max(self.end - self.arrival, self.least + self.prefill)
+        for window in self.period:
             since = max(window * prices.window_ns - self.arrival, 0)
             stay = lone + since + self._integral(since, since + self.decoding)
-            best = min(best, max(free, stay) + self.prefill * tolls[window] // PRICE_UNIT)
+            toll = prices.price + queue[window] // (FINE // PRICE_UNIT)
+            best = min(best, max(free, stay) + self.prefill * toll // PRICE_UNIT)
             if stay >= best:
                 break
         return best

@@ -6,9 +6,11 @@ no arithmetic with the fast code.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from math import floor, isqrt
 
 from cspsched.bounds.check_parts import PlainPrices
@@ -34,11 +36,10 @@ def plain_window_price(instance: Instance, plain: PlainPrices, chosen: WindowPri
         for slope in chosen.slopes
     ]
     stays = [PlainStay(one, chosen, lines) for one in waiting]
-    tolls = [
-        price + sum(stay.covers(window) for stay in stays) * chosen.height * PRICE_UNIT // STRETCH_UNIT
-        for window, price in enumerate(chosen.prices)
-    ]
-    value = sum(stay.cost(tolls) for stay in stays)
+    covered = Counter(window for stay in stays for window in stay.covers())
+    windows = chain.from_iterable(tokens.periods)
+    prices = dict(zip(windows, chosen.prices, strict=True))
+    value = sum(stay.cost(prices, covered) for stay in stays)
     return value - ceil_div(sum(chosen.prices) * chosen.window_ns, PRICE_UNIT)
 
 
@@ -128,25 +129,30 @@ class PlainStay:
     def held(self) -> int:
         """How long mu is positive."""
         length = self.one.least * self.chosen.pace // STRETCH_UNIT
-        horizon = len(self.chosen.prices) * self.chosen.window_ns
-        return length if self.one.arrival + length <= horizon else 0
+        return length if self.one.arrival + length <= self.one.end else 0
 
     @property
     def area(self) -> int:
         """Integral of mu."""
         return ceil_div(self.held * self.chosen.height, STRETCH_UNIT)
 
-    def covers(self, window: int) -> bool:
-        """Whether mu is positive all through a window."""
-        start, end = window * self.chosen.window_ns, (window + 1) * self.chosen.window_ns
-        return self.one.arrival <= start and end <= self.one.arrival + self.held
+    def covers(self) -> range:
+        """Windows all through which mu is positive."""
+        window_ns = self.chosen.window_ns
+        return range(ceil_div(self.one.arrival, window_ns), (self.one.arrival + self.held) // window_ns)
 
-    def cost(self, tolls: list[int]) -> int:
-        """Least cost over all windows of its prompt and of its end, less what is paid back."""
+    def cost(self, prices: Mapping[int, int], covered: Mapping[int, int]) -> int:
+        """Least cost over all windows of its prompt and of its end, less what is paid back.
+
+        Parameters
+        ----------
+        prices, covered
+            Price of each window, and how many requests cover it.
+        """
         one, window_ns = self.one, self.chosen.window_ns
-        late = max(len(tolls) * window_ns - one.arrival, one.least + one.prefill) - self.area
+        late = max(one.end - one.arrival, one.least + one.prefill) - self.area
         best = late * DOUBLE_RATE
-        for window, dearest in self._costs_of_ends(tolls):
+        for window, dearest in self._costs_of_ends(prices, covered):
             least = (max(window * window_ns - one.arrival, 0) - self.area) * DOUBLE_RATE
             if least >= best:
                 break
@@ -154,15 +160,17 @@ class PlainStay:
                 best = min(best, max(dearest, least))
         return best // DOUBLE_RATE
 
-    def _costs_of_ends(self, tolls: list[int]) -> Iterator[tuple[int, int]]:
+    def _costs_of_ends(
+        self, prices: Mapping[int, int], covered: Mapping[int, int]
+    ) -> Iterator[tuple[int, int]]:
         """Window of the end, and the largest that any line shows at both its start and its end."""
-        one, lines, prices = self.one, self.lines, self.chosen.prices
-        first = one.arrival // self.chosen.window_ns
-        waited, states = 0, [(0, 2**62)] * len(lines)
-        for window in range(first, len(prices)):
+        one, lines = self.one, self.lines
+        cheapest, waited, states = 2**62, 0, [(0, 2**62)] * len(lines)
+        for window in one.period:
             start = max(window * self.chosen.window_ns, one.arrival)
             end = (window + 1) * self.chosen.window_ns
-            toll = one.prefill * tolls[window] // PRICE_UNIT * DOUBLE_RATE
+            price = prices[window] + covered[window] * self.chosen.height * PRICE_UNIT // STRETCH_UNIT
+            toll = one.prefill * price // PRICE_UNIT * DOUBLE_RATE
             states = [(given, min(least, waited - given + toll)) for given, least in states]
             opening = [given + least - self._back(start, one.arrival + self.held) for given, least in states]
             states = [
@@ -171,7 +179,8 @@ class PlainStay:
             ]
             closing = [given + least - self._back(end, one.arrival + self.held) for given, least in states]
             waited += (end - start) * DOUBLE_RATE - self._back(start, min(end, one.arrival + self.held))
-            tokens = [line.tokens(one.request, min(prices[first : window + 1])) for line in lines]
+            cheapest = min(cheapest, prices[window])
+            tokens = [line.tokens(one.request, cheapest) for line in lines]
             ends = zip(opening, closing, tokens, strict=True)
             yield window, max(min(at_start, at_end) + cost * DOUBLE_RATE for at_start, at_end, cost in ends)
 

@@ -206,10 +206,9 @@ class Company:
         alone = np.maximum(own, lone_ns) - COUNTS * refund
         missed = np.maximum(starts[:, None] - COUNTS, np.maximum(apart + 1 - COUNTS, 0))
         costs = alone + present[:, None] * added + waiting * missed
-        # More chunks than that: at least alpha for each, and the lone time.
-        more = max(
-            (MOST_CHUNKS + 1) * (self.alpha - refund), lone_ns - ceil_div(lone_ns * refund, self.alpha)
-        )
+        # More chunks than that: at least alpha for each, and the lone time. A refund is less than alpha.
+        refunded = ceil_div(lone_ns * refund, self.alpha) if refund else 0
+        more = max((MOST_CHUNKS + 1) * (self.alpha - refund), lone_ns - refunded)
         return min(int(costs.min()), more)
 
     @cached_property

@@ -1,8 +1,8 @@
 """Sum of latencies: a price on machine time, and a price on making everybody present wait.
 
-Theorem (docs/bounds.md, section 7). Let P >= 0 be a price of machine time on [0, H], 0 after H. For each
-request let mu_i(t) = S - (t - a_i) / L_i from its arrival until this is 0 (nowhere if that is after H), and
-Q(t) the sum of all mu_i(t). For every schedule
+Theorem (docs/bounds.md, section 7). Let P >= 0 be a price of machine time in some periods that last H in
+all, 0 outside. For each request let mu_i(t) = S - (t - a_i) / L_i from its arrival until this is 0 (nowhere
+if that is after its period), and Q(t) the sum of all mu_i(t). For every schedule
 
     sum of latencies >= sum_i v_i - P H,
 
@@ -19,6 +19,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from cspsched.bounds.certificate import Details
+from cspsched.bounds.price_windows import Idle, PriceWindows, idle_details, idle_from_details
 from cspsched.bounds.tables import Tables
 from cspsched.bounds.work import WorkTable
 from cspsched.problem.cost import INT64_SAFE, IntArray
@@ -42,6 +43,8 @@ class Prices:
         P in 1 / 1024.
     num_windows, window_ns
         H is their product; Q is rounded down to one value in each window. They start at the first arrival.
+    idle
+        Where there are no windows for a while.
     stretch
         S in sixteenths, at least 16; 0 for mu = 0.
     pace
@@ -53,25 +56,34 @@ class Prices:
     window_ns: int
     stretch: int
     pace: int
+    idle: tuple[Idle, ...] = ()
 
     def __post_init__(self) -> None:
-        least = min(self.price, self.num_windows - 1, self.window_ns - 1, self.pace - STRETCH_UNIT)
-        if least < 0 or not (self.stretch == 0 or self.stretch >= STRETCH_UNIT):
+        if min(self.price, self.pace - STRETCH_UNIT) < 0 or 0 != self.stretch < STRETCH_UNIT:
             raise ValueError(f"prices of time that prove nothing: {self}")
+        self.windows()
 
     @property
     def horizon_ns(self) -> int:
-        """H, from the first arrival on."""
+        """H."""
         return self.num_windows * self.window_ns
 
+    def windows(self) -> PriceWindows:
+        """Where time has a price."""
+        return PriceWindows(self.window_ns, self.num_windows, self.idle)
+
     def to_details(self) -> Details:
-        """Integers for a certificate."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        """Integers for a certificate, and text for idle time if there is any."""
+        numbers: Details = {
+            field.name: getattr(self, field.name) for field in fields(self) if field.name != "idle"
+        }
+        return numbers | idle_details(self.idle)
 
     @classmethod
     def from_details(cls, details: Details) -> Prices:
         """Read what `to_details` wrote; `KeyError` or `ValueError` if it is missing or proves nothing."""
-        return cls(**{field.name: int(details[field.name]) for field in fields(cls)})
+        numbers = {field.name: int(details[field.name]) for field in fields(cls) if field.name != "idle"}
+        return cls(**numbers, idle=idle_from_details(details))
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +124,19 @@ class Columns:
         Where batches cost next to nothing, who waits does so for the work of others.
         """
         return max(1, total(self.least) // len(self.least), total(self.prefill) // len(self.prefill))
+
+    def periods_ns(self, tail_ns: int) -> tuple[list[int], list[int]]:
+        """First arrivals of the periods in which a request can be there, and a tail after their last ones.
+
+        A period ends where the next arrival is later than its tail and than the time at which all would be
+        served if they were served one after another. Floats tell the latter: any periods give a bound.
+        """
+        served = (self.least + self.prefill).astype(np.float64)
+        running = np.cumsum(served)
+        all_served = running + np.maximum.accumulate(self.arrivals - running + served)
+        breaks = np.flatnonzero(self.arrivals[1:] > np.maximum(all_served, self.arrivals + tail_ns)[:-1])
+        ends = self.arrivals[np.append(breaks, -1)] + tail_ns
+        return self.arrivals[np.append(0, breaks + 1)].tolist(), ends.tolist()
 
     def first_requests(self, count: int) -> Columns:
         """The first requests to arrive."""
@@ -163,9 +188,10 @@ class Waits:
 
     def __init__(self, table: Columns, prices: Prices) -> None:
         self.table, self.prices = table, prices
+        self.arrivals, self.ends = prices.windows().placed(table.arrivals)
         length = table.least * prices.pace // STRETCH_UNIT
-        end = table.arrivals + -(-length * prices.stretch // STRETCH_UNIT)
-        self.length: IntArray = np.where((end <= prices.horizon_ns) & (prices.stretch > 0), length, 0)
+        end = self.arrivals + -(-length * prices.stretch // STRETCH_UNIT)
+        self.length: IntArray = np.where((end <= self.ends) & (prices.stretch > 0), length, 0)
         """L_i, 0 where mu_i is 0; shape (num_requests,)."""
         self.reach: IntArray = prices.stretch * self.length // STRETCH_UNIT
         """How long after the arrival mu_i is positive."""
@@ -200,7 +226,7 @@ class Waits:
         """
         window, count = self.prices.window_ns, self.prices.num_windows
         there = self.reach > 0
-        arrivals, length, reach = self.table.arrivals[there], self.length[there], self.reach[there]
+        arrivals, length, reach = self.arrivals[there], self.length[there], self.reach[there]
         first = -(-arrivals // window)
         since = (first + 1) * window - arrivals
         value = FINE * (reach - since) // length
@@ -223,14 +249,15 @@ def _least_costs(waits: Waits) -> IntArray:
     table, prices = waits.table, waits.prices
     toll = prices.price + waits.everybody
     free, decodes = _free_costs(waits), _lone_decodes(table, prices.price)
-    here, active = table.arrivals // prices.window_ns, np.arange(len(table.arrivals))
-    best: IntArray = np.maximum(prices.horizon_ns - table.arrivals, table.least + table.prefill)
+    here, active = waits.arrivals // prices.window_ns, np.arange(len(table.arrivals))
+    past = waits.ends // prices.window_ns
+    best: IntArray = np.maximum(waits.ends - waits.arrivals, table.least + table.prefill)
     for step in range(prices.num_windows):
-        active = active[here[active] + step < prices.num_windows]
+        active = active[here[active] + step < past[active]]
         if not len(active):
             break
         index = here[active] + step
-        since = np.maximum(index * prices.window_ns - table.arrivals[active], 0)
+        since = np.maximum(index * prices.window_ns - waits.arrivals[active], 0)
         stay = decodes[active] + since + waits.integral(active, since, since + table.decoding[active])
         work = table.prefill[active] * toll[index] // PRICE_UNIT
         best[active] = np.minimum(best[active], np.maximum(free[active], stay) + work)

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from cspsched.bounds.certificate import Certificate
+from cspsched.bounds.price_windows import PriceWindows
 from cspsched.bounds.tables import Tables
 from cspsched.bounds.time_price import PRICE_UNIT, TIME_PRICE, Columns, Prices, bound_ns, columns
 from cspsched.bounds.window_price_search import window_price_certificates
@@ -33,23 +34,24 @@ class Choice:
 
     price: int = 4 * PRICE_UNIT
     stay: int = 2
-    """How long time has a price after the last arrival, in mean least stays of a request."""
+    """How long time has a price after the last arrival of a period, in mean least stays of a request."""
     stretch: int = 18
     pace: int = 22
 
     def on(self, table: Columns) -> Prices:
         """The prices for some requests."""
-        count = len(table.arrivals)
         mean_ns = table.mean_stay_ns
-        horizon_ns = int(table.arrivals[-1]) + (self.stay + 1) * mean_ns
-        parts = WINDOWS_PER_STAY if count <= MANY_REQUESTS else COARSE_WINDOWS_PER_STAY
-        window_ns = max(1, mean_ns // parts, horizon_ns // MAX_WINDOWS)
+        starts_ns, ends_ns = table.periods_ns((self.stay + 1) * mean_ns)
+        parts = WINDOWS_PER_STAY if len(table.arrivals) <= MANY_REQUESTS else COARSE_WINDOWS_PER_STAY
+        window_ns = max(1, mean_ns // parts, (sum(ends_ns) - sum(starts_ns)) // MAX_WINDOWS)
+        windows = PriceWindows.covering(starts_ns, ends_ns, window_ns)
         return Prices(
             price=self.price,
-            num_windows=horizon_ns // window_ns + 1,
+            num_windows=windows.num_windows,
             window_ns=window_ns,
             stretch=self.stretch,
             pace=self.pace,
+            idle=windows.idle,
         )
 
     def value_ns(self, table: Columns) -> int:

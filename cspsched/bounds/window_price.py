@@ -1,7 +1,7 @@
 """Sum of latencies: a price on machine time for each window of time, shared by work and by memory.
 
-Theorem (docs/bounds.md, section 10). Let P(t) >= 0 be a step function on [0, H], 0 after it, B in [0, 1].
-A decode with work w and r resident tokens pays the share (1 - B) w / (V - alpha) + B r / M of the time V of
+Theorem (docs/bounds.md, section 10). Let P(t) >= 0 be a step function in some periods, 0 outside, B in
+[0, 1]. A decode with work w and r resident tokens pays the share (1 - B) w / (V - alpha) + B r / M of the time V of
 its batch without prefills. For every line (s, p), s > 0, with
 
     lambda(r) = (sqrt(s alpha + p alpha B r / M) + sqrt(p (1 - B) w(r)))^2,
@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cspsched.bounds.certificate import Details
+from cspsched.bounds.price_windows import Idle, Placed, PriceWindows, idle_details, idle_from_details
 from cspsched.bounds.time_price import (
     PRICE_UNIT,
     STRETCH_UNIT,
@@ -53,7 +54,7 @@ class WindowPrices:
     prices
         P in each window, in 1 / 1024.
     window_ns
-        Length of a window; the first begins at the first arrival, H is the end of the last.
+        Length of a window; the first begins at the first arrival.
     height
         S, what mu_i is, in sixteenths.
     pace
@@ -63,6 +64,8 @@ class WindowPrices:
         B in sixteenths.
     slopes, references
         Of the lines: s in 1 / 64, p in 1 / 1024; every pair is a line.
+    idle
+        Where there are no windows for a while.
     """
 
     prices: tuple[int, ...]
@@ -72,6 +75,7 @@ class WindowPrices:
     memory: int
     slopes: tuple[int, ...]
     references: tuple[int, ...]
+    idle: tuple[Idle, ...] = ()
 
     def __post_init__(self) -> None:
         least = min((self.memory, self.height, STRETCH_UNIT - self.memory, *self.references, *self.prices))
@@ -87,7 +91,12 @@ class WindowPrices:
             window_ns=self.window_ns,
             stretch=0,
             pace=self.pace,
+            idle=self.idle,
         )
+
+    def windows(self) -> PriceWindows:
+        """Where time has a price."""
+        return PriceWindows(self.window_ns, len(self.prices), self.idle)
 
     def at(self, prices: IntArray) -> WindowPrices:
         """The same with other prices."""
@@ -95,10 +104,11 @@ class WindowPrices:
 
     def to_details(self) -> Details:
         """Integers, and lists of them as text, for a certificate."""
-        return {
-            name: " ".join(map(str, value)) if isinstance(value, tuple) else value
-            for name, value in ((field.name, getattr(self, field.name)) for field in fields(self))
+        named = ((field.name, getattr(self, field.name)) for field in fields(self) if field.name != "idle")
+        numbers: Details = {
+            name: " ".join(map(str, value)) if isinstance(value, tuple) else value for name, value in named
         }
+        return numbers | idle_details(self.idle)
 
     @classmethod
     def from_details(cls, details: Details) -> WindowPrices:
@@ -107,26 +117,26 @@ class WindowPrices:
             name: tuple(map(int, str(details[name]).split())) for name in ("prices", "slopes", "references")
         }
         numbers = {name: int(details[name]) for name in ("window_ns", "height", "pace", "memory")}
-        return cls(**lists, **numbers)  # type: ignore[arg-type]
+        return cls(**lists, **numbers, idle=idle_from_details(details))  # type: ignore[arg-type]
 
 
 class Holds(NamedTuple):
     """mu_i of all requests: how long, and what others pay for it; int64."""
 
     length: IntArray
-    """L_i, 0 where it would end after H; shape (num_requests,)."""
+    """L_i, 0 where it would end after the request's period; shape (num_requests,)."""
     area: IntArray
     """Integral of mu_i over all time, rounded up; shape (num_requests,)."""
     everybody: IntArray
     """Q of those whose mu_i covers the whole window, in 1 / 1024; shape (num_windows,)."""
 
 
-def holds(table: Columns, chosen: WindowPrices) -> Holds:
+def holds(table: Columns, placed: Placed, chosen: WindowPrices) -> Holds:
     """Who makes whom wait."""
     window_ns, count = chosen.window_ns, len(chosen.prices)
     length = table.least * chosen.pace // STRETCH_UNIT
-    length[table.arrivals + length > count * window_ns] = 0
-    first, end = -(-table.arrivals // window_ns), (table.arrivals + length) // window_ns
+    length[placed.arrivals + length > placed.ends] = 0
+    first, end = -(-placed.arrivals // window_ns), (placed.arrivals + length) // window_ns
     covers = end > first
     steps = np.bincount(first[covers], minlength=count + 1) - np.bincount(end[covers], minlength=count + 1)
     return Holds(
@@ -216,7 +226,8 @@ def outcome(table: WindowTable, chosen: WindowPrices) -> Outcome | None:
     lines = line_tables(table, chosen)
     if lines is None:
         return None
-    columns, held = table.columns, holds(table.columns, chosen)
+    columns, placed = table.columns, chosen.windows().placed(table.columns.arrivals)
+    held = holds(columns, placed, chosen)
     prices = np.array(chosen.prices, dtype=np.int64)
     inverse = ceil_div(2**INVERSE_BITS, 256 * columns.alpha)
     scalars = [chosen.window_ns, inverse, chosen.height, chosen.memory, table.capacity]
@@ -224,7 +235,8 @@ def outcome(table: WindowTable, chosen: WindowPrices) -> Outcome | None:
         *lines,
         prices=prices,
         tolls=prices + held.everybody,
-        arrivals=columns.arrivals,
+        arrivals=placed.arrivals,
+        ends=placed.ends,
         first=columns.first,
         last=columns.last,
         least=columns.least,

@@ -19,7 +19,7 @@ MUCH = 2**62
 
 
 class Given(NamedTuple):
-    """Everything that is read; int64. Names as in `LineTables`, `Columns` and `Holds`."""
+    """Everything that is read; int64. Names as in `LineTables`, `Placed`, `Columns` and `Holds`."""
 
     costs: IntArray
     least_costs: IntArray
@@ -30,6 +30,7 @@ class Given(NamedTuple):
     prices: IntArray
     tolls: IntArray
     arrivals: IntArray
+    ends: IntArray
     first: IntArray
     last: IntArray
     least: IntArray
@@ -50,20 +51,19 @@ def least_costs(g: Given, found: IntArray, state: IntArray) -> None:
     One line has to do for all ends inside a window: its cost is concave in the end, so both borders of the
     window decide, but the largest of several lines is not concave.
     """
-    num_lines = g.costs.shape[0]
-    window_ns, num_windows = g.scalars[WINDOW_NS], len(g.prices)
+    num_lines, window_ns = g.costs.shape[0], g.scalars[WINDOW_NS]
     mu = 2 * g.scalars[HEIGHT] * (RATE_UNIT // STRETCH_UNIT)
     for i in range(len(g.arrivals)):
         arrival, waited = g.arrivals[i], 0
-        window = arrival // window_ns
-        late = max(num_windows * window_ns - arrival, g.least[i] + g.prefill[i]) - g.area[i]
+        window, past = arrival // window_ns, g.ends[i] // window_ns
+        late = max(g.ends[i] - arrival, g.least[i] + g.prefill[i]) - g.area[i]
         best = late * DOUBLE_RATE
         found[PROMPT_WINDOW, i] = found[LAST_WINDOW, i] = found[LINE, i] = -1
         for line in range(num_lines):
             state[0, line], state[1, line], state[2, line] = 0, MUCH, -1
         earliest = (arrival + g.least[i]) // window_ns
         cheapest, start = MUCH, arrival
-        while window < num_windows and (start - arrival - g.area[i]) * DOUBLE_RATE < best:
+        while window < past and (start - arrival - g.area[i]) * DOUBLE_RATE < best:
             end = (window + 1) * window_ns
             held = min(max(arrival + g.length[i] - start, 0), end - start)
             cheapest = min(cheapest, g.prices[window])

@@ -12,6 +12,7 @@ from itertools import product
 import numpy as np
 
 from cspsched.bounds.certificate import Certificate
+from cspsched.bounds.price_windows import PriceWindows
 from cspsched.bounds.tables import Tables
 from cspsched.bounds.time_price import PRICE_UNIT, STRETCH_UNIT, Columns, Prices, total
 from cspsched.bounds.window_price import (
@@ -77,15 +78,17 @@ def _even(table: Columns, flat: Prices) -> Iterator[WindowPrices]:
     """One price for all windows, and some mu."""
     window_ns = max(1, table.mean_stay_ns // WINDOWS_PER_STAY)
     price = max(flat.price * 11 // 10, LEAST_PRICE)
+    windows = PriceWindows.covering(*flat.windows().periods_ns(), window_ns)
     for height, pace in ((0, STRETCH_UNIT), *product(HOLDS, PACES)):
         yield WindowPrices(
-            prices=(price,) * (flat.horizon_ns // window_ns + 1),
+            prices=(price,) * windows.num_windows,
             window_ns=window_ns,
             height=height,
             pace=pace,
             memory=0,
             slopes=SLOPES,
             references=(price,),
+            idle=windows.idle,
         )
 
 

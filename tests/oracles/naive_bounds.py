@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from cspsched.problem.cost import BatchFeatures, CostModel, PiecewiseLinear
 from cspsched.problem.history import follow
 from cspsched.problem.instance import Instance, Limits
+from cspsched.problem.piecewise import NOTHING
 from cspsched.problem.request import Request
 
 FUNCTIONS = (
@@ -102,14 +103,16 @@ def piecewise_linear(draw, max_slope=9):
 
 @st.composite
 def cost_models(draw):
-    """Any cost model with small coefficients."""
+    """Any cost model with small coefficients; batches may cost nothing but their tokens."""
     constants = {
         name: draw(st.fractions(0, 12, max_denominator=2))
         for name in ("prefill_batch", "decode_batch", "prefill_request", "decode_request", "mixed_request")
     }
     names = (*FUNCTIONS, "mixed_context")
     functions = {name: draw(piecewise_linear()) for name in names if draw(st.booleans())}
-    return CostModel(name="drawn", step=Fraction(draw(st.integers(1, 20))), **constants, **functions)
+    fewest = 0 if functions.get("tokens", NOTHING).exact(1) else 1
+    step = draw(st.sampled_from([fewest, 1]) | st.integers(1, 20))
+    return CostModel(name="drawn", step=Fraction(step), **constants, **functions)
 
 
 @st.composite
