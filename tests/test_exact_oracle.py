@@ -1,5 +1,6 @@
 """The exact solver answers to exhaustive search, in every combination of switches."""
 
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -37,6 +38,14 @@ STAIRS = CostModel(
 """Every term of the cost form at work, convex, concave and neither."""
 FLAT = CostModel(name="flat", step=Fraction(10))
 
+NO_STEP = CostModel(name="no step", tokens=PiecewiseLinear.linear(20))
+NO_CONSTANT = (
+    NO_STEP,
+    replace(NO_STEP, prefill_batch=Fraction(30)),
+    replace(NO_STEP, decode_batch=Fraction(30), decode_context=PiecewiseLinear.linear("3/2")),
+)
+"""No batch costs anything but its tokens, or only prefills do, or only decodes."""
+
 all_switches = st.builds(
     Switches,
     chunked_prefill=st.booleans(),
@@ -48,7 +57,7 @@ all_switches = st.builds(
 
 
 @st.composite
-def tiny_instances(draw, *, switches=all_switches, arrivals=True):
+def tiny_instances(draw, *, switches=all_switches, arrivals=True, costs=(STAIRS, FLAT)):
     """Two or three requests that fit one by one, tight in memory, budget or seats."""
     count = draw(st.integers(2, 3))
     most = 4 if count == 2 else 3
@@ -65,9 +74,20 @@ def tiny_instances(draw, *, switches=all_switches, arrivals=True):
         block_tokens=block,
         max_batch_tokens=draw(st.integers(max(s[0] for s in shapes), 8)),
         max_batch_requests=draw(st.integers(1, 3)),
-        cost=draw(st.sampled_from([STAIRS, FLAT])),
+        cost=draw(st.sampled_from(costs)),
         switches=draw(switches),
     )
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(tiny_instances(costs=NO_CONSTANT), st.sampled_from(Objective))
+def test_batches_may_cost_nothing_but_their_tokens(instance, objective):
+    """Without a step time and a price per batch some bounds have nothing to say, and the rest prove it."""
+    result = solve_exactly(instance, objective, EXACT)
+
+    assert result.violations() == []
+    assert result.status is Status.OPTIMAL
+    assert result.primal_ns == exhaustive_optimum(instance, objective)
 
 
 @settings(max_examples=50, deadline=None, derandomize=True)

@@ -237,7 +237,7 @@ class _Program:
 
         self._forms, self._scales = forms, forms.scales()
         # In parts of a batch the numbers of the program are near 1.
-        self._unit = float(forms.moves.batch[DECODE])
+        self._unit = float(max(1, forms.moves.batch[DECODE]))
         self._solver = pywraplp.Solver.CreateSolver("GLOP")
         self._numbers = [self._solver.NumVar(0.0, 0.0, "") for _ in forms.weights]
         self._objective = self._solver.Objective()

@@ -124,7 +124,7 @@ def _solve(tokens: Tokens, kinds: list[_Kind], weights: IntArray) -> npt.NDArray
     objective = solver.Objective()
     objective.SetMinimization()
     # In parts of the dearest batch the numbers of the program are near 1.
-    unit = float(max(kind.batch for kind in kinds))
+    unit = float(max(1, *(kind.batch for kind in kinds)))
 
     def add_column(cost: float, members: list[tuple[int, int]]) -> None:
         variable = solver.NumVar(0.0, solver.infinity(), "")

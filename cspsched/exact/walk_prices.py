@@ -127,7 +127,7 @@ class _Program:
         self._objective = self._solver.Objective()
         self._objective.SetMinimization()
         # In parts of the dearest batch the numbers of the program are near 1.
-        self._unit = float(moves.batch[HYBRID])
+        self._unit = float(max(1, moves.batch[HYBRID]))
         for i, count in enumerate(moves.counts):
             own = np.zeros(self._shape, dtype=np.int64)
             own[i, :count] = 1
