@@ -224,7 +224,6 @@ def climb(
     limits: SearchLimits | None = None,
     heuristics: Iterable[str] = DEFAULT_HEURISTICS,
     candidates: Sequence[Candidate] = (),
-    drop_rejected: bool = False,
     on_step: Callable[[str], None] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Ladder:
@@ -253,7 +252,7 @@ def climb(
             f"objective {objective} counts requests, and rungs are compared in time; add a time to it, such "
             f"as {objective}+latency, or leave --ladder and --relax out"
         )
-    servable, rejections = servable_part(instance, drop_rejected=drop_rejected)
+    servable, rejections = servable_part(instance)
     steps = relaxing_steps(servable, relax) if relax else ladder_steps(servable)
     limits, heuristics, tell = limits or SearchLimits(), tuple(heuristics), on_step or (lambda _: None)
     shares = _Shares(limits, sum(step.skipped is None for step in steps))

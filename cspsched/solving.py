@@ -44,11 +44,12 @@ def solve(
     limits: SearchLimits | None = None,
     heuristics: Iterable[str] = DEFAULT_HEURISTICS,
     candidates: Sequence[Candidate] = (),
-    drop_rejected: bool = False,
     on_stage: Callable[[AnyObjective], None] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Solution:
     """Best schedule with a certified bound; never worse than any of the heuristics.
+
+    Requests that can never be served are rejected, counted and left out.
 
     Parameters
     ----------
@@ -61,19 +62,17 @@ def solve(
     candidates
         Further schedules that compete for it, each with what made it; those that the referee does not accept
         on the servable part of the instance are passed over. See `read_warm_start`.
-    drop_rejected
-        Leave out requests that can never be served, instead of raising.
     on_stage
         Told which objective is minimised, where there are several.
 
     Raises
     ------
     InfeasibleError
-        If a request can never be served: which one, by which rules, and from which limit on it would be.
+        If no request can be served: by which rules, and from which limit on they could.
     InputError
         If the text of the objective means nothing.
     """
-    servable, rejections = servable_part(instance, drop_rejected=drop_rejected)
+    servable, rejections = servable_part(instance)
     stages = read_objectives(objective, servable) if isinstance(objective, str) else (objective,)
     limits = limits or SearchLimits()
     found, stuck = policy_candidates(servable, heuristics)
@@ -102,16 +101,16 @@ def policy_candidates(
     return candidates, tuple(stuck)
 
 
-def servable_part(instance: Instance, *, drop_rejected: bool) -> tuple[Instance, tuple[Rejection, ...]]:
+def servable_part(instance: Instance) -> tuple[Instance, tuple[Rejection, ...]]:
     """The instance without the requests that can never be served, and those with the reasons.
 
     Raises
     ------
     InfeasibleError
-        If there are such requests and they are not to be dropped, or no other is left.
+        If no other is left.
     """
     trouble = find_infeasibility(instance)
-    if trouble is not None and not drop_rejected:
+    if trouble is not None and trouble.is_total:
         raise InfeasibleError(trouble.sentence)
     return instance.split_rejected()
 

@@ -78,24 +78,15 @@ def test_unreadable_file_is_said_so(capsys, monkeypatch):
     assert_error(invoke(capsys, "simulate", "trace.csv"), 1, "trace.csv", "Permission denied")
 
 
-def test_solve_names_the_request_that_can_never_fit(capsys):
-    """Solve exits 4: the request, its KV blocks, the device's, the arithmetic, and what to do."""
-    outcome = invoke(capsys, "solve", "trace.csv", "--kv-tokens", "32")
-
-    assert_error(
-        outcome,
-        4,
-        "request 'r1' alone needs 3 KV blocks, the device offers 2 (40 prompt + 2 output - 1 = 41 tokens",
-        "--drop-rejected",
-    )
-
-
-def test_solve_goes_on_without_the_rejected_if_told_to(capsys):
-    """With --drop-rejected the rest is solved, and the number left out is said with the first reason."""
-    outcome = invoke(capsys, "solve", "trace.csv", "--kv-tokens", "32", "--drop-rejected", *QUICK)
+@pytest.mark.parametrize("option", [(), ("--drop-rejected",)])
+def test_solve_goes_on_without_the_rejected(option, capsys):
+    """The rest is solved, and the reason is told with its arithmetic; --drop-rejected changes nothing."""
+    outcome = invoke(capsys, "solve", "trace.csv", "--kv-tokens", "32", *option, *QUICK)
+    reason = "request 'r1' alone needs 3 KV blocks, the device offers 2 (40 prompt + 2 output - 1 = 41 tokens"
 
     assert outcome.code == 0
-    assert "1 request left out; the first: request 'r1' alone needs 3 KV blocks" in outcome.out
+    assert f"1 request left out; the first: {reason}" in outcome.out
+    assert f"rejected: {reason}" in outcome.err
 
 
 def test_compare_and_simulate_reject_count_and_go_on(capsys):
@@ -121,7 +112,7 @@ def test_many_rejections_are_counted_and_not_all_listed(capsys):
     assert "rejected: 10 requests in all" in outcome.err
 
 
-@pytest.mark.parametrize("command", ["compare", "simulate", "bound"])
+@pytest.mark.parametrize("command", ["compare", "simulate", "bound", "solve"])
 def test_nothing_is_left_if_all_requests_are_rejected(command, capsys):
     """If no request fits there is nothing to compare: one line with the first reason."""
     outcome = invoke(capsys, command, "trace.csv", "--kv-tokens", "16")
@@ -420,7 +411,7 @@ def test_refused_solve_leaves_no_folder(capsys):
     [
         ("solve nowhere.csv", 1, "error: nowhere.csv does not exist\n"),
         ("compare --heuristics vlm", 2, "error: unknown policy 'vlm', did you mean 'vllm'?; there are"),
-        ("solve trace.csv --kv-tokens 32", 4, "error: request 'r1' alone needs 3 KV blocks"),
+        ("solve trace.csv --kv-tokens 16", 4, "error: no request can be served; the first: request 'r0'"),
     ],
 )
 def test_exit_codes_reach_the_shell(arguments, code, message):

@@ -135,13 +135,13 @@ def test_a_tight_closed_form_bound_needs_no_search():
     assert result.provenance["model"] == {}
 
 
-def test_rejected_requests_stop_or_are_dropped():
-    """A request that never fits is proven infeasible, or left out and counted."""
+def test_rejected_requests_are_left_out_and_counted():
+    """A request that never fits is left out with the reason; if all are so, that is proven infeasible."""
     instance = instance_of([(2, 2), (9, 9)], kv_blocks=8)
 
-    with pytest.raises(InfeasibleError, match="request 'r1' alone needs 17 KV blocks, the device offers 8"):
-        solve(instance, limits=SHORT)
-    solution = solve(instance, limits=SHORT, drop_rejected=True)
+    with pytest.raises(InfeasibleError, match="request 'r0' alone needs 17 KV blocks, the device offers 8"):
+        solve(instance_of([(9, 9)], kv_blocks=8), limits=SHORT)
+    solution = solve(instance, limits=SHORT)
     assert [rejection.request.request_id for rejection in solution.rejections] == ["r1"]
     assert len(solution.result.instance.requests) == 1
 

@@ -1,8 +1,8 @@
 """Sum of latencies: a price on machine time for each window of time, shared by work and by memory.
 
 Theorem (docs/bounds.md, section 10). Let P(t) >= 0 be a step function in some periods, 0 outside, B in
-[0, 1]. A decode with work w and r resident tokens pays the share (1 - B) w / (V - alpha) + B r / M of the time V of
-its batch without prefills. For every line (s, p), s > 0, with
+[0, 1]. A decode with work w and r resident tokens pays the share (1 - B) w / (V - alpha) + B r / M of the
+time V of its batch without prefills. For every line (s, p), s > 0, with
 
     lambda(r) = (sqrt(s alpha + p alpha B r / M) + sqrt(p (1 - B) w(r)))^2,
     h(P)      = max over r of (sqrt(lambda(r)) - sqrt(P (1 - B) w(r)))^2 / alpha - P B r / M   (at least 0),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from cspsched.cli.console import LiveLine, tell
+from cspsched.cli.console import LiveLine, tell, tell_rejections
 from cspsched.cli.options import (
     OBJECTIVE_HELP,
     Duration,
@@ -92,7 +92,7 @@ class Restrictions(click.ParamType[tuple["Restriction", ...]]):
     show_default=True,
     help="Does a request occupy its peak memory from its admission on?",
 )
-@click.option("--drop-rejected", is_flag=True, help="Leave out requests that can never fit.")
+@click.option("--drop-rejected", is_flag=True, hidden=True, expose_value=False, help="It is always so.")
 @click.option(
     "--ladder",
     is_flag=True,
@@ -134,7 +134,6 @@ def solve_command(
     out: Path,
     heuristics: tuple[str, ...],
     as_json: bool,  # noqa: FBT001 - click passes flags so
-    drop_rejected: bool,  # noqa: FBT001
     ladder: bool,  # noqa: FBT001
     relax: tuple[Restriction, ...] | None,
     warm_start: Path | None,
@@ -149,6 +148,7 @@ def solve_command(
     TRACE is a CSV file or a bundled name, such as tiny-12. The schedule is at least
     as good as that of every policy under --heuristics.
 
+    Requests that can never fit are rejected: told, counted and left out, the same as by all commands.
     Ctrl-C and the time limit keep the best schedule found. Switches restrict the class of schedules that is
     searched; the verdict names it. --ladder and --relax solve several classes; the time limit is for all.
 
@@ -182,7 +182,7 @@ def solve_command(
         # The widest of its classes: it has host memory, and a price of moving there.
         options["preemption"] = "either"
     given = make_instance(requests, instance_serving(options, **switches))
-    servable = _servable(given, as_json=as_json, drop_rejected=drop_rejected)
+    servable = _servable(given, as_json=as_json)
     first, *others = stages = read_objectives(objective, servable)
     if others and (ladder or relax or export):
         raise click.UsageError(
@@ -194,7 +194,6 @@ def solve_command(
         "limits": limits,
         "heuristics": heuristics,
         "candidates": candidates,
-        "drop_rejected": drop_rejected,
     }
     with LiveLine(first, len(servable.requests)) as live:
         if ladder or relax:
@@ -228,15 +227,19 @@ def _limits(time_limit: float, workers: int, seed: int, *, deterministic: bool) 
     return SearchLimits(time_limit_s=time_limit, num_workers=workers, seed=seed, deterministic=deterministic)
 
 
-def _servable(instance: Instance, *, as_json: bool, drop_rejected: bool) -> Instance:
-    """The part of an instance that can be served; with --json the refusal is data too."""
+def _servable(instance: Instance, *, as_json: bool) -> Instance:
+    """The part of an instance that can be served, the rest told; with --json a refusal is data too."""
     from cspsched.problem.infeasibility import find_infeasibility
     from cspsched.solving import servable_part
 
     trouble = find_infeasibility(instance)
-    if trouble is not None and as_json and not drop_rejected:
+    if trouble is not None and trouble.is_total and as_json:
         click.echo(json.dumps(trouble.to_json(), indent=1))
-    return servable_part(instance, drop_rejected=drop_rejected)[0]
+    servable, rejections = servable_part(instance)
+    tell_rejections(rejections)
+    if trouble is not None:
+        tell(f"to serve them, too: {trouble.remedies}")
+    return servable
 
 
 def _warm_candidates(path: Path | None, instance: Instance) -> list[Candidate]:

@@ -1,7 +1,8 @@
-"""Why an instance has no schedule, in words: by family of rules and by request.
+"""Why requests can never be served, in words: by family of rules and by request.
 
-An instance has a schedule exactly if every request alone has one: then one after another they all have, with
-no request in the memory or the batches of another. So plain arithmetic decides, and no solver is asked.
+All requests of an instance have a schedule exactly if each has one alone: then one after another they all
+have, with none in the memory or the batches of another. So plain arithmetic decides, and no solver is asked.
+Those that have none are rejected and left out; only if none is left is the instance infeasible.
 """
 
 from __future__ import annotations
@@ -60,11 +61,19 @@ class Infeasibility:
         count = len(self.reasons)
         more = f" (and {count - 1} more)" if count > 1 else ""
         head = f"{self.reasons[0]}{more}"
-        if count == self.num_requests:
+        if self.is_total:
             head = f"no request can be served; the first: {head}"
-        told = "; ".join(family.sentence for family in self.families)
-        rest = "" if count == self.num_requests else "; leave such requests out with --drop-rejected"
-        return f"{head}; {told}{rest}"
+        return f"{head}; {self.remedies}"
+
+    @property
+    def is_total(self) -> bool:
+        """Whether no request can be served, so that there is no schedule of any."""
+        return len(self.reasons) == self.num_requests
+
+    @property
+    def remedies(self) -> str:
+        """Every family with the limit that shuts nobody out."""
+        return "; ".join(family.sentence for family in self.families)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values with a schema version."""
@@ -87,7 +96,7 @@ class Infeasibility:
 
 
 def find_infeasibility(instance: Instance) -> Infeasibility | None:
-    """Why an instance has no schedule, or None if it has one."""
+    """Why some requests of an instance can never be served, or None if all can."""
     reasons = tuple(
         rejection.reason for request in instance.requests if (rejection := instance.rejection_of(request))
     )

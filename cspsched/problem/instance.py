@@ -172,6 +172,9 @@ class Instance:
     def split_rejected(self) -> tuple[Instance, tuple[Rejection, ...]]:
         """The instance without the requests that can never be served, and those with the reasons.
 
+        Its clock starts when that of the whole instance does, at its own first arrival: who can never be
+        served sets no time. The rejected keep the arrivals that they had.
+
         Raises
         ------
         InfeasibleError
@@ -184,6 +187,11 @@ class Instance:
         kept = tuple(request for request in self.requests if request.request_id not in names)
         if not kept:
             raise InfeasibleError(f"no request can be served; the first: {rejections[0].reason}")
+        early_ns = min(request.arrival_ns for request in kept) - min(
+            request.arrival_ns for request in self.requests
+        )
+        if early_ns:
+            kept = tuple(replace(request, arrival_ns=request.arrival_ns - early_ns) for request in kept)
         return replace(self, requests=kept), rejections
 
     def to_json(self) -> dict[str, Any]:
