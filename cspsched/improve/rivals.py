@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from cspsched.errors import InputError, InternalError, UsageError
+from cspsched.errors import InputError, InternalError, StuckError, UsageError
 from cspsched.improve.long_runs import is_long, parts_of_run
 from cspsched.policies.base import make_policy
 from cspsched.problem.instance import Instance
@@ -123,7 +123,7 @@ def run_reference(
                 instance, objective, make_policy(name), tell, in_parts=in_parts
             )
             reference.append(rival)
-        except (UsageError, InputError) as reason:
+        except (UsageError, InputError, StuckError) as reason:
             tell(f"the reference goes without {name}: {reason}")
     return tuple(reference)
 

@@ -128,12 +128,17 @@ def _plot_memory(axes: Axes, history: History, frame: Frame) -> None:
 
 
 def excess_figure(comparison: Comparison) -> Figure:
-    """Certified excess of each policy: the interval from the best known schedule to the bound."""
+    """Certified excess of each policy: the interval from the best known schedule to the bound.
+
+    An end that is no share of 0 is not drawn; the text beside the bar says so.
+    """
     height = 1.6 + ROW_INCHES * len(comparison.rows)
     figure, (axes,) = _figure(f"Certified excess over the optimal {comparison.objective}", height=height)
-    low, high = 100 * np.array([row.excess for row in comparison.rows]).T
+    least = [row.excess.at_least or 0.0 for row in comparison.rows]
+    most = [max(row.excess.at_most or 0.0, low) for row, low in zip(comparison.rows, least, strict=True)]
+    low, high = 100 * np.array([least, most])
     positions = np.arange(len(comparison.rows))
-    colours = [_colour(row.excess[0]) for row in comparison.rows]
+    colours = list(map(_colour, least))
     axes.barh(positions, low, height=0.6, color=colours)
     shown = [Patch(color=colour, label=size) for _, colour, size in SIZES if colour in colours]
     if np.any(high > low):

@@ -72,7 +72,7 @@ def png(figure: Figure) -> bytes:
 
 def _pictures(comparison: Comparison) -> Iterator[tuple[str, Figure]]:
     """Pictures by file name, one at a time: a figure is large."""
-    if any(row.excess[1] > 0 for row in comparison.rows):
+    if any(end for row in comparison.rows for end in row.excess):
         yield "excess", figures.excess_figure(comparison)
     yield "latency", figures.latency_figure({row.policy: row.metrics for row in comparison.rows})
     pictured = comparison.rows[:MOST_PICTURED_POLICIES]
