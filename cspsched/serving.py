@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from cspsched.costs.kv_capacity import KvPlan, plan_kv_capacity
-from cspsched.costs.models import engine_defaults, load_device, load_model
+from cspsched.costs.models import engine_defaults, load_device, load_model, model_name
 from cspsched.costs.presets import (
     DEFAULT_DEVICE,
     DEFAULT_MODEL,
+    cost_names,
     default_cost_name,
     describe_cost,
     load_cost,
+    usual_name,
 )
 from cspsched.errors import InputError, UsageError
 from cspsched.problem.cost import CostModel
@@ -23,6 +25,8 @@ from cspsched.problem.request import Request
 from cspsched.trace.trace import Trace
 from cspsched.units import NS_PER_S
 
+DEGREES = (1, 2, 4, 8)
+"""Degrees of tensor parallelism that are tried for a model that is too large."""
 HOST_MEMORY_BYTES = 4 * 2**30
 """vLLM's default `swap_space` of each GPU."""
 SWAP_BYTES_PER_S = 25_000_000_000
@@ -85,6 +89,7 @@ def make_instance(trace: Trace, serving: Serving | None = None) -> Instance:
     # The facts come first: a misspelt name is told as such, not as a pair that nobody measured.
     max_model_len = serving.max_model_len or load_model(model).max_model_len
     batch_tokens, batch_requests = _batch_limits(serving, device)
+    _require_room(serving, model, device)
     cost = load_cost(serving.cost or default_cost_name(model, device, tensor_parallel))
     block_bytes = serving.block_tokens * load_model(model).kv_bytes_per_token(tensor_parallel)
     limits = Limits(
@@ -136,6 +141,37 @@ def _with_swap(cost: CostModel, serving: Serving, block_bytes: int) -> CostModel
     return replace(cost, swap_block=Fraction(block_bytes * NS_PER_S, rate))
 
 
+def _require_room(serving: Serving, model: str, device: str) -> None:
+    """Say which degrees of tensor parallelism there are where one GPU is too small and none was named."""
+    if serving.tensor_parallel is not None or serving.cost is not None or _fits(serving, model, device, 1):
+        return
+    fitting = [degree for degree in DEGREES if _fits(serving, model, device, degree)]
+    measured = [degree for degree in fitting if usual_name(model, device, degree) in cost_names()]
+    if fitting:
+        raise UsageError(
+            f"{model} does not fit on one {device}: give --tensor-parallel {_listed(measured or fitting)}"
+            + (
+                " (with a cost model)"
+                if measured
+                else f"; no cost model of {model} on {device} ships: --cost"
+            )
+        )
+
+
+def _fits(serving: Serving, model: str, device: str, degree: int) -> bool:
+    """Whether a model leaves room for a KV block on so many GPUs."""
+    try:
+        named = replace(serving, model=model, device=device, tensor_parallel=degree)
+        return plan_memory(named).kv_blocks > 0
+    except InputError:
+        return False
+
+
+def _listed(degrees: list[int]) -> str:
+    *others, last = map(str, degrees)
+    return f"{', '.join(others)} or {last}" if others else last
+
+
 def plan_memory(serving: Serving) -> KvPlan:
     """Where the memory of one rank goes, byte by byte; same errors as `make_instance`."""
     model, device, tensor_parallel = _hardware(serving)
@@ -154,7 +190,7 @@ def plan_memory(serving: Serving) -> KvPlan:
 def _hardware(serving: Serving) -> tuple[str, str, int]:
     """Model, device and tensor parallelism: as given, as the cost model was measured, or the default."""
     measured = describe_cost(serving.cost) if serving.cost else None
-    model = serving.model or (measured and measured.model) or DEFAULT_MODEL
+    model = model_name(serving.model or (measured and measured.model) or DEFAULT_MODEL)
     device = serving.device or (measured and measured.device) or DEFAULT_DEVICE
     tensor_parallel = serving.tensor_parallel or (measured and measured.tensor_parallel) or 1
     return model, device, tensor_parallel

@@ -53,7 +53,7 @@ COMMANDS = {
         "cspsched.cli.import_schedule:import_schedule_command",
         "Turn the log of a real engine's scheduler into a schedule.",
     ),
-    "trace": ("cspsched.cli.trace:trace_group", "Describe and generate traces."),
+    "trace": ("cspsched.cli.trace:trace_group", "List, describe and generate traces."),
     "profile": (
         "cspsched.cli.profile:profile_group",
         "Measure operators on a GPU or CPU, and make cost models of them.",
@@ -75,6 +75,7 @@ COMMANDS = {
         "cspsched.cli.facts:costs_command",
         "List the cost models, or show where NAME comes from.",
     ),
+    "help": ("cspsched.cli.help:help_command", "Help on COMMAND, or on all."),
 }
 """Where each command is, and the first sentence of its help, known without importing it."""
 

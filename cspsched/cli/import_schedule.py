@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
 from cspsched.cli.console import tell
-from cspsched.cli.options import json_option, objective_option
+from cspsched.cli.options import json_option, objective_option, one_objective, output_option
 
 IMPORT_SCHEMA = "cspsched/import/1"
 file_type = click.Path(path_type=Path, dir_okay=False)
@@ -35,7 +36,7 @@ file_type = click.Path(path_type=Path, dir_okay=False)
     show_default=True,
     help="Start every batch as early as the cost model allows, or not before the engine did.",
 )
-@click.option("--save", type=file_type, required=True, help="File for the schedule.")
+@output_option("File for the schedule.", "--save", required=True)
 @objective_option
 @json_option
 def import_schedule_command(
@@ -44,7 +45,7 @@ def import_schedule_command(
     config: Path | None,
     cost: str | None,
     times: str,
-    save: Path,
+    output: Path,
     objective: str,
     as_json: bool,  # noqa: FBT001 - click passes flags so
 ) -> None:
@@ -55,19 +56,18 @@ def import_schedule_command(
     'compare' can set it beside policies and the optimum. Requests that never finish are left out.
 
     \b
-    cspsched import-schedule run.jsonl --cost h100-llama-3.1-8b --save real.json
+    cspsched import-schedule run.jsonl --cost h100-llama-3.1-8b --output real.json
     cspsched check real.json
     cspsched compare --schedule real=real.json --heuristics vllm sarathi
     """  # noqa: D301 - click's marker for text that is not to be wrapped
     from cspsched.costs.presets import load_cost
-    from cspsched.problem.metrics import Objective
     from cspsched.recording.cases import read_config
     from cspsched.recording.imported import Times, import_recording
     from cspsched.recording.log import read_recording
     from cspsched.recording.values import read_requests
     from cspsched.report.output import require_writable, write_files
 
-    require_writable(save.parent)
+    require_writable(output.parent)
     recording = read_recording(log)
     imported = import_recording(
         recording,
@@ -75,16 +75,17 @@ def import_schedule_command(
         {**(read_config(config) if config is not None else {}), **recording.config},
         cost=load_cost(cost) if cost is not None else None,
         times=Times(times),
-        objective=Objective(objective),
         where=str(log),
     )
-    result = imported.result
+    wanted = one_objective(objective, imported.result.instance)
+    value_ns = imported.metrics.objective_ns(wanted)
+    result = replace(imported.result, objective=wanted, primal_ns=value_ns)
     for note in imported.notes:
         tell(note)
     if recording.num_cut_off:
         tell(f"the last {recording.num_cut_off} iterations have no output yet and are left out")
-    write_files(save.parent, {save.name: json.dumps(result.to_json()) + "\n"})
+    write_files(output.parent, {output.name: json.dumps(result.to_json()) + "\n"})
     if as_json:
         data = {"schema": IMPORT_SCHEMA, "source": result.found_by, "notes": list(imported.notes)}
         click.echo(json.dumps({**data, **imported.metrics.to_json()}, indent=1))
-    tell(f"wrote {save}")
+    tell(f"wrote {output}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cspsched.cli.console import counted
-from cspsched.cli.options import ManyValuesCommand
+from cspsched.cli.options import ManyValuesCommand, Option
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     "--device", default="h100", show_default=True, help="GPU, for kernels that aiconfigurator's tables lack."
 )
 @click.option(
-    "--tp",
-    "tensor_parallel",
+    "--tensor-parallel",
+    cls=Option,
+    aliases=("--tp",),
     type=click.IntRange(min=1),
     multiple=True,
     default=(1,),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from cspsched.cli.options import Option
+
 measured_model_option = click.option(
     "--model", required=True, help="LLM that was measured (see 'cspsched models')."
 )
@@ -13,8 +15,9 @@ measuring_device_option = click.option(
     help="Where to measure.  [default: cuda if there is a GPU]",
 )
 fitted_rank_option = click.option(
-    "--tp",
-    "tensor_parallel",
+    "--tensor-parallel",
+    cls=Option,
+    aliases=("--tp",),
     type=click.IntRange(min=1),
     default=1,
     show_default=True,

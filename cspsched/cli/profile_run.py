@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cspsched.cli.console import counted, tell
-from cspsched.cli.options import MOST_SEED, Duration, ManyValuesCommand, json_option, out_type
+from cspsched.cli.options import MOST_SEED, Duration, ManyValuesCommand, Option, json_option, out_type
 from cspsched.cli.profile_options import measuring_device_option, repeats_option
 from cspsched.cli.profile_progress import Count
 
@@ -24,8 +24,9 @@ GRIDS = {"cuda": "gpu", "cpu": "cpu"}
 @click.command("run", cls=ManyValuesCommand)
 @click.option("--model", default="llama-3.1-8b", show_default=True, help="LLM (see 'cspsched models').")
 @click.option(
-    "--tp",
-    "tensor_parallel",
+    "--tensor-parallel",
+    cls=Option,
+    aliases=("--tp",),
     type=click.IntRange(min=1),
     multiple=True,
     default=(1,),
@@ -34,7 +35,14 @@ GRIDS = {"cuda": "gpu", "cpu": "cpu"}
 )
 @measuring_device_option
 @click.option("--grid", help="Grid of points: gpu, cpu, smoke, or a TOML file.  [default: by the device]")
-@click.option("--output", type=out_type, required=True, help="Folder of the profile.")
+@click.option(
+    "--out",
+    cls=Option,
+    aliases=("--output",),
+    type=out_type,
+    required=True,
+    help="Folder of the profile.",
+)
 @click.option(
     "--time-budget", type=Duration(), help="Begin no further point after this time; coarse points come first."
 )
@@ -53,7 +61,7 @@ def run_command(
     tensor_parallel: tuple[int, ...],
     device: str | None,
     grid: str | None,
-    output: Path,
+    out: Path,
     time_budget: float | None,
     resume: bool,  # noqa: FBT001 - click passes flags so
     seed: int,
@@ -66,8 +74,8 @@ def run_command(
     (pip install 'cspsched[gpu]'). Then: 'cspsched profile fit' and 'cspsched profile validate'.
 
     \b
-    cspsched profile run --model llama-3.1-8b --tp 1 2 4 8 --device cuda --time-budget 9min --output h200
-    cspsched profile run --model tiny-llama --device cpu --output profile
+    cspsched profile run --model llama-3.1-8b --tensor-parallel 1 2 4 --device cuda --out h200
+    cspsched profile run --model tiny-llama --device cpu --out profile
     """  # noqa: D301 - click's marker for text that is not to be wrapped
     from cspsched.costs.models import load_model
     from cspsched.profiler.backends import default_device
@@ -80,7 +88,7 @@ def run_command(
         tensor_parallel=tuple(dict.fromkeys(tensor_parallel)),
         device=device,
         grid=load_grid(grid or GRIDS[device]),
-        output=output,
+        output=out,
         seed=seed,
         repeats=repeats,
         time_budget_s=time_budget,
@@ -95,10 +103,10 @@ def run_command(
         )
     _tell_outcome(outcome)
     if as_json:
-        click.echo(json.dumps({"schema": RUN_SCHEMA, "output": str(output), **asdict(outcome)}, indent=1))
+        click.echo(json.dumps({"schema": RUN_SCHEMA, "output": str(out), **asdict(outcome)}, indent=1))
     else:
         click.echo(
-            f"{output}: {counted(outcome.num_measured, 'row')} measured in {outcome.wall_s:.1f} s "
+            f"{out}: {counted(outcome.num_measured, 'row')} measured in {outcome.wall_s:.1f} s "
             f"({outcome.num_noisy} noisy), {outcome.num_before} there before, {outcome.num_left} left"
         )
 

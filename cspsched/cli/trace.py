@@ -9,16 +9,23 @@ from typing import Any
 import click
 
 from cspsched.cli.console import counted, tell
-from cspsched.cli.options import json_option, optional_trace_argument, selected_trace, trace_options
+from cspsched.cli.options import (
+    json_option,
+    optional_trace_argument,
+    output_option,
+    selected_trace,
+    trace_options,
+)
 
 
 @click.group("trace")
 def trace_group() -> None:
-    """Describe and generate traces.
+    """List, describe and generate traces.
 
     \b
+    cspsched trace list
     cspsched trace describe
-    cspsched trace generate --requests 100 --out trace.csv
+    cspsched trace generate --requests 100 --output trace.csv
     """  # noqa: D301 - click's marker for text that is not to be wrapped
 
 
@@ -60,6 +67,33 @@ def _text(value: Any) -> str:
     return f"{value:,.6g}" if isinstance(value, float) else f"{value:,}"
 
 
+@trace_group.command("list")
+@json_option
+def list_command(as_json: bool) -> None:  # noqa: FBT001 - click passes flags so
+    """The bundled traces, whose names every command takes in the place of a file.
+
+    \b
+    cspsched trace list
+    """  # noqa: D301 - click's marker for text that is not to be wrapped
+    from cspsched.trace import describe, read_trace
+    from cspsched.trace.shipped import shipped_trace_path, shipped_traces
+
+    rows = []
+    for name in shipped_traces():
+        data = describe(read_trace(shipped_trace_path(name))).to_json()
+        kept = ("num_requests", "span_s", "rate_per_s", "prompt_tokens", "output_tokens")
+        rows.append({"name": name, **{key: data[key] for key in kept}})
+    if as_json:
+        click.echo(json.dumps({"schema": "cspsched/trace-list/1", "rows": rows}, indent=1))
+        return
+    for row in rows:
+        click.echo(
+            f"{row['name']:12} {counted(row['num_requests'], 'request')} in {_text(row['span_s'])} s, "
+            f"prompts of {_text(row['prompt_tokens']['mean'])} and outputs of "
+            f"{_text(row['output_tokens']['mean'])} tokens on average"
+        )
+
+
 @trace_group.command("generate")
 @click.option(
     "--profile",
@@ -80,22 +114,20 @@ def _text(value: Any) -> str:
 @click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the generator."
 )
-@click.option(
-    "--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="CSV file to write."
-)
+@output_option("CSV file to write.", "--out", required=True)
 @json_option
 def generate_command(
     profile: str,
     num_requests: int,
     rate_per_s: float,
     seed: int,
-    out: Path,
+    output: Path,
     as_json: bool,  # noqa: FBT001 - click passes flags so
 ) -> None:
     """Make a synthetic trace; the same seed gives the same bytes.
 
     \b
-    cspsched trace generate --profile chat --requests 500 --rate 8 --out trace.csv
+    cspsched trace generate --profile chat --requests 500 --rate 8 --output trace.csv
     """  # noqa: D301 - click's marker for text that is not to be wrapped
     from cspsched.trace import generate, write_trace
 
@@ -104,7 +136,9 @@ def generate_command(
     made = generate.generate_trace(
         profiles[profile], num_requests=num_requests, rate_per_s=rate_per_s, seed=seed
     )
-    write_trace(made.requests, out)
+    write_trace(made.requests, output)
     if as_json:
-        click.echo(json.dumps({"schema": "cspsched/generated-trace/1", "file": str(out), **asked}, indent=1))
-    tell(f"wrote {counted(num_requests, 'request')} to {out}")
+        click.echo(
+            json.dumps({"schema": "cspsched/generated-trace/1", "file": str(output), **asked}, indent=1)
+        )
+    tell(f"wrote {counted(num_requests, 'request')} to {output}")

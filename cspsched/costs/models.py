@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +13,8 @@ from cspsched.problem.json_io import require_int, require_keys
 from cspsched.units import ceil_div
 
 MODEL_FOLDER = "models/llms"
+VARIANT = re.compile(r"instruct|chat|hf|base|it|v0\.\d")
+"""Words in the name of a model that has the shape and the weights' type of the one without them."""
 DEVICE_FOLDER = "models/devices"
 GIB = 2**30
 
@@ -179,14 +182,26 @@ def device_names() -> list[str]:
 
 
 def load_model(name: str) -> LlmModel:
-    """Read a shipped model.
+    """Read a shipped model, by a name that `model_name` knows.
 
     Raises
     ------
     UsageError
         If there is none of that name.
     """
-    return read_model(fact_path("model", MODEL_FOLDER, name))
+    return read_model(fact_path("model", MODEL_FOLDER, model_name(name)))
+
+
+def model_name(text: str) -> str:
+    """Name of the shipped model that a text means, such as `meta-llama/Llama-3.1-8B-Instruct`.
+
+    Variants of the same shape (instruct, chat) are the model; what changes the shape or the weights' type,
+    such as a quantised one, is not. A text that means none is returned as it is.
+    """
+    words = text.lower().rpartition("/")[2].removeprefix("meta-").split("-")
+    kept = [word for word in words if not VARIANT.fullmatch(word)]
+    name = "-".join(kept)
+    return name if name in fact_names(MODEL_FOLDER) else text
 
 
 def load_device(name: str) -> Device:
