@@ -1,5 +1,6 @@
 """Prices that no batch beats, and plans that always make a feasible schedule."""
 
+from dataclasses import replace
 from itertools import combinations, product
 
 import numpy as np
@@ -8,13 +9,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cspsched.exact.dispatch import NO_SCHEDULE, Plan, Trace, run_plan
+from cspsched.exact.first_schedules import first_schedules
 from cspsched.exact.local_search import _decisions, _workload, can_dispatch, improve
 from cspsched.exact.pattern_prices import Tokens, token_prices
+from cspsched.exact.record import best_incumbent
+from cspsched.exact.search import SearchLimits
+from cspsched.exact.solver import solve_exactly
 from cspsched.exact.state_space import price_tables
+from cspsched.policies.base import make_policy
+from cspsched.problem.linear_form import linear_form, read_objectives
 from cspsched.problem.metrics import Objective, measure
 from cspsched.problem.referee import find_violations
 from cspsched.problem.timing import schedule_asap
-from tests.instances import late_mixed
+from cspsched.simulate import simulate
+from tests.instances import instance_of, late_mixed
+from tests.objective_cases import random_case
 from tests.test_exact_oracle import tiny_instances
 
 
@@ -124,6 +133,81 @@ def test_every_plan_makes_a_feasible_schedule_at_its_price(instance, objective, 
     assert find_violations(instance, schedule) == []
     # A release may leave the machine idle where the schedule's own clock does not.
     assert measure(instance, schedule).objective_ns(objective) <= value
+
+
+@settings(max_examples=150)
+@given(st.integers(0, 400), st.data())
+def test_every_plan_is_priced_as_the_objective_says(case, data):
+    """Weights, largest gaps and missed limits: without releases the kernel's value is the referee's."""
+    instance, text = random_case(case)
+    if not can_dispatch(instance):
+        return
+    count = len(instance.requests)
+    order = np.array(data.draw(st.permutations(range(count))))
+    for objective in read_objectives(text, instance):
+        load, prices = _workload(instance, objective), price_tables(instance, 1)
+        plan = Plan(
+            order=order,
+            release=load.arrivals.copy(),
+            chunk=np.full(count, load.max_batch_tokens),
+            modes=np.array([1, 0, load.max_batch_tokens]),
+        )
+        trace = Trace(np.zeros((500, 3), np.int64), np.zeros((500, 2), np.int64), np.zeros(2, np.int64))
+        value = run_plan(load, prices, plan, trace, NO_SCHEDULE)
+        if value != NO_SCHEDULE:
+            schedule = schedule_asap(instance, *_decisions(load, prices, plan, trace))
+            assert measure(instance, schedule).objective_ns(objective) == value
+
+
+def test_the_urgent_go_first_where_the_objective_says_so():
+    """Two long requests in both places, then a short one that weighs eleven times as much: it gets one.
+
+    The first plan is at least as good as a policy that serves by priority; what latency alone would choose is
+    several times worse.
+    """
+    plain = instance_of([(512, 400), (512, 400), (64, 20, 5 * 10**8)], kv_blocks=2000, max_batch_requests=2)
+    priorities = (10, 10, 0)
+    instance = replace(
+        plain,
+        requests=tuple(map(lambda one, level: replace(one, priority=level), plain.requests, priorities)),
+    )
+    (objective,) = read_objectives("weighted-latency", instance)
+    policy = make_policy("vllm-v0:policy=priority")
+    rival = measure(instance, simulate(instance, policy).schedule).objective_ns(objective)
+    lists = best_incumbent(instance, objective, first_schedules(instance, objective))
+    first = schedule_asap(instance, *next(improve(instance, objective, 0, lambda: 1.0)))
+
+    assert measure(instance, first).objective_ns(objective) <= rival
+    assert lists.value_ns > 2 * rival
+
+
+def test_the_solver_improves_mixtures_in_turns_and_to_the_byte():
+    """Local search has its turn with one worker, too, and a deterministic clock of its own."""
+    instance = instance_of([(5 + i, 3 + i % 4, 10**7 * i) for i in range(12)], kv_blocks=40)
+    (objective,) = read_objectives("weighted-ttft+1/2*max-itl", instance)
+    limits = SearchLimits(time_limit_s=0.2, num_workers=1, deterministic=True)
+    first, second = (solve_exactly(instance, objective, limits) for _ in range(2))
+
+    assert first.schedule == second.schedule
+    assert (
+        first.primal_ns < best_incumbent(instance, objective, first_schedules(instance, objective)).value_ns
+    )
+    assert first.violations() == []
+
+
+def test_weights_too_large_for_64_bits_are_made_coarser():
+    """Plans are compared by what fits; a weight above 0 stays above it, and 0 stays 0."""
+    shapes = [(3, 1 + prime, 10**6 * i) for i, prime in enumerate((101, 103, 107, 109, 113, 127, 131))]
+    instance = instance_of(shapes, kv_blocks=400)
+    (objective,) = read_objectives("tpot+mean-itl", instance)
+    load = _workload(instance, objective)
+    form = linear_form(objective, instance)
+
+    assert sum(form.span) * 10**9 > 2**60 > int(load.span.sum()) * 10**9
+    assert (load.span > 0).all()
+    assert not load.first.any()
+    shares = load.span / load.span.sum()
+    assert shares == pytest.approx(np.array(form.span, dtype=float) / float(sum(form.span)), rel=1e-3)
 
 
 @pytest.mark.parametrize("objective", Objective)

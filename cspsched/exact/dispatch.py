@@ -33,8 +33,19 @@ class Workload(NamedTuple):
     chunks: bool
     preemptive: bool
     reserves: bool
-    counted: int
-    """Tokens that a request waits for: 0 all of them, 1 the first; -1 for makespan."""
+    makespan: int
+    """Weights of the objective, as in `cspsched.problem.linear_form`; here and in the next fields."""
+    first: IntArray
+    span: IntArray
+    max_gap: int
+    max_span: IntArray
+    late: IntArray
+    first_limits: IntArray
+    """Longest time to the first token of a request that is not late."""
+    span_limits: IntArray
+    """The same from there to its last token."""
+    moment: int
+    """Weight of all times together: a value divided by it is like the wait of a request."""
     longest: int
     """Tokens of the longest request, which a chunk never exceeds."""
     halvings: int
@@ -123,11 +134,13 @@ def _admits(load: Workload, plan: Plan, kv: IntArray, i: int) -> bool:
 
 @compiled
 def run_plan(load: Workload, prices: Prices, plan: Plan, trace: Trace, best: int) -> int:
-    """Value of a plan in nanoseconds; `NO_SCHEDULE` as soon as it must be more than `best`."""
+    """Value of a plan, by the weights; `NO_SCHEDULE` as soon as it must be more than `best`."""
     n = len(plan.order)
     kv, generated = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64)
     decoding, features = np.zeros(n, dtype=np.int64), np.zeros(8, dtype=np.int64)
     taken = np.zeros(n, dtype=np.int64)
+    first, last = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64)
+    gap, span = 0, 0
     trace.sizes[:] = 0
     clock, total, unfinished = 0, 0, n
     for batch in range(load.most_batches):
@@ -191,16 +204,23 @@ def run_plan(load: Workload, prices: Prices, plan: Plan, trace: Trace, best: int
                 continue
             generated[i] += 1
             decoding[i] = 1
-            done = generated[i] == load.outputs[i]
-            if (load.counted == 0 and done) or (load.counted == 1 and generated[i] == 1):
-                total += clock - load.arrivals[i]
-            if done:
+            if generated[i] == 1:
+                first[i] = clock - load.arrivals[i]
+                total += load.first[i] * first[i]
+            else:
+                gap = max(gap, clock - last[i])
+            last[i] = clock
+            if generated[i] == load.outputs[i]:
+                own = clock - load.arrivals[i] - first[i]
+                total += load.span[i] * own
+                span = max(span, load.max_span[i] * own)
+                if first[i] > load.first_limits[i] or own > load.span_limits[i]:
+                    total += load.late[i]
                 kv[i], decoding[i] = 0, 0
                 unfinished -= 1
-        if load.counted < 0:
-            total = clock
-        if total > best:
+        value = total + load.makespan * clock + load.max_gap * gap + span
+        if value > best:
             return NO_SCHEDULE
         if unfinished == 0:
-            return total
+            return value
     return NO_SCHEDULE

@@ -32,10 +32,14 @@ def list_schedules(instance: Instance) -> Iterable[tuple[str, Schedule]]:
     """One schedule for each order, with its name."""
     for name, key in ORDERS.items():
         order = sorted(range(len(instance.requests)), key=lambda i: key(instance.requests[i]))
-        if instance.switches.hybrid_batches and _prompts_fit(instance):
-            yield f"list schedule, {name}", list_schedule(instance, order)
-        else:
-            yield f"one at a time, {name}", one_at_a_time(instance, order)
+        yield in_order(instance, name, order)
+
+
+def in_order(instance: Instance, name: str, order: Sequence[int]) -> tuple[str, Schedule]:
+    """List schedule of an order where the class of schedules has one, else one request after another."""
+    if instance.switches.hybrid_batches and _prompts_fit(instance):
+        return f"list schedule, {name}", list_schedule(instance, order)
+    return f"one at a time, {name}", one_at_a_time(instance, order)
 
 
 def _prompts_fit(instance: Instance) -> bool:

@@ -6,17 +6,22 @@ turns a mode. Worse plans are taken over with a probability that falls with the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from cspsched.exact.dispatch import NO_SCHEDULE, Plan, Trace, Workload, run_plan
 from cspsched.exact.jit import compiled
+from cspsched.exact.list_schedule import one_at_a_time
 from cspsched.exact.model import Decisions
 from cspsched.exact.state_space import Prices, price_tables
 from cspsched.problem.cost import IntArray
 from cspsched.problem.instance import Instance, Preemption
-from cspsched.problem.metrics import Objective
+from cspsched.problem.linear_form import LinearForm, linear_form
+from cspsched.problem.objectives import AnyObjective
+from cspsched.units import ceil_div
 
 LOCAL_SEARCH = "local search"
 SLICE = 20
@@ -24,12 +29,18 @@ MOST_HALVINGS = 5
 WARMTH = 0.003
 """Loss, as a share of the value, that is taken over with probability 1/e in the beginning."""
 MOST_REQUESTS = 200
-ORDERS: tuple[Callable[[IntArray, IntArray, IntArray], IntArray], ...] = (
-    lambda arrivals, prompts, outputs: arrivals,
-    lambda arrivals, prompts, outputs: outputs,
-    lambda arrivals, prompts, outputs: -outputs,
-    lambda arrivals, prompts, outputs: outputs * (2 * prompts + outputs),
-    lambda arrivals, prompts, outputs: prompts,
+NO_LIMIT_NS = 2**61
+MOST_VALUE = 2**60
+"""Weights are made coarser until values stay below: plans are compared in 64 bits, and priced elsewhere."""
+ORDERS: tuple[Callable[[Workload], npt.NDArray[Any]], ...] = (
+    lambda load: load.arrivals,
+    lambda load: load.outputs,
+    lambda load: -load.outputs,
+    lambda load: load.outputs * (2 * load.prompts + load.outputs),
+    lambda load: load.prompts,
+    lambda load: load.outputs * (2 * load.prompts + load.outputs) / _weights(load),
+    lambda load: -_weights(load),
+    lambda load: load.arrivals + load.first_limits,
 )
 
 
@@ -40,7 +51,7 @@ def can_dispatch(instance: Instance) -> bool:
 
 
 def improve(
-    instance: Instance, objective: Objective, seed: int, time_left: Callable[[], float]
+    instance: Instance, objective: AnyObjective, seed: int, time_left: Callable[[], float]
 ) -> Iterator[Decisions]:
     """Ever better schedules, the first from the best of some plain orders, until time is over."""
     load, prices = _workload(instance, objective), price_tables(instance, 1)
@@ -61,9 +72,10 @@ def improve(
             yield _decisions(load, prices, best, trace)
 
 
-def _workload(instance: Instance, objective: Objective) -> Workload:
+def _workload(instance: Instance, objective: AnyObjective) -> Workload:
     requests, limits, switches = instance.requests, instance.limits, instance.switches
     longest = max(request.peak_kv_tokens for request in requests)
+    form = _coarse(instance, linear_form(objective, instance))
     return Workload(
         arrivals=np.array([request.arrival_ns for request in requests], dtype=np.int64),
         prompts=np.array([request.prompt_tokens for request in requests], dtype=np.int64),
@@ -75,23 +87,69 @@ def _workload(instance: Instance, objective: Objective) -> Workload:
         chunks=switches.chunked_prefill,
         preemptive=switches.preemption is not Preemption.NONE,
         reserves=switches.reservation,
-        counted={Objective.MAKESPAN: -1, Objective.LATENCY: 0, Objective.TTFT: 1}[objective],
+        makespan=form.makespan,
+        first=np.array(form.first, dtype=np.int64),
+        span=np.array(form.span, dtype=np.int64),
+        max_gap=form.max_gap,
+        max_span=np.array(form.max_span, dtype=np.int64),
+        late=np.array(form.late, dtype=np.int64),
+        first_limits=_limits(request.ttft_limit_ns for request in requests),
+        span_limits=_limits(
+            None if request.tpot_limit_ns is None else request.tpot_limit_ns * (request.output_tokens - 1)
+            for request in requests
+        ),
+        moment=max(1, _weight_of_times(form)),
         longest=longest,
         halvings=longest.bit_length(),
         most_batches=4 * sum(request.peak_kv_tokens for request in requests),
     )
 
 
+def _coarse(instance: Instance, form: LinearForm) -> LinearForm:
+    """A form with weights so small that the value of a plan fits; those above 0 stay above it."""
+    one_by_one = one_at_a_time(instance, range(len(instance.requests)))
+    worst = 2 * int(one_by_one.end_ns[-1]) * _weight_of_times(form) + sum(form.late)
+    divisor = worst // MOST_VALUE + 1
+
+    def divided(weights: Iterable[int]) -> tuple[int, ...]:
+        return tuple(ceil_div(weight, divisor) for weight in weights)
+
+    return LinearForm(
+        makespan=ceil_div(form.makespan, divisor),
+        first=divided(form.first),
+        span=divided(form.span),
+        max_gap=ceil_div(form.max_gap, divisor),
+        max_span=divided(form.max_span),
+        late=divided(form.late),
+    )
+
+
+def _weight_of_times(form: LinearForm) -> int:
+    return form.makespan + sum(map(max, form.first, form.span)) + form.max_gap + max(form.max_span)
+
+
+def _limits(times_ns: Iterable[int | None]) -> IntArray:
+    limits = [NO_LIMIT_NS if time_ns is None else min(time_ns, NO_LIMIT_NS) for time_ns in times_ns]
+    return np.array(limits, dtype=np.int64)
+
+
+def _weights(load: Workload) -> IntArray:
+    """How much each request counts, at least 1."""
+    weights: IntArray = np.maximum(np.maximum(load.first, load.span) + load.max_span + load.late, 1)
+    return weights
+
+
 def _first_plan(load: Workload, prices: Prices, trace: Trace) -> tuple[Plan, int]:
     """Best of the plain orders, with and without admission by peak."""
+    orders = [np.argsort(key(load), kind="stable") for key in ORDERS]
     plans = [
         Plan(
-            order=np.argsort(key(load.arrivals, load.prompts, load.outputs), kind="stable"),
+            order=order.copy(),
             release=load.arrivals.copy(),
             chunk=np.full(len(load.prompts), load.max_batch_tokens, dtype=np.int64),
             modes=np.array([cautious, eager, budget], dtype=np.int64),
         )
-        for key in ORDERS
+        for order in {order.tobytes(): order for order in orders}.values()
         for cautious, eager in ((0, 0), (1, 0), (0, 1))
         for budget in _budgets(load)
     ]
@@ -138,7 +196,7 @@ def _anneal(
             plan.release[i] = load.arrivals[i]
         elif kind < 8:
             # Back by up to a twentieth of an average wait; short delays let others get ahead.
-            most = max(1, values[1] // (20 * (n if load.counted >= 0 else 1)))
+            most = max(1, values[1] // (20 * load.moment))
             plan.release[i] = max(load.arrivals[i], plan.release[i] + np.random.randint(-most, most + 1))
         elif kind == 8:
             plan.chunk[i] = max(1, load.longest >> np.random.randint(0, load.halvings))

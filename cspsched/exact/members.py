@@ -10,7 +10,7 @@ from cspsched.exact.batch_counts import BATCH_COUNTS, CountSearch, CountTalk
 from cspsched.exact.batch_model import BatchModel
 from cspsched.exact.horizon import certified_horizon
 from cspsched.exact.level_bound import LEVEL_WALKS, STEP_S, bound_levels
-from cspsched.exact.local_search import LOCAL_SEARCH, improve
+from cspsched.exact.local_search import LOCAL_SEARCH, SLICE, improve
 from cspsched.exact.model import Ceiling, ExactModel
 from cspsched.exact.packing_search import PACKING_SEARCH, compile_packing, search_packing
 from cspsched.exact.packing_space import PackingSpace
@@ -33,6 +33,8 @@ from cspsched.problem.result import StopReason, most_rounding_ns
 
 MOST_CELLS = 30_000
 """Requests times batches beyond which no model is built."""
+CELL_S = 2e-8
+"""What a request in a batch of a plan takes on a typical machine; a deterministic clock runs by it."""
 MODEL = "CP-SAT"
 """Name of the model before it is chosen."""
 FIRST_CELLS, CELLS_PER_S = 2_000, 500
@@ -140,9 +142,14 @@ def _time_left(record: Record, share: float) -> Callable[[], float]:
 
 def run_local_search(record: Record, limits: SearchLimits, share: float = 1.0) -> Ending:
     """Anneal plans of a parametric scheduler in a share of the time; finds schedules and proves nothing."""
+    cells = len(record.instance.requests) * record.incumbent.schedule.num_batches
     time_left = _time_left(record, share)
-    assert isinstance(record.objective, Objective)
-    for decisions in improve(record.instance, record.objective, limits.seed, time_left):
+
+    def next_slice() -> float:
+        record.watch.spend(SLICE * cells * CELL_S)
+        return time_left()
+
+    for decisions in improve(record.instance, record.objective, limits.seed, next_slice):
         record.offer(LOCAL_SEARCH, decisions)
     return StopReason.TIME_LIMIT, {}
 

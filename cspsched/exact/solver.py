@@ -162,10 +162,9 @@ def _state_space(record: Record) -> StateSpace | PackingSpace | None:
 
 
 def _can_dispatch(record: Record) -> bool:
-    """Whether local search knows the objective and may evict as it does."""
-    known = isinstance(record.objective, Objective) and not record.ceilings
+    """Whether local search may evict as it does, and has no ceilings to keep to."""
     may_evict = record.instance.switches.preemption is not Preemption.SWAP
-    return known and may_evict and can_dispatch(record.instance)
+    return may_evict and not record.ceilings and can_dispatch(record.instance)
 
 
 def _take_turns(
@@ -174,7 +173,12 @@ def _take_turns(
     limits: SearchLimits,
     endings: list[Ending],
 ) -> None:
-    """A state search where one applies, in half of the time, then CP-SAT."""
+    """A state search where one applies, in half of the time, then CP-SAT.
+
+    The search of states without times makes better schedules than local search, the others worse ones.
+    """
+    if not isinstance(space, StateSpace | PackingSpace) and _can_dispatch(record):
+        _local(record, limits, LOCAL_SHARE)
     if isinstance(space, StateSpace | PackingSpace):
         endings.append(_states(record, space, share=0.5))
     elif space is not None:
