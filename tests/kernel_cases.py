@@ -192,6 +192,15 @@ def _sglang(rng: random.Random) -> Settings:
     }
 
 
+def _sglang_priority(rng: random.Random) -> Settings:
+    return {
+        **_sglang(rng),
+        "enable_priority_scheduling": True,
+        "priority_scheduling_preemption_threshold": rng.choice([0, 0, 1]),
+        "max_running_requests": rng.choice([None, 1, 2, 3, 8]),
+    }
+
+
 def _vtc(rng: random.Random) -> Settings:
     prices = {"input_price": rng.choice([1.0, 0.3]), "output_price": rng.choice([2.0, 0.1])}
     return {**_lightllm(rng), **prices}
@@ -261,6 +270,7 @@ BY_REQUEST: dict[str, Callable[[random.Random], Settings]] = {
     "tgi total": _tgi_total,
     "lightllm ratio": _lightllm_ratio,
     "sglang": _sglang,
+    "sglang priority": _sglang_priority,
     "vtc": _vtc,
     "sjf": _none,
     "srpt": _none,

@@ -17,6 +17,7 @@ from cspsched.policies.tgi import Tgi, TgiSettings
 from cspsched.problem.instance import Instance, Preemption, Switches
 from cspsched.problem.referee import find_violations
 from cspsched.simulate import Policy, simulate
+from cspsched.simulate.kernel import run_policy
 from tests.instances import schedule_unless_stuck
 from tests.strategies import check, instances
 from tests.test_policies_rules import batches, evictions, instance_of, run
@@ -346,6 +347,7 @@ def test_sglang_retracts_for_the_important_where_a_place_is_all_it_lacks(
 
     assert [request for _, request in evictions(simulation)] == retracted
     assert batches(simulation)[1] == ([(1, 2)] if retracted else [(0, 1)])
+    assert run_policy(instance, make_policy(text), "kernel").schedule == simulation.schedule
 
 
 def test_sglang_retracts_for_a_place_only_if_asked_to_mind_priorities() -> None:

@@ -172,11 +172,11 @@ class SglangRun(QueueRun):
         self._is_full = False
 
     def kernel_rules(self) -> AnyRules | None:
-        """Without priorities, random order and simulated decodes (ignore_eos)."""
+        """Without random order, simulated decodes (ignore_eos) and retraction by priority."""
         settings = self._settings
         order = KERNEL_ORDERS.get(settings.schedule_policy)
         simple = not settings.ignore_eos and settings.retraction_policy is RetractionPolicy.LENGTH
-        if order is None or settings.enable_priority_scheduling or not simple:
+        if order is None or not simple:
             return None
         return self._each_rules(
             mode=Mode.SGLANG,
@@ -185,6 +185,8 @@ class SglangRun(QueueRun):
             most_prefill=self._max_prefill_tokens,
             mixes_decodes=settings.enable_mixed_chunk,
             decode_steps=settings.prefill_decode_interval or 0,
+            retracts_for=settings.enable_priority_scheduling,
+            threshold=settings.priority_scheduling_preemption_threshold,
             ratio=float(self._first_ratio),
         )
 

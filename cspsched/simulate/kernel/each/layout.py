@@ -10,14 +10,14 @@ from cspsched.simulate.kernel.layout import IMPORTANCE, NEXT, ORDER, RANK, RECOM
     SPARE_BLOCKS, ASSUMED_TOKENS, TOTAL_TOKENS, GROUPS, LEARNS_LENGTHS, LENGTH_THRESHOLD, DECODES_FOLLOW,
     MOST_PREFILL, MIXES_DECODES, CLIENTS, WATERMARK, LONGEST_PROMPT, BY_ARRIVAL, MOST_IN_BATCH,
     PADDED_TOKENS, STAGE_TOKENS, NUM_STAGES, FIXED_BLOCKS, BY_IMPORTANCE, TEST_KNOWN, LONG_PREFILL, ADAPTIVE,
-    LOOKAHEAD, MAX_MODEL_LEN, INTERVAL, DECIDES_AHEAD,
+    LOOKAHEAD, MAX_MODEL_LEN, INTERVAL, DECIDES_AHEAD, RETRACTS_FOR, THRESHOLD,
     STARVATION_PERIOD, ASKS, RATIO, PRICE, OUTPUT_PRICE,
     USED_TOKENS, NUM_IN_BATCH, NUM_LISTED, NUM_BATCHED, DECISION, HEAP_SIZE, GROUP_LEFT, IS_FULL, SHARE,
     FRONT, BATCH_START_NS, LAST_PROMPT_NS, LAST_WAS_PROMPT, NUM_IDLE, NUM_STEPS, LAST_PREFILL_STEP,
     CAPACITY_BOUND, QUEUE_START, RENUMBERS, IS_IN_FLIGHT, BUSY_UNTIL_NS, NUM_ENDING, SOMEBODY_FINISHED,
     IS_LOCKED, MUST_UNLOCK, MAY_LOCK, NUM_LOCKED, LOCKED_END, LOCKED_CONTEXT, LOCKED_TOTAL, DECODES_AT,
     LAST_NUMBER, LAST_RANK, CALENDAR_MASK,
-) = range(ORDER + 1, ORDER + 76)  # fmt: skip
+) = range(ORDER + 1, ORDER + 78)  # fmt: skip
 LENGTH_COUNT, LENGTH_SUM = CALENDAR_MASK + 1, CALENDAR_MASK + 33
 """Of finished requests, by the bits of their prompt: how many, and their tokens together."""
 # Of the loop that asks: what it waits for, its place, and question and answer.
@@ -53,6 +53,9 @@ NUM_SLOT = 10
 QUEUE_OF_CLIENT, NEXT_OF_CLIENT, CLIENT, CHARGED = RANK, NEXT, IMPORTANCE, LEVEL
 # A column of `slots` where batches are decided ahead: who finishes in one that has not ended, oldest first.
 ENDING = FIRST_LIST
+
+# Columns of `wide` and `rows` where a request retracts others: the priority, and whether it is to go.
+PRIORITY, IS_VICTIM = SPENT, LEVEL
 
 # And where deadlines rank requests: whether a request is among those with prefill left, and whether it is
 # behind all others; its number; the time that its prefill takes; how many prefills are left, and how long

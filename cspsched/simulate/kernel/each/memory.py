@@ -77,6 +77,9 @@ def _wide(workload: Workload, rules: EachRules) -> IntArray:
     wide[:, layout.ARRIVAL_NS] = workload.arrival_ns
     wide[:, layout.SCHEDULED_NS : layout.FINISH_NS + 1] = -1
     wide[:, each.KEY] = workload.places(rules.order)
+    if rules.retracts_for:
+        wide[:, each.KEY] = workload.places_by_priority(rules.order)
+        wide[:, each.PRIORITY] = workload.priorities
     if with_deadlines:
         wide[:, each.TIER] = workload.priorities
         ttft_ns = _limits(workload.ttft_limit_ns, workload, rules.price)

@@ -37,6 +37,7 @@ from cspsched.simulate.kernel.each.layout import (
     NUM_LISTED,
     NUM_LOCKED,
     QUEUE_AFTER_EVICTION,
+    RETRACTS_FOR,
     USED_TOKENS,
 )
 from cspsched.simulate.kernel.each.lists import (
@@ -109,7 +110,7 @@ def decode(k: Kernel) -> None:
         position = _victim(k)
         request = int(k.slots[position, LISTED])
         needed -= growth(k, request)
-        _evict_listed(k, position)
+        evict_listed(k, position)
     for position in range(now[NUM_LISTED]):
         request = int(k.slots[position, LISTED])
         if decodes(k, request) and now[USED_TOKENS] < now[BATCH_TOKENS]:
@@ -142,7 +143,7 @@ def _goes_before(k: Kernel, request: int, other: int, mode: int) -> bool:
 
 
 @inner
-def _evict_listed(k: Kernel, position: int) -> None:
+def evict_listed(k: Kernel, position: int) -> None:
     """Preempt a running request and queue it again."""
     now, request = k.now, int(k.slots[position, LISTED])
     preempt(k, request)
@@ -199,7 +200,7 @@ def prefill_with(chunk_tokens: ChunkTest, fits: AdmissionTest) -> Step:
                 schedule(k, request, tokens, missing_blocks(k, request, tokens))
             if tokens < lacking:
                 return
-        while now[WAITING] and now[RUNNING] < now[MAX_RUNNING] and admit(k):
+        while now[WAITING] and (now[RUNNING] < now[MAX_RUNNING] or now[RETRACTS_FOR]) and admit(k):
             pass
 
     return prefill

@@ -111,6 +111,9 @@ class EachRules:
         Whether the client of least service goes next; the prices are those of a prompt and a decoded token.
     decides_ahead
         Whether the next batch is decided while one runs, before its tokens are known (VLLM).
+    retracts_for, threshold
+        SGLang: whether the queue goes by priority first, and its head retracts running requests whose
+        priority is larger by more than the threshold.
     asks
         Questions that a policy in Python answers, a bit each.
     stages
@@ -158,6 +161,8 @@ class EachRules:
     max_model_len: int = 0
     interval: int = 1
     decides_ahead: bool = False
+    retracts_for: bool = False
+    threshold: int = 0
     starvation_period: int = 0
     asks: int = 0
     ratio: float = 0.0
