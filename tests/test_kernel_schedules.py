@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import sys
 from dataclasses import replace
@@ -27,7 +28,7 @@ from cspsched.simulate.kernel.each.loops import loop_of
 from cspsched.simulate.kernel.each.rules import EachRules
 from cspsched.simulate.kernel.memory import new_kernel
 from tests.kernel_cases import BY_REQUEST, SETTINGS, digest, disagreements, draw_case
-from tests.strategies import EVERY_TERM
+from tests.strategies import EVERY_TERM, make_instance
 
 EXAMPLES = int(os.environ.get("CSPSCHED_ORACLE_EXAMPLES", "200"))
 """Configurations of each policy; a long run sets thousands."""
@@ -196,6 +197,31 @@ def test_decodes_in_lockstep_make_the_same_schedule(text: str, kv_blocks: int) -
     instance = replace(instance, requests=clients)
 
     assert digest(simulate_fast(instance, policy).to_simulation()) == digest(simulate(instance, policy))
+
+
+def test_retractions_by_priority_are_the_same() -> None:
+    """By place and by memory, with mixed chunks and without: more than two on average in each of 40 runs."""
+    num_retracted = 0
+    for seed in range(40):
+        rng = random.Random(seed)
+        count, mixes = rng.choice([10, 40]), rng.choice(["true", "false"])
+        instance = make_instance(
+            *((rng.randint(1, 30), rng.randint(1, 40)) for _ in range(count)),
+            arrivals_ns=[rng.randint(0, 20 * count) for _ in range(count)],
+            kv_blocks=rng.choice([20, 60]), block_tokens=4, max_batch_tokens=64,
+        )  # fmt: skip
+        requests = tuple(replace(request, priority=rng.randint(0, 9)) for request in instance.requests)
+        policy = make_policy(
+            "sglang:enable_priority_scheduling=true,schedule_conservativeness=0.3,enable_mixed_chunk="
+            f"{mixes},max_running_requests={rng.randint(1, 6)},"
+            f"priority_scheduling_preemption_threshold={rng.randint(0, 4)}"
+        )
+        clear = simulate(replace(instance, requests=requests), policy)
+        fast = simulate_fast(replace(instance, requests=requests), policy)
+        assert digest(fast.to_simulation()) == digest(clear)
+        num_retracted += len(clear.preempted)
+
+    assert num_retracted >= 100
 
 
 @pytest.mark.parametrize("text", ["sjf", "vllm:num_lookahead_tokens=1", "vidur-sarathi"])
