@@ -18,11 +18,12 @@ from cspsched.checking import Check, Claim, Verdict, check_result
 from cspsched.errors import InputError
 from cspsched.exact.search import SearchLimits
 from cspsched.ladder import climb
-from cspsched.problem.metrics import Objective
-from cspsched.problem.result import Result, Status
+from cspsched.problem.metrics import Objective, measure
+from cspsched.problem.result import Result, Status, StopReason
+from cspsched.problem.timing import schedule_asap
 from cspsched.solving import solve
 from tests.instances import instance_of, three_equal
-from tests.strategies import instances, make_instance
+from tests.strategies import instances, make_instance, one_after_another
 
 NO_SEARCH = SearchLimits(time_limit_s=0)
 SOME = SearchLimits(time_limit_s=5)
@@ -127,6 +128,62 @@ def test_a_search_is_named_as_not_re_derived():
     assert f"{data['dual_ns']} ns stated by {data['certificate']}, not re-derived; re-derived: at least" in (
         bound.sentence
     )
+
+
+def test_a_search_is_repeated_on_demand():
+    """With a search of its own `check` proves the bound again."""
+    checked = check_result(searched_file(), prove=SearchLimits(time_limit_s=60))
+    bound, status = (claim_of(checked, name) for name in ("bound", "status"))
+
+    assert checked.faults == ()
+    assert bound.verdict is status.verdict is Verdict.REPEATED
+    assert bound.rederived == bound.stated
+
+
+def test_a_search_without_time_proves_nothing_again():
+    """What was not reached is said: the bound is neither confirmed nor refuted."""
+    data = searched_file()
+    bound = claim_of(check_result(data, prove=NO_SEARCH), "bound")
+
+    assert (bound.verdict, bound.stated) == (Verdict.NOT_REDERIVED, data["dual_ns"])
+    assert "not proven again in time: at least " in bound.sentence
+
+
+@pytest.mark.parametrize("objective", [Objective.MAKESPAN, Objective.LATENCY])
+def test_a_forged_search_is_found_out_by_another(objective):
+    """A schedule that a search is said to have proven optimal is refuted by a better one."""
+    instance = three_equal()
+    batches = one_after_another(instance)
+    schedule = schedule_asap(instance, batches, [[] for _ in batches])
+    value_ns = measure(instance, schedule).objective_ns(objective)
+    forged = file_of(
+        Result(
+            instance=instance,
+            objective=objective,
+            schedule=schedule,
+            primal_ns=value_ns,
+            dual_ns=value_ns,
+            status=Status.OPTIMAL,
+            stop_reason=StopReason.PROVEN,
+            certificate="batch-indexed CP-SAT",
+        )
+    )
+    believed = check_result(forged)
+    checked = check_result(forged, prove=NO_SEARCH)
+
+    assert believed.faults == ()
+    assert {fault.rule for fault in checked.faults} == {"bound", "status"}
+    assert f"{value_ns} ns stated, and " in claim_of(checked, "bound").sentence
+
+
+def test_the_stages_of_an_order_are_proven_again_one_after_the_other():
+    """A later stage is searched among the schedules that keep to the earlier values."""
+    result = solve(make_instance((2, 2), (1, 3), kv_blocks=4), "makespan,max-itl", limits=SOME).result
+    checked = check_result(file_of(result), prove=SOME)
+
+    assert result.status is Status.OPTIMAL
+    assert checked.faults == ()
+    assert Verdict.NOT_REDERIVED not in {claim.verdict for claim in checked.claims}
 
 
 def test_a_simulated_file_states_no_bound():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cspsched.cli.console import counted
-from cspsched.cli.options import json_option
+from cspsched.cli.options import Duration, json_option
 
 if TYPE_CHECKING:
     from cspsched.checking import Check
@@ -24,24 +24,37 @@ FILES = (
 
 @click.command("check")
 @click.argument("schedule", type=click.Path(path_type=Path))
+@click.option(
+    "--prove",
+    type=Duration(),
+    help="Search so long for what a bound of a search is worth: a proof of it, or a schedule below.",
+)
 @json_option
-def check_command(schedule: Path, as_json: bool) -> int:  # noqa: FBT001 - click passes flags so
-    """Judge SCHEDULE by the referee, and what the file states of it.
+def check_command(
+    schedule: Path,
+    prove: float | None,
+    as_json: bool,  # noqa: FBT001 - click passes flags so
+) -> int:
+    """Judge SCHEDULE by the referee.
 
     SCHEDULE is a file that 'solve', 'simulate --save', 'improve --save' or 'import-schedule' wrote. Every
     rule of the problem is checked, all times and the objective are derived again. So are the class, the gap,
     the status, and the bound of a closed-form certificate; a bound that a search closed is named as not
-    re-derived, beside the best bound that is. Exit code 3 if anything is violated or false.
+    re-derived, beside the best bound that is. --prove searches again. Exit code 3 if anything is violated or
+    false.
 
     \b
     cspsched check cspsched-solve/schedule.json
+    cspsched check cspsched-solve/schedule.json --prove 60s
     """  # noqa: D301 - click's marker for text that is not to be wrapped
     from cspsched.checking import check_result
+    from cspsched.exact.search import SearchLimits
     from cspsched.problem.json_io import read_json
 
     data = read_json(schedule)
     _require_result(data, schedule)
-    checked = check_result(data, str(schedule))
+    limits = None if prove is None else SearchLimits(time_limit_s=prove)
+    checked = check_result(data, str(schedule), prove=limits)
     if as_json:
         click.echo(json.dumps(checked.to_json(), indent=1))
     elif checked.faults:
