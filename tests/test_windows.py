@@ -16,6 +16,7 @@ from cspsched.errors import UsageError
 from cspsched.policies.base import make_policy
 from cspsched.problem.cost import BatchFeatures, PiecewiseLinear
 from cspsched.problem.metrics import Objective, measure
+from cspsched.problem.result import Status
 from cspsched.simulate import simulate
 from cspsched.windows import WindowShape, sample_windows, study_windows
 from cspsched.windows.background import Background, beyond
@@ -162,6 +163,10 @@ def test_every_small_window_is_proven():
     assert len(found.judged) + found.num_without_room == 6
     for verdict in found.judged:
         assert 0 < verdict.bound_ns <= verdict.best_ns <= verdict.policy_ns
+    told = [window for window in found.to_json()["windows"] if "status" in window]
+    assert [(window["status"], window["gap_ns"] == 0) for window in told] == [
+        (verdict.status.value, verdict.status is Status.OPTIMAL) for verdict in found.judged
+    ]
     low, high = found.mean_excess
     assert low == pytest.approx(high, abs=1e-5)
     assert found.confidence[0] <= low <= high <= found.confidence[1]

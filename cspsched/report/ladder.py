@@ -157,7 +157,7 @@ def ladder_figure(ladder: Ladder) -> Figure:
     axes.set_yticks(positions, [rung.name for rung in solved])
     axes.set_ylim(len(solved) - 0.5, -0.5)
     # Room for the text at the end of the longest bar.
-    axes.set_xlim(0, 1.3 * values.max())
+    axes.set_xlim(0, 1.4 * values.max())
     axes.set_xlabel(f"{_what(ladder)} [{unit}]")
     axes.set_title("What each restriction costs: every rung may do what the one above it may")
     axes.grid(visible=True, axis="x", alpha=0.3)
