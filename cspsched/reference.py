@@ -192,8 +192,9 @@ def _searched(
     limits: ReferenceLimits,
     on_progress: Callable[[Progress], None] | None,
 ) -> Reference:
-    started = time.monotonic()
-    bound = lower_end(instance, objective)
+    started, limit_s = time.monotonic(), limits.time_limit_s
+    time_left = None if limit_s is None else lambda: limit_s - (time.monotonic() - started)
+    bound = lower_end(instance, objective, time_left=time_left)
     known = [(one.value_ns, one.policy) for one in reference]
     reason = StopReason.TOO_LARGE
     search = limits.after(time.monotonic() - started).search(len(instance.requests))

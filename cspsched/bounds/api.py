@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from fractions import Fraction
 
 from cspsched.bounds.certificate import Certificate, best_first
@@ -14,7 +15,9 @@ from cspsched.problem.instance import Instance
 from cspsched.problem.metrics import Objective
 
 
-def certificates(instance: Instance, objective: Objective) -> tuple[Certificate, ...]:
+def certificates(
+    instance: Instance, objective: Objective, *, time_left: Callable[[], float] | None = None
+) -> tuple[Certificate, ...]:
     """All certificates of an objective, the best first.
 
     They hold for every feasible schedule, whatever the switches: for chunking, holding, hybrid batches,
@@ -27,6 +30,8 @@ def certificates(instance: Instance, objective: Objective) -> tuple[Certificate,
         schedules mean nothing.
     objective
         What is bounded: makespan, latency or TTFT.
+    time_left
+        Clock in seconds: at 0 no further certificate is begun; the first, which is cheap, always is.
 
     Raises
     ------
@@ -37,12 +42,19 @@ def certificates(instance: Instance, objective: Objective) -> tuple[Certificate,
     tables = Tables(instance)
     if objective is Objective.MAKESPAN:
         return best_first(makespan_certificates(tables))
-    return best_first(flow_certificates(tables, objective))
+    found = []
+    for certificate in flow_certificates(tables, objective):
+        found.append(certificate)
+        if time_left is not None and time_left() <= 0:
+            break
+    return best_first(found)
 
 
-def best_bound(instance: Instance, objective: Objective) -> Certificate:
+def best_bound(
+    instance: Instance, objective: Objective, *, time_left: Callable[[], float] | None = None
+) -> Certificate:
     """The certificate with the largest value; see `certificates`."""
-    return certificates(instance, objective)[0]
+    return certificates(instance, objective, time_left=time_left)[0]
 
 
 def solo_ns(instance: Instance, objective: Objective = Objective.LATENCY) -> list[int]:

@@ -7,7 +7,9 @@ of the whole trace, and the points of a curve can be set beside a policy's own s
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +22,9 @@ from cspsched.problem.metrics import Objective
 NUM_POINTS = 20
 
 
-def latency_curve(instance: Instance, num_points: int = NUM_POINTS) -> tuple[IntArray, list[int]]:
+def latency_curve(
+    instance: Instance, num_points: int = NUM_POINTS, **options: Any
+) -> tuple[IntArray, list[int]]:
     """Lower bound on the sum of latencies of the requests that arrive up to each of some moments.
 
     Parameters
@@ -30,6 +34,12 @@ def latency_curve(instance: Instance, num_points: int = NUM_POINTS) -> tuple[Int
     num_points
         Moments at most; they are arrivals, about equally many requests apart, and the last is the last
         arrival. Each costs a bound on the requests up to it.
+    whole_ns
+        A bound on all requests, if there is one already; the last moment takes it.
+    time_left
+        Clock in seconds: at 0 no further moment is bounded but the last.
+    on_moment
+        Told before each moment how many there were, and how many there are.
 
     Returns
     -------
@@ -44,27 +54,47 @@ def latency_curve(instance: Instance, num_points: int = NUM_POINTS) -> tuple[Int
     UsageError
         If `num_points` is below 1.
     """
-    return _curve(instance, Objective.LATENCY, num_points)
+    return _curve(instance, Objective.LATENCY, num_points, **options)
 
 
-def makespan_curve(instance: Instance, num_points: int = NUM_POINTS) -> tuple[IntArray, list[int]]:
+def makespan_curve(
+    instance: Instance, num_points: int = NUM_POINTS, **options: Any
+) -> tuple[IntArray, list[int]]:
     """Lower bound on the time when the requests that arrive up to each of some moments have all finished.
 
     As `latency_curve`; for each moment the bound is on the last completion, in nanoseconds from 0.
     """
-    return _curve(instance, Objective.MAKESPAN, num_points)
+    return _curve(instance, Objective.MAKESPAN, num_points, **options)
 
 
-def _curve(instance: Instance, objective: Objective, num_points: int) -> tuple[IntArray, list[int]]:
+def _curve(
+    instance: Instance,
+    objective: Objective,
+    num_points: int,
+    *,
+    whole_ns: int | None = None,
+    time_left: Callable[[], float] | None = None,
+    on_moment: Callable[[int, int], None] | None = None,
+) -> tuple[IntArray, list[int]]:
     if num_points < 1:
         raise UsageError(f"a curve of {num_points} points, expected at least 1")
     arrivals_ns = np.array([request.arrival_ns for request in instance.requests], dtype=np.int64)
     count = len(arrivals_ns)
     ranks = -(-count * np.arange(1, min(num_points, count) + 1) // min(num_points, count)) - 1
     times_ns = np.unique(np.sort(arrivals_ns)[ranks])
-    bounds_ns: list[int] = []
-    for time_ns in times_ns:
-        arrived = tuple(request for request in instance.requests if request.arrival_ns <= time_ns)
-        value_ns = best_bound(replace(instance, requests=arrived), objective).value_ns
+    kept, bounds_ns = list[int](), list[int]()
+    for position, time_ns in enumerate(times_ns.tolist()):
+        is_last = position == len(times_ns) - 1
+        if time_left is not None and time_left() <= 0 and not is_last:
+            continue
+        if on_moment is not None:
+            on_moment(position, len(times_ns))
+        if is_last and whole_ns is not None:
+            value_ns = whole_ns
+        else:
+            arrived = tuple(request for request in instance.requests if request.arrival_ns <= time_ns)
+            part = replace(instance, requests=arrived)
+            value_ns = best_bound(part, objective, time_left=time_left).value_ns
+        kept.append(time_ns)
         bounds_ns.append(max([value_ns, *bounds_ns[-1:]]))
-    return times_ns, bounds_ns
+    return np.array(kept, dtype=np.int64), bounds_ns

@@ -17,7 +17,7 @@ is rounded down to integer nanoseconds: SRPT is monotone in processing times, so
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -152,16 +152,16 @@ class Relaxation:
         return {"output_share": str(self.heads.share)} | solo | split | self.minorant.to_details()
 
 
-def flow_certificates(tables: Tables, objective: Objective) -> list[Certificate]:
-    """Certificates of a sum of latencies or a sum of TTFT."""
+def flow_certificates(tables: Tables, objective: Objective) -> Iterator[Certificate]:
+    """Certificates of a sum of latencies or of TTFT, the cheap ones first, each made when it is taken."""
     is_latency = objective is Objective.LATENCY
-    whole = _srpt_certificate(tables, objective, SRPT, [Fraction(1 if is_latency else 0)])
-    path = critical_path(tables, objective)
-    if not is_latency:
-        return [whole, path]
-    tail = _srpt_certificate(tables, objective, SRPT_TAIL, TAIL_SHARES)
-    priced = [*memory_price_certificates(tables), *time_price_certificates(tables)]
-    return [whole, tail, path, *pair_delay_certificates(tables), *priced]
+    yield critical_path(tables, objective)
+    yield _srpt_certificate(tables, objective, SRPT, [Fraction(1 if is_latency else 0)])
+    if is_latency:
+        yield _srpt_certificate(tables, objective, SRPT_TAIL, TAIL_SHARES)
+        yield from pair_delay_certificates(tables)
+        yield from memory_price_certificates(tables)
+        yield from time_price_certificates(tables)
 
 
 def _srpt_certificate(

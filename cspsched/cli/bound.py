@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from cspsched.cli.console import tell_rejections
+from cspsched.cli.console import show, tell_rejections
 from cspsched.cli.options import (
     instance_serving,
     json_option,
@@ -59,7 +59,7 @@ def bound_command(
     if as_json:
         rows = [{"name": name, "value_ns": value_ns, "details": details} for name, value_ns, details in found]
         data = {"schema": "cspsched/bounds/1", "objective": wanted.value, "certificates": rows}
-        click.echo(json.dumps(data, indent=1))
+        show(json.dumps(data, indent=1))
         return
     for name, value_ns, _ in found:
-        click.echo(f"{wanted.label} >= {wanted.show(value_ns, len(instance.requests))}  {name}")
+        show(f"{wanted.label} >= {wanted.show(value_ns, len(instance.requests))}  {name}")

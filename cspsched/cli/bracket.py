@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cspsched.cli.compare import error_band
-from cspsched.cli.console import LiveLine, tell, tell_rejections
+from cspsched.cli.console import LiveLine, show, tell, tell_rejections
 from cspsched.cli.executor_options import executor_option, executor_workers_option
 from cspsched.cli.group import INTERRUPTED
 from cspsched.cli.improve import exit_code, save_result, search_limits, search_options
@@ -106,13 +106,13 @@ def bracket_command(
         return INTERRUPTED
     data = _data(brackets, tasks)
     if as_json:
-        click.echo(json.dumps(data, indent=1))
+        show(json.dumps(data, indent=1))
     else:
         texts = [
             ("" if end == GIVEN else f"If all batches are {end}:\n") + report.text(bracket)
             for (end, _), bracket in zip(tasks, brackets, strict=False)
         ]
-        click.echo("\n\n".join(texts))
+        show("\n\n".join(texts))
     if picture is not None:
         report.write_picture(brackets[0], picture)
         tell(f"wrote {picture}")

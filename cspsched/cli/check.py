@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cspsched.cli.console import counted
+from cspsched.cli.console import counted, show
 from cspsched.cli.options import Duration, json_option
 
 if TYPE_CHECKING:
@@ -56,11 +56,11 @@ def check_command(
     limits = None if prove is None else SearchLimits(time_limit_s=prove)
     checked = check_result(data, str(schedule), prove=limits)
     if as_json:
-        click.echo(json.dumps(checked.to_json(), indent=1))
+        show(json.dumps(checked.to_json(), indent=1))
     elif checked.faults:
-        click.echo("\n".join(f"{fault.rule}: {fault.message}" for fault in checked.faults))
+        show("\n".join(f"{fault.rule}: {fault.message}" for fault in checked.faults))
     else:
-        click.echo("\n".join(_lines(checked)))
+        show("\n".join(_lines(checked)))
     return GATE_FAILED if checked.faults else 0
 
 

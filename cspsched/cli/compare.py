@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from cspsched.cli.console import LiveLine, counted, tell
+from cspsched.cli.console import LiveLine, counted, show, tell
 from cspsched.cli.group import INTERRUPTED
 from cspsched.cli.options import (
     SERVING_NAMES,
@@ -150,7 +150,7 @@ def compare_command(
             on_progress=live,
         )
     if as_json:
-        click.echo(json.dumps(comparison.to_json(), indent=1))
+        show(json.dumps(comparison.to_json(), indent=1))
     else:
         _show(name, comparison)
     if markdown is not None:
@@ -228,7 +228,7 @@ def _show(name: str, comparison: Comparison) -> None:
     from cspsched.report.table import footnotes, header, rows
 
     instance, limits = comparison.instance, comparison.instance.limits
-    click.echo(
+    show(
         f"{name}: {counted(len(instance.requests), 'request')}, {instance.cost.name}, "
         f"{limits.kv_blocks:,} KV blocks of {limits.block_tokens}, C {limits.max_batch_tokens:,}, "
         f"R {limits.max_batch_requests:,}"
@@ -242,7 +242,7 @@ def _show(name: str, comparison: Comparison) -> None:
     width = max(console.width, _width(lines))
     Console(highlight=False, width=width, height=console.height).print(_table(lines))
     for note in footnotes(comparison):
-        click.echo(note)
+        show(note)
 
 
 def _table(lines: list[list[str]]) -> Table:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cspsched.cli.console import counted, tell
+from cspsched.cli.console import counted, show, tell
 from cspsched.cli.options import json_option
 from cspsched.units import exact_seconds
 
@@ -70,16 +70,16 @@ def conformance_command(
         else:
             replays.append(replay_case(case, chosen))
         if not as_json:
-            click.echo("\n".join(_lines(replays[-1])))
+            show("\n".join(_lines(replays[-1])))
     counts = Counter(replay.verdict for replay in replays)
     if as_json:
         data: dict[str, Any] = {"schema": CONFORMANCE_SCHEMA}
         data["counts"] = {verdict.value: counts[verdict] for verdict in Verdict}
         data["cases"] = [replay.to_json() for replay in replays]
-        click.echo(json.dumps(data, indent=1))
+        show(json.dumps(data, indent=1))
     else:
         told = ", ".join(f"{counts[verdict]} {verdict}" for verdict in Verdict if counts[verdict])
-        click.echo(f"{counted(len(replays), 'case')}: {told}")
+        show(f"{counted(len(replays), 'case')}: {told}")
     if counts[Verdict.DIFFERS]:
         return GATE_FAILED
     return BAD_INPUT if counts[Verdict.UNREADABLE] else 0

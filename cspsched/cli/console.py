@@ -1,11 +1,12 @@
-"""Talk to stderr: steps and the live line of a search."""
+"""Talk to stderr: steps, the live line of a search, and a sign of life where nothing else is said."""
 
 from __future__ import annotations
 
 import sys
+import threading
 import time
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Self
 
@@ -16,27 +17,109 @@ if TYPE_CHECKING:
     from cspsched.problem.instance import Rejection
     from cspsched.problem.objectives import AnyObjective
 
-PLAIN_LINE_SECONDS = 5.0
+MOST_SILENCE_S = 1.5
+"""After so long without a word what is being done is said again, with the time that it has taken."""
+LOOK_S = 0.25
+MOST_REJECTIONS_TOLD = 3
+BAR = 20
 ERASE = "\x1b[K"
 """Clears what a longer text left on the line."""
 
 
-MOST_REJECTIONS_TOLD = 3
+class Talk:
+    """What a command says on stderr; on a terminal a state rewrites its line, in a pipe lines follow."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stderr.isatty()
+        self._lock = threading.Lock()
+        self._doing, self._since = "starting", time.monotonic()
+        self._heard = self._since
+        self._is_open = False
+        """Whether a line is on the terminal that may be rewritten."""
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def tell(self, message: str) -> None:
+        """One line that stays; what it says is being done from here on."""
+        with self._lock:
+            self._doing, self._since = message, time.monotonic()
+            self._write(message, stays=True)
+
+    def begin(self, what: str) -> None:
+        """What is being done from here on; said where it takes long."""
+        with self._lock:
+            self._doing, self._since = what, time.monotonic()
+
+    def show(self, state: str) -> None:
+        """The state of what is being done."""
+        with self._lock:
+            self._write(state, stays=not self._terminal)
+
+    def close_line(self) -> None:
+        """Take away the line that may be rewritten: something else is going to be printed."""
+        with self._lock:
+            if self._is_open:
+                click.echo(f"\r{ERASE}", err=True, nl=False)
+            self._is_open, self._heard = False, time.monotonic()
+
+    @property
+    def silence_s(self) -> float:
+        """Seconds since the last word."""
+        return time.monotonic() - self._heard
+
+    def _write(self, text: str, *, stays: bool) -> None:
+        if self._terminal and not stays:
+            # A line that wraps could not be rewritten.
+            text = text[: get_terminal_size().columns - 1]
+        start = f"\r{ERASE}" if self._is_open else ""
+        click.echo(f"{start}{text}", err=True, nl=stays)
+        self._is_open, self._heard = not stays, time.monotonic()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(LOOK_S):
+            if self.silence_s > MOST_SILENCE_S:
+                self.show(f"{self._doing}: {time.monotonic() - self._since:.0f} s")
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        self.close_line()
+
+
+def current_talk() -> Talk | None:
+    """That of the command that runs in this thread."""
+    context = click.get_current_context(silent=True)
+    return None if context is None else context.find_object(Talk)
 
 
 def tell(message: str) -> None:
     """One line of talk."""
-    click.echo(message, err=True)
+    talk = current_talk()
+    if talk is None:
+        click.echo(message, err=True)
+    else:
+        talk.tell(message)
 
 
-def working(what: str) -> AbstractContextManager[object]:
-    """Show on a terminal what is being done while it is done; nothing in a pipe."""
-    if not sys.stderr.isatty():
-        return nullcontext()
-    from rich.console import Console
-    from rich.text import Text
+def show(text: str) -> None:
+    """A result, on stdout."""
+    talk = current_talk()
+    if talk is not None:
+        talk.close_line()
+    click.echo(text)
 
-    return Console(stderr=True).status(Text(what))
+
+@contextmanager
+def working(what: str) -> Iterator[None]:
+    """Say what is being done while it is done, if it takes long."""
+    talk = current_talk()
+    if talk is not None:
+        talk.begin(what)
+    yield
 
 
 def tell_rejections(rejections: Sequence[Rejection]) -> None:
@@ -53,37 +136,30 @@ def counted(number: int, noun: str, plural: str = "") -> str:
 
 
 class LiveLine:
-    """Best, bound and gap of a running search: one line that rewrites itself, or plain lines in a pipe."""
+    """Best, bound and gap of a running search, with a bar on a terminal."""
 
     def __init__(self, objective: AnyObjective, num_requests: int) -> None:
         self._objective = objective
         self._num_requests = num_requests
+        self._talk = current_talk() or Talk()
         self._terminal = sys.stderr.isatty()
-        self._last_line = 0.0
 
     def __call__(self, progress: Progress) -> None:
-        """Show a state of the search."""
-        now = time.monotonic()
-        if not (self._terminal or progress.note) and now - self._last_line < PLAIN_LINE_SECONDS:
+        """Show a state of the search: at once on a terminal, else where there was silence."""
+        if not (self._terminal or progress.note) and self._talk.silence_s < MOST_SILENCE_S:
             return
-        self._last_line = now
         gap = (progress.best_ns - progress.bound_ns) / (progress.best_ns or 1)
-        text = f"{progress.elapsed_s:6.1f} s  best {self._shown(progress.best_ns)}"
-        text += f"  bound {self._shown(progress.bound_ns)}  gap {gap:.2%}"
+        text = f"{progress.elapsed_s:6.1f} s  {_bar(progress) if self._terminal else ''}"
+        text += f"best {self._shown(progress.best_ns)}  bound {self._shown(progress.bound_ns)}  gap {gap:.2%}"
         if progress.note:
             text += f"  {progress.note}"
         elif progress.best_by and progress.bound_by:
             text += f"  best by {progress.best_by}, bound by {progress.bound_by}"
-        if self._terminal:
-            # A line that wraps could not be rewritten.
-            text = text[: get_terminal_size().columns - 1]
-        click.echo(f"\r{text}{ERASE}" if self._terminal else text, err=True, nl=not self._terminal)
+        self._talk.show(text)
 
     def tell(self, message: str) -> None:
-        """One line of talk that does not run into the live line; a new search begins after it."""
-        self.__exit__(None)
-        self._last_line = 0.0
-        tell(message)
+        """One line of talk that does not run into the live line."""
+        self._talk.tell(message)
 
     def turn_to(self, objective: AnyObjective) -> None:
         """Tell which of several objectives is minimised from here on."""
@@ -94,9 +170,39 @@ class LiveLine:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """End the line on a terminal, also where the search was cut short."""
-        if self._terminal and self._last_line:
-            click.echo(err=True)
+        """Take the line away, also where the search was cut short."""
+        self._talk.close_line()
 
     def _shown(self, value_ns: int) -> str:
         return self._objective.show(value_ns, self._num_requests)
+
+
+class Tally:
+    """A number of things that are done one by one."""
+
+    def __init__(self, what: str) -> None:
+        self._what, self._started = what, time.monotonic()
+        self._talk = current_talk() or Talk()
+
+    def update(self, done: int, total: int, text: str) -> None:
+        """Show that so many are done, and what the last one was; in a pipe where there was silence."""
+        if not sys.stderr.isatty() and self._talk.silence_s < MOST_SILENCE_S:
+            return
+        left_s = (time.monotonic() - self._started) * (total - done) / max(done, 1)
+        bar = f"[{'#' * round(BAR * done / max(total, 1)):{BAR}}] {left_s:.0f} s left  "
+        self._talk.show(f"{self._what}: {bar if sys.stderr.isatty() else ''}{done}/{total}, {text}")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._talk.close_line()
+
+
+def _bar(progress: Progress) -> str:
+    """How much of the limit is used up, and the seconds that are left at that rate."""
+    if not progress.share:
+        return ""
+    share = min(progress.share, 1.0)
+    left_s = progress.elapsed_s * (1 - share) / share
+    return f"[{'#' * round(BAR * share):{BAR}}] {left_s:.0f} s left  "

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cspsched.cli.console import show
 from cspsched.cli.options import hardware_options, instance_serving, json_option
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ Rows = list[dict[str, Any]]
 def _show(rows: Rows, schema: str, *, as_json: bool, sums: dict[str, Any] | None = None) -> None:
     """Print rows, and sums over them, as JSON; or the rows as a table, numbers to the right."""
     if as_json:
-        click.echo(json.dumps({"schema": schema, "rows": rows, **(sums or {})}, indent=1))
+        show(json.dumps({"schema": schema, "rows": rows, **(sums or {})}, indent=1))
         return
     header = [name.replace("_", " ") for name in rows[0]]
     lines = [header, *([_text(value) for value in row.values()] for row in rows)]
@@ -29,7 +30,7 @@ def _show(rows: Rows, schema: str, *, as_json: bool, sums: dict[str, Any] | None
     for line in lines:
         columns = zip(line, widths, numbers, strict=True)
         cells = [cell.rjust(width) if number else cell.ljust(width) for cell, width, number in columns]
-        click.echo("  ".join(cells).rstrip())
+        show("  ".join(cells).rstrip())
 
 
 def _text(value: Any) -> str:
@@ -58,9 +59,7 @@ def capacity_command(as_json: bool, **options: Any) -> None:  # noqa: FBT001 - c
     }
     _show(rows, "cspsched/capacity/1", as_json=as_json, sums=sums)
     if not as_json:
-        click.echo(
-            f"{plan.kv_blocks:,} usable KV blocks of {plan.block_tokens} tokens = {plan.kv_tokens:,} tokens"
-        )
+        show(f"{plan.kv_blocks:,} usable KV blocks of {plan.block_tokens} tokens = {plan.kv_tokens:,} tokens")
 
 
 @click.command("policies")
@@ -86,10 +85,10 @@ def policies_command(name: str | None, as_json: bool) -> None:  # noqa: FBT001
         return
     for entry in entries:
         source = f"{entry.source.program} {entry.source.version}, {entry.source.url}" if entry.source else "-"
-        click.echo(f"{entry.name}: {entry.follows}")
-        click.echo(f"    source: {source}; engine: {entry.engine}")
+        show(f"{entry.name}: {entry.follows}")
+        show(f"    source: {source}; engine: {entry.engine}")
         for setting in entry.settings:
-            click.echo(_setting_text(setting, with_meaning=name is not None))
+            show(_setting_text(setting, with_meaning=name is not None))
 
 
 def _policy_row(entry: Entry) -> dict[str, Any]:

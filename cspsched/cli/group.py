@@ -129,13 +129,17 @@ class LazyGroup(click.Group):
     expose_value=False,
     help=f"Show the traceback of an error; here or after the command, or by {DEBUG_VARIABLE}=1.",
 )
-def cspsched_group() -> None:
+@click.pass_context
+def cspsched_group(ctx: click.Context) -> None:
     """Say how far an LLM server's scheduler is from the best possible schedule.
 
     \b
     cspsched compare --heuristics vllm sarathi      policies on a bundled trace
     cspsched solve trace.csv                        the best schedule, with a proof
     """  # noqa: D301 - click's marker for text that is not to be wrapped
+    from cspsched.cli.console import Talk
+
+    ctx.obj = ctx.with_resource(Talk())
 
 
 def run(command: click.Command, arguments: Sequence[str]) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from cspsched.cli.console import tell
+from cspsched.cli.console import show, tell
 from cspsched.cli.options import json_option, objective_option, one_objective, output_option
 
 IMPORT_SCHEMA = "cspsched/import/1"
@@ -87,5 +87,5 @@ def import_schedule_command(
     write_files(output.parent, {output.name: json.dumps(result.to_json()) + "\n"})
     if as_json:
         data = {"schema": IMPORT_SCHEMA, "source": result.found_by, "notes": list(imported.notes)}
-        click.echo(json.dumps({**data, **imported.metrics.to_json()}, indent=1))
+        show(json.dumps({**data, **imported.metrics.to_json()}, indent=1))
     tell(f"wrote {output}")

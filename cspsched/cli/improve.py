@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from cspsched.cli.console import LiveLine, counted, tell, tell_rejections
+from cspsched.cli.console import LiveLine, counted, show, tell, tell_rejections
 from cspsched.cli.executor_options import executor_option, executor_workers_option
 from cspsched.cli.group import INTERRUPTED
 from cspsched.cli.options import (
@@ -104,7 +104,7 @@ def improve_command(
     cspsched improve trace.csv --objective makespan --resume state.json
     """  # noqa: D301 - click's marker for text that is not to be wrapped
     found = run_search(trace, options)
-    click.echo(json.dumps(found.to_json(), indent=1) if as_json else summary(found))
+    show(json.dumps(found.to_json(), indent=1) if as_json else summary(found))
     return exit_code(found)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
+from cspsched.cli.console import show
 from cspsched.cli.profile_options import engine_option, fitted_rank_option, measured_model_option
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def _timed_batches(path: Path) -> Measurements:
 
 def _show(fitted: FittedProfile, output: Path) -> None:
     for work, errors in fitted.fit_error.items():
-        click.echo(f"{work:18} {errors}")
+        show(f"{work:18} {errors}")
     for feature, most in fitted.domain.largest.items():
-        click.echo(f"measured up to     {most:,} {feature.replace('_', ' ')}")
-    click.echo(f"{output}: cost model {fitted.cost.name!r}")
+        show(f"measured up to     {most:,} {feature.replace('_', ' ')}")
+    show(f"{output}: cost model {fitted.cost.name!r}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cspsched.cli.console import counted
+from cspsched.cli.console import counted, show
 from cspsched.cli.options import ManyValuesCommand, Option
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def import_command(
     write_rows(rows, output)
     found = sorted(rows["op"].unique())
     of = f"{counted(len(found), 'operator')}: {', '.join(found)}"
-    click.echo(f"{output}: {counted(len(rows), 'row')} of {of}")
+    show(f"{output}: {counted(len(rows), 'row')} of {of}")
 
 
 def _rows(

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cspsched.cli.console import counted, tell
+from cspsched.cli.console import Tally, counted, show, tell
 from cspsched.cli.options import MOST_SEED, Duration, ManyValuesCommand, Option, json_option, out_type
 from cspsched.cli.profile_options import measuring_device_option, repeats_option
-from cspsched.cli.profile_progress import Count
 
 if TYPE_CHECKING:
     from cspsched.profiler.runner import RunOutcome
@@ -94,7 +93,7 @@ def run_command(
         time_budget_s=time_budget,
         resume=resume,
     )
-    with Count(f"profiling {model}") as count:
+    with Tally(f"profiling {model}") as count:
         outcome = run_profile(
             settings,
             lambda at: count.update(
@@ -103,9 +102,9 @@ def run_command(
         )
     _tell_outcome(outcome)
     if as_json:
-        click.echo(json.dumps({"schema": RUN_SCHEMA, "output": str(out), **asdict(outcome)}, indent=1))
+        show(json.dumps({"schema": RUN_SCHEMA, "output": str(out), **asdict(outcome)}, indent=1))
     else:
-        click.echo(
+        show(
             f"{out}: {counted(outcome.num_measured, 'row')} measured in {outcome.wall_s:.1f} s "
             f"({outcome.num_noisy} noisy), {outcome.num_before} there before, {outcome.num_left} left"
         )

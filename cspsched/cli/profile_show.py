@@ -7,6 +7,7 @@ from typing import Literal
 
 import click
 
+from cspsched.cli.console import show
 from cspsched.cli.options import out_type
 from cspsched.cli.profile_options import engine_option, fitted_rank_option, measured_model_option
 
@@ -37,4 +38,4 @@ def show_command(
         backends=preferred_backends(profile),
     )  # fmt: skip
     for path in write_profile_figures(fitted, out):
-        click.echo(f"{path}: {fitted.fit_error[path.stem]}")
+        show(f"{path}: {fitted.fit_error[path.stem]}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cspsched.cli.console import tell
+from cspsched.cli.console import Tally, show, tell
 from cspsched.cli.options import (
     BUNDLED_TRACE,
     MOST_SEED,
@@ -21,7 +21,6 @@ from cspsched.cli.options import (
     trace_options,
 )
 from cspsched.cli.profile_options import measuring_device_option, repeats_option
-from cspsched.cli.profile_progress import Count
 
 if TYPE_CHECKING:
     from cspsched.costs.presets import CostInfo
@@ -134,7 +133,7 @@ def validate_command(
         time_budget_s=options.pop("time_budget"),
         **options,
     )
-    with Count(f"measuring {name}") as count:
+    with Tally(f"measuring {name}") as count:
         found = validate(
             load_cost(cost),
             settings,
@@ -146,7 +145,7 @@ def validate_command(
         tell(f"not measured: {reason}")
     if out is not None:
         _write(found, info, name, out)
-    click.echo(json.dumps(found.to_json(), indent=1) if as_json else "\n".join(_lines(found)))
+    show(json.dumps(found.to_json(), indent=1) if as_json else "\n".join(_lines(found)))
     worst = next(row["calibrated MAPE"] for row in found.table() if row["regime"] == ALL_REGIMES)
     if gate is not None and worst > gate:
         tell(f"the calibrated mean error is {worst} %, the gate is {gate:g} %")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cspsched.cli.console import counted, tell, tell_rejections, working
+from cspsched.cli.console import counted, show, tell, tell_rejections, working
 from cspsched.cli.options import (
     heuristic_option,
     instance_serving,
@@ -91,9 +91,9 @@ def simulate_command(
         summary = {"policy": run.policy, "rejected": len(rejections), **run.metrics.to_json()}
     tell_rejections(rejections)
     if as_json:
-        click.echo(json.dumps({"schema": "cspsched/metrics/1", **summary}, indent=1))
+        show(json.dumps({"schema": "cspsched/metrics/1", **summary}, indent=1))
     else:
-        click.echo("\n".join(_lines(summary)))
+        show("\n".join(_lines(summary)))
     if output is not None:
         _save(run, one_objective(objective, instance), output)
     if out is not None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from cspsched.cli.console import LiveLine, tell, tell_rejections
+from cspsched.cli.console import LiveLine, show, tell, tell_rejections
 from cspsched.cli.options import (
     OBJECTIVE_HELP,
     Duration,
@@ -234,7 +234,7 @@ def _servable(instance: Instance, *, as_json: bool) -> Instance:
 
     trouble = find_infeasibility(instance)
     if trouble is not None and trouble.is_total and as_json:
-        click.echo(json.dumps(trouble.to_json(), indent=1))
+        show(json.dumps(trouble.to_json(), indent=1))
     servable, rejections = servable_part(instance)
     tell_rejections(rejections)
     if trouble is not None:

@@ -6,9 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
-from cspsched.cli.console import counted, tell
+from cspsched.cli.console import counted, show, tell
 from cspsched.cli.group import INTERRUPTED
 
 if TYPE_CHECKING:
@@ -27,9 +25,9 @@ def report_solution(solution: Solution, exported: ExportedModel | None, out: Pat
     for failure in solution.result.failures:
         tell(failure.sentence)
     if as_json:
-        click.echo(json.dumps(_summary(solution) | _exported(exported), indent=1))
+        show(json.dumps(_summary(solution) | _exported(exported), indent=1))
     else:
-        click.echo(_verdict(solution))
+        show(_verdict(solution))
     tell(f"wrote {', '.join(map(str, written))}")
     return INTERRUPTED if solution.result.stop_reason is StopReason.INTERRUPTED else 0
 
@@ -43,10 +41,10 @@ def report_ladder(ladder: Ladder, exported: ExportedModel | None, out: Path, *, 
         for failure in rung.result.failures if rung.result else ():
             tell(f"rung {rung.name!r}: {failure.sentence}")
     if as_json:
-        click.echo(json.dumps(ladder.to_json() | _exported(exported), indent=1))
+        show(json.dumps(ladder.to_json() | _exported(exported), indent=1))
     else:
         _print_rungs(ladder)
-        click.echo("\n".join(sentences(ladder)))
+        show("\n".join(sentences(ladder)))
     tell(f"wrote {written[0]} and {len(written) - 1} more files to {out}")
     return INTERRUPTED if ladder.is_interrupted else 0
 

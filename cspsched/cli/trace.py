@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from cspsched.cli.console import counted, tell
+from cspsched.cli.console import counted, show, tell
 from cspsched.cli.options import (
     json_option,
     optional_trace_argument,
@@ -49,14 +49,14 @@ def describe_command(
 
     data = describe(selected_trace(trace, options)).to_json()
     if as_json:
-        click.echo(json.dumps(data, indent=1))
+        show(json.dumps(data, indent=1))
         return
     warnings = data.pop("warnings")
     del data["schema"]
     for name, value in data.items():
-        click.echo(f"{name:24} {_text(value)}")
+        show(f"{name:24} {_text(value)}")
     for warning in warnings:
-        click.echo(f"warning: {warning}")
+        show(f"warning: {warning}")
 
 
 def _text(value: Any) -> str:
@@ -84,10 +84,10 @@ def list_command(as_json: bool) -> None:  # noqa: FBT001 - click passes flags so
         kept = ("num_requests", "span_s", "rate_per_s", "prompt_tokens", "output_tokens")
         rows.append({"name": name, **{key: data[key] for key in kept}})
     if as_json:
-        click.echo(json.dumps({"schema": "cspsched/trace-list/1", "rows": rows}, indent=1))
+        show(json.dumps({"schema": "cspsched/trace-list/1", "rows": rows}, indent=1))
         return
     for row in rows:
-        click.echo(
+        show(
             f"{row['name']:12} {counted(row['num_requests'], 'request')} in {_text(row['span_s'])} s, "
             f"prompts of {_text(row['prompt_tokens']['mean'])} and outputs of "
             f"{_text(row['output_tokens']['mean'])} tokens on average"
@@ -138,7 +138,5 @@ def generate_command(
     )
     write_trace(made.requests, output)
     if as_json:
-        click.echo(
-            json.dumps({"schema": "cspsched/generated-trace/1", "file": str(output), **asked}, indent=1)
-        )
+        show(json.dumps({"schema": "cspsched/generated-trace/1", "file": str(output), **asked}, indent=1))
     tell(f"wrote {counted(num_requests, 'request')} to {output}")

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from cspsched.cli.console import tell, tell_rejections
+from cspsched.cli.console import show, tell, tell_rejections
 from cspsched.cli.executor_options import executor_option, executor_workers_option
 from cspsched.cli.group import INTERRUPTED
 from cspsched.cli.options import (
@@ -125,7 +125,7 @@ def windows_command(
     )
     tell_rejections(study.rejections)
     data = json.dumps(study.to_json(), indent=1)
-    click.echo(data if as_json else f"{requests.name}: {report.text(study)}")
+    show(data if as_json else f"{requests.name}: {report.text(study)}")
     if out is not None:
         files: dict[str, str | bytes] = {"windows.json": data + "\n"}
         if len(study.excesses):

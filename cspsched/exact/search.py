@@ -61,6 +61,8 @@ class Progress:
     """What proved the bound."""
     note: str = ""
     """What holds the search up."""
+    share: float | None = None
+    """How much of the limit is used up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +162,7 @@ class Watch:
             best_by=self._best_by,
             bound_by=self._bound_by,
             note=note,
+            share=1 - self.remaining_s / self._limit_s if self._limit_s else None,
         )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +17,8 @@ from cspsched.problem.instance import Instance
 from cspsched.problem.linear_form import read_objectives
 from cspsched.problem.result import tool_versions, unit_of
 
+CURVE_SHARE = 0.4
+"""Part of a time limit that the bounds of a curve get."""
 BRACKET_SCHEMA = "cspsched/bracket/1"
 
 
@@ -108,12 +111,21 @@ class BracketTask:
 
 def find_bracket(task: BracketTask, options: Mapping[str, Any] | None = None) -> Bracket:
     """The bracket of a task; `options` are further ones of `improve`."""
+    started, options = time.monotonic(), dict(options or {})
+    tell: Callable[[str], None] = options.get("on_step") or (lambda _: None)
     servable = task.instance.split_rejected()[0]
     (objective,) = read_objectives(task.objective, servable)
-    found = improve(
-        task.instance, objective, heuristics=task.heuristics, limits=task.limits, **(options or {})
+    limits, share = task.limits, 1 - CURVE_SHARE if task.curve_points else 1.0
+    if limits.time_limit_s is not None:
+        limits = replace(limits, time_limit_s=limits.time_limit_s * share)
+    found = improve(task.instance, objective, heuristics=task.heuristics, limits=limits, **options)
+    curve = curve_of(
+        found,
+        task.curve_points,
+        time_left=task.limits.clock(started),
+        on_moment=lambda done, count: tell(f"bounding moment {done + 1} of {count}"),
     )
-    return Bracket(improvement=found, curve=curve_of(found, task.curve_points))
+    return Bracket(improvement=found, curve=curve)
 
 
 def find_light_bracket(task: BracketTask) -> Bracket:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,8 +56,17 @@ class Curve:
         }
 
 
-def curve_of(found: Improvement, num_points: int) -> Curve | None:
-    """The curve of an improvement; None without points, for other objectives, and on very long traces."""
+def curve_of(
+    found: Improvement,
+    num_points: int,
+    *,
+    time_left: Callable[[], float] | None = None,
+    on_moment: Callable[[int, int], None] | None = None,
+) -> Curve | None:
+    """The curve of an improvement; None without points, for other objectives, and on very long traces.
+
+    A clock leaves out moments, but never the last; `on_moment` as in `latency_curve`.
+    """
     objective = found.objective
     runs = {rival.policy: rival.run.metrics for rival in found.rivals if rival.run is not None}
     known = [rival.run.metrics for rival in found.reference if rival.run is not None]
@@ -65,7 +75,13 @@ def curve_of(found: Improvement, num_points: int) -> Curve | None:
     if not num_points or objective not in (Objective.LATENCY, Objective.MAKESPAN) or not runs:
         return None
     bound = latency_curve if objective is Objective.LATENCY else makespan_curve
-    times_ns, bounds_ns = bound(found.instance, num_points)
+    times_ns, bounds_ns = bound(
+        found.instance,
+        num_points,
+        whole_ns=found.bound.value_ns,
+        time_left=time_left,
+        on_moment=on_moment,
+    )
     arrivals_ns = np.array([request.arrival_ns for request in found.instance.requests], dtype=np.int64)
     counts = [int((arrivals_ns <= time_ns).sum()) for time_ns in times_ns]
     policies_ns = {

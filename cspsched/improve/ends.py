@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from cspsched.bounds import best_bound
@@ -20,10 +21,12 @@ class LowerEnd:
     value_ns: int
 
 
-def lower_end(instance: Instance, objective: AnyObjective) -> Certificate | LowerEnd:
-    """The best proven bound on an objective of an instance whose requests all fit."""
+def lower_end(
+    instance: Instance, objective: AnyObjective, *, time_left: Callable[[], float] | None = None
+) -> Certificate | LowerEnd:
+    """The best proven bound on an objective of an instance whose requests all fit, in the time there is."""
     if isinstance(objective, Objective):
-        return best_bound(instance, objective)
+        return best_bound(instance, objective, time_left=time_left)
     bound = closed_form_bound(instance, objective)
     return LowerEnd(name=bound.name, value_ns=bound.value_ns)
 

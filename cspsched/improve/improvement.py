@@ -42,7 +42,7 @@ class ImproveLimits:
     Attributes
     ----------
     time_limit_s
-        Seconds of search, policies and bound not counted.
+        Seconds of all, policies and bound included; the search gets what they leave.
     max_steps
         Steps in all, those before a resume included; with this limit alone the result repeats exactly.
     seed
@@ -56,6 +56,11 @@ class ImproveLimits:
     def __post_init__(self) -> None:
         if self.time_limit_s is None and self.max_steps is None:
             raise UsageError("a search without time limit and without a number of steps never ends")
+
+    def clock(self, started: float) -> Callable[[], float] | None:
+        """Seconds left since a moment of `time.monotonic`; None without a time limit."""
+        limit_s = self.time_limit_s
+        return None if limit_s is None else lambda: limit_s - (time.monotonic() - started)
 
 
 def improve(
@@ -97,6 +102,7 @@ def improve(
         If the state file cannot be read or written, or belongs to another search.
     """
     limits, tell = limits or ImproveLimits(), on_step or (lambda _: None)
+    time_left = limits.clock(time.monotonic())
     servable, rejections = instance.split_rejected()
     refuse_unsuited(servable)
     if state_file is not None and (seeds > 1 or isinstance(objective, Mixture)):
@@ -108,7 +114,9 @@ def improve(
     rivals = run_rivals(servable, objective, heuristics, tell)
     reference = run_reference(servable, objective, rivals, tell)
     tell(f"bounding {objective}")
-    bound = lower_end(servable, objective)
+    bound = lower_end(servable, objective, time_left=time_left)
+    if time_left is not None:
+        limits = replace(limits, time_limit_s=max(0.0, time_left()))
     tell(f"improving the order of {len(servable.requests)} requests")
     best = min((*reference, *rivals), key=lambda rival: rival.value_ns)
     task = SearchTask(
@@ -301,7 +309,13 @@ class _Run:
             return
         best_ns = min(self._search.state.best_ns or self._rival_ns, self._rival_ns)
         elapsed_s = time.monotonic() - self._started
-        self._listener(Progress(elapsed_s=elapsed_s, best_ns=best_ns, bound_ns=self._bound_ns))
+        limits, shares = self._limits, list[float]()
+        if limits.time_limit_s:
+            shares.append(elapsed_s / limits.time_limit_s)
+        if limits.max_steps:
+            shares.append(self._search.state.steps / limits.max_steps)
+        share = max(shares, default=None)
+        self._listener(Progress(elapsed_s=elapsed_s, best_ns=best_ns, bound_ns=self._bound_ns, share=share))
 
 
 def _keep(path: Path | None, instance: Instance, objective: Objective, state: SearchState) -> None:
