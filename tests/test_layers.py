@@ -35,6 +35,7 @@ MAY_IMPORT = {
     "compare": {"problem", "exact", "improve", "solving", "reference"},
     "ladder": {"problem", "exact", "solving"},
     "checking": {"problem", "bounds", "exact"},
+    "unused": {"trace", "simulate", "policies"},
     "windows": {"problem", "exact", "improve", "solving"},
     "report": {
         "problem",

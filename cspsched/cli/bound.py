@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from cspsched.cli.console import show, tell_rejections
+from cspsched.cli.console import show, tell_rejections, tell_warnings
 from cspsched.cli.options import (
     instance_serving,
     json_option,
@@ -45,12 +45,14 @@ def bound_command(
     from cspsched.improve.ends import lower_end
     from cspsched.problem.metrics import Objective
     from cspsched.serving import make_instance
+    from cspsched.unused import warnings_for
 
     requests = selected_trace(trace, options)
     given = make_instance(requests, instance_serving(options))
     wanted = one_objective(objective, given)
     instance, rejections = given.split_rejected()
     tell_rejections(rejections)
+    tell_warnings(warnings_for(requests))
     if isinstance(wanted, Objective):
         found = [(one.name, one.value_ns, dict(one.details)) for one in certificates(instance, wanted)]
     else:

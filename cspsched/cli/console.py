@@ -130,6 +130,12 @@ def tell_rejections(rejections: Sequence[Rejection]) -> None:
         tell(f"rejected: {counted(len(rejections), 'request')} in all, the others not shown")
 
 
+def tell_warnings(warnings: Sequence[str]) -> None:
+    """What the reader has to know about a run, a line each."""
+    for warning in warnings:
+        tell(f"warning: {warning}")
+
+
 def counted(number: int, noun: str, plural: str = "") -> str:
     """A number with its noun, in the plural where it is one."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cspsched.cli.console import counted, show, tell, tell_rejections, working
+from cspsched.cli.console import counted, show, tell, tell_rejections, tell_warnings, working
 from cspsched.cli.options import (
     heuristic_option,
     instance_serving,
@@ -81,17 +81,21 @@ def simulate_command(
     """  # noqa: D301 - click's marker for text that is not to be wrapped
     from cspsched.policies.base import add_setting, make_policy
     from cspsched.serving import make_instance
+    from cspsched.unused import warnings_for
 
     _require_outputs(output, out, table_format, perfetto)
     requests = selected_trace(trace, options)
     instance, rejections = make_instance(requests, instance_serving(options)).split_rejected()
     chosen = make_policy(add_setting(policy, "emulate_bugs=true") if emulate_bugs else policy)
+    warnings = warnings_for(requests, [chosen])
     with working(f"simulating {counted(len(instance.requests), 'request')} under {chosen.label}"):
         run = _simulated(instance, chosen, rejections)
         summary = {"policy": run.policy, "rejected": len(rejections), **run.metrics.to_json()}
     tell_rejections(rejections)
+    tell_warnings(warnings)
     if as_json:
-        show(json.dumps({"schema": "cspsched/metrics/1", **summary}, indent=1))
+        data = {"schema": "cspsched/metrics/1", "warnings": warnings, **summary}
+        show(json.dumps(data, indent=1))
     else:
         show("\n".join(_lines(summary)))
     if output is not None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from cspsched.cli.console import LiveLine, show, tell, tell_rejections
+from cspsched.cli.console import LiveLine, show, tell, tell_rejections, tell_warnings
 from cspsched.cli.options import (
     OBJECTIVE_HELP,
     Duration,
@@ -167,6 +167,7 @@ def solve_command(
     from cspsched.report.output import require_writable
     from cspsched.serving import make_instance
     from cspsched.solving import solve
+    from cspsched.unused import warnings_for
 
     _refuse_contradictions(ladder=ladder, relax=relax)
     switches = {
@@ -183,6 +184,8 @@ def solve_command(
         options["preemption"] = "either"
     given = make_instance(requests, instance_serving(options, **switches))
     servable = _servable(given, as_json=as_json)
+    warnings = warnings_for(requests, heuristics)
+    tell_warnings(warnings)
     first, *others = stages = read_objectives(objective, servable)
     if others and (ladder or relax or export):
         raise click.UsageError(
@@ -203,8 +206,8 @@ def solve_command(
         else:
             solution = solve(given, objective, on_stage=live.turn_to, on_progress=live, **asked)
     if ladder or relax:
-        return report_ladder(climbed, exported, out, as_json=as_json)
-    return report_solution(solution, exported, out, as_json=as_json)
+        return report_ladder(climbed, exported, out, warnings, as_json=as_json)
+    return report_solution(solution, exported, out, warnings, as_json=as_json)
 
 
 def _refuse_contradictions(*, ladder: bool, relax: tuple[Restriction, ...] | None) -> None:

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from cspsched.solving import Solution
 
 
-def report_solution(solution: Solution, exported: ExportedModel | None, out: Path, *, as_json: bool) -> int:
+def report_solution(
+    solution: Solution, exported: ExportedModel | None, out: Path, warnings: list[str], *, as_json: bool
+) -> int:
     """Write the files, print the verdict; exit code."""
     from cspsched.problem.result import StopReason
     from cspsched.report.files import write_solution
@@ -25,14 +27,17 @@ def report_solution(solution: Solution, exported: ExportedModel | None, out: Pat
     for failure in solution.result.failures:
         tell(failure.sentence)
     if as_json:
-        show(json.dumps(_summary(solution) | _exported(exported), indent=1))
+        data = _summary(solution) | {"warnings": warnings} | _exported(exported)
+        show(json.dumps(data, indent=1))
     else:
         show(_verdict(solution))
     tell(f"wrote {', '.join(map(str, written))}")
     return INTERRUPTED if solution.result.stop_reason is StopReason.INTERRUPTED else 0
 
 
-def report_ladder(ladder: Ladder, exported: ExportedModel | None, out: Path, *, as_json: bool) -> int:
+def report_ladder(
+    ladder: Ladder, exported: ExportedModel | None, out: Path, warnings: list[str], *, as_json: bool
+) -> int:
     """Write the files, print table and sentences; exit code."""
     from cspsched.report.ladder import sentences, write_ladder
 
@@ -41,7 +46,8 @@ def report_ladder(ladder: Ladder, exported: ExportedModel | None, out: Path, *, 
         for failure in rung.result.failures if rung.result else ():
             tell(f"rung {rung.name!r}: {failure.sentence}")
     if as_json:
-        show(json.dumps(ladder.to_json() | _exported(exported), indent=1))
+        data = ladder.to_json() | {"warnings": warnings} | _exported(exported)
+        show(json.dumps(data, indent=1))
     else:
         _print_rungs(ladder)
         show("\n".join(sentences(ladder)))

@@ -28,6 +28,7 @@ from typing import ClassVar
 
 from cspsched.errors import UsageError
 from cspsched.policies.batching import Compiled, Configured
+from cspsched.policies.needs import Need, RequestData
 from cspsched.policies.ranking import RankedRun
 from cspsched.problem.cost import BatchFeatures, triangle
 from cspsched.problem.instance import Instance
@@ -72,6 +73,9 @@ class Niyama(Compiled, Configured):
     settings: NiyamaSettings = NiyamaSettings()
     name: ClassVar[str] = "niyama"
     settings_type: ClassVar[type[NiyamaSettings]] = NiyamaSettings
+    needs: ClassVar[tuple[Need, ...]] = (
+        Need(data=RequestData.LIMIT, without="those of its settings hold for all"),
+    )
 
     def new_run(self, instance: Instance) -> NiyamaRun:
         """Empty queues under the instance's limits."""

@@ -34,13 +34,14 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from random import Random
 from typing import ClassVar
 
 from cspsched.errors import UsageError
 from cspsched.policies.batching import Compiled, Configured, QueueRun, first_come
+from cspsched.policies.needs import Need, RequestData
 from cspsched.policies.settings import require_at_least
 from cspsched.problem.instance import Instance
 from cspsched.problem.request import Request
@@ -94,6 +95,12 @@ KERNEL_ORDERS: dict[SchedulePolicy, Order] = {
 }
 
 
+BY_PRIORITY = Need(data=RequestData.PRIORITY, without="none goes before another for it")
+RETRACTED_BY_PRIORITY = Need(
+    data=RequestData.PRIORITY, value=RetractionPolicy.PRIORITY, without="it retracts as by length"
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SglangSettings:
     """The server's arguments that are simulated; None takes the instance's limit."""
@@ -116,11 +123,13 @@ class SglangSettings:
     """Decode batches between two batches with prefills, while there are decodes. Default: none."""
     ignore_eos: bool = False
     """Whether requests are known to generate all of max_new_tokens; then admissions simulate them."""
-    enable_priority_scheduling: bool = False
+    enable_priority_scheduling: bool = field(default=False, metadata={"need": BY_PRIORITY})
     """Whether more important requests go first and retract others."""
     priority_scheduling_preemption_threshold: int = 10
     """A running request is retracted for one whose priority value is smaller by more than that."""
-    retraction_policy: RetractionPolicy = RetractionPolicy.LENGTH
+    retraction_policy: RetractionPolicy = field(
+        default=RetractionPolicy.LENGTH, metadata={"need": RETRACTED_BY_PRIORITY}
+    )
     """Who is retracted first when a decode lacks memory."""
 
     def __post_init__(self) -> None:

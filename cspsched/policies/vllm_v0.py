@@ -9,7 +9,7 @@ max_num_batched_tokens < max_num_seqs; here the tighter binds. For preemption by
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import ClassVar
 
@@ -18,7 +18,7 @@ from cspsched.policies.batching import Compiled, Configured
 from cspsched.policies.sarathi_family import OwnLimits
 from cspsched.policies.settings import require_at_least, require_fraction
 from cspsched.policies.vllm_v0_runs import PartialPrefills, V0ChunkedRun, V0DefaultRun, V0Run
-from cspsched.policies.vllm_v1 import QueueOrder
+from cspsched.policies.vllm_v1 import BY_PRIORITY, QueueOrder
 from cspsched.problem.instance import Instance, Limits, Preemption
 
 SMALLEST_DEFAULT_BUDGET = 2048
@@ -48,7 +48,7 @@ class VllmV0Settings:
     """Latencies of the last prompt batch that the earliest waiting request must have waited (not chunked)."""
     watermark: float = 0.01
     """Share of the blocks that an admission leaves free."""
-    policy: QueueOrder = QueueOrder.FCFS
+    policy: QueueOrder = field(default=QueueOrder.FCFS, metadata={"need": BY_PRIORITY})
     """Order of the queue; priority preempts for the sake of a more important request (not chunked)."""
     preemption_mode: PreemptionMode = PreemptionMode.RECOMPUTE
     """What happens to the KV cache of a preempted request; swap needs an instance that allows it."""

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import ClassVar, NamedTuple
 
+from cspsched.policies.needs import Need, RequestData
 from cspsched.policies.queues import FcfsQueue, PriorityQueue, WaitingQueue
 from cspsched.policies.settings import describe_settings, require_at_least, require_fraction
 from cspsched.problem.instance import Instance, Limits
@@ -31,6 +32,12 @@ class QueueOrder(StrEnum):
 
     FCFS = "fcfs"
     PRIORITY = "priority"
+
+
+BY_PRIORITY = Need(data=RequestData.PRIORITY, value=QueueOrder.PRIORITY, without="it acts as fcfs")
+CACHED_PREFIXES = Need(
+    data=RequestData.SHARED_PREFIX, without="only preempted requests can find cached tokens"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,11 +56,13 @@ class VllmSettings:
     """Admit a request only if all its known tokens fit, not just its first chunk."""
     watermark: float = 0.0
     """Share of the blocks that an admission leaves free while others are running."""
-    policy: QueueOrder = field(default=QueueOrder.FCFS, metadata={"aliases": ("scheduling_policy",)})
+    policy: QueueOrder = field(
+        default=QueueOrder.FCFS, metadata={"aliases": ("scheduling_policy",), "need": BY_PRIORITY}
+    )
     """Order of the queue and choice of the victim."""
     async_scheduling: bool = False
     """Decide the next batch while one runs, before its tokens are known. The engine's default is on."""
-    enable_prefix_caching: bool = False
+    enable_prefix_caching: bool = field(default=False, metadata={"need": CACHED_PREFIXES})
     """Start requests with full blocks that others, or they themselves, have computed before.
 
     The engine's default is on. Here it is off, since bounds and exact solver know no shared blocks, and a

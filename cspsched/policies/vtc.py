@@ -22,6 +22,7 @@ from typing import ClassVar
 from cspsched.errors import UsageError
 from cspsched.policies.batching import Compiled, Configured
 from cspsched.policies.lightllm import LightllmRun, LightllmSettings
+from cspsched.policies.needs import Need, RequestData
 from cspsched.policies.settings import require_at_least
 from cspsched.problem.instance import Instance
 from cspsched.simulate import Step
@@ -60,6 +61,9 @@ class Vtc(Compiled, Configured):
     settings: VtcSettings = VtcSettings()
     name: ClassVar[str] = "vtc"
     settings_type: ClassVar[type[VtcSettings]] = VtcSettings
+    needs: ClassVar[tuple[Need, ...]] = (
+        Need(data=RequestData.CLIENT, without="all are one client and it acts as fcfs"),
+    )
 
     def new_run(self, instance: Instance) -> VtcRun:
         """Empty queues and counters at 0 under the instance's limits and the settings."""

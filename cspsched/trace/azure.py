@@ -1,4 +1,4 @@
-"""Azure's LLM inference traces of 2023 and 2024; source Azure/AzurePublicDataset.
+"""Azure's LLM inference traces of 2023 and 2024, and those with images; source Azure/AzurePublicDataset.
 
 2023 writes naive times with seven digits of fraction, 2024 writes six digits and `+00:00`.
 Naive times are UTC.
@@ -44,4 +44,5 @@ AZURE = TraceFormat(
     prompt_column="ContextTokens",
     output_column="GeneratedTokens",
     parse_arrival=parse_timestamp,
+    counted_columns={"NumImages": "images"},
 )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from cspsched.errors import TraceError
 from cspsched.trace.table import Table
@@ -26,6 +26,10 @@ class TraceFormat:
     may_lack_arrivals: bool = False
     """Without the column every request arrives at 0."""
     ignores_other_columns: bool = True
+    derived_columns: tuple[str, ...] = ()
+    """What follows from the other columns, so that nothing is lost."""
+    counted_columns: Mapping[str, str] = field(default_factory=dict)
+    """What is not simulated and counted by a column, such as images, by its name."""
 
     @property
     def required_columns(self) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from cspsched.trace.native import NATIVE
 from cspsched.trace.optional import read_optional
 from cspsched.trace.selection import Selection
 from cspsched.trace.table import Table, read_table
-from cspsched.trace.trace import Trace
+from cspsched.trace.trace import Trace, UnusedColumn
 from cspsched.trace.vidur import VIDUR
 
 FORMATS: tuple[TraceFormat, ...] = (NATIVE, AZURE, VIDUR)
@@ -78,7 +78,12 @@ def read_trace(
         outputs=table.parse(trace_format.output_column, token_count, rows, remedy=_DROP_OR_SKIP),
         extras=read_optional(table, rows, trace_format.optional_columns, prompts, remedy=_DROP_OR_SKIP),
     )
-    return Trace(name=table.path.stem, format=trace_format.name, requests=requests)
+    return Trace(
+        name=table.path.stem,
+        format=trace_format.name,
+        requests=requests,
+        unused_columns=tuple(_unused_columns(table, trace_format, rows)),
+    )
 
 
 def _arrivals(table: Table, trace_format: TraceFormat) -> list[int]:
@@ -86,6 +91,23 @@ def _arrivals(table: Table, trace_format: TraceFormat) -> list[int]:
         return [0] * len(table.rows)
     rows = range(len(table.rows))
     return table.parse(trace_format.arrival_column, trace_format.parse_arrival, rows, remedy=_DROP)
+
+
+def _unused_columns(table: Table, trace_format: TraceFormat, rows: Sequence[int]) -> Iterator[UnusedColumn]:
+    """Columns that are not read, but for those that follow from others or count nothing."""
+    known = {*trace_format.known_columns, *trace_format.derived_columns}
+    for position, name in enumerate(table.header):
+        if name in known or not name:
+            continue
+        noun = trace_format.counted_columns.get(name)
+        if noun is None:
+            yield UnusedColumn(name=name)
+            continue
+        cells = (table.rows[row][position].strip() for row in rows)
+        amounts = [int(cell) for cell in cells if cell.isdecimal() and int(cell)]
+        if amounts:
+            amount = f"{sum(amounts):,} {noun} in {len(amounts):,} of {len(rows):,} requests"
+            yield UnusedColumn(name=name, amount=amount)
 
 
 def _names(

@@ -10,6 +10,20 @@ from cspsched.problem.request import Request
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class UnusedColumn:
+    """A column of the file that says something which is not simulated."""
+
+    name: str
+    amount: str = ""
+    """How much of it there is, such as `2 images in 1 of 2 requests`; empty where nobody knows."""
+
+    @property
+    def text(self) -> str:
+        """Name, and how much there is."""
+        return f"{self.name} ({self.amount})" if self.amount else self.name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Trace:
     """At least one request, sorted by arrival, and where they come from."""
 
@@ -18,6 +32,7 @@ class Trace:
     format: str
     """`native`, `azure`, `vidur` or `generated`."""
     requests: tuple[Request, ...]
+    unused_columns: tuple[UnusedColumn, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.requests:

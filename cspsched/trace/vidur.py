@@ -12,4 +12,5 @@ VIDUR = TraceFormat(
     output_column="num_decode_tokens",
     parse_arrival=arrival_in_seconds,
     may_lack_arrivals=True,
+    derived_columns=("num_total_tokens", "pd_ratio"),
 )

@@ -1,0 +1,39 @@
+"""What a run leaves unused: columns of a trace that nothing simulates, settings of policies without data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from cspsched.policies.base import make_policy
+from cspsched.policies.needs import unmet_needs
+from cspsched.simulate import Policy
+from cspsched.trace import Trace
+from cspsched.trace.trace import UnusedColumn
+
+
+def warnings_for(trace: Trace, policies: Iterable[Policy | str] = ()) -> list[str]:
+    """One line for all columns that are not used, and one for each setting that no request has data for.
+
+    Parameters
+    ----------
+    trace
+        As it was read, with its columns.
+    policies
+        The policies that run on it, or their texts.
+
+    Raises
+    ------
+    UsageError
+        If a text names no policy.
+    """
+    told = [_columns_sentence(trace.unused_columns)] if trace.unused_columns else []
+    for policy in policies:
+        made = make_policy(policy) if isinstance(policy, str) else policy
+        for need in unmet_needs(made, trace.requests):
+            told.append(f"policy {made.label}: {need.data.value.format(trace.name)}, so {need.without}")
+    return told
+
+
+def _columns_sentence(columns: tuple[UnusedColumn, ...]) -> str:
+    shown = ", ".join(column.text for column in columns)
+    return f"column {shown} is not simulated" if len(columns) == 1 else f"columns {shown} are not simulated"
