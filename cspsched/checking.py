@@ -167,7 +167,7 @@ def _value_claims(result: Result) -> Iterator[Claim]:
             stated=value,
             rederived=reached,
             verdict=Verdict.CONFIRMED if value == reached else Verdict.REFUTED,
-            sentence=f"{objective} {value} {unit}, the schedule's is {reached} {unit}",
+            sentence=f"{objective} {value} {unit} stated, the schedule's is {reached} {unit}",
         )
 
 
@@ -178,12 +178,13 @@ def _derived_claims(result: Result, data: dict[str, Any]) -> Iterator[Claim]:
         if key not in data:
             continue
         stated, derived = data[key], truth.get(key)
+        false = f"states {key} {stated!r}, the file's own instance and values make it {derived!r}"
         yield Claim(
             claim=claim,
             stated=stated if isinstance(stated, int | float | str | None) else repr(stated),
             rederived=derived,
             verdict=Verdict.CONFIRMED if stated == derived else Verdict.REFUTED,
-            sentence=f"states {key} {stated!r}, the file's own instance and values make it {derived!r}",
+            sentence=f"{key} {stated}, as stated" if stated == derived else false,
         )
 
 

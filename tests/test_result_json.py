@@ -348,6 +348,13 @@ def test_gap(solved, primal_ns, dual_ns, gap):
             [("bound", "states the bound 4 ns, above its own schedule's 3 ns")],
         ),
         (
+            {"dual_ns": 4},
+            [
+                ("bound", "states the bound 4 ns, above its own schedule's 3 ns"),
+                ("status", "states that it is optimal, its bound is 4 ns and its value 3 ns"),
+            ],
+        ),
+        (
             {"dual_ns": 2},
             [("status", "states that it is optimal, its bound is 2 ns and its value 3 ns")],
         ),

@@ -372,7 +372,7 @@ class Result:
             *(stage.gap_ns for stage in self.earlier),
             None if self.dual_ns is None else value - self.dual_ns,
         ]
-        return all(gap is not None and gap <= limit for gap, limit in zip(gaps, most, strict=True))
+        return all(gap is not None and 0 <= gap <= limit for gap, limit in zip(gaps, most, strict=True))
 
 
 def tool_versions() -> dict[str, str]:
