@@ -11,41 +11,42 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cspsched.bounds import Certificate, certificates, check_certificate
 from cspsched.bounds.check import DERIVATIONS
 from cspsched.errors import InputError
-from cspsched.exact.batch_counts import BATCH_COUNTS
-from cspsched.exact.batch_model import BatchModel
 from cspsched.exact.form_bounds import PARTS, closed_form_bound
-from cspsched.exact.level_bound import LEVEL_WALKS
-from cspsched.exact.model import Ceiling
-from cspsched.exact.packing_search import PACKING_SEARCH
-from cspsched.exact.search import SearchLimits
-from cspsched.exact.solver import solve_exactly
-from cspsched.exact.start_model import StartModel
-from cspsched.exact.state_search import STATE_SEARCH
-from cspsched.exact.timed_search import TIMED_SEARCH
 from cspsched.problem.instance import Instance
 from cspsched.problem.metrics import measure
 from cspsched.problem.objectives import AnyObjective, Objective
 from cspsched.problem.referee import Violation, find_violations
 from cspsched.problem.result import Result, Status, StopReason, status_of, unit_of
 
+if TYPE_CHECKING:
+    from cspsched.exact.search import SearchLimits
+
 CHECK_SCHEMA = "cspsched/check/2"
 MOST_REQUESTS, MOST_TOKENS = 500, 20_000
 """Up to these separate code derives a certificate again in seconds; beyond, the code that made it does."""
 SEARCHES = frozenset(
-    {STATE_SEARCH, PACKING_SEARCH, TIMED_SEARCH, LEVEL_WALKS, BATCH_COUNTS, BatchModel.name, StartModel.name}
+    {
+        "state search",
+        "packing search",
+        "timed state search",
+        "level walks",
+        "batch counts",
+        "batch-indexed CP-SAT",
+        "run-to-completion CP-SAT",
+    }
 )
-"""Members of the solver that prove by searching."""
-OF_MAKESPAN = frozenset({LEVEL_WALKS, BATCH_COUNTS})
-OF_COMPLETION = frozenset({PACKING_SEARCH, BATCH_COUNTS, StartModel.name})
+"""Members of the solver that prove by searching: by name, since what checks the solver does not load it."""
+OF_MAKESPAN = frozenset({"level walks", "batch counts"})
+OF_COMPLETION = frozenset({"packing search", "batch counts", "run-to-completion CP-SAT"})
 """Those that know nothing else than requests that run to completion."""
-OF_BURSTS = frozenset({STATE_SEARCH, PACKING_SEARCH, *OF_MAKESPAN})
+OF_BURSTS = frozenset({"state search", "packing search", *OF_MAKESPAN})
 """Those that know nothing else than requests that arrive together."""
-OF_SUMS = frozenset({STATE_SEARCH, PACKING_SEARCH, StartModel.name, *OF_MAKESPAN})
+OF_SUMS = frozenset({"state search", "packing search", "run-to-completion CP-SAT", *OF_MAKESPAN})
 """Those that know makespan, latency and TTFT only."""
 HANDED_DOWN = re.compile(r"(?P<name>.+) \((?P<rung>[^()]+)\)")
 
@@ -329,6 +330,9 @@ def _searched_again(result: Result, stage: int, claim: Claim, limits: SearchLimi
     """The claim of a stage's bound after a search of its own, which starts from the schedule of the file."""
     if claim.verdict is not Verdict.NOT_REDERIVED or not isinstance(claim.stated, int):
         return claim
+    from cspsched.exact.model import Ceiling
+    from cspsched.exact.solver import solve_exactly
+
     assert result.schedule is not None
     objective = [*(one.objective for one in result.earlier), result.objective][stage]
     ceilings = [Ceiling(objective=one.objective, most_ns=one.primal_ns) for one in result.earlier[:stage]]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -16,7 +18,14 @@ from hypothesis import strategies as st
 from cspsched import checking
 from cspsched.checking import Check, Claim, Verdict, check_result
 from cspsched.errors import InputError
+from cspsched.exact.batch_counts import BATCH_COUNTS
+from cspsched.exact.batch_model import BatchModel
+from cspsched.exact.level_bound import LEVEL_WALKS
+from cspsched.exact.packing_search import PACKING_SEARCH
 from cspsched.exact.search import SearchLimits
+from cspsched.exact.start_model import StartModel
+from cspsched.exact.state_search import STATE_SEARCH
+from cspsched.exact.timed_search import TIMED_SEARCH
 from cspsched.ladder import climb
 from cspsched.problem.metrics import Objective, measure
 from cspsched.problem.result import Result, Status, StopReason
@@ -46,6 +55,24 @@ def open_file(objective: Objective = Objective.LATENCY) -> Data:
 def searched_file() -> Data:
     """A result that a search proved optimal; no closed-form bound reaches it."""
     return file_of(solve(three_equal(), limits=SearchLimits(time_limit_s=60)).result)
+
+
+def test_the_searches_are_those_of_the_solver():
+    """What is checked without loading the solver still knows its members by name."""
+    models = {BatchModel.name, StartModel.name}
+    members = {STATE_SEARCH, PACKING_SEARCH, TIMED_SEARCH, LEVEL_WALKS, BATCH_COUNTS}
+
+    assert models | members == checking.SEARCHES
+    assert {*checking.OF_MAKESPAN, *checking.OF_COMPLETION, *checking.OF_BURSTS, *checking.OF_SUMS} < (
+        checking.SEARCHES
+    )
+
+
+def test_checking_loads_no_solver():
+    """OR-Tools stays outside as long as nothing is searched again."""
+    code = "import sys, cspsched.checking; sys.exit('ortools' in sys.modules)"
+
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def claim_of(checked: Check, name: str) -> Claim:

@@ -14,6 +14,7 @@ from cspsched.cli.options import Duration, json_option
 
 if TYPE_CHECKING:
     from cspsched.checking import Check
+    from cspsched.exact.search import SearchLimits
 
 GATE_FAILED = 3
 FILES = (
@@ -48,13 +49,11 @@ def check_command(
     cspsched check cspsched-solve/schedule.json --prove 60s
     """  # noqa: D301 - click's marker for text that is not to be wrapped
     from cspsched.checking import check_result
-    from cspsched.exact.search import SearchLimits
     from cspsched.problem.json_io import read_json
 
     data = read_json(schedule)
     _require_result(data, schedule)
-    limits = None if prove is None else SearchLimits(time_limit_s=prove)
-    checked = check_result(data, str(schedule), prove=limits)
+    checked = check_result(data, str(schedule), prove=_limits(prove))
     if as_json:
         show(json.dumps(checked.to_json(), indent=1))
     elif checked.faults:
@@ -62,6 +61,15 @@ def check_command(
     else:
         show("\n".join(_lines(checked)))
     return GATE_FAILED if checked.faults else 0
+
+
+def _limits(prove: float | None) -> SearchLimits | None:
+    """Limits of a search, which is loaded only if there is one."""
+    if prove is None:
+        return None
+    from cspsched.exact.search import SearchLimits
+
+    return SearchLimits(time_limit_s=prove)
 
 
 def _require_result(data: Any, path: Path) -> None:
