@@ -42,15 +42,15 @@ class LimitError(CspschedError):
 class PolicyError(CspschedError):
     """A policy did what it may not as it ran, or nothing although nothing more can arrive."""
 
-    exit_code = 6
-
 
 class StuckError(PolicyError):
     """A policy cannot serve an instance by its own rules: nothing more happens, or always the same."""
 
 
 class PolicyCrashError(PolicyError):
-    """The code of a policy raised an exception, which is the cause of this one."""
+    """The code of a policy that is not ours raised an exception, its cause here, or answered nonsense."""
+
+    exit_code = 6
 
 
 class InternalError(CspschedError):

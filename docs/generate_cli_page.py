@@ -62,7 +62,7 @@ def _exit_codes() -> list[str]:
         f"| {GATE_FAILED} | `check`: the schedule breaks a rule, or the file states what is not so |",
         f"| {errors.InfeasibleError.exit_code} | proven: no schedule exists |",
         f"| {errors.LimitError.exit_code} | a limit was hit before there was a schedule |",
-        f"| {errors.PolicyError.exit_code} | a policy failed: its code raised, or it did what it may not |",
+        f"| {errors.PolicyCrashError.exit_code} | your own policy's code raised, or answered nonsense |",
         f"| {INTERRUPTED} | Ctrl-C; the best schedule so far is still written |",
     ]
 

@@ -246,7 +246,6 @@ def test_a_step_that_is_none_is_refused(case: str, capsys: pytest.CaptureFixture
             "mine fails, batch 0 at 0 ns: TypeError: Run.submit() ",
         ),
         ("self.waiting, self", "self.batches_in_flight = 0; self.waiting, self", "in_flight is 0, expected"),
-        ("self.waiting.append(request)", "pass", "schedules nothing although nothing more can arrive"),
     ],
 )
 def test_a_run_that_is_none_is_refused(
@@ -256,6 +255,14 @@ def test_a_run_that_is_none_is_refused(
     text = written(STEPPED.replace(old, new))
 
     assert message in one_line(invoke(capsys, "simulate", "trace.csv", "--policy", text), 6)
+
+
+def test_a_policy_that_gets_stuck_is_told_as_ours_are(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its code did not fail: exit code 1."""
+    text = written(STEPPED.replace("self.waiting.append(request)", "pass"))
+    told = one_line(invoke(capsys, "simulate", "trace.csv", "--policy", text), 1)
+
+    assert "policy mine schedules nothing although nothing more can arrive" in told
 
 
 def test_whole_numbers_of_numpy_are_taken() -> None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from cspsched.errors import InputError, PolicyError, StuckError
+from cspsched.errors import InputError, PolicyCrashError, StuckError
 from cspsched.problem.cost import IntArray
 from cspsched.problem.instance import Instance
 from cspsched.problem.schedule import Schedule
@@ -171,12 +171,12 @@ class _Engine:
         """Refuse a run that cannot be asked."""
         missing = [name for name in RUN_METHODS if not callable(getattr(self._run, name, None))]
         if missing:
-            raise PolicyError(
+            raise PolicyCrashError(
                 f"policy {self._label}: new_run returns {self._run!r} without {', '.join(missing)}, expected "
                 f"an object with {', '.join(RUN_METHODS)}"
             )
         if not isinstance(self._depth, int) or self._depth < 1:
-            raise PolicyError(
+            raise PolicyCrashError(
                 f"policy {self._label}: batches_in_flight is {self._depth!r}, expected at least 1"
             )
 

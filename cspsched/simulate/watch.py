@@ -33,8 +33,8 @@ class Place(NamedTuple):
 class Watch:
     """A context in which the code of a policy is called.
 
-    An exception of a policy that is not ours becomes a `PolicyCrashError`, with that exception as its cause;
-    a `PolicyError` says its place, too. What a policy of ours raises is our bug, and left alone.
+    An exception of a policy that is not ours, and what the engine refuses of it, become a `PolicyCrashError`,
+    with that exception as its cause. What a policy of ours raises is our bug, and left alone.
 
     Parameters
     ----------
@@ -69,7 +69,7 @@ class Watch:
         when = [] if self._when is None else ["batch {} at {} ns".format(*self._when())]
         if isinstance(error, PolicyError):
             told = ", ".join([str(error), *([f"in {place.method}"] if place else []), *when])
-            raise type(error)(told + _behind(place)) from error
+            raise PolicyCrashError(told + _behind(place)) from error
         if isinstance(error, Exception | SystemExit) and not isinstance(error, CspschedError):
             what = f"policy {self._label}: {place.method} fails" if place else f"policy {self._label} fails"
             told = ", ".join([what, *self._request(place), *when])

@@ -8,7 +8,7 @@ from enum import StrEnum
 
 import numpy as np
 
-from cspsched.errors import InputError, LimitError, PolicyError, StuckError, UsageError
+from cspsched.errors import InputError, LimitError, PolicyCrashError, StuckError, UsageError
 from cspsched.problem.cost import CostModel, IntArray
 from cspsched.problem.instance import Instance
 from cspsched.simulate.engine import LivelockError, Simulation, simulate
@@ -289,7 +289,7 @@ def kernel_rules(instance: Instance, policy: Policy) -> AnyRules | None:
     with Watch(policy, instance.requests):
         rules = policy.kernel_rules(instance) if isinstance(policy, HasKernelRules) else None
     if rules is not None and not isinstance(rules, AnyRules):
-        raise PolicyError(
+        raise PolicyCrashError(
             f"policy {policy.label}: kernel_rules returns {rules!r}, expected KernelRules, EachRules or None"
         )
     return rules
