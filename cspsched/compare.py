@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from cspsched.bounds.misses import percentile_ns
 from cspsched.errors import InputError, UsageError
 from cspsched.exact.search import Progress
 from cspsched.improve.rivals import Rival, Run, run_rivals
@@ -20,7 +21,11 @@ from cspsched.problem.result import StopReason, tool_versions, unit_of
 from cspsched.problem.schedule import Schedule
 from cspsched.reference import Reference, ReferenceLimits, find_reference
 from cspsched.solving import DEFAULT_HEURISTICS
+from cspsched.units import NS_PER_S
 
+PERCENTILES = (50, 90, 99)
+MOST_FOR_PERCENTILES = 5_000
+"""Requests up to which percentiles are bounded: some tenths of a second each."""
 COMPARISON_SCHEMA = "cspsched/comparison/2"
 ENDS = ("fast", "slow")
 """Ends of a cost model's error band: all batches are fast, or all are slow."""
@@ -51,6 +56,11 @@ class Comparison:
     ends
         The same comparison with the batch times of the ends of the cost model's error band, by name; empty
         if it was not asked for.
+    percentile_bounds_ns
+        Certified: no schedule has a lower percentile of latency or TTFT; by objective and percentile, empty
+        for traces of more than so many requests as `MOST_FOR_PERCENTILES`.
+    warnings
+        What of the trace or of the policies' settings does nothing, in sentences.
     """
 
     instance: Instance
@@ -60,6 +70,8 @@ class Comparison:
     rejections: tuple[Rejection, ...]
     limits: ReferenceLimits
     ends: Mapping[str, Comparison] = field(default_factory=dict)
+    percentile_bounds_ns: Mapping[Objective, Mapping[int, int]] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
     @property
     def is_interrupted(self) -> bool:
@@ -81,6 +93,11 @@ class Comparison:
             "cost": self.instance.cost.name,
             "seed": self.limits.seed,
             "repeats": self.limits.repeats,
+            "warnings": list(self.warnings),
+            "percentile_bounds": {
+                f"{objective}_s": {f"p{percent}": value_ns / NS_PER_S for percent, value_ns in bounds.items()}
+                for objective, bounds in self.percentile_bounds_ns.items()
+            },
             **self._figures(),
             **({"uncertainty": {end: one._figures() for end, one in self.ends.items()}} if self.ends else {}),
         }
@@ -90,6 +107,7 @@ class Comparison:
         requests, reference = len(self.instance.requests), self.reference
         return {
             "reference": {
+                "status": reference.status.value,
                 "is_optimum": reference.is_optimum,
                 "best_known_s": self.objective.mean_s(reference.best_known_ns, requests),
                 "best_known_by": reference.best_known_by,
@@ -98,6 +116,7 @@ class Comparison:
                 "bound_ns": reference.bound_ns,
                 "certificate": reference.certificate,
                 "stop_reason": reference.stop_reason.value,
+                "failures": [asdict(failure) for failure in reference.failures],
                 "note": CLAIRVOYANT,
             },
             "policies": [
@@ -121,6 +140,7 @@ def compare_policies(
     schedules: Mapping[str, Schedule] | None = None,
     limits: ReferenceLimits | None = None,
     band: tuple[CostModel, CostModel] | None = None,
+    percentiles: Sequence[int] = PERCENTILES,
     on_step: Callable[[str], None] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Comparison:
@@ -141,6 +161,8 @@ def compare_policies(
     band
         Fast and slow cost models: the comparison is made again with the batch times of both, in full, as if
         the fit's errors (p10 and p90) all went the same way.
+    percentiles
+        Percentiles of latency and TTFT that are bounded.
     on_step
         Told in words what is being done.
 
@@ -170,7 +192,7 @@ def compare_policies(
     for end, cost in zip(ENDS, band or (), strict=False):
         tell(f"comparing again, all batches {end}")
         other = replace(instance, cost=cost)
-        ends[end] = compare_policies(other, texts, objective, limits=part, **talk)
+        ends[end] = compare_policies(other, texts, objective, limits=part, percentiles=(), **talk)
     return Comparison(
         instance=servable,
         objective=objective,
@@ -179,7 +201,20 @@ def compare_policies(
         rejections=rejections,
         limits=limits,
         ends=ends,
+        percentile_bounds_ns=_percentile_bounds(servable, percentiles, tell),
     )
+
+
+def _percentile_bounds(
+    instance: Instance, percentiles: Sequence[int], tell: Callable[[str], None]
+) -> dict[Objective, dict[int, int]]:
+    if not percentiles or len(instance.requests) > MOST_FOR_PERCENTILES:
+        return {}
+    tell("bounding percentiles")
+    return {
+        objective: {percent: percentile_ns(instance, percent, objective) for percent in percentiles}
+        for objective in (Objective.LATENCY, Objective.TTFT)
+    }
 
 
 def _given(instance: Instance, objective: AnyObjective, name: str, schedule: Schedule) -> Rival:

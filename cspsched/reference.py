@@ -19,10 +19,11 @@ from cspsched.improve.ends import lower_end
 from cspsched.improve.improvement import UNKNOWN_NS, ImproveLimits, find_better
 from cspsched.improve.rivals import Rival, run_reference
 from cspsched.problem.excess import Excess
+from cspsched.problem.failure import Failure
 from cspsched.problem.instance import Instance
 from cspsched.problem.metrics import measure
 from cspsched.problem.objectives import AnyObjective
-from cspsched.problem.result import StopReason
+from cspsched.problem.result import Status, StopReason
 
 SMALL_CELLS = 1_500
 """Requests times batches up to which the exact solver is tried."""
@@ -100,9 +101,12 @@ class Reference:
     best_known_by: str
     bound_ns: int
     certificate: str
+    status: Status
     stop_reason: StopReason
     is_searched: bool
     """Whether a search was made, because the instance is too large for the exact solver."""
+    failures: tuple[Failure, ...] = ()
+    """Searches of the exact solver that failed and were passed over."""
 
     @property
     def is_optimum(self) -> bool:
@@ -142,16 +146,18 @@ def find_reference(
     on_step(f"bounding {objective.label}")
     left = limits.after(time.monotonic() - started)
     seek = _exact if left.exact().time_limit_s > 0 and _is_small(instance, reference) else _searched
-    found = seek(instance, objective, reference, left, on_progress)
+    found = seek(instance, objective, reference, left, on_step, on_progress)
     known = [(one.value_ns, one.policy) for one in (*policies, *given)]
     best_ns, best_by = min([(found.best_known_ns, found.best_known_by), *known], key=lambda one: one[0])
-    return Reference(
+    if best_ns == found.best_known_ns:
+        return replace(found, best_known_by=best_by)
+    is_proven = best_ns == found.bound_ns
+    return replace(
+        found,
         best_known_ns=best_ns,
         best_known_by=best_by,
-        bound_ns=found.bound_ns,
-        certificate=found.certificate,
-        stop_reason=StopReason.PROVEN if best_ns == found.bound_ns else found.stop_reason,
-        is_searched=found.is_searched,
+        status=Status.OPTIMAL if is_proven else Status.FEASIBLE,
+        stop_reason=StopReason.PROVEN if is_proven else found.stop_reason,
     )
 
 
@@ -167,8 +173,10 @@ def _exact(
     objective: AnyObjective,
     reference: Sequence[Rival],
     limits: ReferenceLimits,
+    on_step: Callable[[str], None],
     on_progress: Callable[[Progress], None] | None,
 ) -> Reference:
+    on_step("solving")
     candidates = [(one.policy, one.run.schedule) for one in reference if one.run is not None]
     result = solve_exactly(
         instance, objective, limits.exact(), candidates=candidates, on_progress=on_progress
@@ -180,8 +188,10 @@ def _exact(
         best_known_by=result.found_by or "",
         bound_ns=result.dual_ns,
         certificate=result.certificate or "",
+        status=result.status,
         stop_reason=result.stop_reason,
         is_searched=False,
+        failures=result.failures,
     )
 
 
@@ -190,6 +200,7 @@ def _searched(
     objective: AnyObjective,
     reference: Sequence[Rival],
     limits: ReferenceLimits,
+    on_step: Callable[[str], None],
     on_progress: Callable[[Progress], None] | None,
 ) -> Reference:
     started, limit_s = time.monotonic(), limits.time_limit_s
@@ -199,6 +210,7 @@ def _searched(
     reason = StopReason.TOO_LARGE
     search = limits.after(time.monotonic() - started).search(len(instance.requests))
     if instance.switches.hybrid_batches and search.max_steps != 0:
+        on_step("searching for a better schedule than the policies of the reference")
         least_ns = min((value_ns for value_ns, _ in known), default=UNKNOWN_NS)
         found, why = find_better(instance, objective, least_ns, bound.value_ns, search, on_progress)
         known += [(found.value_ns, found.found_by)] if found else []
@@ -213,6 +225,7 @@ def _searched(
         best_known_by=best_by,
         bound_ns=bound.value_ns,
         certificate=bound.name,
-        stop_reason=reason,
+        status=Status.OPTIMAL if best_ns == bound.value_ns else Status.FEASIBLE,
+        stop_reason=StopReason.PROVEN if best_ns == bound.value_ns else reason,
         is_searched=True,
     )

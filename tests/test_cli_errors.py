@@ -145,7 +145,7 @@ USAGE = {
         "no cost model was measured for llama-3.1-8b on b200",
     ),
     "cost of unknown name": ("costs nope", "unknown cost model 'nope'"),
-    "no KV cache": ("solve trace.csv --kv-tokens 0", "'--kv-tokens': 0 is not in the range x>=1"),
+    "no KV cache": ("solve trace.csv --kv-tokens 0", "'--kv-tokens': '0' is no whole number from 1 on"),
     "both capacities": (
         "solve trace.csv --kv-tokens 64 --kv-blocks 4",
         "both kv_tokens and kv_blocks are given",

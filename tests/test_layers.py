@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "recording": {"problem", "costs", "trace", "simulate", "policies", "serving"},
     "solving": {"problem", "costs", "bounds", "exact", "simulate", "policies", "improve"},
     "reference": {"problem", "exact", "improve"},
-    "compare": {"problem", "exact", "improve", "solving", "reference"},
+    "compare": {"problem", "bounds", "exact", "improve", "solving", "reference"},
     "ladder": {"problem", "exact", "solving"},
     "checking": {"problem", "bounds", "exact"},
     "unused": {"trace", "simulate", "policies"},

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cspsched.cli.compare import error_band
-from cspsched.cli.console import LiveLine, show, tell, tell_rejections
+from cspsched.cli.console import LiveLine, show, tell, tell_rejections, tell_warnings
 from cspsched.cli.executor_options import executor_option, executor_workers_option
 from cspsched.cli.group import INTERRUPTED
 from cspsched.cli.improve import exit_code, save_result, search_limits, search_options
@@ -135,12 +135,14 @@ def _tasks(
     """What is to be bracketed, each with the end of the error band, and the files --save and --resume."""
     from cspsched.improve import BracketTask
     from cspsched.serving import make_instance
+    from cspsched.unused import warnings_for
 
     limits, save, resume = search_limits(options)
     heuristics, points = options.pop("heuristics"), options.pop("curve_points")
     requests, serving = selected_trace(trace, options), instance_serving(options)
     instance = make_instance(requests, serving)
     tell_rejections(instance.split_rejected()[1])
+    tell_warnings(warnings_for(requests, heuristics))
     instances = {GIVEN: instance}
     if uncertainty:
         fast, slow = error_band(serving.cost or instance.cost.name)

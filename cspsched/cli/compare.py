@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from cspsched.cli.console import LiveLine, counted, show, tell
+from cspsched.cli.console import LiveLine, counted, show, tell, tell_warnings
 from cspsched.cli.group import INTERRUPTED
 from cspsched.cli.options import (
     SERVING_NAMES,
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from cspsched.reference import ReferenceLimits
 
 
+PIPE_WIDTH = 160
+"""Columns that a table may take where there is no terminal."""
 TRACE_NAMES = ("limit", "window", "scale_rate")
 
 
@@ -124,11 +126,13 @@ def compare_command(
     from cspsched.report.output import require_writable, write_files
     from cspsched.report.table import markdown as as_markdown
     from cspsched.serving import make_instance
+    from cspsched.unused import warnings_for
 
     if uncertainty and schedules:
         raise UsageError("--uncertainty prices other batch times, --schedule has its own; give one of them")
     for folder in filter(None, (out, markdown and markdown.parent)):
         require_writable(folder)
+    warnings: list[str] = []
     limits = reference_limits(time_limit, steps, workers, seed, deterministic=deterministic)
     if schedules:
         _refuse_other_instance()
@@ -136,6 +140,8 @@ def compare_command(
     else:
         requests, serving = selected_trace(trace, options), instance_serving(options)
         name, instance, given = requests.name, make_instance(requests, serving), {}
+        warnings = warnings_for(requests, heuristics)
+        tell_warnings(warnings)
         band = error_band(serving.cost or instance.cost.name) if uncertainty else None
     wanted = one_objective(objective, instance)
     with LiveLine(wanted, len(instance.requests)) as live:
@@ -149,6 +155,7 @@ def compare_command(
             on_step=live.tell,
             on_progress=live,
         )
+    comparison = replace(comparison, warnings=tuple(warnings))
     if as_json:
         show(json.dumps(comparison.to_json(), indent=1))
     else:
@@ -225,7 +232,7 @@ def _show(name: str, comparison: Comparison) -> None:
     """Print the table, turned on its side where a terminal is too narrow for it."""
     from rich.console import Console
 
-    from cspsched.report.table import footnotes, header, rows
+    from cspsched.report.table import bounds_row, footnotes, header, rows
 
     instance, limits = comparison.instance, comparison.instance.limits
     show(
@@ -233,10 +240,11 @@ def _show(name: str, comparison: Comparison) -> None:
         f"{limits.kv_blocks:,} KV blocks of {limits.block_tokens}, C {limits.max_batch_tokens:,}, "
         f"R {limits.max_batch_requests:,}"
     )
-    lines = [header(comparison), *rows(comparison)]
+    lines = [header(comparison), *rows(comparison), *bounds_row(comparison)]
     console = Console(highlight=False)
     turned = list(map(list, zip(*lines, strict=True)))
-    if console.is_terminal and _width(lines) > console.width >= _width(turned):
+    room = console.width if console.is_terminal else PIPE_WIDTH
+    if _width(lines) > room >= _width(turned):
         lines = turned
     # A table that fits neither way is wrapped by the terminal: nothing may be cut off.
     width = max(console.width, _width(lines))

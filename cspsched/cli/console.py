@@ -32,7 +32,7 @@ class Talk:
     def __init__(self) -> None:
         self._terminal = sys.stderr.isatty()
         self._lock = threading.Lock()
-        self._doing, self._since = "starting", time.monotonic()
+        self._doing, self._since, self._state = "starting", time.monotonic(), ""
         self._heard = self._since
         self._is_open = False
         """Whether a line is on the terminal that may be rewritten."""
@@ -42,18 +42,20 @@ class Talk:
     def tell(self, message: str) -> None:
         """One line that stays; what it says is being done from here on."""
         with self._lock:
-            self._doing, self._since = message, time.monotonic()
+            self._begin(message)
             self._write(message, stays=True)
 
     def begin(self, what: str) -> None:
         """What is being done from here on; said where it takes long."""
         with self._lock:
-            self._doing, self._since = what, time.monotonic()
+            self._begin(what)
 
-    def show(self, state: str) -> None:
-        """The state of what is being done."""
+    def show(self, state: str, *, now: bool = False) -> None:
+        """The state of what is being done: at once if it is the first, or on a terminal; else after silence."""
         with self._lock:
-            self._write(state, stays=not self._terminal)
+            is_first, self._state = not self._state, state
+            if now or is_first or self._terminal:
+                self._write_state()
 
     def close_line(self) -> None:
         """Take away the line that may be rewritten: something else is going to be printed."""
@@ -62,10 +64,13 @@ class Talk:
                 click.echo(f"\r{ERASE}", err=True, nl=False)
             self._is_open, self._heard = False, time.monotonic()
 
-    @property
-    def silence_s(self) -> float:
-        """Seconds since the last word."""
-        return time.monotonic() - self._heard
+    def _begin(self, what: str) -> None:
+        self._doing, self._since, self._state = what, time.monotonic(), ""
+
+    def _write_state(self) -> None:
+        seconds = f"{time.monotonic() - self._since:.0f} s"
+        text = f"{seconds:>6}  {self._state}" if self._state else f"{self._doing}: {seconds}"
+        self._write(text, stays=not self._terminal)
 
     def _write(self, text: str, *, stays: bool) -> None:
         if self._terminal and not stays:
@@ -77,8 +82,9 @@ class Talk:
 
     def _watch(self) -> None:
         while not self._ended.wait(LOOK_S):
-            if self.silence_s > MOST_SILENCE_S:
-                self.show(f"{self._doing}: {time.monotonic() - self._since:.0f} s")
+            if time.monotonic() - self._heard > MOST_SILENCE_S:
+                with self._lock:
+                    self._write_state()
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -151,17 +157,15 @@ class LiveLine:
         self._terminal = sys.stderr.isatty()
 
     def __call__(self, progress: Progress) -> None:
-        """Show a state of the search: at once on a terminal, else where there was silence."""
-        if not (self._terminal or progress.note) and self._talk.silence_s < MOST_SILENCE_S:
-            return
+        """Show a state of the search."""
         gap = (progress.best_ns - progress.bound_ns) / (progress.best_ns or 1)
-        text = f"{progress.elapsed_s:6.1f} s  {_bar(progress) if self._terminal else ''}"
+        text = _bar(progress) if self._terminal else ""
         text += f"best {self._shown(progress.best_ns)}  bound {self._shown(progress.bound_ns)}  gap {gap:.2%}"
         if progress.note:
             text += f"  {progress.note}"
         elif progress.best_by and progress.bound_by:
             text += f"  best by {progress.best_by}, bound by {progress.bound_by}"
-        self._talk.show(text)
+        self._talk.show(text, now=bool(progress.note))
 
     def tell(self, message: str) -> None:
         """One line of talk that does not run into the live line."""
@@ -191,9 +195,7 @@ class Tally:
         self._talk = current_talk() or Talk()
 
     def update(self, done: int, total: int, text: str) -> None:
-        """Show that so many are done, and what the last one was; in a pipe where there was silence."""
-        if not sys.stderr.isatty() and self._talk.silence_s < MOST_SILENCE_S:
-            return
+        """Show that so many are done, and what the last one was."""
         left_s = (time.monotonic() - self._started) * (total - done) / max(done, 1)
         bar = f"[{'#' * round(BAR * done / max(total, 1)):{BAR}}] {left_s:.0f} s left  "
         self._talk.show(f"{self._what}: {bar if sys.stderr.isatty() else ''}{done}/{total}, {text}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from cspsched.cli.console import LiveLine, counted, show, tell, tell_rejections
+from cspsched.cli.console import LiveLine, counted, show, tell, tell_rejections, tell_warnings
 from cspsched.cli.executor_options import executor_option, executor_workers_option
 from cspsched.cli.group import INTERRUPTED
 from cspsched.cli.options import (
@@ -103,15 +103,17 @@ def improve_command(
     cspsched improve trace.csv --time-limit 5min --save better.json
     cspsched improve trace.csv --objective makespan --resume state.json
     """  # noqa: D301 - click's marker for text that is not to be wrapped
-    found = run_search(trace, options)
-    show(json.dumps(found.to_json(), indent=1) if as_json else summary(found))
+    found, warnings = run_search(trace, options)
+    data = found.to_json() | {"warnings": warnings}
+    show(json.dumps(data, indent=1) if as_json else summary(found))
     return exit_code(found)
 
 
-def run_search(trace: Path | None, options: dict[str, Any]) -> Improvement:
-    """Improve on the policies by what the options say, with progress on stderr; save the schedule."""
+def run_search(trace: Path | None, options: dict[str, Any]) -> tuple[Improvement, list[str]]:
+    """Improve on the policies by what the options say, with progress on stderr; and what does nothing."""
     from cspsched.improve import improve
     from cspsched.serving import make_instance
+    from cspsched.unused import warnings_for
 
     text, heuristics = options.pop("objective"), options.pop("heuristics")
     limits, save, resume = search_limits(options)
@@ -131,8 +133,10 @@ def run_search(trace: Path | None, options: dict[str, Any]) -> Improvement:
             **where,
         )
     tell_rejections(found.rejections)
+    warnings = warnings_for(requests, heuristics)
+    tell_warnings(warnings)
     save_result(found, save)
-    return found
+    return found, warnings
 
 
 def search_limits(options: dict[str, Any]) -> tuple[ImproveLimits, Path | None, Path | None]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from cspsched.cli.console import show, tell, tell_rejections
+from cspsched.cli.console import show, tell, tell_rejections, tell_warnings
 from cspsched.cli.executor_options import executor_option, executor_workers_option
 from cspsched.cli.group import INTERRUPTED
 from cspsched.cli.options import (
@@ -105,12 +105,14 @@ def windows_command(
     from cspsched.report import windows as report
     from cspsched.report.output import require_writable, write_files
     from cspsched.serving import make_instance
+    from cspsched.unused import warnings_for
     from cspsched.windows import WindowShape, study_windows
 
     if out is not None:
         require_writable(out)
     requests = selected_trace(trace, options)
     instance = make_instance(requests, instance_serving(options))
+    tell_warnings(warnings_for(requests, [policy]))
     study = study_windows(
         instance,
         policy,

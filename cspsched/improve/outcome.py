@@ -10,7 +10,7 @@ from cspsched.improve.ends import LowerEnd
 from cspsched.improve.rivals import Rival
 from cspsched.problem.instance import Instance, Rejection
 from cspsched.problem.objectives import AnyObjective
-from cspsched.problem.result import Result, Status, StopReason, tool_versions, unit_of
+from cspsched.problem.result import Result, Status, StopReason, short_details, tool_versions, unit_of
 from cspsched.problem.schedule import Schedule
 
 IMPROVEMENT_SCHEMA = "cspsched/improvement/1"
@@ -72,6 +72,7 @@ class Improvement:
 
     def to_result(self) -> Result:
         """The schedule with its bound, as `solve` returns it."""
+        details = short_details(self.bound.details) if isinstance(self.bound, Certificate) else {}
         return Result(
             instance=self.instance,
             objective=self.objective,
@@ -82,6 +83,7 @@ class Improvement:
             stop_reason=self.stop_reason,
             found_by=self.found_by,
             certificate=self.bound.name,
+            certificate_details=details,
             provenance={"versions": tool_versions(), "seed": self.seed, "steps": self.steps},
         )
 

@@ -40,7 +40,8 @@ def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
     notes = [*table.footnotes(comparison), *_picture_note(comparison)]
     links = "\n\n".join(f"![{name}]({name}.png)" for name in images)
     text = f"# {title}\n\n{table.markdown(comparison)}\n{links}\n"
-    page = html_page(title, table.header(comparison), table.rows(comparison), notes, images)
+    body = [*table.rows(comparison), *table.bounds_row(comparison)]
+    page = html_page(title, table.header(comparison), body, notes, images)
     files: dict[str, str | bytes] = {
         "report.html": page,
         "report.md": text,

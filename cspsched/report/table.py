@@ -9,7 +9,7 @@ from typing import Any
 from cspsched.compare import CLAIRVOYANT, Comparison, PolicyRow
 from cspsched.problem.excess import Excess
 from cspsched.problem.metrics import Objective
-from cspsched.problem.result import StopReason
+from cspsched.problem.result import Status, StopReason
 from cspsched.units import NS_PER_S
 
 ARRIVAL_DOMINATED = 0.9
@@ -20,6 +20,8 @@ WHY_OPEN = {
     StopReason.TIME_LIMIT: "the exact solver ran into the limit",
     StopReason.INTERRUPTED: "the search was interrupted",
     StopReason.FINISHED: "the exact solver searched schedules of limited length only",
+    StopReason.ROUNDING: "the exact solver prices batches without rounding",
+    StopReason.FAILED: "every search of the exact solver failed",
     StopReason.FAILED: "every search of the exact solver failed",
 }
 UNITS = (("s", 1.0), ("ms", 1e-3), ("us", 1e-6), ("ns", 1e-9))
@@ -58,9 +60,24 @@ def rows(comparison: Comparison) -> list[list[str]]:
     return [[cell(row, summary) for _, cell in COLUMNS] for row, summary in summaries]
 
 
+def bounds_row(comparison: Comparison) -> list[list[str]]:
+    """A last row: what no schedule is below, in the columns that are bounded; none if there is none."""
+    bounds = {
+        f"{'latency' if objective is Objective.LATENCY else 'TTFT'} p{percent}": value_ns
+        for objective, found in comparison.percentile_bounds_ns.items()
+        for percent, value_ns in found.items()
+    }
+    if not bounds:
+        return []
+    shown = {name: seconds(value_ns / NS_PER_S, ROUND_FLOOR) for name, value_ns in bounds.items()}
+    return [["no schedule is below", *(shown.get(name, "") for name, _ in COLUMNS[1:])]]
+
+
 def footnotes(comparison: Comparison) -> list[str]:
     """What the reference is, what was rejected, and what the reader must know."""
     notes = [reference_sentence(comparison), *_ends(comparison), *arrival_note(comparison), CLAIRVOYANT]
+    notes += [f"Passed over: {failure.sentence}" for failure in comparison.reference.failures]
+    notes += [f"Note: {warning}." for warning in comparison.warnings]
     if not comparison.limits.repeats:
         notes.append("A time limit was given: what another run finds depends on the clock.")
     if comparison.rejections:
@@ -78,7 +95,7 @@ def reference_sentence(comparison: Comparison) -> str:
         comparison.objective.show(value_ns, requests)
         for value_ns in (reference.best_known_ns, reference.bound_ns)
     )
-    if reference.stop_reason is StopReason.ROUNDING:
+    if reference.status is Status.OPTIMAL_UP_TO_ROUNDING:
         gap_ns = reference.best_known_ns - reference.bound_ns
         return (
             f"Reference: the optimum up to rounding, {what} {best}, found by {reference.best_known_by}, "
@@ -119,7 +136,8 @@ def arrival_note(comparison: Comparison) -> list[str]:
 
 def markdown(comparison: Comparison) -> str:
     """Table and footnotes in Markdown."""
-    lines = [header(comparison), ["---", *["---:"] * (len(COLUMNS) - 1)], *rows(comparison)]
+    body = [*rows(comparison), *bounds_row(comparison)]
+    lines = [header(comparison), ["---", *["---:"] * (len(COLUMNS) - 1)], *body]
     table = "\n".join("| " + " | ".join(map(_escaped, cells)) + " |" for cells in lines)
     return table + "\n\n" + "\n".join(f"- {note}" for note in footnotes(comparison)) + "\n"
 
@@ -128,11 +146,18 @@ def _escaped(cell: str) -> str:
     return cell.replace("|", "\\|")
 
 
-def seconds(value: float) -> str:
-    """A time in the unit that fits it, with four significant digits or to a tenth of a second."""
+def seconds(value: float, rounding: str = ROUND_HALF_EVEN) -> str:
+    """A time in the unit that fits it, with four significant digits or to a tenth of a second.
+
+    Parameters
+    ----------
+    rounding
+        A mode of `decimal`: down for a bound that nothing is below.
+    """
+    exact = Decimal(repr(float(value)))
     if value >= 1e3:
-        return f"{value:,.1f} s"
-    rounded = float(f"{value:.4g}")
+        return f"{exact.quantize(Decimal('0.1'), rounding):,} s"
+    rounded = float(exact.quantize(Decimal(1).scaleb(exact.adjusted() - 3), rounding))
     unit, scale = next((pair for pair in UNITS if rounded >= pair[1]), UNITS[-1])
     return f"{f'{rounded / scale:#.4g}'.rstrip('.')} {unit}" if value else "0 s"
 
