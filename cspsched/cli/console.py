@@ -51,7 +51,7 @@ class Talk:
             self._begin(what)
 
     def show(self, state: str, *, now: bool = False) -> None:
-        """The state of what is being done: at once if it is the first, or on a terminal; else after silence."""
+        """The state of what is being done: at once if it is the first or on a terminal, else in silence."""
         with self._lock:
             is_first, self._state = not self._state, state
             if now or is_first or self._terminal:
