@@ -147,7 +147,8 @@ def test_a_listed_policy_changes_another_row_only_by_a_better_schedule(first, mo
     for seed in range(first, first + 25):
         rng = random.Random(seed)
         instance = (tiny if seed % 5 == 0 else crowd)(rng)
-        objective = rng.choice(tuple(Objective))
+        # The bounds of latency are the dear ones.
+        objective = rng.choice((*Objective, Objective.MAKESPAN, Objective.TTFT))
         more = runnable(instance, rng, most=4)
         fewer = rng.sample(more, rng.randint(1, len(more)))
         large = compare_policies(instance, more, objective, limits=limits)

@@ -151,8 +151,8 @@ USAGE = {
         "both kv_tokens and kv_blocks are given",
     ),
     "time without unit": (
-        "solve trace.csv --time-limit 60",
-        "'60' is no time with a unit, such as 60s, 5min or 500ms",
+        "solve trace.csv --time-limit 60x",
+        "'60x' is no time, such as 60s, 5min, 500ms or 60 (seconds)",
     ),
     "window that is none": (
         "solve trace.csv --window x",
@@ -160,7 +160,7 @@ USAGE = {
     ),
     "window backwards": ("solve trace.csv --window 5:1", "expected seconds start:end, 0 <= start < end"),
     "rate of zero": ("solve trace.csv --scale-rate 0", "scale_rate is 0.0, expected a finite factor above 0"),
-    "no requests": ("solve trace.csv --limit 0", "'--limit': 0 is not in the range x>=1"),
+    "no requests": ("solve trace.csv --limit 0", "'--limit': '0' is no whole number from 1 on"),
     "negative seed": ("solve trace.csv --seed -1", "'--seed': -1 is not in the range"),
     "seed too large": ("solve trace.csv --seed 99999999999", "'--seed': 99999999999 is not in the range"),
     "unknown command": (
@@ -175,7 +175,7 @@ USAGE = {
     ),
     "missing trace": ("solve", "Missing argument 'TRACE'"),
     "two traces": ("solve trace.csv trace.csv", "Got unexpected extra argument (trace.csv)"),
-    "unknown objective": ("bound --objective cost", "'cost' is not one of 'makespan', 'latency', 'ttft'"),
+    "unknown objective": ("bound --objective cost", "objective 'cost' is not known"),
     "rate of nothing": ("trace generate --rate 0 --out new.csv", "rate_per_s is 0.0, expected a finite rate"),
 }
 
@@ -269,7 +269,7 @@ def test_check_accepts_what_simulate_saved(schedule, capsys):
 
     assert outcome.code == 0
     assert outcome.out.startswith("feasible: 2 requests in ")
-    assert f"makespan {schedule['primal_ns']} ns as stated" in outcome.out
+    assert f"latency {schedule['primal_ns']} ns as stated" in outcome.out
 
 
 def test_check_names_rule_request_batch_and_numbers(schedule, capsys):
@@ -299,7 +299,7 @@ def test_check_judges_against_the_capacity_in_the_file(schedule, capsys):
 
 
 @pytest.mark.parametrize(
-    ("key", "message"), [("primal_ns", "objective: states makespan 5 ns"), ("dual_ns", "bound: states")]
+    ("key", "message"), [("primal_ns", "objective: states latency 5 ns"), ("dual_ns", "bound: states")]
 )
 def test_check_derives_the_stated_numbers_again(schedule, key, message, capsys):
     """A false objective, and a bound above the schedule's own value, exit 3."""
@@ -419,9 +419,12 @@ def test_exit_codes_reach_the_shell(arguments, code, message):
     command = [sys.executable, "-m", "cspsched", *arguments.split()]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
 
+    # A machine that is slow to load says that it starts.
+    lines = [line for line in done.stderr.splitlines(keepends=True) if not line.startswith("starting: ")]
+
     assert (done.returncode, done.stdout) == (code, "")
-    assert done.stderr.startswith(message)
-    assert done.stderr.count("\n") == 1
+    assert lines[0].startswith(message)
+    assert len(lines) == 1
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")

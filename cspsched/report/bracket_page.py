@@ -33,7 +33,7 @@ def write_brackets(brackets: list[tuple[Bracket, str]], data: dict[str, Any], fo
         title = bracket.improvement.objective.label + (f", all batches {end}" if end else "")
         name = "".join(letter if letter.isalnum() else "-" for letter in title)
         images[f"bracket-{name}"] = png(bracket_figure(bracket))
-        if bracket.curve is not None:
+        if bracket.curve is not None and len(bracket.curve.times_ns) > 1:
             images[f"curve-{name}"] = png(curve_figure(bracket.curve))
         table += [[policy, title, value, over] for policy, value, over in rows(bracket)]
         notes += [f"{title}: {sentence}" for sentence in sentences(bracket)]
