@@ -27,7 +27,7 @@ from cspsched.problem.result import Status, StopReason
 
 SMALL_CELLS = 1_500
 """Requests times batches up to which the exact solver is tried."""
-WORK_S = 20.0
+WORK_S = 1.0
 """Work of the exact solver where no clock limits it, in seconds of a quiet processor."""
 MOST_STEPS = 200
 """Steps of the search: its starts, and some changes of their shape (docs/brackets.md has what they bring)."""
