@@ -169,6 +169,7 @@ def test_steps_are_told_in_order():
         ["simulating", "sarathi:chunk=4"],
         *(["simulating", name] for name in REFERENCE_SET),
         ["bounding", "mean"],
+        ["bounding", "percentiles"],
     ]
 
 

@@ -152,13 +152,13 @@ def test_makespan_that_the_arrivals_decide_is_pointed_out():
 
 
 def test_markdown_is_a_table_with_notes(tight):
-    """Header, alignment, a row a policy, an empty line, and the footnotes as a list."""
+    """Header, alignment, a row a policy, one of bounds, an empty line, and the footnotes as a list."""
     lines = table.markdown(tight).splitlines()
 
     assert lines[0].startswith("| policy | makespan |")
     assert lines[1].startswith("| --- | ---: |")
-    assert [line.count("|") for line in lines[:4]] == [len(table.COLUMNS) + 1] * 4
-    assert all(line.startswith("- ") for line in lines[5:])
+    assert [line.count("|") for line in lines[:5]] == [len(table.COLUMNS) + 1] * 5
+    assert all(line.startswith("- ") for line in lines[6:])
 
 
 def test_markdown_escapes_the_bar_in_a_name(tight):
@@ -400,7 +400,7 @@ def test_page_is_well_formed_and_escapes_names(tight, tmp_path):
 
     assert tags.open == []
     assert tags.seen.count("img") == 6
-    assert tags.seen.count("tr") == 3
+    assert tags.seen.count("tr") == 4
     assert "<td>&lt;b&gt;&amp;amp</td>" in page
 
 
