@@ -148,13 +148,10 @@ def _require_room(serving: Serving, model: str, device: str) -> None:
     fitting = [degree for degree in DEGREES if _fits(serving, model, device, degree)]
     measured = [degree for degree in fitting if usual_name(model, device, degree) in cost_names()]
     if fitting:
+        how = "with a cost model" if measured else "no cost model ships for it, so give --cost, too"
         raise UsageError(
-            f"{model} does not fit on one {device}: give --tensor-parallel {_listed(measured or fitting)}"
-            + (
-                " (with a cost model)"
-                if measured
-                else f"; no cost model of {model} on {device} ships: --cost"
-            )
+            f"{model} does not fit on one {device}: "
+            f"give --tensor-parallel {_listed(measured or fitting)} ({how})"
         )
 
 

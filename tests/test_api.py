@@ -19,10 +19,10 @@ def test_documented_example_runs(capsys):
     """The five lines of the docstring compare two policies on a bundled trace; vLLM's excess comes out."""
     exec(compile(documented_example(), "docstring", "exec"), {})
     policy, interval = capsys.readouterr().out.split(" ", 1)
-    low, high = ast.literal_eval(interval)
+    low, high = (float(end.partition("=")[2]) for end in interval.strip("Excess()\n").split(", "))
 
     assert policy == "vllm"
-    assert 0 <= low <= high < 0.01
+    assert 0 <= low <= high < 0.2
 
 
 def test_example_is_short():

@@ -119,7 +119,10 @@ def test_named_device_wins_over_that_of_the_cost_model():
         (Serving(device="h10"), r"unknown device 'h10'\. Did you mean 'h100'\?"),
         (Serving(cost="infermax"), r"unknown cost model 'infermax'\. Did you mean 'infermax-7b'\?"),
         (Serving(device="l4"), r"no cost model was measured for llama-3.1-8b on l4 .* there are: "),
-        (Serving(model="qwen2.5-72b"), r"no cost model was measured for qwen2.5-72b on h100 "),
+        (
+            Serving(model="qwen2.5-72b"),
+            r"qwen2.5-72b does not fit on one h100: give --tensor-parallel 2, 4 or 8",
+        ),
         (Serving(tensor_parallel=16), r"with tensor_parallel 16; there are: "),
     ],
 )
