@@ -15,7 +15,6 @@ import pyarrow.parquet
 import pytest
 from hypothesis import given
 
-from cspsched.cli.console import working
 from cspsched.problem.schedule import Schedule
 from cspsched.report.run import Run
 from cspsched.report.run_tables import TableFormat, iteration_table, request_table, write_run_tables
@@ -282,18 +281,3 @@ def test_command_refuses_a_folder_that_cannot_be_written_before_it_runs(capsys, 
 
     assert outcome.code == 1
     assert "cannot be written" in outcome.err
-
-
-def test_a_long_run_shows_what_it_does_on_a_terminal(capsys, monkeypatch):
-    """There is a line while it simulates, beside the results and not among them; none in a pipe."""
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-    with working("simulating [red]"):
-        pass
-    shown = capsys.readouterr()
-    monkeypatch.setattr("sys.stderr.isatty", lambda: False, raising=False)
-    with working("simulating [red]"):
-        pass
-
-    assert "simulating [red]" in shown.err
-    assert shown.out == ""
-    assert capsys.readouterr().err == ""
