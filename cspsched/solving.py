@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cspsched.errors import InfeasibleError, InputError, StuckError
+from cspsched.errors import InfeasibleError, InputError, PolicyCrashError, PolicyError
 from cspsched.exact.lexicographic import solve_in_order
 from cspsched.exact.search import Progress, SearchLimits
 from cspsched.exact.solver import solve_exactly
@@ -91,12 +91,17 @@ def solve(
 def policy_candidates(
     instance: Instance, heuristics: Iterable[str]
 ) -> tuple[list[Candidate], tuple[Failure, ...]]:
-    """Schedules of policies on an instance whose requests all fit, and the policies that got stuck."""
+    """Schedules of policies on an instance whose requests all fit, and the policies that cannot serve it.
+
+    What the code of a user's policy raises is for the user to know (`PolicyCrashError`).
+    """
     candidates, stuck = list[Candidate](), list[Failure]()
     for policy in map(make_policy, heuristics):
         try:
             candidates.append((policy.label, run_policy(instance, policy).schedule))
-        except StuckError as error:
+        except PolicyCrashError:
+            raise
+        except PolicyError as error:
             stuck.append(Failure.of(policy.label, error))
     return candidates, tuple(stuck)
 

@@ -9,8 +9,9 @@ import pytest
 from cspsched.compare import COMPARISON_SCHEMA, Comparison, compare_policies
 from cspsched.costs.presets import load_cost
 from cspsched.errors import InputError, UsageError
+from cspsched.exact.search import SearchLimits
 from cspsched.improve.rivals import REFERENCE_SET
-from cspsched.problem.instance import Instance, Limits
+from cspsched.problem.instance import Instance, Limits, Preemption, Switches
 from cspsched.problem.metrics import Objective, measure
 from cspsched.problem.referee import find_violations
 from cspsched.problem.request import Request
@@ -20,6 +21,7 @@ from cspsched.solving import solve
 from tests.strategies import UNIT, make_instance
 
 NO_SEARCH = ReferenceLimits(work_s=0, steps=0)
+BRIEF = SearchLimits(time_limit_s=0)
 POLICIES = ("vllm", "sarathi:chunk=4")
 
 
@@ -210,3 +212,20 @@ def test_a_band_of_batch_times_is_compared_at_both_ends():
     assert ends["fast"].rows[0].value_ns * 2 == middle.rows[0].value_ns
     assert ends["slow"].rows[0].value_ns == middle.rows[0].value_ns * 2
     assert ends["fast"].rows[0].excess == middle.rows[0].excess == ends["slow"].rows[0].excess
+
+
+@pytest.mark.parametrize(
+    "switches", [{"reservation": True}, {"preemption": Preemption.NONE}, {"preemption": Preemption.SWAP}]
+)
+def test_the_reference_goes_without_those_who_cannot_run(switches):
+    """A policy that the instance suits is compared, whatever others make of the rules."""
+    instance = crowded(shapes=((5, 6),) * 5, kv_blocks=24)
+    instance = replace(
+        instance, switches=Switches(**switches), limits=replace(instance.limits, host_kv_blocks=10)
+    )
+    told: list[str] = []
+    comparison = compare_policies(instance, ["tensorrt-llm"], limits=NO_SEARCH, on_step=told.append)
+
+    assert any(step.startswith("the reference goes without") for step in told)
+    assert find_violations(instance, comparison.rows[0].metrics.history.schedule) == []
+    assert solve(instance, limits=BRIEF, heuristics=["fastserve", "vllm"]).result.schedule is not None

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from cspsched.errors import InputError, InternalError, StuckError, UsageError
+from cspsched.errors import InputError, InternalError, PolicyError, UsageError
 from cspsched.improve.long_runs import is_long, parts_of_run
 from cspsched.policies.base import make_policy
 from cspsched.problem.instance import Instance
@@ -28,7 +28,8 @@ REFERENCE_SET = ("sarathi", "vidur-vllm", "smallest-volume", "fastserve")
 (docs/brackets.md, `benchmarks/reference_set.py`)."""
 
 SWITCHED_RULES = {"preemption", "chunked prefill", "hybrid batches", "holding"}
-"""Rules that an instance has or has not: a policy may be unfit for it without being wrong."""
+"""Rules that an instance has or has not: a policy may be unfit for it without being wrong. With reservation
+the capacity is such a rule, too."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -123,7 +124,7 @@ def run_reference(
                 instance, objective, make_policy(name), tell, in_parts=in_parts
             )
             reference.append(rival)
-        except (UsageError, InputError, StuckError) as reason:
+        except (UsageError, InputError, PolicyError) as reason:
             tell(f"the reference goes without {name}: {reason}")
     return tuple(reference)
 
@@ -154,7 +155,7 @@ def _rival(instance: Instance, objective: AnyObjective, policy: Policy) -> Rival
             f"{len(simulation.output_changes)} requests: there is no excess; leave emulate_bugs out, or use "
             "'cspsched simulate'"
         )
-    _refuse(policy, find_violations(instance, simulation.schedule))
+    _refuse(instance, policy, find_violations(instance, simulation.schedule))
     metrics = measure(instance, simulation.schedule)
     return Rival(
         policy=policy.label,
@@ -172,13 +173,14 @@ def _long_rival(instance: Instance, objective: AnyObjective, policy: Policy) -> 
             "leave it out or shorten the trace (--limit)"
         )
     verdict = judge_parts(instance, parts_of_run(simulate_fast(instance, policy)))
-    _refuse(policy, verdict.violations)
+    _refuse(instance, policy, verdict.violations)
     return Rival(policy=policy.label, value_ns=verdict.objective_ns(instance, objective), run=None)
 
 
-def _refuse(policy: Policy, violations: list[Violation]) -> None:
+def _refuse(instance: Instance, policy: Policy, violations: list[Violation]) -> None:
     """What the instance does not allow is wrong use; any other violation is a bug, of ours or the user's."""
-    if violations and violations[0].rule in SWITCHED_RULES:
+    switched = SWITCHED_RULES | ({"capacity"} if instance.switches.reservation else set())
+    if violations and violations[0].rule in switched:
         raise UsageError(
             f"policy {policy.label} does what the instance does not allow: {violations[0].message}; "
             "allow it or choose another policy"
