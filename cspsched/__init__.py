@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from cspsched.errors import CspschedError as CspschedError
     from cspsched.exact.search import SearchLimits as SearchLimits
     from cspsched.policies.base import make_policy as make_policy
+    from cspsched.problem.excess import Excess as Excess
     from cspsched.problem.instance import Instance as Instance
     from cspsched.problem.instance import Limits as Limits
     from cspsched.problem.instance import Preemption as Preemption
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from cspsched.problem.request import Request as Request
     from cspsched.problem.result import Result as Result
     from cspsched.problem.schedule import Schedule as Schedule
+    from cspsched.reference import ReferenceLimits as ReferenceLimits
     from cspsched.serving import Serving as Serving
     from cspsched.serving import make_instance as make_instance
     from cspsched.solving import solve as solve
@@ -49,6 +51,7 @@ _HOME = {
     "CspschedError": "errors",
     "SearchLimits": "exact.search",
     "make_policy": "policies.base",
+    "Excess": "problem.excess",
     "Instance": "problem.instance",
     "Limits": "problem.instance",
     "Preemption": "problem.instance",
@@ -59,6 +62,7 @@ _HOME = {
     "Request": "problem.request",
     "Result": "problem.result",
     "Schedule": "problem.schedule",
+    "ReferenceLimits": "reference",
     "Serving": "serving",
     "make_instance": "serving",
     "solve": "solving",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cspsched.bounds.misses import percentile_ns
 from cspsched.errors import InputError, UsageError
 from cspsched.exact.search import Progress
 from cspsched.improve.rivals import Rival, Run, run_rivals
+from cspsched.policies.base import DEFAULT_HEURISTICS
 from cspsched.problem.cost import CostModel
 from cspsched.problem.excess import Excess
 from cspsched.problem.instance import Instance, Rejection
@@ -20,7 +21,6 @@ from cspsched.problem.referee import find_violations
 from cspsched.problem.result import StopReason, tool_versions, unit_of
 from cspsched.problem.schedule import Schedule
 from cspsched.reference import Reference, ReferenceLimits, find_reference
-from cspsched.solving import DEFAULT_HEURISTICS
 from cspsched.units import NS_PER_S
 
 PERCENTILES = (50, 90, 99)
@@ -116,7 +116,7 @@ class Comparison:
                 "bound_ns": reference.bound_ns,
                 "certificate": reference.certificate,
                 "stop_reason": reference.stop_reason.value,
-                "failures": [asdict(failure) for failure in reference.failures],
+                "failures": [failure.to_json() for failure in reference.failures],
                 "note": CLAIRVOYANT,
             },
             "policies": [
@@ -186,6 +186,7 @@ def compare_policies(
     _refuse_twice([one.policy for one in (*measured, *policies)])
     talk: Any = {"on_step": tell, "on_progress": on_progress}
     part = limits if band is None else limits.share(1 / (1 + len(ENDS)))
+    bounds_ns = _percentile_bounds(servable, percentiles, tell)
     left = part.after(time.monotonic() - started)
     reference = find_reference(servable, objective, policies, measured, limits=left, **talk)
     ends = {}
@@ -201,7 +202,7 @@ def compare_policies(
         rejections=rejections,
         limits=limits,
         ends=ends,
-        percentile_bounds_ns=_percentile_bounds(servable, percentiles, tell),
+        percentile_bounds_ns=bounds_ns,
     )
 
 

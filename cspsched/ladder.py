@@ -14,11 +14,12 @@ from typing import Any
 
 from cspsched.errors import InternalError, UsageError
 from cspsched.exact.search import Progress, SearchLimits
+from cspsched.policies.base import DEFAULT_HEURISTICS
 from cspsched.problem.instance import Instance, Preemption, Rejection
 from cspsched.problem.lifting import Restriction, lift, lift_all, without_swap
 from cspsched.problem.objectives import AnyObjective, Mixture, Objective
 from cspsched.problem.result import Result, Status, StopReason, status_of, tool_versions
-from cspsched.solving import DEFAULT_HEURISTICS, Candidate, servable_part, solve
+from cspsched.solving import Candidate, servable_part, solve
 
 LADDER_SCHEMA = "cspsched/ladder/1"
 NO_PREEMPTION, RECOMPUTE, RECOMPUTE_OR_SWAP = "no preemption", "recompute", "recompute or swap"

@@ -44,8 +44,7 @@ class ReferenceLimits:
     ----------
     time_limit_s
         Seconds for everything, policies and bound included; what they leave is for the exact solver or the
-        search. None: work and steps are counted instead, and the result
-        repeats to the byte.
+        search. None: work and steps are counted instead, and the result repeats to the byte.
     work_s
         Work of the exact solver without a clock, in seconds of a quiet processor; 0 leaves it out.
     steps
@@ -103,8 +102,6 @@ class Reference:
     certificate: str
     status: Status
     stop_reason: StopReason
-    is_searched: bool
-    """Whether a search was made, because the instance is too large for the exact solver."""
     failures: tuple[Failure, ...] = ()
     """Searches of the exact solver that failed and were passed over."""
 
@@ -147,15 +144,14 @@ def find_reference(
     left = limits.after(time.monotonic() - started)
     seek = _exact if left.exact().time_limit_s > 0 and _is_small(instance, reference) else _searched
     found = seek(instance, objective, reference, left, on_step, on_progress)
-    known = [(one.value_ns, one.policy) for one in (*policies, *given)]
-    best_ns, best_by = min([(found.best_known_ns, found.best_known_by), *known], key=lambda one: one[0])
-    if best_ns == found.best_known_ns:
-        return replace(found, best_known_by=best_by)
-    is_proven = best_ns == found.bound_ns
+    best = min((*policies, *given), key=lambda one: one.value_ns)
+    if best.value_ns >= found.best_known_ns:
+        return found
+    is_proven = best.value_ns == found.bound_ns
     return replace(
         found,
-        best_known_ns=best_ns,
-        best_known_by=best_by,
+        best_known_ns=best.value_ns,
+        best_known_by=best.policy,
         status=Status.OPTIMAL if is_proven else Status.FEASIBLE,
         stop_reason=StopReason.PROVEN if is_proven else found.stop_reason,
     )
@@ -190,7 +186,6 @@ def _exact(
         certificate=result.certificate or "",
         status=result.status,
         stop_reason=result.stop_reason,
-        is_searched=False,
         failures=result.failures,
     )
 
@@ -227,5 +222,4 @@ def _searched(
         certificate=bound.name,
         status=Status.OPTIMAL if best_ns == bound.value_ns else Status.FEASIBLE,
         stop_reason=StopReason.PROVEN if best_ns == bound.value_ns else reason,
-        is_searched=True,
     )

@@ -10,7 +10,7 @@ from cspsched.errors import InfeasibleError, InputError, PolicyCrashError, Polic
 from cspsched.exact.lexicographic import solve_in_order
 from cspsched.exact.search import Progress, SearchLimits
 from cspsched.exact.solver import solve_exactly
-from cspsched.policies.base import make_policy
+from cspsched.policies.base import DEFAULT_HEURISTICS, make_policy
 from cspsched.problem.failure import Failure
 from cspsched.problem.infeasibility import find_infeasibility
 from cspsched.problem.instance import Instance, Rejection
@@ -23,7 +23,6 @@ from cspsched.problem.result import FIRST_SCHEMA, RESULT_SCHEMA, Result
 from cspsched.problem.schedule import SCHEDULE_SCHEMA, Schedule
 from cspsched.simulate.kernel import run_policy
 
-DEFAULT_HEURISTICS = ("vllm", "sarathi")
 WARM_START = "warm start"
 Candidate = tuple[str, Schedule]
 """What made a schedule, and the schedule."""

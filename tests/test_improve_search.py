@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cspsched.errors import InputError, InternalError, UsageError
-from cspsched.improve import Bracket, ImproveLimits, improve
+from cspsched.improve import Bracket, BracketTask, ImproveLimits, find_bracket, find_light_bracket, improve
 from cspsched.improve import improvement as improvement_module
 from cspsched.improve.search import RESHAPINGS, WINDOW, WINDOW_STEPS, Search, new_state
 from cspsched.improve.state import STATE_SCHEMA, read_state, write_state
@@ -295,3 +295,12 @@ def test_a_bracket_holds_the_optimum():
     assert (low, high) == pytest.approx(
         (rival.value_ns / bracket.high_ns - 1, rival.value_ns / bracket.low_ns - 1)
     )
+
+
+def test_a_light_bracket_holds_no_schedules_of_policies():
+    """Between processes the runs of the reference are as long as those of the rivals; values are all there."""
+    task = BracketTask(instance=mixed(), objective="latency", limits=steps(5))
+    light, whole = find_light_bracket(task), find_bracket(task)
+
+    assert all(one.run is None for one in (*light.improvement.rivals, *light.improvement.reference))
+    assert light.to_json() == whole.to_json()

@@ -9,9 +9,10 @@ from typing import Any
 
 from cspsched.improve.curve import Curve, curve_of
 from cspsched.improve.ends import why_open
-from cspsched.improve.improvement import DEFAULT_RIVALS, ImproveLimits, improve
+from cspsched.improve.improvement import ImproveLimits, improve
 from cspsched.improve.outcome import Improvement
 from cspsched.improve.rivals import Rival
+from cspsched.policies.base import DEFAULT_HEURISTICS
 from cspsched.problem.excess import Excess
 from cspsched.problem.instance import Instance
 from cspsched.problem.linear_form import read_objectives
@@ -104,7 +105,7 @@ class BracketTask:
 
     instance: Instance
     objective: str
-    heuristics: tuple[str, ...] = DEFAULT_RIVALS
+    heuristics: tuple[str, ...] = DEFAULT_HEURISTICS
     limits: ImproveLimits
     curve_points: int = 0
 
@@ -131,5 +132,8 @@ def find_bracket(task: BracketTask, options: Mapping[str, Any] | None = None) ->
 def find_light_bracket(task: BracketTask) -> Bracket:
     """The same without the schedules of the policies, which are long to send."""
     bracket = find_bracket(task)
-    rivals = tuple(replace(rival, run=None) for rival in bracket.improvement.rivals)
-    return replace(bracket, improvement=replace(bracket.improvement, rivals=rivals))
+    found = bracket.improvement
+    rivals, reference = (
+        tuple(replace(rival, run=None) for rival in runs) for runs in (found.rivals, found.reference)
+    )
+    return replace(bracket, improvement=replace(found, rivals=rivals, reference=reference))

@@ -17,6 +17,7 @@ from cspsched.improve.outcome import Found, Improvement
 from cspsched.improve.rivals import run_reference, run_rivals
 from cspsched.improve.search import Search, SearchState, new_state
 from cspsched.improve.state import read_state, write_state
+from cspsched.policies.base import DEFAULT_HEURISTICS
 from cspsched.problem.instance import Instance
 from cspsched.problem.metrics import Objective, measure
 from cspsched.problem.objectives import AnyObjective, Mixture
@@ -25,8 +26,6 @@ from cspsched.problem.referee import find_violations
 from cspsched.problem.result import StopReason
 from cspsched.problem.violation import Violation
 
-DEFAULT_RIVALS = ("vllm", "sarathi")
-"""Policies that are shown beside what a search finds."""
 SECONDS_BETWEEN_STATES = 30.0
 STATE_COST_S = 1.5
 """Where writing a state takes longer, so many times longer is waited; that of a million requests does."""
@@ -67,7 +66,7 @@ def improve(
     instance: Instance,
     objective: AnyObjective = Objective.LATENCY,
     *,
-    heuristics: Iterable[str] = DEFAULT_RIVALS,
+    heuristics: Iterable[str] = DEFAULT_HEURISTICS,
     limits: ImproveLimits | None = None,
     state_file: Path | None = None,
     seeds: int = 1,

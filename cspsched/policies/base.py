@@ -29,6 +29,8 @@ __all__ = [
 ]  # fmt: skip
 
 ENTRY_POINT_GROUP = "cspsched.policies"
+DEFAULT_HEURISTICS = ("vllm", "sarathi")
+"""Policies that are looked at where none is named."""
 BUILT_IN = {
     "vllm": "cspsched.policies.vllm_v1:VllmV1",
     "sarathi": "cspsched.policies.sarathi:Sarathi",
