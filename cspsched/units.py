@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from decimal import ROUND_HALF_EVEN, Decimal
 from fractions import Fraction
 
@@ -28,12 +29,16 @@ def ns_to_seconds(time_ns: int | float) -> float:
     return time_ns / NS_PER_S
 
 
-def exact_seconds(time_ns: int | Fraction) -> Decimal:
-    """Seconds with nine decimals, to the nanosecond nearest to a time: what is printed, however large.
+Whole = Callable[[Fraction], int]
+"""`round`, `math.floor` for what nothing is below, or `math.ceil` for what is reached at most."""
+
+
+def exact_seconds(time_ns: int | Fraction, whole: Whole = round) -> Decimal:
+    """Seconds with nine decimals, to a whole nanosecond: what is printed, however large.
 
     A float of seconds has no ninth decimal from 2^53 ns (104 days) on, and wrong ones before.
     """
-    digits = f"{abs(round(time_ns)):010d}"
+    digits = f"{abs(whole(Fraction(time_ns))):010d}"
     sign = "-" if time_ns < 0 else ""
     return Decimal(f"{sign}{digits[:-9]}.{digits[-9:]}")
 

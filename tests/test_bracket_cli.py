@@ -177,7 +177,7 @@ def test_misses_are_requests(capsys):
 
     assert outcome.code == 0
     assert "optimal misses in [" in outcome.out
-    assert "requests]" in outcome.out
+    assert "missed]" in outcome.out
 
 
 def test_misses_without_limits_say_what_to_do(capsys):

@@ -7,6 +7,7 @@ import re
 from dataclasses import replace
 from fractions import Fraction
 from html.parser import HTMLParser
+from math import ceil, floor
 
 import pytest
 
@@ -239,3 +240,12 @@ def test_ends_of_the_band_have_the_reference_of_the_centre():
     assert comparison.ends["fast"].to_json()["policies"] == comparison.to_json()["policies"]
     alone = compare_policies(replace(instance, cost=doubled), ["vllm"], limits=limits)
     assert comparison.ends["slow"].to_json()["policies"] == alone.to_json()["policies"]
+
+
+@pytest.mark.parametrize("objective", list(Objective))
+def test_a_bound_is_shown_rounded_down_and_a_value_up(objective):
+    """The nanosecond that is read is proven, too: a mean over three requests is no whole number of them."""
+    assert objective.show(10**9, 3, floor) <= objective.show(10**9, 3) <= objective.show(10**9, 3, ceil)
+    if objective is not Objective.MAKESPAN:
+        assert (objective.show(2, 3, floor), objective.show(2, 3)) == ("0.000000000 s", "0.000000001 s")
+        assert objective.show(1, 3, ceil) == "0.000000001 s"

@@ -298,8 +298,8 @@ def test_a_bracket_holds_the_optimum():
 
 
 def test_a_light_bracket_holds_no_schedules_of_policies():
-    """Between processes the runs of the reference are as long as those of the rivals; values are all there."""
-    task = BracketTask(instance=mixed(), objective="latency", limits=steps(5))
+    """Between processes the runs of the reference are as long as those of the rivals; values are there."""
+    task = BracketTask(instance=mixed(arrivals=True), objective="latency", limits=steps(5))
     light, whole = find_light_bracket(task), find_bracket(task)
 
     assert all(one.run is None for one in (*light.improvement.rivals, *light.improvement.reference))

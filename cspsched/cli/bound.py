@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from math import floor
 from pathlib import Path
 from typing import Any
 
@@ -64,4 +65,4 @@ def bound_command(
         show(json.dumps(data, indent=1))
         return
     for name, value_ns, _ in found:
-        show(f"{wanted.label} >= {wanted.show(value_ns, len(instance.requests))}  {name}")
+        show(f"{wanted.label} >= {wanted.show(value_ns, len(instance.requests), floor)}  {name}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from math import floor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -183,8 +184,9 @@ def summary(found: Improvement) -> str:
     count = len(found.instance.requests)
     what, policy = found.objective.label, found.best_policy
     values = [
-        found.objective.show(value_ns, count)
-        for value_ns in (policy.value_ns, found.value_ns, found.bound.value_ns)
+        found.objective.show(policy.value_ns, count),
+        found.objective.show(found.value_ns, count),
+        found.objective.show(found.bound.value_ns, count, floor),
     ]
     width = max(map(len, values))
     lines = [

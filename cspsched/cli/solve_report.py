@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from math import floor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,7 +105,7 @@ def _stage_sentence(stage: Stage, count: int) -> str:
             f"first {stage.objective.label}: {best}, within {stage.gap_ns} ns in total of what "
             f"{stage.certificate} proves, no more than rounding; then"
         )
-    bound = stage.objective.show(stage.dual_ns, count)
+    bound = stage.objective.show(stage.dual_ns, count, floor)
     return f"first {stage.objective.label}: {best}, at least {bound} by certificate {stage.certificate}; then"
 
 
@@ -129,7 +130,7 @@ def _verdict(solution: Solution) -> str:
     elif result.status is Status.OPTIMAL:
         head = f"OPTIMAL: {what} {best}, proven by {result.certificate} (class: {klass})"
     else:
-        bound = result.objective.show(result.dual_ns, count)
+        bound = result.objective.show(result.dual_ns, count, floor)
         gap = percent(result.gap or 0.0)
         head = (
             f"FEASIBLE: {what} {best}, at least {bound} by certificate {result.certificate}, gap {gap} "

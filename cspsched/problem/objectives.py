@@ -14,7 +14,7 @@ from enum import StrEnum
 from fractions import Fraction
 
 from cspsched.errors import InputError
-from cspsched.units import NS_PER_S, exact_seconds
+from cspsched.units import NS_PER_S, Whole, exact_seconds
 
 
 class Objective(StrEnum):
@@ -31,13 +31,13 @@ class Objective(StrEnum):
         """The number that people read: seconds, per request for the sums."""
         return value_ns / NS_PER_S / (1 if self is Objective.MAKESPAN else num_requests)
 
-    def exact_s(self, value_ns: int, num_requests: int) -> Decimal:
+    def exact_s(self, value_ns: int, num_requests: int, whole: Whole = round) -> Decimal:
         """The same to the nanosecond, for whoever reads nine decimals."""
-        return exact_seconds(Fraction(value_ns, 1 if self is Objective.MAKESPAN else num_requests))
+        return exact_seconds(Fraction(value_ns, 1 if self is Objective.MAKESPAN else num_requests), whole)
 
-    def show(self, value_ns: int, num_requests: int) -> str:
-        """A value as people read it."""
-        return f"{self.exact_s(value_ns, num_requests):f} s"
+    def show(self, value_ns: int, num_requests: int, whole: Whole = round) -> str:
+        """A value as people read it; of a bound the nanosecond is rounded down, so that it stays one."""
+        return f"{self.exact_s(value_ns, num_requests, whole):f} s"
 
     @property
     def label(self) -> str:
@@ -122,16 +122,16 @@ class Mixture:
         del num_requests
         return value_ns / self.scale / (1 if self.counts else NS_PER_S)
 
-    def exact_s(self, value_ns: int, num_requests: int) -> Decimal:
+    def exact_s(self, value_ns: int, num_requests: int, whole: Whole = round) -> Decimal:
         """The same to the nanosecond, of a mixture of times."""
         del num_requests
-        return exact_seconds(Fraction(value_ns, self.scale))
+        return exact_seconds(Fraction(value_ns, self.scale), whole)
 
-    def show(self, value_ns: int, num_requests: int) -> str:
-        """A value as people read it."""
+    def show(self, value_ns: int, num_requests: int, whole: Whole = round) -> str:
+        """A value as people read it; `whole` as in `Objective.show`."""
         if self.counts:
             return f"{self.mean_s(value_ns, num_requests):g} missed"
-        return f"{self.exact_s(value_ns, num_requests):f} s"
+        return f"{self.exact_s(value_ns, num_requests, whole):f} s"
 
 
 AnyObjective = Objective | Mixture

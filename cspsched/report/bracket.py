@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import ceil, floor
 from pathlib import Path
 
 import numpy as np
@@ -38,9 +39,11 @@ def header(bracket: Bracket) -> list[str]:
 
 def rows(bracket: Bracket) -> list[list[str]]:
     """One row of text for each policy."""
+    found = bracket.improvement
+    count = len(found.instance.requests)
     return [
-        [rival.policy, _shown(bracket, rival.value_ns), excess(bracket.excess(rival))]
-        for rival in bracket.improvement.rivals
+        [rival.policy, found.objective.show(rival.value_ns, count), excess(bracket.excess(rival))]
+        for rival in found.rivals
     ]
 
 
@@ -63,7 +66,11 @@ def write_picture(bracket: Bracket, path: Path) -> None:
 def sentences(bracket: Bracket) -> list[str]:
     """Both ends, what gave them, what is left between them, and what the reader must know."""
     found = bracket.improvement
-    low, high = (_shown(bracket, value_ns) for value_ns in (bracket.low_ns, bracket.high_ns))
+    count = len(found.instance.requests)
+    low, high = (
+        found.objective.show(bracket.low_ns, count, floor),
+        found.objective.show(bracket.high_ns, count, ceil),
+    )
     ratio = "" if bracket.ratio is None else f", U/L {bracket.ratio:.4f}"
     told = [
         f"optimal {found.objective.label} in [{low}, {high}]: gap {percent(found.gap)}{ratio}",
@@ -149,10 +156,3 @@ def bracket_figure(bracket: Bracket) -> Figure:
     axes.grid(visible=True, axis="x", alpha=0.3)
     figure.legend(frameon=False, loc="outside lower right", ncols=3)
     return figure
-
-
-def _shown(bracket: Bracket, value_ns: int) -> str:
-    found = bracket.improvement
-    number = found.objective.mean_s(value_ns, len(found.instance.requests))
-    counts = isinstance(found.objective, Mixture) and found.objective.counts
-    return f"{number:,g} requests" if counts else f"{number:,.6f} s"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN
 from io import BytesIO
+from math import ceil, floor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +15,7 @@ import numpy as np
 from cspsched.ladder import AS_GIVEN, Ladder, Rung, Saving, saving
 from cspsched.report.output import write_files
 from cspsched.report.table import UNITS, percent, seconds
+from cspsched.units import Whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,7 +38,8 @@ def _row(ladder: Ladder, rung: Rung, saved: str) -> list[str]:
     result = rung.result
     if result is None:
         return [rung.name, rung.policy_class, *["-"] * 3, "skipped", *["-"] * 3]
-    bound, value = (_plain_seconds(ladder, value_ns) for value_ns in rung.interval_ns)
+    bound_ns, value_ns = rung.interval_ns
+    bound, value = _plain_seconds(ladder, bound_ns, floor), _plain_seconds(ladder, value_ns)
     named = [rung.name, rung.policy_class, value, bound, _percent(result.gap or 0.0)]
     return [*named, result.verdict, saved, result.found_by or "-", result.certificate or "-"]
 
@@ -67,12 +71,12 @@ def _answers(ladder: Ladder) -> Iterator[str]:
 
 
 def _verdict(ladder: Ladder, saved: Saving) -> str:
-    what, most = _what(ladder), _percent(saved.most_share)
+    what, most = _what(ladder), _percent(saved.most_share, ROUND_CEILING)
     narrow, wide = (
         next(rung for rung in ladder.solved if rung.name == name) for name in (saved.from_rung, saved.to_rung)
     )
-    least = _plain_seconds(ladder, narrow.interval_ns[0])
-    best = _plain_seconds(ladder, wide.interval_ns[1])
+    least = _plain_seconds(ladder, narrow.interval_ns[0], floor)
+    best = _plain_seconds(ladder, wide.interval_ns[1], ceil)
     if saved.verdict == "no":
         return f"No: proven, without it the optimal {what} is the same, {best}."
     if saved.most_share < NEGLIGIBLE_SHARE:
@@ -98,33 +102,34 @@ def _cost_sentence(ladder: Ladder, cost: Saving) -> str:
 
 def _amount(ladder: Ladder, saved: Saving) -> str:
     """A saving as a share and as a time, each a number or an interval."""
-    least, most = (
-        seconds(ladder.objective.mean_s(value_ns, len(ladder.instance.requests)))
-        for value_ns in (saved.least_ns, saved.most_ns)
-    )
-    shares = _share(saved)
-    if least == most:
-        return f"{shares} ({most})"
-    return f"{shares} ({least} to {most})"
+    count = len(ladder.instance.requests)
+    least, most = (ladder.objective.mean_s(value_ns, count) for value_ns in (saved.least_ns, saved.most_ns))
+    return f"{_share(saved)} ({_interval(least, most, seconds)})"
 
 
 def _share(saved: Saving) -> str:
     """A saving in percent, as an interval where the difference shows."""
-    least, most = _percent(saved.least_share), _percent(saved.most_share)
-    return least if least == most else f"{least} to {most}"
+    return _interval(saved.least_share, saved.most_share, _percent)
 
 
-def _percent(share: float) -> str:
+def _interval(least: float, most: float, show: Callable[..., str]) -> str:
+    """Two ends where their difference shows, the lower rounded down and the upper up; else one number."""
+    if show(least) == show(most):
+        return show(most)
+    return f"{show(least, ROUND_FLOOR)} to {show(most, ROUND_CEILING)}"
+
+
+def _percent(share: float, rounding: str = ROUND_HALF_EVEN) -> str:
     """A share in percent; what rounding leaves open is nothing."""
-    return percent(0.0 if share < NEGLIGIBLE_SHARE else share)
+    return percent(0.0 if share < NEGLIGIBLE_SHARE else share, rounding)
 
 
 def _what(ladder: Ladder) -> str:
     return ladder.objective.label
 
 
-def _plain_seconds(ladder: Ladder, value_ns: int) -> str:
-    return f"{ladder.objective.exact_s(value_ns, len(ladder.instance.requests)):,f} s"
+def _plain_seconds(ladder: Ladder, value_ns: int, whole: Whole = round) -> str:
+    return f"{ladder.objective.exact_s(value_ns, len(ladder.instance.requests), whole):,f} s"
 
 
 def markdown(ladder: Ladder) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Decimal
+from math import ceil, floor
 from typing import Any
 
 from cspsched.compare import CLAIRVOYANT, Comparison, PolicyRow
@@ -91,10 +92,8 @@ def reference_sentence(comparison: Comparison) -> str:
     """What the excess is measured against, in one sentence."""
     reference, requests = comparison.reference, len(comparison.instance.requests)
     what = comparison.objective.label
-    best, bound = (
-        comparison.objective.show(value_ns, requests)
-        for value_ns in (reference.best_known_ns, reference.bound_ns)
-    )
+    best = comparison.objective.show(reference.best_known_ns, requests, ceil)
+    bound = comparison.objective.show(reference.bound_ns, requests, floor)
     if reference.status is Status.OPTIMAL_UP_TO_ROUNDING:
         gap_ns = reference.best_known_ns - reference.bound_ns
         return (
