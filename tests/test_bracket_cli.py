@@ -227,6 +227,15 @@ def test_the_page_has_pictures_and_the_curve(capsys, tmp_path):
     assert list(undocumented(data)) == []
 
 
+def test_a_curve_of_one_moment_is_not_drawn(capsys, tmp_path):
+    """Where everybody is there at 0 there is nothing to draw over time."""
+    tight = ("--cost", "infermax-70b", "--kv-tokens", "64", "--block-tokens", "1", "--steps", "5")
+    outcome = invoke(capsys, "bracket", "burst-6", *tight, "--out", tmp_path)
+
+    assert outcome.code == 0
+    assert [path.name for path in tmp_path.glob("*.png")] == ["bracket-mean-latency.png"]
+
+
 def test_one_file_for_many_brackets_is_refused(capsys, tmp_path):
     """--picture and --save are for one bracket."""
     arguments = ("bracket", *BRIEF, "--uncertainty", "--picture", tmp_path / "b.png")

@@ -117,8 +117,10 @@ def test_every_sentence_about_a_policy_is_true(first):
             holds(row[-1], true_excess(rival.value_ns, len(instance.requests)))
         for policy, values in bracket.curve.policies_ns.items():
             sentence = bracket_report.lateness(bracket.curve, policy)
-            whole, _, part = sentence.partition("; most is proven about the ")
+            whole, later, part = sentence.partition("; most is proven about the ")
             holds(whole, true_excess(values[-1], len(instance.requests)))
+            if not later:
+                continue
             count = int(part.split()[0])
             value_ns = values[bracket.curve.num_requests.index(count)]
             holds(part.partition(" s: ")[2], true_excess(value_ns, count))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -22,15 +21,39 @@ from cspsched.problem.metrics import Objective
 NUM_POINTS = 20
 
 
-def latency_curve(
-    instance: Instance, num_points: int = NUM_POINTS, **options: Any
-) -> tuple[IntArray, list[int]]:
+def latency_curve(instance: Instance, num_points: int = NUM_POINTS) -> tuple[IntArray, list[int]]:
     """Lower bound on the sum of latencies of the requests that arrive up to each of some moments.
+
+    Parameters and returns as `bound_curve`.
+    """
+    return bound_curve(instance, Objective.LATENCY, num_points)
+
+
+def makespan_curve(instance: Instance, num_points: int = NUM_POINTS) -> tuple[IntArray, list[int]]:
+    """Lower bound on the time when the requests that arrive up to each of some moments have all finished.
+
+    As `bound_curve`; for each moment the bound is on the last completion, in nanoseconds from 0.
+    """
+    return bound_curve(instance, Objective.MAKESPAN, num_points)
+
+
+def bound_curve(
+    instance: Instance,
+    objective: Objective,
+    num_points: int = NUM_POINTS,
+    *,
+    whole_ns: int | None = None,
+    time_left: Callable[[], float] | None = None,
+    on_moment: Callable[[int, int], None] | None = None,
+) -> tuple[IntArray, list[int]]:
+    """Lower bound on what the requests that arrive up to each of some moments make of an objective.
 
     Parameters
     ----------
     instance
         Every request must fit the limits (`Instance.split_rejected`).
+    objective
+        Latency or makespan.
     num_points
         Moments at most; they are arrivals, about equally many requests apart, and the last is the last
         arrival. Each costs a bound on the requests up to it.
@@ -46,36 +69,14 @@ def latency_curve(
     times_ns
         Moments in nanoseconds, rising, int64, shape (num_moments,).
     bounds_ns
-        For each moment t, at most the sum of (completion - arrival) of the requests with arrival <= t in any
-        feasible schedule of the whole instance; never falling.
+        For each moment t, at most the sum of (completion - arrival), or the last completion, of the requests
+        with arrival <= t in any feasible schedule of the whole instance; never falling.
 
     Raises
     ------
     UsageError
         If `num_points` is below 1.
     """
-    return _curve(instance, Objective.LATENCY, num_points, **options)
-
-
-def makespan_curve(
-    instance: Instance, num_points: int = NUM_POINTS, **options: Any
-) -> tuple[IntArray, list[int]]:
-    """Lower bound on the time when the requests that arrive up to each of some moments have all finished.
-
-    As `latency_curve`; for each moment the bound is on the last completion, in nanoseconds from 0.
-    """
-    return _curve(instance, Objective.MAKESPAN, num_points, **options)
-
-
-def _curve(
-    instance: Instance,
-    objective: Objective,
-    num_points: int,
-    *,
-    whole_ns: int | None = None,
-    time_left: Callable[[], float] | None = None,
-    on_moment: Callable[[int, int], None] | None = None,
-) -> tuple[IntArray, list[int]]:
     if num_points < 1:
         raise UsageError(f"a curve of {num_points} points, expected at least 1")
     arrivals_ns = np.array([request.arrival_ns for request in instance.requests], dtype=np.int64)

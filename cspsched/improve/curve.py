@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cspsched.bounds import latency_curve, makespan_curve
+from cspsched.bounds.curve import bound_curve
 from cspsched.improve.outcome import Improvement
 from cspsched.problem.cost import IntArray
 from cspsched.problem.excess import Excess
@@ -65,7 +65,7 @@ def curve_of(
 ) -> Curve | None:
     """The curve of an improvement; None without points, for other objectives, and on very long traces.
 
-    A clock leaves out moments, but never the last; `on_moment` as in `latency_curve`.
+    A clock leaves out moments, but never the last; `on_moment` as in `bound_curve`.
     """
     objective = found.objective
     runs = {rival.policy: rival.run.metrics for rival in found.rivals if rival.run is not None}
@@ -74,9 +74,9 @@ def curve_of(
         known.append(measure(found.instance, found.schedule))
     if not num_points or objective not in (Objective.LATENCY, Objective.MAKESPAN) or not runs:
         return None
-    bound = latency_curve if objective is Objective.LATENCY else makespan_curve
-    times_ns, bounds_ns = bound(
+    times_ns, bounds_ns = bound_curve(
         found.instance,
+        Objective(objective),
         num_points,
         whole_ns=found.bound.value_ns,
         time_left=time_left,

@@ -88,12 +88,14 @@ def sentences(bracket: Bracket) -> list[str]:
 
 
 def lateness(curve: Curve, policy: str) -> str:
-    """By how much a policy is late at the moment of which most is proven, and at the end."""
+    """By how much a policy is late at the end, and at the moment where most is proven if not there."""
     late = curve.excess(policy)
     worst = max(range(len(late)), key=lambda k: late[k].at_least or 0.0)
+    whole = f"{policy} is above the optimum {between(late[-1])} on all {curve.num_requests[-1]:,} requests"
+    if late[worst] == late[-1]:
+        return whole
     return (
-        f"{policy} is above the optimum {between(late[-1])} on all {curve.num_requests[-1]:,} requests; most "
-        f"is proven about the {curve.num_requests[worst]:,} that have arrived by "
+        f"{whole}; most is proven about the {curve.num_requests[worst]:,} that have arrived by "
         f"{curve.times_ns[worst] / NS_PER_S:,.1f} s: {between(late[worst])}"
     )
 
