@@ -143,10 +143,13 @@ def _with_swap(cost: CostModel, serving: Serving, block_bytes: int) -> CostModel
 
 def _require_room(serving: Serving, model: str, device: str) -> None:
     """Say which degrees of tensor parallelism there are where one GPU is too small and none was named."""
-    if serving.tensor_parallel is not None or serving.cost is not None or _fits(serving, model, device, 1):
+    names = cost_names()
+    is_named = serving.tensor_parallel is not None or serving.cost is not None
+    # A cost model of one GPU was measured on one, so the model fits there.
+    if is_named or usual_name(model, device) in names or _fits(serving, model, device, 1):
         return
     fitting = [degree for degree in DEGREES if _fits(serving, model, device, degree)]
-    measured = [degree for degree in fitting if usual_name(model, device, degree) in cost_names()]
+    measured = [degree for degree in fitting if usual_name(model, device, degree) in names]
     if fitting:
         how = "with a cost model" if measured else "no cost model ships for it, so give --cost, too"
         raise UsageError(
@@ -172,6 +175,7 @@ def _listed(degrees: list[int]) -> str:
 def plan_memory(serving: Serving) -> KvPlan:
     """Where the memory of one rank goes, byte by byte; same errors as `make_instance`."""
     model, device, tensor_parallel = _hardware(serving)
+    _require_room(serving, model, device)
     batch_tokens, batch_requests = _batch_limits(serving, device)
     return plan_kv_capacity(
         load_model(model),

@@ -195,6 +195,7 @@ def test_several_brackets_are_the_single_ones(capsys):
     single = [json.loads(invoke(capsys, *arguments, name).out) for name in ("makespan", "ttft")]
 
     assert both["schema"] == "cspsched/bracket-list/1"
+    assert [one.pop("warnings") for one in (both, *single)] == [[], [], []]
     assert both["brackets"] == [{"batch_times": "given", **one} for one in single]
     assert list(undocumented(both)) == []
 

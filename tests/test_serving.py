@@ -135,6 +135,10 @@ def test_name_without_facts_is_refused(serving, message):
 def test_model_that_does_not_fit_says_what_to_do():
     """70B parameters need more than one H100; four hold them."""
     with pytest.raises(InputError, match=r"does not fit on h100 .* use more tensor parallelism"):
+        plan_memory(Serving(model="llama-3.1-70b", tensor_parallel=1))
+    with pytest.raises(
+        UsageError, match=r"on one h100: give --tensor-parallel 2, 4 or 8 \(with a cost model\)"
+    ):
         plan_memory(Serving(model="llama-3.1-70b"))
 
     assert plan_memory(Serving(model="llama-3.1-70b", tensor_parallel=4)).kv_blocks > 0

@@ -99,12 +99,14 @@ def bracket_command(
 
     for folder in filter(None, (out, picture and picture.parent)):
         require_writable(folder)
-    tasks, files = _tasks(trace, objectives, options, curve=out is not None, uncertainty=uncertainty)
+    tasks, files, warnings = _tasks(
+        trace, objectives, options, curve=out is not None, uncertainty=uncertainty
+    )
     _refuse_one_file_for_many(len(tasks), picture, *files)
     brackets = _found(tasks, files, executor, workers)
     if not brackets:
         return INTERRUPTED
-    data = _data(brackets, tasks)
+    data = _data(brackets, tasks) | {"warnings": warnings}
     if as_json:
         show(json.dumps(data, indent=1))
     else:
@@ -131,8 +133,8 @@ def _tasks(
     *,
     curve: bool,
     uncertainty: bool,
-) -> tuple[list[tuple[str, BracketTask]], tuple[Path | None, Path | None]]:
-    """What is to be bracketed, each with the end of the error band, and the files --save and --resume."""
+) -> tuple[list[tuple[str, BracketTask]], tuple[Path | None, Path | None], list[str]]:
+    """What is to be bracketed, with the ends of the error band; files --output and --resume; warnings."""
     from cspsched.improve import BracketTask
     from cspsched.serving import make_instance
     from cspsched.unused import warnings_for
@@ -142,7 +144,8 @@ def _tasks(
     requests, serving = selected_trace(trace, options), instance_serving(options)
     instance = make_instance(requests, serving)
     tell_rejections(instance.split_rejected()[1])
-    tell_warnings(warnings_for(requests, heuristics))
+    warnings = warnings_for(requests, heuristics)
+    tell_warnings(warnings)
     instances = {GIVEN: instance}
     if uncertainty:
         fast, slow = error_band(serving.cost or instance.cost.name)
@@ -161,7 +164,7 @@ def _tasks(
         for objective in objectives
         for end, one in instances.items()
     ]
-    return tasks, (save, resume)
+    return tasks, (save, resume), warnings
 
 
 def _refuse_one_file_for_many(count: int, *files: Path | None) -> None:

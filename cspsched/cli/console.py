@@ -5,8 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Self
 
@@ -27,12 +26,18 @@ ERASE = "\x1b[K"
 
 
 class Talk:
-    """What a command says on stderr; on a terminal a state rewrites its line, in a pipe lines follow."""
+    """What a command says on stderr; on a terminal a state rewrites its line, in a pipe lines follow.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    doing
+        What is being done until something else is said to be.
+    """
+
+    def __init__(self, doing: str = "working") -> None:
         self._terminal = sys.stderr.isatty()
         self._lock = threading.Lock()
-        self._doing, self._since, self._state = "starting", time.monotonic(), ""
+        self._doing, self._since, self._state = doing, time.monotonic(), ""
         self._heard = self._since
         self._is_open = False
         """Whether a line is on the terminal that may be rewritten."""
@@ -40,9 +45,8 @@ class Talk:
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def tell(self, message: str) -> None:
-        """One line that stays; what it says is being done from here on."""
+        """One line that stays."""
         with self._lock:
-            self._begin(message)
             self._write(message, stays=True)
 
     def begin(self, what: str) -> None:
@@ -111,6 +115,12 @@ def tell(message: str) -> None:
         talk.tell(message)
 
 
+def step(message: str) -> None:
+    """One line of talk: what is being done from here on."""
+    begin(message)
+    tell(message)
+
+
 def show(text: str) -> None:
     """A result, on stdout."""
     talk = current_talk()
@@ -119,13 +129,11 @@ def show(text: str) -> None:
     click.echo(text)
 
 
-@contextmanager
-def working(what: str) -> Iterator[None]:
-    """Say what is being done while it is done, if it takes long."""
+def begin(what: str) -> None:
+    """What is being done from here on; said if it takes long."""
     talk = current_talk()
     if talk is not None:
         talk.begin(what)
-    yield
 
 
 def tell_rejections(rejections: Sequence[Rejection]) -> None:
@@ -168,7 +176,8 @@ class LiveLine:
         self._talk.show(text, now=bool(progress.note))
 
     def tell(self, message: str) -> None:
-        """One line of talk that does not run into the live line."""
+        """One line of talk that does not run into the live line: what is being done from here on."""
+        self._talk.begin(message)
         self._talk.tell(message)
 
     def turn_to(self, objective: AnyObjective) -> None:

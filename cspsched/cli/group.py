@@ -139,7 +139,7 @@ def cspsched_group(ctx: click.Context) -> None:
     """  # noqa: D301 - click's marker for text that is not to be wrapped
     from cspsched.cli.console import Talk
 
-    ctx.obj = ctx.with_resource(Talk())
+    ctx.obj = ctx.with_resource(Talk(ctx.invoked_subcommand or "working"))
 
 
 def run(command: click.Command, arguments: Sequence[str]) -> int:

@@ -26,7 +26,6 @@ from cspsched.cli.options import (
     output_option,
     selected_trace,
     serving_options,
-    steps_option,
     trace_options,
 )
 from cspsched.errors import UsageError
@@ -43,7 +42,11 @@ SEARCH_OPTIONS = (
         type=Duration(),
         help="Longest wait, policies and bounds included.  [default: 60s, or none with --steps]",
     ),
-    steps_option,
+    click.option(
+        "--steps",
+        type=click.IntRange(min=0),
+        help="Most steps of the search; with steps alone the result repeats exactly.",
+    ),
     click.option(
         "--deterministic",
         is_flag=True,
@@ -120,6 +123,8 @@ def run_search(trace: Path | None, options: dict[str, Any]) -> tuple[Improvement
     limits, save, resume = search_limits(options)
     where = {name: options.pop(name) for name in ("seeds", "executor", "workers")}
     requests = selected_trace(trace, options)
+    warnings = warnings_for(requests, heuristics)
+    tell_warnings(warnings)
     instance = make_instance(requests, instance_serving(options))
     objective = one_objective(text, instance)
     with LiveLine(objective, len(instance.requests)) as live:
@@ -134,8 +139,6 @@ def run_search(trace: Path | None, options: dict[str, Any]) -> tuple[Improvement
             **where,
         )
     tell_rejections(found.rejections)
-    warnings = warnings_for(requests, heuristics)
-    tell_warnings(warnings)
     save_result(found, save)
     return found, warnings
 

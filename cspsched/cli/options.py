@@ -79,7 +79,10 @@ class Count(click.ParamType[int]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """The number, at least 1."""
-        match = re.fullmatch(rf"{NUMBER}(ki|mi|gi|k|m|g|)", str(value).strip().lower().replace(",", ""))
+        text = str(value).strip().lower()
+        if re.fullmatch(r"\d{1,3}(,\d{3})+", text):
+            text = text.replace(",", "")
+        match = re.fullmatch(rf"{NUMBER}({'|'.join(COUNTS)})", text)
         number = Fraction(match[1]) * COUNTS[match[2]] if match else Fraction(0)
         if number.denominator != 1 or number < 1:
             self.fail(
@@ -268,11 +271,6 @@ seed_option = click.option(
     default=0,
     show_default=True,
     help="Seed of the exact solver.",
-)
-steps_option = click.option(
-    "--steps",
-    type=click.IntRange(min=0),
-    help="Most steps of the search; with steps alone the result repeats exactly.",
 )
 
 

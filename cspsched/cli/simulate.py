@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cspsched.cli.console import counted, show, tell, tell_rejections, tell_warnings, working
+from cspsched.cli.console import begin, counted, show, tell, tell_rejections, tell_warnings
 from cspsched.cli.options import (
     heuristic_option,
     instance_serving,
@@ -88,9 +88,9 @@ def simulate_command(
     instance, rejections = make_instance(requests, instance_serving(options)).split_rejected()
     chosen = make_policy(add_setting(policy, "emulate_bugs=true") if emulate_bugs else policy)
     warnings = warnings_for(requests, [chosen])
-    with working(f"simulating {counted(len(instance.requests), 'request')} under {chosen.label}"):
-        run = _simulated(instance, chosen, rejections)
-        summary = {"policy": run.policy, "rejected": len(rejections), **run.metrics.to_json()}
+    begin(f"simulating {counted(len(instance.requests), 'request')} under {chosen.label}")
+    run = _simulated(instance, chosen, rejections)
+    summary = {"policy": run.policy, "rejected": len(rejections), **run.metrics.to_json()}
     tell_rejections(rejections)
     tell_warnings(warnings)
     if as_json:
@@ -171,16 +171,16 @@ def _save(run: Run, objective: AnyObjective, path: Path) -> None:
 def _write_tables(run: Run, folder: Path, table_format: str | None) -> None:
     from cspsched.report.run_tables import TableFormat, write_run_tables
 
-    with working(f"writing {folder}"):
-        written = write_run_tables(run, folder, TableFormat(table_format or TableFormat.PARQUET))
+    begin(f"writing {folder}")
+    written = write_run_tables(run, folder, TableFormat(table_format or TableFormat.PARQUET))
     tell(f"wrote {', '.join(path.name for path in written)} to {folder}")
 
 
 def _write_perfetto(run: Run, path: Path) -> None:
     from cspsched.report.perfetto import write_perfetto
 
-    with working(f"writing {path}"):
-        write_perfetto(run, path)
+    begin(f"writing {path}")
+    write_perfetto(run, path)
     tell(f"wrote {path}; open it in https://ui.perfetto.dev")
 
 

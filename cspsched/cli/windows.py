@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from cspsched.cli.console import show, tell, tell_rejections, tell_warnings
+from cspsched.cli.console import show, step, tell, tell_rejections, tell_warnings
 from cspsched.cli.executor_options import executor_option, executor_workers_option
 from cspsched.cli.group import INTERRUPTED
 from cspsched.cli.options import (
@@ -112,7 +112,8 @@ def windows_command(
         require_writable(out)
     requests = selected_trace(trace, options)
     instance = make_instance(requests, instance_serving(options))
-    tell_warnings(warnings_for(requests, [policy]))
+    warnings = warnings_for(requests, [policy])
+    tell_warnings(warnings)
     study = study_windows(
         instance,
         policy,
@@ -123,10 +124,10 @@ def windows_command(
         window_limit_s=time_limit,
         executor=executor,
         workers=workers,
-        on_step=tell,
+        on_step=step,
     )
     tell_rejections(study.rejections)
-    data = json.dumps(study.to_json(), indent=1)
+    data = json.dumps(study.to_json() | {"warnings": warnings}, indent=1)
     show(data if as_json else f"{requests.name}: {report.text(study)}")
     if out is not None:
         files: dict[str, str | bytes] = {"windows.json": data + "\n"}
