@@ -144,8 +144,8 @@ def find_reference(
     left = limits.after(time.monotonic() - started)
     seek = _exact if left.exact().time_limit_s > 0 and _is_small(instance, reference) else _searched
     found = seek(instance, objective, reference, left, on_step, on_progress)
-    best = min((*policies, *given), key=lambda one: one.value_ns)
-    if best.value_ns >= found.best_known_ns:
+    best = min((*policies, *given), key=lambda one: one.value_ns, default=None)
+    if best is None or best.value_ns >= found.best_known_ns:
         return found
     is_proven = best.value_ns == found.bound_ns
     return replace(

@@ -411,7 +411,11 @@ def test_refused_solve_leaves_no_folder(capsys):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        ("solve nowhere.csv", 1, "error: nowhere.csv does not exist (bundled: burst-6, chat-2000, tiny-12)\n"),
+        (
+            "solve nowhere.csv",
+            1,
+            "error: nowhere.csv does not exist (bundled: burst-6, chat-2000, tiny-12)\n",
+        ),
         ("compare --heuristics vlm", 2, "error: unknown policy 'vlm', did you mean 'vllm'?; there are"),
         ("solve trace.csv --kv-tokens 16", 4, "error: no request can be served; the first: request 'r0'"),
     ],
