@@ -142,8 +142,12 @@ def find_reference(
     reference = run_reference(instance, objective, policies, on_step)
     on_step(f"bounding {objective.label}")
     left = limits.after(time.monotonic() - started)
-    seek = _exact if left.exact().time_limit_s > 0 and _is_small(instance, reference) else _searched
-    found = seek(instance, objective, reference, left, on_step, on_progress)
+    small = _is_small(instance, reference)
+    if small and left.exact().time_limit_s > 0:
+        found = _exact(instance, objective, reference, left, on_step, on_progress)
+    else:
+        why = StopReason.TIME_LIMIT if small else StopReason.TOO_LARGE
+        found = _searched(instance, objective, reference, left, why, on_step, on_progress)
     best = min((*policies, *given), key=lambda one: one.value_ns, default=None)
     if best is None or best.value_ns >= found.best_known_ns:
         return found
@@ -195,6 +199,7 @@ def _searched(
     objective: AnyObjective,
     reference: Sequence[Rival],
     limits: ReferenceLimits,
+    reason: StopReason,
     on_step: Callable[[str], None],
     on_progress: Callable[[Progress], None] | None,
 ) -> Reference:
@@ -202,7 +207,6 @@ def _searched(
     time_left = None if limit_s is None else lambda: limit_s - (time.monotonic() - started)
     bound = lower_end(instance, objective, time_left=time_left)
     known = [(one.value_ns, one.policy) for one in reference]
-    reason = StopReason.TOO_LARGE
     search = limits.after(time.monotonic() - started).search(len(instance.requests))
     if instance.switches.hybrid_batches and search.max_steps != 0:
         on_step("searching for a better schedule than the policies of the reference")

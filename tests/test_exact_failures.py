@@ -61,9 +61,9 @@ def test_without_any_member_incumbent_and_closed_form_bound_remain(instance, obj
     for name in (*SEARCHES, "run_model"):
         monkeypatch.setattr(solver, name, broken)
     result = solved(instance, objective, workers=workers)
-    bound_ns, certificate = closed_form_bound(instance, objective)
+    bound = closed_form_bound(instance, objective)
 
-    assert (result.dual_ns, result.certificate) == (bound_ns, certificate)
+    assert (result.dual_ns, result.certificate) == (bound.value_ns, bound.name)
     assert result.primal_ns == best_incumbent(instance, objective, list_schedules(instance)).value_ns
     assert (result.status, result.stop_reason) == (Status.FEASIBLE, StopReason.FAILED)
     failures = result.provenance["failures"]

@@ -12,6 +12,7 @@ from cspsched.costs.presets import load_cost
 from cspsched.exact import solver
 from cspsched.exact.batch_model import BatchModel
 from cspsched.exact.first_schedules import first_schedules
+from cspsched.exact.form_bounds import ClosedForm
 from cspsched.exact.record import best_incumbent
 from cspsched.exact.search import (
     InvalidModelError,
@@ -53,7 +54,7 @@ def only_the_model(monkeypatch):
     monkeypatch.setattr(solver, "_can_dispatch", lambda *_: False)
     monkeypatch.setattr(solver, "_can_count", lambda *_: False)
     monkeypatch.setattr(solver, "_needs_levels", lambda *_: False)
-    monkeypatch.setattr(solver, "closed_form_bound", lambda *_: (0, "nothing"))
+    monkeypatch.setattr(solver, "closed_form_bound", lambda *_: ClosedForm(0, "nothing", {}))
 
 
 @pytest.mark.usefixtures("only_the_model")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -270,9 +271,10 @@ def test_compare_names_its_rows_by_label(pair: list[str], capsys: pytest.Capture
     call = ["compare", "--time-limit", "0s"]
     data = json.loads(said(capsys, *call, "trace.csv", "--json", "--heuristics", *pair).out)
     table = said(capsys, *call, "--heuristics", *pair, "trace.csv").out
+    cells = {cell.strip() for line in table.splitlines() for cell in re.split("[│┃]", line)}
 
     assert [row["policy"] for row in data["policies"]] == ["base", "head", "small"]
-    assert all(f"│ {label} " in table for label in ("base", "head", "small"))
+    assert {"base", "head", "small"} <= cells
     assert "mine" not in table
 
 
@@ -285,7 +287,7 @@ def test_simulate_names_the_policy_by_label(pair: list[str], capsys: pytest.Capt
 
 def test_solve_knows_its_first_schedules_by_label(pair: list[str]) -> None:
     """As `found by` says."""
-    assert [label for label, _ in policy_candidates(INSTANCE, pair)] == ["base", "head", "small"]
+    assert [label for label, _ in policy_candidates(INSTANCE, pair)[0]] == ["base", "head", "small"]
 
 
 @pytest.mark.parametrize("command", ["bracket", "improve"])

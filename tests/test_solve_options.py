@@ -36,7 +36,10 @@ NO_SEARCH = SearchLimits(time_limit_s=0)
 EXACT = SearchLimits(time_limit_s=60)
 HEADER = "request_id,arrival_s,prompt_tokens,output_tokens\n"
 EQUAL = f"{HEADER}a,0,2,4\nb,0,2,4\nc,0,2,4\n"
-E2 = ("equal.csv", "--cost", "infermax-70b-linear", "--kv-tokens", "9", "--block-tokens", "1")
+E2 = (
+    *("equal.csv", "--cost", "infermax-70b-linear", "--kv-tokens", "9", "--block-tokens", "1"),
+    *("--objective", "makespan"),
+)
 
 
 @pytest.fixture

@@ -18,11 +18,10 @@ LEAST_PLAIN = 1e-3
 """Below a tenth of a percent a ratio is shown with two significant digits."""
 WHY_OPEN = {
     StopReason.TOO_LARGE: "the trace is too large for the exact solver",
-    StopReason.TIME_LIMIT: "the exact solver ran into the limit",
+    StopReason.TIME_LIMIT: "the exact solver had no more time or work",
     StopReason.INTERRUPTED: "the search was interrupted",
     StopReason.FINISHED: "the exact solver searched schedules of limited length only",
     StopReason.ROUNDING: "the exact solver prices batches without rounding",
-    StopReason.FAILED: "every search of the exact solver failed",
     StopReason.FAILED: "every search of the exact solver failed",
 }
 UNITS = (("s", 1.0), ("ms", 1e-3), ("us", 1e-6), ("ns", 1e-9))
