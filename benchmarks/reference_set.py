@@ -4,7 +4,8 @@ Usage: python benchmarks/reference_set.py [--most 8] [--json FILE]
 
 Every policy runs at its defaults on every instance. A policy's loss is its value over the best value of all
 policies, less 1; the loss of a set is that of its best member. Policies are taken one after another, each
-time the one that lowers the mean loss most. Beside them stands what the reference search finds in its steps.
+time the one that lowers the mean loss most. Beside them stands what the reference search finds in its steps,
+and the set that `compare` took before.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from cspsched.trace.shipped import shipped_trace_path
 
 OBJECTIVES = (Objective.MAKESPAN, Objective.LATENCY, Objective.TTFT)
 STEPS = (20, 50, 100, 200, 320, 500, 1000)
+FORMER = ("vllm", "sarathi", "mc-sf", "smallest-volume")
 WORST = 10.0
 """Loss of a policy that cannot run."""
 UNKNOWN_NS = 2**62
@@ -68,21 +70,21 @@ def run_all(instance: Instance) -> tuple[dict[str, dict[Objective, int]], dict[s
     return values, seconds
 
 
-def choose(
-    losses: np.ndarray, names: list[str], most: int, searched: np.ndarray
-) -> list[tuple[str, float, float]]:
-    """Policies in the order in which each lowers the mean loss most; with mean and largest loss of the set.
-
-    losses: shape (num_policies, num_cells). searched: loss of what a search finds beside them, (num_cells,).
-    """
-    chosen: list[tuple[str, float, float]] = []
-    least = np.minimum(searched, WORST)
+def choose(losses: dict[str, np.ndarray], most: int) -> list[str]:
+    """Policies in the order in which each lowers the mean loss most; a loss for each cell."""
+    chosen: list[str] = []
+    least: np.ndarray | float = WORST
     for _ in range(most):
-        means = np.minimum(losses, least).mean(axis=1)
-        best = int(means.argmin())
+        best = min(losses, key=lambda name: np.minimum(losses[name], least).mean())
         least = np.minimum(losses[best], least)
-        chosen.append((names[best], float(least.mean()), float(least.max())))
+        chosen.append(best)
     return chosen
+
+
+def told_loss(losses: list[np.ndarray]) -> str:
+    """Mean and largest loss of the best of several, as cells of a table."""
+    least = np.min(losses, axis=0)
+    return f"{least.mean():.2%} | {least.max():.2%}"
 
 
 def main() -> None:
@@ -112,16 +114,18 @@ def main() -> None:
             searches.append({"cell": cells[-1], "loss": ratios, "cpu_s": times})
             told = "  ".join(f"{r:+.2%} {t:.1f}s" for r, t in zip(ratios, times, strict=True))
             print(f"{cells[-1]:40} {told}", flush=True)
-    names = list(rows)
-    losses = np.array([rows[name] for name in names])
+    losses = {name: np.array(row) for name, row in rows.items()}
     print("\npolicy  mean loss  largest  best in  CPU s")
-    for name, row in zip(names, losses, strict=True):
+    for name, row in losses.items():
         print(f"{name:26} {row.mean():8.2%} {row.max():8.2%} {(row == 0).sum():4d} {cpu[name]:7.3f}")
     found = np.array([one["loss"][STEPS.index(MOST_STEPS)] for one in searches])
-    for what, searched in (("alone", np.full(len(cells), WORST)), ("beside the search", found)):
-        print(f"\nset {what}, one added at a time: mean loss, largest loss")
-        for name, mean, most in choose(losses, names, options.most, searched):
-            print(f"+ {name:26} {mean:8.2%} {most:8.2%}")
+    print("\n| set, one added at a time | mean loss alone | largest | beside the search | largest |")
+    print("|---|---|---|---|---|")
+    chosen = choose(losses, options.most)
+    sets = {f"+ `{name}`": chosen[: k + 1] for k, name in enumerate(chosen)}
+    for name, members in (sets | {f"`{' '.join(FORMER)}`, before": list(FORMER)}).items():
+        alone = [losses[member] for member in members]
+        print(f"| {name} | {told_loss(alone)} | {told_loss([*alone, found])} |")
     if options.json:
         data = {"cells": cells, "policies": rows, "searches": searches, "cpu_s": cpu}
         options.json.write_text(json.dumps(data, indent=1) + "\n")

@@ -28,7 +28,7 @@ from cspsched.problem.result import Status, StopReason
 SMALL_CELLS = 1_500
 """Requests times batches up to which the exact solver is tried."""
 WORK_S = 1.0
-"""Work of the exact solver where no clock limits it, in seconds of a quiet processor."""
+"""Work of the exact solver where no clock limits it, in its own units (docs/solve.md); 5 to 10 CPU s."""
 MOST_STEPS = 200
 """Steps of the search: its starts, and some changes of their shape (docs/brackets.md has what they bring)."""
 STEP_REQUESTS = 1_000_000
@@ -46,7 +46,7 @@ class ReferenceLimits:
         Seconds for everything, policies and bound included; what they leave is for the exact solver or the
         search. None: work and steps are counted instead, and the result repeats to the byte.
     work_s
-        Work of the exact solver without a clock, in seconds of a quiet processor; 0 leaves it out.
+        Work of the exact solver without a clock, in its own units; 0 leaves it out.
     steps
         Most steps of the search. None: as many as `default_steps` says, or, with a clock, as time allows.
     num_workers

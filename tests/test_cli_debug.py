@@ -57,7 +57,10 @@ def test_the_traceback_is_shown_where_it_is_asked_for(
     outcome = invoke(capsys, *call.split())
 
     assert outcome.code == 1
-    assert outcome.err.splitlines()[-1] == "error: nowhere.csv does not exist (bundled: burst-6, chat-2000, tiny-12)"
+    assert (
+        outcome.err.splitlines()[-1]
+        == "error: nowhere.csv does not exist (bundled: burst-6, chat-2000, tiny-12)"
+    )
     assert outcome.err.startswith("Traceback (most recent call last):\n") == shown
     assert (outcome.err.count("\n") > 1) == shown
 
@@ -68,7 +71,10 @@ def test_what_stands_behind_two_dashes_is_no_flag(
     """A trace may be called so."""
     monkeypatch.chdir(tmp_path)
 
-    assert invoke(capsys, "solve", "--", "--debug").err == "error: --debug does not exist (bundled: burst-6, chat-2000, tiny-12)\n"
+    assert (
+        invoke(capsys, "solve", "--", "--debug").err
+        == "error: --debug does not exist (bundled: burst-6, chat-2000, tiny-12)\n"
+    )
 
 
 def test_help_and_success_are_as_without_it(capsys: pytest.CaptureFixture[str]) -> None:

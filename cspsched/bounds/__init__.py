@@ -1,6 +1,6 @@
 """Certified lower bounds: one module per bound, and the checker that re-derives each."""
 
-from cspsched.bounds.api import batch_floor, best_bound, certificates, solo_ns
+from cspsched.bounds.api import batch_floor, best_bound, certificates, quick_flow_bound_ns, solo_ns
 from cspsched.bounds.batches import BatchCount, batch_count_bound
 from cspsched.bounds.certificate import Certificate
 from cspsched.bounds.check import check_certificate
@@ -19,5 +19,6 @@ __all__ = [
     "latency_curve",
     "makespan_curve",
     "percentile_ns",
+    "quick_flow_bound_ns",
     "solo_ns",
 ]

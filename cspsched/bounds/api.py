@@ -7,7 +7,7 @@ from fractions import Fraction
 
 from cspsched.bounds.certificate import Certificate, best_first
 from cspsched.bounds.critical_path import solo_times_ns
-from cspsched.bounds.flow import flow_certificates
+from cspsched.bounds.flow import flow_certificates, quick_flow_certificates
 from cspsched.bounds.makespan import batch_floors, makespan_certificates
 from cspsched.bounds.tables import Tables
 from cspsched.errors import UsageError
@@ -55,6 +55,15 @@ def best_bound(
 ) -> Certificate:
     """The certificate with the largest value; see `certificates`."""
     return certificates(instance, objective, time_left=time_left)[0]
+
+
+def quick_flow_bound_ns(instance: Instance, objective: Objective) -> int:
+    """Lower bound on a sum of latencies or of TTFT in nanoseconds, by the certificates that search no prices.
+
+    Mostly the best one of a few dozen requests, in a tenth of the time.
+    """
+    _require(objective, Objective.LATENCY, Objective.TTFT)
+    return best_first(list(quick_flow_certificates(Tables(instance), objective)))[0].value_ns
 
 
 def solo_ns(instance: Instance, objective: Objective = Objective.LATENCY) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from cspsched.bounds import batch_floor, best_bound
+from cspsched.bounds import batch_floor, quick_flow_bound_ns
 from cspsched.exact.model import Ceiling
 from cspsched.problem.instance import Instance
 from cspsched.problem.linear_form import LinearForm, linear_form
@@ -108,7 +108,7 @@ def _latest_wait(instance: Instance, objective: Objective, upper_ns: int) -> int
 def _wait_of_others(instance: Instance, objective: Objective, i: int) -> int:
     """Sum of the other requests' waits: without request i, no schedule makes them wait longer."""
     others = (*instance.requests[:i], *instance.requests[i + 1 :])
-    return best_bound(replace(instance, requests=others), objective).value_ns if others else 0
+    return quick_flow_bound_ns(replace(instance, requests=others), objective) if others else 0
 
 
 def _most_batches(instance: Instance, makespan_ns: int) -> int:

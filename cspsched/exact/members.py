@@ -33,7 +33,7 @@ from cspsched.problem.result import StopReason, most_rounding_ns
 
 MOST_CELLS = 30_000
 """Requests times batches beyond which no model is built."""
-CELL_S = 2e-8
+CELL_S = 2e-7
 """What a request in a batch of a plan takes on a typical machine; a deterministic clock runs by it."""
 MODEL = "CP-SAT"
 """Name of the model before it is chosen."""

@@ -167,7 +167,7 @@ def study_windows(
     Parameters
     ----------
     window_limit_s
-        For each window, the solver's work, about seconds of a quiet processor, so that the study repeats; a
+        For each window, the solver's work in its own units (docs/solve.md), so that the study repeats; a
         window that is not proven by then keeps both ends.
     executor, workers
         Where windows are solved; each with one thread, so the processors are shared evenly.
