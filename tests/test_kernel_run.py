@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from fractions import Fraction
 
 import numpy as np
@@ -28,8 +28,7 @@ from cspsched.simulate.kernel import (
 from cspsched.simulate.kernel.api import failure
 from cspsched.simulate.kernel.core import run_vllm
 from cspsched.simulate.kernel.cost import flatten_cost
-from cspsched.simulate.kernel.each import layout as each
-from cspsched.simulate.kernel.each.rules import EachRules, Loop
+from cspsched.simulate.kernel.each.rules import AnyRules, EachRules, Loop
 from cspsched.simulate.kernel.memory import Logs, new_kernel
 from cspsched.simulate.kernel.rules import Batch, Order, Reserve
 from tests.kernel_cases import BY_REQUEST, SETTINGS, digest, draw_case
@@ -170,7 +169,7 @@ def test_evictions_without_end_are_a_livelock() -> None:
     rules = VLLM.kernel_rules(instance)
     kernel = new_kernel(Workload.from_instance(instance), rules, flatten_cost(UNIT, rules, 63))
     assert run_vllm(kernel) == layout.LOG_FULL
-    kernel.now[layout.FRUITLESS] = 101
+    kernel.now.num_fruitless = 101
     kernel = Logs().grow(kernel)
 
     assert run_vllm(kernel) == layout.LIVELOCK
@@ -259,32 +258,33 @@ def test_flat_costs_are_the_cost_model() -> None:
     ]
 
 
-def test_rules_are_codes_in_their_order() -> None:
-    """What compiled code reads by position is the field of that name."""
-    from cspsched.simulate.kernel import layout
-
-    rules = KernelRules(
-        kv_blocks=5, block_tokens=2, max_tokens=7, max_running=3, batch=Batch.TURNS, future_extra=9
-    )
-    codes = rules.codes
-
-    assert len(codes) == layout.EXACT_REQUESTS - layout.KV_BLOCKS + 1
-    assert codes[layout.BATCH - layout.KV_BLOCKS] == Batch.TURNS
-    assert codes[layout.FUTURE_EXTRA - layout.KV_BLOCKS] == 9
-
-
-def test_rules_by_request_are_codes_in_their_order() -> None:
-    """The same for the other loops, whose floats are kept bit by bit."""
-    rules = EachRules(
-        loop=Loop.RANKED, kv_blocks=5, block_tokens=2, max_tokens=7, max_running=3, batch_tokens=8,
-        most_holders=4, most_in_batch=6, asks=9, output_price=0.1,
-    )  # fmt: skip
+@pytest.mark.parametrize(
+    ("rules", "elsewhere"),
+    [
+        (
+            KernelRules(
+                kv_blocks=5, block_tokens=2, max_tokens=7, max_running=3, batch=Batch.TURNS, future_extra=9,
+                order=Order.PRIORITY,
+            ),
+            {"waiting_ratio", "prefills_first"},
+        ),
+        (
+            EachRules(
+                loop=Loop.RANKED, kv_blocks=5, block_tokens=2, max_tokens=7, max_running=3, batch_tokens=8,
+                most_holders=4, most_in_batch=6, asks=9, output_price=0.1, ratio=0.3, clients=True,
+            ),
+            {"stages"},
+        ),
+    ],
+    ids=["aggregated", "by request"],
+)  # fmt: skip
+def test_rules_are_in_the_state_by_their_names(rules: AnyRules, elsewhere: set[str]) -> None:
+    """Every field, whole numbers and floats alike, but those that stand in the lists or in the log."""
     now = new_kernel(COLUMNS, rules, flatten_cost(UNIT, rules, 8)).now
+    names = {field.name for field in fields(rules)} - elsewhere
 
-    assert now[[layout.KV_BLOCKS, layout.MAX_RUNNING, each.LOOP, each.MOST_HOLDERS]].tolist() == [5, 3, 1, 4]
-    assert now[[each.BATCH_TOKENS, each.MOST_IN_BATCH, each.ASKS]].tolist() == [8, 6, 9]
-    assert now[[each.OUTPUT_PRICE]].view(np.float64).tolist() == [0.1]
-    assert len(rules.codes) == each.USED_TOKENS - layout.KV_BLOCKS
+    assert {name: getattr(now, name) for name in names} == {name: getattr(rules, name) for name in names}
+    assert not any(hasattr(now, name) for name in elsewhere)
 
 
 def test_clients_are_numbered_by_their_first_arrival() -> None:

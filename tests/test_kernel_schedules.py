@@ -23,7 +23,6 @@ from cspsched.simulate import simulate
 from cspsched.simulate.kernel import Workload, layout, simulate_fast
 from cspsched.simulate.kernel.api import kernel_rules
 from cspsched.simulate.kernel.cost import flatten_cost
-from cspsched.simulate.kernel.each import layout as each
 from cspsched.simulate.kernel.each.loops import loop_of
 from cspsched.simulate.kernel.each.rules import EachRules
 from cspsched.simulate.kernel.memory import new_kernel
@@ -236,8 +235,8 @@ def test_with_memory_enough_decodes_stay_in_lockstep(text: str) -> None:
     kernel = new_kernel(workload, rules, prices)
 
     assert loop_of(rules)(kernel) == layout.FINISHED
-    assert kernel.now[each.IS_LOCKED]
-    runs = kernel.spans[: kernel.now[layout.SPAN_ROW]]
+    assert kernel.now.is_locked
+    runs = kernel.spans[: kernel.now.span_row]
     runs = runs[runs[:, layout.KIND] == layout.RUN_SPAN]
     assert len(runs) == (workload.output_tokens > 1).sum()
     assert sorted(runs[:, layout.SPAN_NUMBER]) == sorted(set(runs[:, layout.SPAN_NUMBER]))

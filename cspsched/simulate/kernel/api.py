@@ -17,6 +17,7 @@ from cspsched.simulate.kernel.cost import flatten_cost
 from cspsched.simulate.kernel.each.rules import AnyRules, EachRules, Loop
 from cspsched.simulate.kernel.layout import Kernel
 from cspsched.simulate.kernel.memory import Logs, new_kernel
+from cspsched.simulate.kernel.records import get_column
 from cspsched.simulate.kernel.rules import Batch, HasKernelRules, Order
 from cspsched.simulate.kernel.workload import Int32Array, Workload
 from cspsched.simulate.protocol import Policy
@@ -27,6 +28,10 @@ FEWEST_FOR_KERNEL = 5000
 """Requests from which on the kernel pays for loading its compiler, if it has compiled before."""
 MOST_OUTPUT_TOKENS, MOST_BLOCK_TOKENS, MOST_BLOCKS = 2**26, 2**24, 2**31 - 1
 """What the calendar, the residues and 32 bits hold."""
+
+
+TIMES = ("arrival_ns", "scheduled_ns", "first_token_ns", "finish_ns", "recomputed_tokens")
+"""Columns of `KernelRun.times_ns`."""
 
 
 class Engine(StrEnum):
@@ -85,22 +90,22 @@ class KernelRun:
     @property
     def scheduled_ns(self) -> IntArray:
         """Start of the first batch of every request."""
-        return self.times_ns[:, layout.SCHEDULED_NS]
+        return self.times_ns[:, TIMES.index("scheduled_ns")]
 
     @property
     def first_token_ns(self) -> IntArray:
         """End of the batch that generated the first token of every request."""
-        return self.times_ns[:, layout.FIRST_TOKEN_NS]
+        return self.times_ns[:, TIMES.index("first_token_ns")]
 
     @property
     def finish_ns(self) -> IntArray:
         """End of the batch that generated the last token of every request."""
-        return self.times_ns[:, layout.FINISH_NS]
+        return self.times_ns[:, TIMES.index("finish_ns")]
 
     @property
     def recomputed_tokens(self) -> IntArray:
         """KV entries that every request lost to preemption."""
-        return self.times_ns[:, layout.RECOMPUTED]
+        return self.times_ns[:, TIMES.index("recomputed_tokens")]
 
     def itl_gaps(self) -> tuple[IntArray, IntArray]:
         """All gaps between consecutive tokens of all requests, as (gap in ns, how often).
@@ -235,9 +240,9 @@ def _run(
     if answer != layout.FINISHED:
         raise failure(answer, kernel, rules, label, name_of)
     logs.keep(kernel)
-    times_ns = kernel.wide[:, : layout.RECOMPUTED + 1]
-    num_preemptions = kernel.rows[:, layout.PREEMPTIONS].copy()
-    # The rows go before the logs are joined: of ten million requests they are half a gigabyte.
+    times_ns = np.stack([get_column(kernel.requests, name) for name in TIMES], axis=1)
+    num_preemptions = get_column(kernel.requests, "num_preemptions").astype(np.int32)
+    # The records go before the logs are joined: of ten million requests they are half a gigabyte.
     del kernel
     return KernelRun(
         policy=label,
@@ -325,23 +330,23 @@ def failure(
         Name of a request by its position.
     """
     now = kernel.now
-    used = rules.kv_blocks - int(now[layout.FREE])
+    used = rules.kv_blocks - int(now.free_blocks)
     situation = (
-        f"{now[layout.WAITING]} requests wait, {now[layout.RUNNING]} are running "
+        f"{now.num_waiting} requests wait, {now.num_running} are running "
         f"with {used} of {rules.kv_blocks} KV blocks"
     )
     if answer == layout.LIVELOCK:
         return LivelockError(
-            f"policy {label} evicts in a circle: {now[layout.FRUITLESS]} evictions since the "
+            f"policy {label} evicts in a circle: {now.num_fruitless} evictions since the "
             f"last generated token or arrival; {situation}"
         )
     if answer == layout.STUCK:
         return StuckError(f"policy {label} schedules nothing although nothing more can arrive: {situation}")
     if answer == layout.PROMPT_REFUSED:
-        request = int(now[layout.REFUSED])
-        known = int(kernel.rows[request, layout.PROMPT]) + int(kernel.rows[request, layout.GENERATED])
+        request = int(now.refused)
+        known = int(kernel.requests[request].prompt_tokens) + int(kernel.requests[request].generated)
         return StuckError(
             f"policy {label}: request {name_of(request)!r} has {known} tokens to prefill in one batch, which "
             f"holds {rules.longest_prompt}; raise the policy's token budget, or the instance's"
         )
-    return LimitError(f"policy {label}: the run is too long, at {now[layout.CLOCK_NS]} ns; split the trace")
+    return LimitError(f"policy {label}: the run is too long, at {now.clock_ns} ns; split the trace")

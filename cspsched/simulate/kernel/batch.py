@@ -4,68 +4,27 @@ from __future__ import annotations
 
 from cspsched.simulate.kernel.jit import inner
 from cspsched.simulate.kernel.layout import (
-    ADMIT,
     AMOUNT,
-    ATTENTION,
-    BATCH_ROW,
-    BATCHES,
     BEFORE,
-    BLOCK_TOKENS,
-    BLOCKS,
     CHUNK_SPAN,
-    CLOCK_NS,
-    CONTEXT,
-    DECODE_CONTEXT,
-    DECODE_NOW,
     DECODES,
     EVICTION_SPAN,
-    EVICTIONS,
-    FINISH_NS,
     FIRST,
-    FIRST_TOKEN_NS,
-    FREE,
-    FRUITLESS,
-    FUTURE_EXTRA,
-    GENERATED,
     GENERATING,
     HELD,
     KIND,
-    KV_BLOCKS,
     LAST_CHUNK_SPAN,
-    NEXT,
-    NOBODY,
-    NUM_DECODES,
-    NUM_GENERATING,
-    NUM_PREFILLS,
-    NUMBER,
-    OUTPUT,
-    PEAK_BLOCKS,
-    PHASE,
-    PREEMPTIONS,
-    PREFILL_CONTEXT,
-    PREFILL_TOKENS,
     PREFILLS,
-    PREVIOUS,
-    PROMPT,
     QUEUED,
-    RECOMPUTED,
-    RESERVE,
     RUN_SPAN,
-    RUNNING,
-    SCHEDULED_NS,
-    SHIFT,
-    SINCE,
     SORTED,
     SPAN_NUMBER,
     SPAN_REQUEST,
-    SPAN_ROW,
-    STEPS,
-    UNFINISHED,
-    WAITING,
     Kernel,
 )
 from cspsched.simulate.kernel.pricing import batch_time_ns
 from cspsched.simulate.kernel.queues import append_running, pop_head, queue_again, remove_running
+from cspsched.simulate.kernel.records import NOBODY
 from cspsched.simulate.kernel.rules import Admit, Reserve
 
 CHUNK_ONLY, KNOWN_ONLY = int(Reserve.CHUNK), int(Reserve.KNOWN)
@@ -75,80 +34,80 @@ FUTURE = int(Admit.FUTURE)
 @inner
 def known_tokens(k: Kernel, request: int) -> int:
     """Prompt and generated tokens of a request that does not decode in lockstep."""
-    return int(k.rows[request, PROMPT]) + int(k.rows[request, GENERATED])
+    return int(k.requests[request].prompt_tokens) + int(k.requests[request].generated)
 
 
 @inner
 def decode_growth(k: Kernel) -> int:
     """KV blocks that the decodes take in this step: one each where all are full."""
-    if k.now[RESERVE] > KNOWN_ONLY:
+    if k.now.reserve > KNOWN_ONLY:
         return 0
-    return int(k.residues[k.now[SHIFT]])
+    return int(k.residues[k.now.shift])
 
 
 @inner
 def blocks_of(k: Kernel, tokens: int) -> int:
     """KV blocks of a number of tokens."""
-    return int((tokens + k.now[BLOCK_TOKENS] - 1) // k.now[BLOCK_TOKENS])
+    return int((tokens + k.now.block_tokens - 1) // k.now.block_tokens)
 
 
 @inner
 def enter_decode(k: Kernel, request: int) -> None:
     """Join the lockstep: from the next decode step on, until the output is complete."""
-    now, row, steps = k.now, k.rows[request], k.now[STEPS]
-    row[PHASE] = DECODES
-    row[SINCE] = steps
-    now[NUM_DECODES] += 1
-    now[DECODE_CONTEXT] += row[CONTEXT]
-    k.residues[(row[CONTEXT] + now[SHIFT]) % k.now[BLOCK_TOKENS]] += 1
+    now, row, steps = k.now, k.requests[request], k.now.num_decode_steps
+    row.phase = DECODES
+    row.since = steps
+    now.num_decodes += 1
+    now.decode_context += row.kv_tokens
+    k.residues[(row.kv_tokens + now.shift) % k.now.block_tokens] += 1
     slot = _last_step(k, request) & (len(k.calendar) - 1)
     following = k.calendar[slot]
-    row[NEXT] = following
-    row[PREVIOUS] = NOBODY
+    row.next = following
+    row.previous = NOBODY
     if following != NOBODY:
-        k.rows[following, PREVIOUS] = request
+        k.requests[following].previous = request
     k.calendar[slot] = request
-    if k.now[ADMIT] == FUTURE:
+    if k.now.admit == FUTURE:
         sort_in(k, request)
 
 
 @inner
 def _last_step(k: Kernel, request: int) -> int:
     """Decode step that generates the last token of a request in lockstep."""
-    row = k.rows[request]
-    return int(row[SINCE]) + int(k.rows[request, OUTPUT]) - int(row[GENERATED]) - 1
+    row = k.requests[request]
+    return int(row.since) + int(k.requests[request].output_tokens) - int(row.generated) - 1
 
 
 @inner
 def leave_decode(k: Kernel, request: int) -> None:
     """Leave the lockstep: the row says again what the request has; its run is logged."""
-    now, row = k.now, k.rows[request]
-    if k.now[ADMIT] == FUTURE:
+    now, row = k.now, k.requests[request]
+    if k.now.admit == FUTURE:
         sort_out(k, request)
-    following, previous = row[NEXT], row[PREVIOUS]
+    following, previous = row.next, row.previous
     if following != NOBODY:
-        k.rows[following, PREVIOUS] = previous
+        k.requests[following].previous = previous
     if previous != NOBODY:
-        k.rows[previous, NEXT] = following
+        k.requests[previous].next = following
     else:
         k.calendar[_last_step(k, request) & (len(k.calendar) - 1)] = following
-    steps = now[STEPS] - row[SINCE]
+    steps = now.num_decode_steps - row.since
     if steps:
-        log_span(k, RUN_SPAN, request, row[SINCE], steps)
-    row[CONTEXT] += steps
-    row[GENERATED] += steps
-    row[PHASE] = HELD
-    now[NUM_DECODES] -= 1
-    now[DECODE_CONTEXT] -= row[CONTEXT]
-    k.residues[(row[CONTEXT] + now[SHIFT]) % k.now[BLOCK_TOKENS]] -= 1
-    if k.now[RESERVE] <= KNOWN_ONLY:
-        row[BLOCKS] = blocks_of(k, row[CONTEXT])
+        log_span(k, RUN_SPAN, request, row.since, steps)
+    row.kv_tokens += steps
+    row.generated += steps
+    row.phase = HELD
+    now.num_decodes -= 1
+    now.decode_context -= row.kv_tokens
+    k.residues[(row.kv_tokens + now.shift) % k.now.block_tokens] -= 1
+    if k.now.reserve <= KNOWN_ONLY:
+        row.blocks = blocks_of(k, row.kv_tokens)
 
 
 @inner
 def sort_in(k: Kernel, request: int) -> None:
     """Enter a decode into the order of finishing, after equals."""
-    place, last = k.now[NUM_DECODES] - 1, _last_step(k, request)
+    place, last = k.now.num_decodes - 1, _last_step(k, request)
     while place and _last_step(k, k.slots[place - 1, SORTED]) < last:
         k.slots[place, SORTED] = k.slots[place - 1, SORTED]
         place -= 1
@@ -158,7 +117,7 @@ def sort_in(k: Kernel, request: int) -> None:
 @inner
 def sort_out(k: Kernel, request: int) -> None:
     """Remove a decode from the order of finishing; who finishes stands at its end."""
-    place = end = k.now[NUM_DECODES] - 1
+    place = end = k.now.num_decodes - 1
     while k.slots[place, SORTED] != request:
         place -= 1
     for moved in range(place, end):
@@ -168,64 +127,64 @@ def sort_out(k: Kernel, request: int) -> None:
 @inner
 def admit(k: Kernel, request: int, tokens: int, blocks: int) -> bool:
     """Take the head of the queue into the batch; whether that completes its prefill."""
-    now, row = k.now, k.rows[request]
+    now, row = k.now, k.requests[request]
     pop_head(k)
     append_running(k, request)
-    row[PHASE] = PREFILLS
-    row[BLOCKS] = blocks
-    if now[ADMIT] == FUTURE:
-        now[PEAK_BLOCKS] += peak_blocks(k, request)
-    now[FREE] -= blocks
-    if k.wide[request, SCHEDULED_NS] < 0:
-        k.wide[request, SCHEDULED_NS] = now[CLOCK_NS]
+    row.phase = PREFILLS
+    row.blocks = blocks
+    if now.admit == FUTURE:
+        now.peak_blocks += peak_blocks(k, request)
+    now.free_blocks -= blocks
+    if k.requests[request].scheduled_ns < 0:
+        k.requests[request].scheduled_ns = now.clock_ns
     return add_chunk(k, request, tokens)
 
 
 @inner
 def add_chunk(k: Kernel, request: int, tokens: int) -> bool:
     """Put prefill tokens of a request into the batch; whether that completes its prefill."""
-    now, row = k.now, k.rows[request]
-    before = int(row[CONTEXT])
+    now, row = k.now, k.requests[request]
+    before = int(row.kv_tokens)
     after = before + tokens
-    now[ATTENTION] += tokens * (before + after + 1) // 2
-    now[PREFILL_TOKENS] += tokens
-    now[PREFILL_CONTEXT] += before
-    now[NUM_PREFILLS] += 1
+    now.attention += tokens * (before + after + 1) // 2
+    now.prefill_tokens += tokens
+    now.prefill_context += before
+    now.num_prefills += 1
     ends = after == known_tokens(k, request)
-    log_span(k, LAST_CHUNK_SPAN if ends else CHUNK_SPAN, request, now[BATCHES], tokens)
-    row[CONTEXT] = after
-    if k.now[RESERVE] == CHUNK_ONLY:
+    log_span(k, LAST_CHUNK_SPAN if ends else CHUNK_SPAN, request, now.num_batches, tokens)
+    row.kv_tokens = after
+    if k.now.reserve == CHUNK_ONLY:
         blocks = blocks_of(k, after)
-        now[FREE] -= blocks - row[BLOCKS]
-        row[BLOCKS] = blocks
+        now.free_blocks -= blocks - row.blocks
+        row.blocks = blocks
     if ends:
-        k.slots[now[NUM_GENERATING], GENERATING] = request
-        now[NUM_GENERATING] += 1
+        k.slots[now.num_generating, GENERATING] = request
+        now.num_generating += 1
     return ends
 
 
 @inner
 def log_span(k: Kernel, kind: int, request: int, first: int, amount: int) -> None:
     """Note what happened to a request, with the context that it had before."""
-    row, log = k.rows[request], k.spans[k.now[SPAN_ROW]]
-    k.now[SPAN_ROW] += 1
-    log[KIND], log[SPAN_REQUEST], log[SPAN_NUMBER] = kind, request, row[NUMBER]
-    log[FIRST], log[AMOUNT], log[BEFORE] = first, amount, row[CONTEXT]
+    row, log = k.requests[request], k.spans[k.now.span_row]
+    k.now.span_row += 1
+    log[KIND], log[SPAN_REQUEST], log[SPAN_NUMBER] = kind, request, row.number
+    log[FIRST], log[AMOUNT], log[BEFORE] = first, amount, row.kv_tokens
 
 
 @inner
 def evict(k: Kernel, request: int) -> None:
     """Preempt a running request: its KV cache is lost, it waits again."""
-    now, row = k.now, k.rows[request]
-    if row[PHASE] == DECODES:
+    now, row = k.now, k.requests[request]
+    if row.phase == DECODES:
         leave_decode(k, request)
-    now[FREE] += row[BLOCKS]
-    now[EVICTIONS] += 1
-    log_span(k, EVICTION_SPAN, request, now[BATCHES], row[BLOCKS])
-    k.wide[request, RECOMPUTED] += row[CONTEXT]
-    row[PREEMPTIONS] += 1
-    row[CONTEXT] = 0
-    row[PHASE] = QUEUED
+    now.free_blocks += row.blocks
+    now.num_evictions += 1
+    log_span(k, EVICTION_SPAN, request, now.num_batches, row.blocks)
+    k.requests[request].recomputed_tokens += row.kv_tokens
+    row.num_preemptions += 1
+    row.kv_tokens = 0
+    row.phase = QUEUED
     _leave(k, request)
     queue_again(k, request)
 
@@ -234,39 +193,39 @@ def evict(k: Kernel, request: int) -> None:
 def _leave(k: Kernel, request: int) -> None:
     """Take a request out of the running ones."""
     remove_running(k, request)
-    if k.now[ADMIT] == FUTURE:
-        k.now[PEAK_BLOCKS] -= peak_blocks(k, request)
+    if k.now.admit == FUTURE:
+        k.now.peak_blocks -= peak_blocks(k, request)
 
 
 @inner
 def peak_blocks(k: Kernel, request: int) -> int:
     """KV blocks that a request holds at its end, by the count of the policies that look ahead."""
-    tokens = int(k.rows[request, PROMPT]) + int(k.rows[request, OUTPUT]) - 1
-    return blocks_of(k, tokens + int(k.now[FUTURE_EXTRA]))
+    tokens = int(k.requests[request].prompt_tokens) + int(k.requests[request].output_tokens) - 1
+    return blocks_of(k, tokens + int(k.now.future_extra))
 
 
 @inner
 def execute(k: Kernel) -> None:
     """Run the batch: price it, log it, move the clock, finish and generate."""
     now = k.now
-    num_decodes = now[NUM_DECODES] if now[DECODE_NOW] else 0
+    num_decodes = now.num_decodes if now.decode_now else 0
     if num_decodes:
-        now[FREE] -= decode_growth(k)
-    end_ns = now[CLOCK_NS] + batch_time_ns(k, num_decodes)
+        now.free_blocks -= decode_growth(k)
+    end_ns = now.clock_ns + batch_time_ns(k, num_decodes)
     log_batch(k, num_decodes, end_ns)
-    now[CLOCK_NS] = end_ns
-    now[BATCHES] += 1
-    if num_decodes + now[NUM_GENERATING]:
-        now[FRUITLESS] = 0
+    now.clock_ns = end_ns
+    now.num_batches += 1
+    if num_decodes + now.num_generating:
+        now.num_fruitless = 0
     if num_decodes:
         step_decodes(k, end_ns)
-    for position in range(now[NUM_GENERATING]):
+    for position in range(now.num_generating):
         request = int(k.slots[position, GENERATING])
-        row = k.rows[request]
-        row[GENERATED] += 1
-        if row[GENERATED] == 1:
-            k.wide[request, FIRST_TOKEN_NS] = end_ns
-        if row[GENERATED] == k.rows[request, OUTPUT]:
+        row = k.requests[request]
+        row.generated += 1
+        if row.generated == 1:
+            k.requests[request].first_token_ns = end_ns
+        if row.generated == k.requests[request].output_tokens:
             finish(k, request, end_ns)
         else:
             enter_decode(k, request)
@@ -276,13 +235,13 @@ def execute(k: Kernel) -> None:
 def step_decodes(k: Kernel, end_ns: int) -> None:
     """One token for every request in lockstep; those whose last it was are in the calendar."""
     now = k.now
-    slot = now[STEPS] & (len(k.calendar) - 1)
-    now[STEPS] += 1
-    now[SHIFT] = (now[SHIFT] if now[SHIFT] else k.now[BLOCK_TOKENS]) - 1
-    now[DECODE_CONTEXT] += now[NUM_DECODES]
+    slot = now.num_decode_steps & (len(k.calendar) - 1)
+    now.num_decode_steps += 1
+    now.shift = (now.shift if now.shift else k.now.block_tokens) - 1
+    now.decode_context += now.num_decodes
     request = int(k.calendar[slot])
     while request != NOBODY:
-        following = int(k.rows[request, NEXT])
+        following = int(k.requests[request].next)
         leave_decode(k, request)
         finish(k, request, end_ns)
         request = following
@@ -291,10 +250,10 @@ def step_decodes(k: Kernel, end_ns: int) -> None:
 @inner
 def finish(k: Kernel, request: int, end_ns: int) -> None:
     """Free what a request holds."""
-    k.now[FREE] += k.rows[request, BLOCKS]
-    k.now[UNFINISHED] -= 1
-    k.wide[request, FINISH_NS] = end_ns
-    k.rows[request, PHASE] = QUEUED
+    k.now.free_blocks += k.requests[request].blocks
+    k.now.num_unfinished -= 1
+    k.requests[request].finish_ns = end_ns
+    k.requests[request].phase = QUEUED
     _leave(k, request)
 
 
@@ -302,8 +261,8 @@ def finish(k: Kernel, request: int, end_ns: int) -> None:
 def log_batch(k: Kernel, num_decodes: int, end_ns: int) -> None:
     """Note times and counts of the batch."""
     now = k.now
-    times, counts = k.batch_ns[now[BATCH_ROW]], k.batch_counts[now[BATCH_ROW]]
-    now[BATCH_ROW] += 1
-    times[0], times[1] = now[CLOCK_NS], end_ns
-    counts[0], counts[1], counts[2] = now[NUM_PREFILLS], num_decodes, now[PREFILL_TOKENS]
-    counts[3], counts[4], counts[5] = k.now[KV_BLOCKS] - now[FREE], now[WAITING], now[RUNNING]
+    times, counts = k.batch_ns[now.batch_row], k.batch_counts[now.batch_row]
+    now.batch_row += 1
+    times[0], times[1] = now.clock_ns, end_ns
+    counts[0], counts[1], counts[2] = now.num_prefills, num_decodes, now.prefill_tokens
+    counts[3], counts[4], counts[5] = k.now.kv_blocks - now.free_blocks, now.num_waiting, now.num_running

@@ -5,29 +5,11 @@ from __future__ import annotations
 from cspsched.simulate.kernel.batch import KNOWN_ONLY, execute
 from cspsched.simulate.kernel.jit import inner, merged, outer
 from cspsched.simulate.kernel.layout import (
-    ATTENTION,
-    BATCH,
-    BATCHES,
-    CLOCK_NS,
-    DECODE_CONTEXT,
-    DECODE_NOW,
-    EVICTIONS,
     FINISHED,
-    GATE,
     LAST_CLOCK_NS,
     LAST_COUNT,
     LOG_FULL,
-    NUM_ADMISSIONS,
-    NUM_DECODES,
-    NUM_GENERATING,
-    NUM_PREFILLS,
-    PREFILL_CONTEXT,
-    PREFILL_TOKENS,
-    RESERVE,
-    RUNNING,
     TOO_LONG,
-    UNFINISHED,
-    WAITING,
     Kernel,
 )
 from cspsched.simulate.kernel.parts import DECODE_ONLY, MIXED, NOBODY_RUNS, PREFILL_ONLY, parts_step
@@ -43,7 +25,7 @@ def run_parts(k: Kernel) -> int:
 
     The next call goes on from there.
     """
-    while k.now[UNFINISHED]:
+    while k.now.num_unfinished:
         if not has_room(k):
             return LOG_FULL
         submit_arrivals(k)
@@ -60,7 +42,7 @@ def run_parts(k: Kernel) -> int:
 @outer
 def run_vllm(k: Kernel) -> int:
     """Run rules of `Batch.RUNNING_FIRST`, alone so that it is compiled alone."""
-    while k.now[UNFINISHED]:
+    while k.now.num_unfinished:
         if not has_room(k):
             return LOG_FULL
         submit_arrivals(k)
@@ -79,11 +61,11 @@ def conclude(k: Kernel) -> int:
     answer = refusal(k)
     if answer != FINISHED:
         return answer
-    if now[NUM_PREFILLS] or (now[DECODE_NOW] and now[NUM_DECODES]):
+    if now.num_prefills or (now.decode_now and now.num_decodes):
         execute(k)
-        if now[CLOCK_NS] > LAST_CLOCK_NS or now[BATCHES] + now[NUM_ADMISSIONS] > LAST_COUNT:
+        if now.clock_ns > LAST_CLOCK_NS or now.num_batches + now.num_admissions > LAST_COUNT:
             return TOO_LONG
-    elif not now[EVICTIONS]:
+    elif not now.num_evictions:
         return await_arrival(k)
     return FINISHED
 
@@ -92,20 +74,20 @@ def conclude(k: Kernel) -> int:
 def _may_repeat(k: Kernel) -> bool:
     """Whether all that run decode, nobody can be admitted, and the mode keeps no count of steps."""
     now = k.now
-    if not now[NUM_DECODES] or now[NUM_DECODES] != now[RUNNING]:
+    if not now.num_decodes or now.num_decodes != now.num_running:
         return False
-    if now[BATCH] not in (MIXED, PREFILL_ONLY, DECODE_ONLY):
+    if now.batch not in (MIXED, PREFILL_ONLY, DECODE_ONLY):
         return False
-    return bool(not now[WAITING] or now[GATE] == NOBODY_RUNS)
+    return bool(not now.num_waiting or now.gate == NOBODY_RUNS)
 
 
 @inner
 def _repeat(k: Kernel) -> bool:
     """Run batches of the same decodes; whether there was one."""
-    now, count = k.now, int(k.now[NUM_DECODES])
-    grows = now[RESERVE] <= KNOWN_ONLY
-    steps = repeat_decodes(k, count, int(now[DECODE_CONTEXT]), len(k.calendar) - 1, grows)
-    now[DECODE_CONTEXT] += count * steps
+    now, count = k.now, int(k.now.num_decodes)
+    grows = now.reserve <= KNOWN_ONLY
+    steps = repeat_decodes(k, count, int(now.decode_context), len(k.calendar) - 1, grows)
+    now.decode_context += count * steps
     return steps > 0
 
 
@@ -113,5 +95,5 @@ def _repeat(k: Kernel) -> bool:
 def clear_batch(k: Kernel) -> None:
     """Begin a decision."""
     now = k.now
-    now[DECODE_NOW] = now[ATTENTION] = now[PREFILL_TOKENS] = now[PREFILL_CONTEXT] = 0
-    now[NUM_PREFILLS] = now[NUM_GENERATING] = now[EVICTIONS] = 0
+    now.decode_now = now.attention = now.prefill_tokens = now.prefill_context = 0
+    now.num_prefills = now.num_generating = now.num_evictions = 0

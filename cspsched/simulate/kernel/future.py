@@ -9,26 +9,12 @@ from __future__ import annotations
 from cspsched.simulate.kernel.batch import blocks_of, known_tokens, peak_blocks
 from cspsched.simulate.kernel.jit import inner
 from cspsched.simulate.kernel.layout import (
-    BLOCK_TOKENS,
-    CONTEXT,
     DECODES,
-    FUTURE_EXTRA,
-    FUTURE_SPARE,
-    GENERATED,
     GENERATING,
-    KV_BLOCKS,
     NEW_TO_COME,
     NEW_TOKENS,
-    NUM_DECODES,
-    NUM_GENERATING,
-    NUM_STARTED,
-    OUTPUT,
-    PEAK_BLOCKS,
-    PHASE,
-    SINCE,
     SORTED,
     STARTED,
-    STEPS,
     Kernel,
 )
 
@@ -36,12 +22,12 @@ from cspsched.simulate.kernel.layout import (
 @inner
 def future_fits(k: Kernel, request: int) -> bool:
     """Whether the peak with one more request leaves enough free."""
-    block, most = k.now[BLOCK_TOKENS], k.now[KV_BLOCKS] - k.now[FUTURE_SPARE]
-    if k.now[PEAK_BLOCKS] + peak_blocks(k, request) <= most:
+    block, most = k.now.block_tokens, k.now.kv_blocks - k.now.future_spare
+    if k.now.peak_blocks + peak_blocks(k, request) <= most:
         return True
     count = _sort_new(k, request)
     alive = held = new = decode = 0
-    num_decodes = k.now[NUM_DECODES]
+    num_decodes = k.now.num_decodes
     while new < count or decode < num_decodes:
         if decode < num_decodes:
             to_come, tokens = _outlook(k, int(k.slots[decode, SORTED]))
@@ -64,22 +50,22 @@ def future_fits(k: Kernel, request: int) -> bool:
 @inner
 def _outlook(k: Kernel, request: int) -> tuple[int, int]:
     """Tokens that a request will still add and that it holds, one more if it does not decode yet."""
-    row = k.rows[request]
-    generated, context, extra = int(row[GENERATED]), known_tokens(k, request), int(k.now[FUTURE_EXTRA])
-    if row[PHASE] == DECODES:
-        steps = int(k.now[STEPS]) - int(row[SINCE])
-        generated, context, extra = generated + steps, int(row[CONTEXT]) + steps + 1, 0
-    return int(k.rows[request, OUTPUT]) - generated - 1, context + extra
+    row = k.requests[request]
+    generated, context, extra = int(row.generated), known_tokens(k, request), int(k.now.future_extra)
+    if row.phase == DECODES:
+        steps = int(k.now.num_decode_steps) - int(row.since)
+        generated, context, extra = generated + steps, int(row.kv_tokens) + steps + 1, 0
+    return int(k.requests[request].output_tokens) - generated - 1, context + extra
 
 
 @inner
 def _sort_new(k: Kernel, request: int) -> int:
     """Sort the head of the queue and the requests that run and do not decode yet; return their number."""
     count = 0
-    for position in range(k.now[NUM_GENERATING] + k.now[NUM_STARTED] + 1):
-        if position < k.now[NUM_GENERATING]:
+    for position in range(k.now.num_generating + k.now.num_started + 1):
+        if position < k.now.num_generating:
             to_come, tokens = _outlook(k, int(k.slots[position, GENERATING]))
-        elif position < k.now[NUM_GENERATING] + k.now[NUM_STARTED]:
+        elif position < k.now.num_generating + k.now.num_started:
             to_come, tokens = _outlook(k, int(k.slots[0, STARTED]))
         else:
             to_come, tokens = _outlook(k, request)

@@ -1,28 +1,23 @@
-"""Memory of the kernel: flat arrays, and the numbers by which compiled code finds its way in them.
+"""Memory of the kernel: records (`kernel.records`), lists and logs.
 
-The state of a request is a row of `rows`; requests that decode in lockstep change no row from step to step:
-who entered with `CONTEXT` tokens at decode step `SINCE` has CONTEXT + STEPS - SINCE tokens now. What a step
-needs of all of them together is in `now` (count, sum of contexts) and `residues` (contexts modulo the block).
-A loop that chooses per request every step can work on the same rows with `HELD` in place of `DECODES`.
+Requests that decode in lockstep change no record from step to step: one that entered with `kv_tokens` at
+decode step `since` has kv_tokens + now.num_decode_steps - since of them now. What a step needs of all of them
+together is in `now` (count, sum of contexts) and `residues` (contexts modulo the block). A loop that chooses
+per request every step can work on the same records with `HELD` in place of `DECODES`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from cspsched.problem.cost import IntArray
 from cspsched.simulate.kernel.each.rules import AnyRules, EachRules
+from cspsched.simulate.kernel.records import Now, RequestNotes, RequestState
 from cspsched.simulate.kernel.workload import Int32Array
 
-# Columns of `rows`.
-(
-    PHASE, GENERATED, CONTEXT, SINCE, BLOCKS, NUMBER, PLACE, NEXT, PREVIOUS, PREEMPTIONS, PROMPT, OUTPUT,
-    RANK, IMPORTANCE,
-) = range(14)  # fmt: skip
-# Values of PHASE: in the queue (or finished), prefill, decode in lockstep, decode that sits out.
+# Values of `phase`: in the queue (or finished), prefill, decode in lockstep, decode that sits out.
 QUEUED, PREFILLS, DECODES, HELD = range(4)
-# Columns of `wide`: times in nanoseconds, and tokens lost to preemption.
-ARRIVAL_NS, SCHEDULED_NS, FIRST_TOKEN_NS, FINISH_NS, RECOMPUTED = range(5)
 # Columns of `orders`; those after the third serve a queue by quality.
 SUBMISSION, BY_RANK, HEAP = range(3)
 BY_PEAK, CHOSEN, BEST, IS_BEST, ENDS, HELD_TOKENS, AT_END = range(3, 10)
@@ -34,21 +29,8 @@ DECIDED_NS = 2
 KIND, SPAN_REQUEST, SPAN_NUMBER, FIRST, AMOUNT, BEFORE = range(6)
 CHUNK_SPAN, LAST_CHUNK_SPAN, RUN_SPAN, EVICTION_SPAN = range(4)
 
-# Positions in `now`: what changes, then the fields of KernelRules in their order.
-(
-    CLOCK_NS, SUBMITTED, QUEUE_HEAD, QUEUE_BACK, WAITING, UNFINISHED, FREE, RUNNING, RUNNING_END, SERVED_END,
-    NUM_DECODES, DECODE_CONTEXT, SHIFT, STEPS, NUM_ADMISSIONS, NUM_STARTED, DECODE_NOW, ATTENTION,
-    PREFILL_TOKENS, PREFILL_CONTEXT, NUM_PREFILLS, NUM_GENERATING, EVICTIONS, FRUITLESS, BATCHES, BATCH_ROW,
-    SPAN_ROW, TURN, DECODE_COUNT, REFUSED, PEAK_BLOCKS,
-    KV_BLOCKS, BLOCK_TOKENS, MAX_TOKENS, MAX_RUNNING, ORDER, BATCH, RESERVE, CHUNK, GATE, NEED, VICTIM, ADMIT,
-    LONG_PREFILL, WATERMARK, TEST_KNOWN, LONGEST_PROMPT, FIXED_BLOCKS, DECODE_STEPS, FUTURE_SPARE,
-    FUTURE_EXTRA, EXACT_REQUESTS,
-) = range(52)  # fmt: skip
-NUM_UNPLACED = QUEUE_HEAD
-"""Of a queue by quality: how many have no place yet."""
 ALL_SERVED = 2**62
-"""SERVED_END while nobody sits out."""
-NOBODY = -1
+"""`Now.served_end` while nobody sits out."""
 
 # Answers of the loop.
 FINISHED, LOG_FULL, STUCK, LIVELOCK, PROMPT_REFUSED, TOO_LONG = range(6)
@@ -66,12 +48,12 @@ class Kernel(NamedTuple):
     Few arrays, since compilation takes as long as there are many: 32 bits wherever they are enough.
     """
 
-    now: IntArray
+    now: Now
     """The state as a whole, and the rules."""
-    rows: Int32Array
-    """Shape (num_requests, 14), or (num_requests, 12) if the queue is in order of arrival."""
-    wide: IntArray
-    """Shape (num_requests, 5); times that have not come are -1."""
+    requests: Sequence[RequestState]
+    """A record for each request; times that have not come are -1."""
+    notes: Sequence[RequestNotes]
+    """A record for each request, or a single one where the policy keeps nothing of them."""
     orders: Int32Array
     """Shape (num_requests, 3), or (num_requests, 1) if the queue is in order of arrival: requests by
     (arrival, file); requests in the order of the queue; a heap of ranks in that order. If the queue is by
@@ -83,7 +65,7 @@ class Kernel(NamedTuple):
     first; what those that do not decode yet will add and hold; for TGI, by the number of running requests,
     how many waiting ones are enough."""
     residues: Int32Array
-    """Decodes by (context + SHIFT) modulo the block size: those of residue SHIFT take a block."""
+    """Decodes by (context + shift) modulo the block size: those of residue `now.shift` take a block."""
     calendar: Int32Array
     """First request that finishes at each decode step, modulo its length (a power of two)."""
     prices: IntArray

@@ -11,7 +11,9 @@ from cspsched.problem.cost import IntArray
 from cspsched.simulate.kernel import layout
 from cspsched.simulate.kernel.each.memory import each_arrays
 from cspsched.simulate.kernel.each.rules import AnyRules, EachRules
-from cspsched.simulate.kernel.layout import NOBODY, Kernel
+from cspsched.simulate.kernel.first import first_requests, first_state
+from cspsched.simulate.kernel.layout import Kernel
+from cspsched.simulate.kernel.records import NOBODY, RequestNotes, new_records, set_column
 from cspsched.simulate.kernel.rules import Batch, KernelRules, Order
 from cspsched.simulate.kernel.workload import Int32Array, Workload
 
@@ -28,9 +30,9 @@ def new_kernel(workload: Workload, rules: AnyRules, prices: IntArray) -> Kernel:
     if isinstance(rules, EachRules):
         return Kernel(prices=prices, **each_arrays(workload, rules, most), **logs)
     return Kernel(
-        now=_first_state(workload, rules),
-        rows=_rows(workload, rules),
-        wide=_wide(workload),
+        now=first_state(workload, rules),
+        requests=_requests(workload, rules),
+        notes=new_records(RequestNotes, 1),
         orders=_orders(workload, rules),
         slots=_slots(rules, most),
         residues=np.zeros(rules.block_tokens, dtype=np.int32),
@@ -40,33 +42,13 @@ def new_kernel(workload: Workload, rules: AnyRules, prices: IntArray) -> Kernel:
     )
 
 
-def _first_state(workload: Workload, rules: KernelRules) -> IntArray:
-    now = np.concatenate((np.zeros(layout.KV_BLOCKS, dtype=np.int64), rules.codes))
-    now[layout.UNFINISHED] = workload.num_requests
-    now[layout.FREE] = rules.kv_blocks
-    now[layout.SERVED_END] = layout.ALL_SERVED
-    now[layout.REFUSED] = NOBODY
-    return now
-
-
-def _rows(workload: Workload, rules: KernelRules) -> Int32Array:
-    is_ranked = rules.order not in (Order.ARRIVAL, Order.QUALITY)
-    width = layout.IMPORTANCE + 1 if is_ranked else layout.RANK
-    rows = np.zeros((workload.num_requests, width), dtype=np.int32)
-    rows[:, layout.PROMPT] = workload.prompt_tokens
-    rows[:, layout.OUTPUT] = workload.output_tokens
-    if is_ranked:
-        rows[workload.queue_order(rules), layout.RANK] = np.arange(workload.num_requests)
+def _requests(workload: Workload, rules: KernelRules) -> Any:
+    requests = first_requests(workload)
+    if rules.order not in (Order.ARRIVAL, Order.QUALITY):
+        set_column(requests, "rank", workload.ranks(rules))
     if rules.order is Order.PRIORITY:
-        rows[:, layout.IMPORTANCE] = workload.importance()
-    return rows
-
-
-def _wide(workload: Workload) -> IntArray:
-    wide = np.full((workload.num_requests, layout.RECOMPUTED + 1), -1, dtype=np.int64)
-    wide[:, layout.ARRIVAL_NS] = workload.arrival_ns
-    wide[:, layout.RECOMPUTED] = 0
-    return wide
+        set_column(requests, "importance", workload.importance())
+    return requests
 
 
 def _orders(workload: Workload, rules: KernelRules) -> Int32Array:
@@ -98,7 +80,7 @@ class Logs:
 
     def keep(self, kernel: Kernel) -> None:
         """Take over what a kernel has logged."""
-        num_batches, num_spans = kernel.now[[layout.BATCH_ROW, layout.SPAN_ROW]]
+        num_batches, num_spans = kernel.now.batch_row, kernel.now.span_row
         self._full["batch_ns"].append(kernel.batch_ns[:num_batches])
         self._full["batch_counts"].append(kernel.batch_counts[:num_batches])
         self._full["spans"].append(kernel.spans[:num_spans])
@@ -106,7 +88,7 @@ class Logs:
     def grow(self, kernel: Kernel) -> Kernel:
         """Take over what is logged and give the kernel new arrays."""
         self.keep(kernel)
-        kernel.now[[layout.BATCH_ROW, layout.SPAN_ROW]] = 0
+        kernel.now.batch_row = kernel.now.span_row = 0
         rows = max(MOST_ROWS, 2 * len(kernel.slots))
         return kernel._replace(**_new_logs(rows, kernel.batch_ns.shape[1]))
 

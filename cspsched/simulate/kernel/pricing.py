@@ -5,12 +5,6 @@ from __future__ import annotations
 from cspsched.problem.cost import IntArray
 from cspsched.simulate.kernel.jit import inner
 from cspsched.simulate.kernel.layout import (
-    ATTENTION,
-    DECODE_CONTEXT,
-    NUM_GENERATING,
-    NUM_PREFILLS,
-    PREFILL_CONTEXT,
-    PREFILL_TOKENS,
     Kernel,
 )
 
@@ -36,7 +30,7 @@ def batch_time_ns(k: Kernel, num_decodes: int) -> int:
     now = k.now
     prices = k.prices
     time_ns = prices[0, 0]
-    if now[NUM_PREFILLS]:
+    if now.num_prefills:
         time_ns += prices[0, 1]
     if num_decodes:
         time_ns += prices[0, 2]
@@ -52,19 +46,19 @@ def feature(k: Kernel, position: int, num_decodes: int) -> int:
     """What a term is over, in the order of BatchFeatures; -1 - position is 0 in a batch without a prefill."""
     now = k.now
     if position < 0:
-        if not now[NUM_PREFILLS]:
+        if not now.num_prefills:
             return 0
         position = -1 - position
     if position == 0:
-        return int(now[PREFILL_TOKENS] + num_decodes)
+        return int(now.prefill_tokens + num_decodes)
     if position == 1:
-        return int(now[ATTENTION])
+        return int(now.attention)
     if position == 2:
-        return int(now[PREFILL_TOKENS])
+        return int(now.prefill_tokens)
     if position == 3:
-        return int(now[PREFILL_CONTEXT])
+        return int(now.prefill_context)
     if position == 4:
-        return int(now[DECODE_CONTEXT]) if num_decodes else 0
+        return int(now.decode_context) if num_decodes else 0
     if position == 5:
-        return int(now[NUM_GENERATING] + num_decodes)
-    return int(now[NUM_PREFILLS]) if position == 6 else num_decodes
+        return int(now.num_generating + num_decodes)
+    return int(now.num_prefills) if position == 6 else num_decodes

@@ -12,24 +12,14 @@ from cspsched.simulate.kernel.jit import inner, merged, outer
 from cspsched.simulate.kernel.layout import (
     AT_END,
     BEST,
-    BLOCK_TOKENS,
     BY_PEAK,
     CHOSEN,
     ENDS,
-    EXACT_REQUESTS,
     FINISHED,
-    GENERATED,
     HEAP,
     HELD_TOKENS,
     IS_BEST,
-    KV_BLOCKS,
     LOG_FULL,
-    MAX_RUNNING,
-    NUM_UNPLACED,
-    OUTPUT,
-    QUEUE_BACK,
-    RUNNING,
-    UNFINISHED,
     Kernel,
 )
 from cspsched.simulate.kernel.parts import parts_step
@@ -40,7 +30,7 @@ from cspsched.simulate.kernel.queues import submit_arrivals
 @outer
 def run_quality(k: Kernel) -> int:
     """Run `Order.QUALITY` until all is done, a log is full, or something is wrong."""
-    while k.now[UNFINISHED]:
+    while k.now.num_unfinished:
         if not has_room(k):
             return LOG_FULL
         submit_arrivals(k)
@@ -57,7 +47,7 @@ def run_quality(k: Kernel) -> int:
 def _place_waiting(k: Kernel) -> None:
     """Give places to as many as this step can admit."""
     now = k.now
-    while now[NUM_UNPLACED] and now[QUEUE_BACK] - now[NUM_UNPLACED] < now[MAX_RUNNING] - now[RUNNING]:
+    while now.num_unplaced and now.queue_back - now.num_unplaced < now.max_running - now.num_running:
         _place_next(k)
 
 
@@ -65,14 +55,14 @@ def _place_waiting(k: Kernel) -> None:
 def _place_next(k: Kernel) -> None:
     """Give the set of least quality among those without a place the next places, shortest output first."""
     waiting, best = k.orders[:, HEAP], k.orders[:, BEST]
-    num_waiting = k.now[NUM_UNPLACED]
+    num_waiting = k.now.num_unplaced
     _sort(k, HEAP, num_waiting)
     count = _ideal(k, num_waiting)
     if _holds(k, HEAP, count):
         _copy(k, HEAP, BEST, count)
     else:
         count = _best_filling(k, num_waiting)
-        if num_waiting <= k.now[EXACT_REQUESTS]:
+        if num_waiting <= k.now.exact_requests:
             count = _search(k, num_waiting, count)
         _sort(k, BEST, count)
     for place in range(count):
@@ -85,13 +75,13 @@ def _place_next(k: Kernel) -> None:
     for place in range(count):
         k.orders[best[place], IS_BEST] = 0
         waiting[num_waiting - 1 - place] = best[place]
-    k.now[NUM_UNPLACED] = kept
+    k.now.num_unplaced = kept
 
 
 @inner
 def _to_come(k: Kernel, request: int) -> int:
     """Output tokens that a waiting request has still to generate."""
-    return int(k.rows[request, OUTPUT]) - int(k.rows[request, GENERATED])
+    return int(k.requests[request].output_tokens) - int(k.requests[request].generated)
 
 
 @inner
@@ -178,7 +168,7 @@ def _total(k: Kernel, column: int, count: int) -> int:
 @inner
 def _holds(k: Kernel, column: int, count: int) -> bool:
     """Whether the first of a column, by output, fit until the last has finished if started together."""
-    block, most = int(k.now[BLOCK_TOKENS]), int(k.now[KV_BLOCKS])
+    block, most = int(k.now.block_tokens), int(k.now.kv_blocks)
     held = 0
     for place in range(count):
         held += known_tokens(k, k.orders[place, column])
@@ -245,7 +235,7 @@ def _add_if_fits(k: Kernel, request: int, count: int) -> bool:
     the KV blocks that all take just before.
     """
     ends, held_tokens, at_ends = k.orders[:, ENDS], k.orders[:, HELD_TOKENS], k.orders[:, AT_END]
-    held, end, most = known_tokens(k, request), _to_come(k, request) - 1, k.now[KV_BLOCKS]
+    held, end, most = known_tokens(k, request), _to_come(k, request) - 1, k.now.kv_blocks
     place = 0
     while place < count and ends[place] <= end:
         if at_ends[place] + blocks_of(k, held + ends[place]) > most:

@@ -5,32 +5,14 @@ from __future__ import annotations
 from cspsched.simulate.kernel.jit import inner
 from cspsched.simulate.kernel.layout import (
     ALL_SERVED,
-    ARRIVAL_NS,
     BY_RANK,
-    CLOCK_NS,
-    FRUITLESS,
     HEAP,
-    IMPORTANCE,
     LISTED,
-    NOBODY,
-    NUM_ADMISSIONS,
-    NUM_UNPLACED,
-    NUMBER,
-    ORDER,
-    PLACE,
-    QUEUE_BACK,
-    QUEUE_HEAD,
-    RANK,
-    RUNNING,
-    RUNNING_END,
-    SERVED_END,
     STACK,
     SUBMISSION,
-    SUBMITTED,
-    VICTIM,
-    WAITING,
     Kernel,
 )
+from cspsched.simulate.kernel.records import NOBODY
 from cspsched.simulate.kernel.rules import Order
 
 QUALITY = int(Order.QUALITY)
@@ -40,72 +22,72 @@ QUALITY = int(Order.QUALITY)
 def submit_arrivals(k: Kernel) -> None:
     """Queue all arrivals at or before the clock, in (arrival, file) order."""
     now = k.now
-    while now[SUBMITTED] < len(k.orders):
-        request = k.orders[now[SUBMITTED], SUBMISSION]
-        if k.wide[request, ARRIVAL_NS] > now[CLOCK_NS]:
+    while now.num_submitted < len(k.orders):
+        request = k.orders[now.num_submitted, SUBMISSION]
+        if k.requests[request].arrival_ns > now.clock_ns:
             break
-        now[SUBMITTED] += 1
-        now[WAITING] += 1
-        now[FRUITLESS] = 0
-        if k.now[ORDER]:
+        now.num_submitted += 1
+        now.num_waiting += 1
+        now.num_fruitless = 0
+        if k.now.order:
             _enter(k, request)
 
 
 @inner
 def _enter(k: Kernel, request: int) -> None:
     """Put a request to its rank; in a queue by quality all that wait lose their places."""
-    if k.now[ORDER] == QUALITY:
-        k.orders[k.now[QUEUE_BACK], HEAP] = request
-        k.now[QUEUE_BACK] += 1
-        k.now[NUM_UNPLACED] = k.now[QUEUE_BACK]
+    if k.now.order == QUALITY:
+        k.orders[k.now.queue_back, HEAP] = request
+        k.now.queue_back += 1
+        k.now.num_unplaced = k.now.queue_back
     else:
-        push_rank(k, k.rows[request, RANK])
+        push_rank(k, k.requests[request].rank)
 
 
 @inner
 def queue_head(k: Kernel) -> int:
     """The request that is served next (somebody waits)."""
-    if k.now[ORDER] == QUALITY:
-        return int(k.orders[k.now[QUEUE_BACK] - 1, HEAP])
-    if k.now[ORDER]:
+    if k.now.order == QUALITY:
+        return int(k.orders[k.now.queue_back - 1, HEAP])
+    if k.now.order:
         return int(k.orders[k.orders[0, HEAP], BY_RANK])
-    if k.now[QUEUE_BACK]:
-        return int(k.slots[k.now[QUEUE_BACK] - 1, STACK])
-    return int(k.orders[k.now[QUEUE_HEAD], SUBMISSION])
+    if k.now.queue_back:
+        return int(k.slots[k.now.queue_back - 1, STACK])
+    return int(k.orders[k.now.queue_head, SUBMISSION])
 
 
 @inner
 def pop_head(k: Kernel) -> None:
     """Remove the head."""
     now = k.now
-    now[WAITING] -= 1
-    if k.now[ORDER] == QUALITY:
-        now[QUEUE_BACK] -= 1
-    elif k.now[ORDER]:
+    now.num_waiting -= 1
+    if k.now.order == QUALITY:
+        now.queue_back -= 1
+    elif k.now.order:
         pop_rank(k)
-    elif now[QUEUE_BACK]:
-        now[QUEUE_BACK] -= 1
+    elif now.queue_back:
+        now.queue_back -= 1
     else:
-        now[QUEUE_HEAD] += 1
+        now.queue_head += 1
 
 
 @inner
 def queue_again(k: Kernel, request: int) -> None:
     """Put a preempted request to the front, or to its rank."""
     now = k.now
-    now[WAITING] += 1
-    if k.now[ORDER]:
+    now.num_waiting += 1
+    if k.now.order:
         _enter(k, request)
     else:
-        k.slots[now[QUEUE_BACK], STACK] = request
-        now[QUEUE_BACK] += 1
+        k.slots[now.queue_back, STACK] = request
+        now.queue_back += 1
 
 
 @inner
 def push_rank(k: Kernel, rank: int) -> None:
     """Enter a rank into the heap."""
-    heap, child = k.orders[:, HEAP], k.now[QUEUE_BACK]
-    k.now[QUEUE_BACK] += 1
+    heap, child = k.orders[:, HEAP], k.now.queue_back
+    k.now.queue_back += 1
     while child:
         parent = (child - 1) >> 1
         if heap[parent] <= rank:
@@ -119,8 +101,8 @@ def push_rank(k: Kernel, rank: int) -> None:
 def pop_rank(k: Kernel) -> None:
     """Remove the smallest rank from the heap."""
     heap = k.orders[:, HEAP]
-    k.now[QUEUE_BACK] -= 1
-    size = k.now[QUEUE_BACK]
+    k.now.queue_back -= 1
+    size = k.now.queue_back
     rank, parent = heap[size], 0
     while True:
         child = 2 * parent + 1
@@ -138,60 +120,60 @@ def pop_rank(k: Kernel) -> None:
 @inner
 def append_running(k: Kernel, request: int) -> None:
     """Enter an admitted request at the end of the list and number its admission."""
-    now, row = k.now, k.rows[request]
-    if now[RUNNING_END] == len(k.slots):
+    now, row = k.now, k.requests[request]
+    if now.running_end == len(k.slots):
         close_holes(k)
-    place = now[RUNNING_END]
+    place = now.running_end
     k.slots[place, LISTED] = request
-    row[PLACE] = place
-    row[NUMBER] = now[NUM_ADMISSIONS]
-    now[NUM_ADMISSIONS] += 1
-    now[RUNNING_END] += 1
-    now[RUNNING] += 1
+    row.place = place
+    row.number = now.num_admissions
+    now.num_admissions += 1
+    now.running_end += 1
+    now.num_running += 1
 
 
 @inner
 def remove_running(k: Kernel, request: int) -> None:
     """Leave a hole where a request stood."""
-    k.slots[k.rows[request, PLACE], LISTED] = NOBODY
-    k.now[RUNNING] -= 1
+    k.slots[k.requests[request].place, LISTED] = NOBODY
+    k.now.num_running -= 1
 
 
 @inner
 def close_holes(k: Kernel) -> None:
     """Move the list together; at most half of it is in use, so this is O(1) per admission."""
     now, end = k.now, 0
-    served = now[SERVED_END]
-    for place in range(now[RUNNING_END]):
+    served = now.served_end
+    for place in range(now.running_end):
         if place == served:
-            now[SERVED_END] = end
+            now.served_end = end
         request = k.slots[place, LISTED]
         if request != NOBODY:
             k.slots[end, LISTED] = request
-            k.rows[request, PLACE] = end
+            k.requests[request].place = end
             end += 1
-    if ALL_SERVED > served >= now[RUNNING_END]:
-        now[SERVED_END] = ALL_SERVED
-    now[RUNNING_END] = end
+    if ALL_SERVED > served >= now.running_end:
+        now.served_end = ALL_SERVED
+    now.running_end = end
 
 
 @inner
 def newest(k: Kernel) -> int:
     """The last admitted of the running requests (there is one)."""
     now = k.now
-    while k.slots[now[RUNNING_END] - 1, LISTED] == NOBODY:
-        now[RUNNING_END] -= 1
-    return int(k.slots[now[RUNNING_END] - 1, LISTED])
+    while k.slots[now.running_end - 1, LISTED] == NOBODY:
+        now.running_end -= 1
+    return int(k.slots[now.running_end - 1, LISTED])
 
 
 @inner
 def victim(k: Kernel) -> int:
     """The request to preempt next: the last admitted, or the first of the least important."""
-    if not k.now[VICTIM]:
+    if not k.now.victim:
         return newest(k)
     worst, found = -1, NOBODY
-    for place in range(k.now[RUNNING_END]):
+    for place in range(k.now.running_end):
         request = k.slots[place, LISTED]
-        if request != NOBODY and k.rows[request, IMPORTANCE] > worst:
-            worst, found = k.rows[request, IMPORTANCE], request
+        if request != NOBODY and k.requests[request].importance > worst:
+            worst, found = k.requests[request].importance, request
     return int(found)

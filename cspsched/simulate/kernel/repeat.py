@@ -8,31 +8,12 @@ from __future__ import annotations
 
 from cspsched.simulate.kernel.jit import inner
 from cspsched.simulate.kernel.layout import (
-    ARRIVAL_NS,
-    ATTENTION,
-    BATCH_ROW,
-    BATCHES,
-    BLOCK_TOKENS,
-    CLOCK_NS,
-    DECODE_CONTEXT,
-    FREE,
-    FRUITLESS,
-    KV_BLOCKS,
     LAST_CLOCK_NS,
-    NOBODY,
-    NUM_GENERATING,
-    NUM_PREFILLS,
-    PREFILL_CONTEXT,
-    PREFILL_TOKENS,
-    RUNNING,
-    SHIFT,
-    STEPS,
     SUBMISSION,
-    SUBMITTED,
-    WAITING,
     Kernel,
 )
 from cspsched.simulate.kernel.pricing import batch_time_ns, term_ns
+from cspsched.simulate.kernel.records import NOBODY
 
 CONTEXT_FEATURE = 4
 """Position of `decode_context` in BatchFeatures."""
@@ -51,12 +32,12 @@ def repeat_decodes(k: Kernel, count: int, context: int, mask: int, grows: bool) 
     grows
         Whether decodes take blocks, of which one has to be left free.
     """
-    now, first = k.now, int(k.now[STEPS])
-    step, shift, free, row = first, int(now[SHIFT]), int(now[FREE]), int(now[BATCH_ROW])
-    clock_ns, limit_ns = int(now[CLOCK_NS]), _next_arrival_ns(k)
+    now, first = k.now, int(k.now.num_decode_steps)
+    step, shift, free, row = first, int(now.shift), int(now.free_blocks), int(now.batch_row)
+    clock_ns, limit_ns = int(now.clock_ns), _next_arrival_ns(k)
     fixed_ns, term = _price_without_context(k, count)
-    last, waiting, running = len(k.batch_ns), int(now[WAITING]), int(now[RUNNING])
-    held, block = int(now[KV_BLOCKS]) - free, int(now[BLOCK_TOKENS])
+    last, waiting, running = len(k.batch_ns), int(now.num_waiting), int(now.num_running)
+    held, block = int(now.kv_blocks) - free, int(now.block_tokens)
     while clock_ns < limit_ns and row < last and k.calendar[step & mask] == NOBODY:
         if grows:
             growth = int(k.residues[shift])
@@ -74,29 +55,35 @@ def repeat_decodes(k: Kernel, count: int, context: int, mask: int, grows: bool) 
         clock_ns, context = end_ns, context + count
         row, step = row + 1, step + 1
         shift = (shift if shift else block) - 1
-    now[CLOCK_NS], now[FREE], now[SHIFT], now[STEPS], now[BATCH_ROW] = clock_ns, free, shift, step, row
-    now[BATCHES] += step - first
+    now.clock_ns, now.free_blocks, now.shift, now.num_decode_steps, now.batch_row = (
+        clock_ns,
+        free,
+        shift,
+        step,
+        row,
+    )
+    now.num_batches += step - first
     if step > first:
-        now[FRUITLESS] = 0
+        now.num_fruitless = 0
     return step - first
 
 
 @inner
 def _next_arrival_ns(k: Kernel) -> int:
     """When the next request arrives, or the clock ends."""
-    if k.now[SUBMITTED] == len(k.orders):
+    if k.now.num_submitted == len(k.orders):
         return LAST_CLOCK_NS
-    return int(min(LAST_CLOCK_NS, k.wide[k.orders[k.now[SUBMITTED], SUBMISSION], ARRIVAL_NS]))
+    return int(min(LAST_CLOCK_NS, k.requests[k.orders[k.now.num_submitted, SUBMISSION]].arrival_ns))
 
 
 @inner
 def _price_without_context(k: Kernel, count: int) -> tuple[int, int]:
     """Duration of a batch of decodes but for the term of the context, and the row of that, 0 without it."""
-    now, context = k.now, k.now[DECODE_CONTEXT]
-    now[ATTENTION] = now[PREFILL_TOKENS] = now[PREFILL_CONTEXT] = 0
-    now[NUM_PREFILLS] = now[NUM_GENERATING] = now[DECODE_CONTEXT] = 0
+    now, context = k.now, k.now.decode_context
+    now.attention = now.prefill_tokens = now.prefill_context = 0
+    now.num_prefills = now.num_generating = now.decode_context = 0
     fixed_ns, term = batch_time_ns(k, count), 0
-    now[DECODE_CONTEXT] = context
+    now.decode_context = context
     for position in range(1, k.prices[0, 3]):
         if k.prices[position, 0] == CONTEXT_FEATURE:
             term = position

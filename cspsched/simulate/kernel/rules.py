@@ -6,13 +6,10 @@ Each field is one decision. What cannot be said with them is left to the clear e
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-import numpy as np
-
-from cspsched.problem.cost import IntArray
 from cspsched.problem.instance import Instance
 
 if TYPE_CHECKING:
@@ -182,11 +179,6 @@ class KernelRules:
     exact_requests: int = 0
     waiting_ratio: float = 0.0
     prefills_first: bool = True
-
-    @property
-    def codes(self) -> IntArray:
-        """All fields in the order above but the last two, int64."""
-        return np.array(astuple(self)[:-2], dtype=np.int64)
 
 
 @runtime_checkable

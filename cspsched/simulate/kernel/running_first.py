@@ -21,38 +21,16 @@ from cspsched.simulate.kernel.batch import (
 from cspsched.simulate.kernel.jit import inner, merged
 from cspsched.simulate.kernel.layout import (
     ALL_SERVED,
-    BLOCK_TOKENS,
-    BLOCKS,
-    CHUNK,
-    CONTEXT,
-    DECODE_NOW,
     DECODES,
-    EVICTIONS,
-    FREE,
     HELD,
-    KV_BLOCKS,
     LISTED,
-    LONG_PREFILL,
-    MAX_RUNNING,
-    MAX_TOKENS,
-    NOBODY,
-    NUM_DECODES,
-    NUM_STARTED,
-    PHASE,
-    PLACE,
     PREFILLS,
-    RUNNING,
-    RUNNING_END,
-    SERVED_END,
     STARTED,
     STARTED_TOKENS,
-    TEST_KNOWN,
-    VICTIM,
-    WAITING,
-    WATERMARK,
     Kernel,
 )
 from cspsched.simulate.kernel.queues import queue_head, victim
+from cspsched.simulate.kernel.records import NOBODY
 from cspsched.simulate.kernel.rules import Chunk
 
 NEVER_CUT = int(Chunk.NEVER)
@@ -62,20 +40,20 @@ NEVER_CUT = int(Chunk.NEVER)
 def running_first(k: Kernel) -> None:
     """Decide a batch."""
     now = k.now
-    longest = now[KV_BLOCKS] * now[BLOCK_TOKENS]
-    if now[LONG_PREFILL] and now[RUNNING] + now[WAITING] > 1:
-        longest = now[LONG_PREFILL]
-    now[DECODE_NOW] = 1
-    if now[VICTIM]:
+    longest = now.kv_blocks * now.block_tokens
+    if now.long_prefill and now.num_running + now.num_waiting > 1:
+        longest = now.long_prefill
+    now.decode_now = 1
+    if now.victim:
         used = _serve_by_importance(k)
     else:
-        used = now[NUM_DECODES]
-        if now[NUM_STARTED] or now[SERVED_END] != ALL_SERVED or used > now[MAX_TOKENS]:
+        used = now.num_decodes
+        if now.num_started or now.served_end != ALL_SERVED or used > now.max_tokens:
             used = _share_budget(k, longest)
         _make_room(k, _started_blocks(k))
     _process_started(k)
-    if not now[EVICTIONS] and now[WAITING]:
-        _admit_waiting(k, now[MAX_TOKENS] - used, longest)
+    if not now.num_evictions and now.num_waiting:
+        _admit_waiting(k, now.max_tokens - used, longest)
 
 
 @inner
@@ -87,11 +65,11 @@ def _serve_by_importance(k: Kernel) -> int:
     """
     now = k.now
     _make_room(k, 0)
-    used = now[NUM_DECODES]
-    if now[NUM_STARTED]:
+    used = now.num_decodes
+    if now.num_started:
         request = k.slots[0, STARTED]
-        lacking = known_tokens(k, request) - k.rows[request, CONTEXT]
-        k.slots[0, STARTED_TOKENS] = min(lacking, k.now[MAX_TOKENS] - used)
+        lacking = known_tokens(k, request) - k.requests[request].kv_tokens
+        k.slots[0, STARTED_TOKENS] = min(lacking, k.now.max_tokens - used)
         used += k.slots[0, STARTED_TOKENS]
         _make_room(k, _started_blocks(k))
     return int(used)
@@ -101,21 +79,21 @@ def _serve_by_importance(k: Kernel) -> int:
 def _share_budget(k: Kernel, longest: int) -> int:
     """Give the running requests their tokens in order, as far as the budget goes; return the tokens used."""
     now = k.now
-    if now[SERVED_END] >= now[RUNNING_END]:
-        now[SERVED_END] = ALL_SERVED
-    used, served = now[NUM_DECODES], 0
-    for position in range(now[NUM_STARTED]):
+    if now.served_end >= now.running_end:
+        now.served_end = ALL_SERVED
+    used, served = now.num_decodes, 0
+    for position in range(now.num_started):
         request = k.slots[position, STARTED]
         k.slots[position, STARTED_TOKENS] = 0
-        if k.rows[request, PLACE] < now[SERVED_END]:
+        if k.requests[request].place < now.served_end:
             k.slots[position, STARTED_TOKENS] = min(
-                known_tokens(k, request) - k.rows[request, CONTEXT], longest
+                known_tokens(k, request) - k.requests[request].kv_tokens, longest
             )
             used += k.slots[position, STARTED_TOKENS]
             served += 1
-    if used > k.now[MAX_TOKENS]:
+    if used > k.now.max_tokens:
         return _cut_end(k, used, served)
-    if now[SERVED_END] != ALL_SERVED:
+    if now.served_end != ALL_SERVED:
         return _extend_end(k, used, served, longest)
     return int(used)
 
@@ -123,14 +101,14 @@ def _share_budget(k: Kernel, longest: int) -> int:
 @inner
 def _cut_end(k: Kernel, used: int, served: int) -> int:
     """Take tokens from the end of the list until the budget holds."""
-    now, budget = k.now, k.now[MAX_TOKENS]
-    place = min(now[SERVED_END], now[RUNNING_END])
+    now, budget = k.now, k.now.max_tokens
+    place = min(now.served_end, now.running_end)
     while used > budget:
         place -= 1
         request = k.slots[place, LISTED]
         if request == NOBODY:
             continue
-        is_decode = k.rows[request, PHASE] == DECODES
+        is_decode = k.requests[request].phase == DECODES
         own = 1
         if not is_decode:
             served -= 1
@@ -139,7 +117,7 @@ def _cut_end(k: Kernel, used: int, served: int) -> int:
             k.slots[served, STARTED_TOKENS] -= used - budget
             return int(budget)
         used -= own
-        now[SERVED_END] = place
+        now.served_end = place
         if is_decode:
             leave_decode(k, request)
         else:
@@ -150,38 +128,38 @@ def _cut_end(k: Kernel, used: int, served: int) -> int:
 @inner
 def _extend_end(k: Kernel, used: int, served: int, longest: int) -> int:
     """Serve further requests of the list while tokens are left."""
-    now, budget = k.now, k.now[MAX_TOKENS]
-    place = now[SERVED_END]
-    while place < now[RUNNING_END] and used < budget:
+    now, budget = k.now, k.now.max_tokens
+    place = now.served_end
+    while place < now.running_end and used < budget:
         request = k.slots[place, LISTED]
         place += 1
         if request == NOBODY:
             continue
-        if k.rows[request, PHASE] == HELD:
+        if k.requests[request].phase == HELD:
             enter_decode(k, request)
             used += 1
         else:
-            lacking = known_tokens(k, request) - k.rows[request, CONTEXT]
+            lacking = known_tokens(k, request) - k.requests[request].kv_tokens
             k.slots[served, STARTED_TOKENS] = min(lacking, longest, budget - used)
             used += k.slots[served, STARTED_TOKENS]
             served += 1
-    now[SERVED_END] = place if place < now[RUNNING_END] else ALL_SERVED
+    now.served_end = place if place < now.running_end else ALL_SERVED
     return int(used)
 
 
 @inner
 def _own_blocks(k: Kernel, position: int) -> int:
     """KV blocks that a started prefill takes for its tokens."""
-    row = k.rows[k.slots[position, STARTED]]
+    row = k.requests[k.slots[position, STARTED]]
     tokens = k.slots[position, STARTED_TOKENS]
-    return blocks_of(k, row[CONTEXT] + tokens) - row[BLOCKS] if tokens else 0
+    return blocks_of(k, row.kv_tokens + tokens) - row.blocks if tokens else 0
 
 
 @inner
 def _started_blocks(k: Kernel) -> int:
     """KV blocks that all started prefills take."""
     blocks = 0
-    for position in range(k.now[NUM_STARTED]):
+    for position in range(k.now.num_started):
         blocks += _own_blocks(k, position)
     return blocks
 
@@ -190,13 +168,13 @@ def _started_blocks(k: Kernel) -> int:
 def _make_room(k: Kernel, prefill_blocks: int) -> None:
     """Evict until what decodes and started prefills take is free."""
     now = k.now
-    while decode_growth(k) + prefill_blocks > now[FREE]:
+    while decode_growth(k) + prefill_blocks > now.free_blocks:
         request = victim(k)
-        if k.rows[request, PHASE] == PREFILLS:
+        if k.requests[request].phase == PREFILLS:
             # It is the last of those that are left, whatever the order of eviction.
-            now[NUM_STARTED] -= 1
+            now.num_started -= 1
             if prefill_blocks:
-                prefill_blocks -= _own_blocks(k, now[NUM_STARTED])
+                prefill_blocks -= _own_blocks(k, now.num_started)
         evict(k, request)
 
 
@@ -204,31 +182,31 @@ def _make_room(k: Kernel, prefill_blocks: int) -> None:
 def _process_started(k: Kernel) -> None:
     """Put the chunks into the batch; keep those with prefill left."""
     kept = 0
-    for position in range(k.now[NUM_STARTED]):
+    for position in range(k.now.num_started):
         request, tokens = int(k.slots[position, STARTED]), int(k.slots[position, STARTED_TOKENS])
         if not tokens or not add_chunk(k, request, tokens):
             k.slots[kept, STARTED] = request
             kept += 1
-    k.now[NUM_STARTED] = kept
+    k.now.num_started = kept
 
 
 @inner
 def _admit_waiting(k: Kernel, budget: int, longest: int) -> None:
     """Admit from the head of the queue, strictly in its order, until something does not fit."""
     now = k.now
-    while budget > 0 and now[WAITING] and now[RUNNING] < now[MAX_RUNNING]:
+    while budget > 0 and now.num_waiting and now.num_running < now.max_running:
         request = queue_head(k)
         known = known_tokens(k, request)
         tokens = min(known, longest)
-        if tokens > budget and now[CHUNK] == NEVER_CUT:
+        if tokens > budget and now.chunk == NEVER_CUT:
             break
         tokens = min(tokens, budget)
-        kept_free = now[WATERMARK] if now[RUNNING] else 0
-        tested = known if now[TEST_KNOWN] else tokens
+        kept_free = now.watermark_blocks if now.num_running else 0
+        tested = known if now.test_known else tokens
         # The decodes have not taken theirs yet.
-        if blocks_of(k, tested) + kept_free + decode_growth(k) > now[FREE]:
+        if blocks_of(k, tested) + kept_free + decode_growth(k) > now.free_blocks:
             break
         if not admit(k, request, tokens, 0):
-            k.slots[now[NUM_STARTED], STARTED] = request
-            now[NUM_STARTED] += 1
+            k.slots[now.num_started, STARTED] = request
+            now.num_started += 1
         budget -= tokens

@@ -112,6 +112,12 @@ class Workload:
             key = key * self.prompt_tokens + key * (key - 1) // 2
         return submission[np.argsort(key[submission], kind="stable")]
 
+    def ranks(self, rules: AnyRules) -> Int32Array:
+        """Place of each request in `queue_order`."""
+        ranks = np.empty(self.num_requests, dtype=np.int32)
+        ranks[self.queue_order(rules)] = np.arange(self.num_requests, dtype=np.int32)
+        return ranks
+
     def places(self, order: Order) -> IntArray:
         """Place of each request in an order of the queue in which equals go by submission."""
         if order is Order.OUTPUT:

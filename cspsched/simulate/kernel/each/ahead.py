@@ -9,25 +9,14 @@ from __future__ import annotations
 
 from cspsched.simulate.kernel.each.batch import leave
 from cspsched.simulate.kernel.each.layout import (
-    BUSY_UNTIL_NS,
     ENDING,
-    IS_IN_FLIGHT,
-    NUM_ENDING,
-    NUM_IN_BATCH,
-    SOMEBODY_FINISHED,
 )
 from cspsched.simulate.kernel.each.lists import drop_listed
 from cspsched.simulate.kernel.each.together import execute_together
 from cspsched.simulate.kernel.jit import inner
 from cspsched.simulate.kernel.layout import (
-    BATCH_ROW,
-    BLOCKS,
-    CLOCK_NS,
     DECIDED_NS,
-    EVICTIONS,
     FINISHED,
-    UNFINISHED,
-    WAITING,
     Kernel,
 )
 from cspsched.simulate.kernel.progress import await_arrival, refusal
@@ -40,28 +29,28 @@ def conclude_ahead(k: Kernel) -> int:
     answer = refusal(k)
     if answer != FINISHED:
         return answer
-    if now[NUM_IN_BATCH]:
+    if now.num_in_batch:
         return _launch(k)
-    if now[IS_IN_FLIGHT]:
-        now[IS_IN_FLIGHT] = 0
-        _deliver(k, int(now[NUM_ENDING]), int(now[BUSY_UNTIL_NS]))
+    if now.is_in_flight:
+        now.is_in_flight = 0
+        _deliver(k, int(now.num_ending), int(now.busy_until_ns))
         return FINISHED
-    return FINISHED if now[EVICTIONS] else await_arrival(k)
+    return FINISHED if now.num_evictions else await_arrival(k)
 
 
 @inner
 def _launch(k: Kernel) -> int:
     """Run the batch after the one in flight; the clock goes on to the end of that one, if there is one."""
     now = k.now
-    decided_ns, busy_until_ns = int(now[CLOCK_NS]), int(now[BUSY_UNTIL_NS])
-    num_due = int(now[NUM_ENDING])
-    k.batch_ns[now[BATCH_ROW], DECIDED_NS] = decided_ns
-    now[CLOCK_NS] = max(decided_ns, busy_until_ns)
+    decided_ns, busy_until_ns = int(now.clock_ns), int(now.busy_until_ns)
+    num_due = int(now.num_ending)
+    k.batch_ns[now.batch_row, DECIDED_NS] = decided_ns
+    now.clock_ns = max(decided_ns, busy_until_ns)
     answer = execute_together(k)
-    now[BUSY_UNTIL_NS], now[CLOCK_NS] = now[CLOCK_NS], decided_ns
-    if now[IS_IN_FLIGHT]:
+    now.busy_until_ns, now.clock_ns = now.clock_ns, decided_ns
+    if now.is_in_flight:
         _deliver(k, num_due, busy_until_ns)
-    now[IS_IN_FLIGHT] = 1
+    now.is_in_flight = 1
     return answer
 
 
@@ -69,17 +58,17 @@ def _launch(k: Kernel) -> int:
 def _deliver(k: Kernel, num_due: int, end_ns: int) -> None:
     """Let the oldest batch end: so many of those that are to finish leave."""
     now = k.now
-    now[CLOCK_NS] = end_ns
-    now[SOMEBODY_FINISHED] = 0
+    now.clock_ns = end_ns
+    now.somebody_finished = 0
     for position in range(num_due):
         request = int(k.slots[position, ENDING])
-        if k.rows[request, BLOCKS]:
+        if k.requests[request].blocks:
             leave(k, request)
         else:
-            now[WAITING] -= 1
-            now[UNFINISHED] -= 1
-    now[NUM_ENDING] -= num_due
-    for position in range(now[NUM_ENDING]):
+            now.num_waiting -= 1
+            now.num_unfinished -= 1
+    now.num_ending -= num_due
+    for position in range(now.num_ending):
         k.slots[position, ENDING] = k.slots[position + num_due, ENDING]
-    if now[SOMEBODY_FINISHED]:
+    if now.somebody_finished:
         drop_listed(k)

@@ -5,20 +5,7 @@ from __future__ import annotations
 from cspsched.simulate.kernel.batch import blocks_of, log_batch
 from cspsched.simulate.kernel.each.layout import (
     BATCHED,
-    DECIDES_AHEAD,
-    DECISION,
     ENDING,
-    EVICTED_AT,
-    LEARNS_LENGTHS,
-    LENGTH_COUNT,
-    LENGTH_SUM,
-    NUM_BATCHED,
-    NUM_ENDING,
-    NUM_IN_BATCH,
-    RENUMBERS,
-    SOMEBODY_FINISHED,
-    TOKENS,
-    USED_TOKENS,
 )
 from cspsched.simulate.kernel.each.lists import bit_length, drop_listed
 from cspsched.simulate.kernel.each.runs import (
@@ -31,111 +18,82 @@ from cspsched.simulate.kernel.each.runs import (
 )
 from cspsched.simulate.kernel.jit import inner
 from cspsched.simulate.kernel.layout import (
-    ATTENTION,
-    BATCHES,
-    BLOCKS,
-    CLOCK_NS,
-    CONTEXT,
-    DECODE_CONTEXT,
-    DECODE_NOW,
     DECODES,
     EVICTION_SPAN,
-    EVICTIONS,
-    FINISH_NS,
     FINISHED,
-    FIRST_TOKEN_NS,
-    FREE,
-    FRUITLESS,
-    GENERATED,
     LAST_CLOCK_NS,
     LAST_COUNT,
-    NOBODY,
-    NUM_ADMISSIONS,
-    NUM_DECODES,
-    NUM_GENERATING,
-    NUM_PREFILLS,
-    NUMBER,
-    OUTPUT,
-    PHASE,
-    PREEMPTIONS,
-    PREFILL_CONTEXT,
-    PREFILL_TOKENS,
     PREFILLS,
-    PROMPT,
     QUEUED,
-    RECOMPUTED,
-    RUNNING,
-    STEPS,
     TOO_LONG,
-    UNFINISHED,
-    WAITING,
     Kernel,
 )
 from cspsched.simulate.kernel.pricing import batch_time_ns
 from cspsched.simulate.kernel.progress import await_arrival, refusal
+from cspsched.simulate.kernel.records import NOBODY
 
 
 @inner
 def known_tokens(k: Kernel, request: int) -> int:
     """Prompt and generated tokens of a request."""
-    return int(k.rows[request, PROMPT]) + int(k.rows[request, GENERATED])
+    return int(k.requests[request].prompt_tokens) + int(k.requests[request].generated)
 
 
 @inner
 def lacking_tokens(k: Kernel, request: int) -> int:
     """Known tokens without KV entries."""
-    return known_tokens(k, request) - int(k.rows[request, CONTEXT])
+    return known_tokens(k, request) - int(k.requests[request].kv_tokens)
 
 
 @inner
 def missing_blocks(k: Kernel, request: int, tokens: int) -> int:
     """KV blocks to add so that so many more tokens fit."""
-    row = k.rows[request]
-    return max(blocks_of(k, row[CONTEXT] + tokens) - int(row[BLOCKS]), 0)
+    row = k.requests[request]
+    return max(blocks_of(k, row.kv_tokens + tokens) - int(row.blocks), 0)
 
 
 @inner
 def decodes(k: Kernel, request: int) -> bool:
     """Whether a request is in its decode phase."""
-    return bool(k.rows[request, PHASE] == DECODES)
+    return bool(k.requests[request].phase == DECODES)
 
 
 @inner
 def evicted_now(k: Kernel, request: int) -> bool:
     """Whether a request was evicted in this step."""
-    return bool(k.rows[request, EVICTED_AT] == k.now[DECISION])
+    return bool(k.requests[request].evicted_at == k.now.decision)
 
 
 @inner
 def is_finishing(k: Kernel, request: int) -> bool:
     """Whether the last token of a request is in flight."""
-    row = k.rows[request]
-    return bool(row[CONTEXT] + 1 == row[PROMPT] + row[OUTPUT])
+    row = k.requests[request]
+    return bool(row.kv_tokens + 1 == row.prompt_tokens + row.output_tokens)
 
 
 @inner
 def begin(k: Kernel) -> None:
     """Begin a decision."""
     now = k.now
-    now[DECISION] += 1
-    now[USED_TOKENS] = now[NUM_IN_BATCH] = now[NUM_BATCHED] = now[EVICTIONS] = now[DECODE_NOW] = 0
+    now.decision += 1
+    now.used_tokens = now.num_in_batch = now.num_batched = now.num_evictions = now.decode_now = 0
 
 
 @inner
 def schedule(k: Kernel, request: int, tokens: int, blocks: int) -> None:
     """Put tokens of a request into the batch and give it so many more KV blocks."""
-    now, row = k.now, k.rows[request]
-    if not row[BLOCKS]:
-        row[PHASE] = PREFILLS
-        now[RUNNING] += 1
-        now[WAITING] -= 1
-    row[TOKENS] = tokens
-    row[BLOCKS] += blocks
-    now[FREE] -= blocks
-    now[USED_TOKENS] += tokens
-    now[NUM_IN_BATCH] += 1
-    k.slots[now[NUM_BATCHED], BATCHED] = request
-    now[NUM_BATCHED] += 1
+    now, row = k.now, k.requests[request]
+    if not row.blocks:
+        row.phase = PREFILLS
+        now.num_running += 1
+        now.num_waiting -= 1
+    row.tokens = tokens
+    row.blocks += blocks
+    now.free_blocks -= blocks
+    now.used_tokens += tokens
+    now.num_in_batch += 1
+    k.slots[now.num_batched, BATCHED] = request
+    now.num_batched += 1
 
 
 @inner
@@ -144,36 +102,36 @@ def preempt(k: Kernel, request: int) -> int:
 
     Who was admitted in this very step is only withdrawn; whose last token is in flight loses nothing.
     """
-    now, row = k.now, k.rows[request]
+    now, row = k.now, k.requests[request]
     close_run(k, request)
-    if row[CONTEXT]:
-        now[EVICTIONS] += 1
-        row[EVICTED_AT] = now[DECISION]
+    if row.kv_tokens:
+        now.num_evictions += 1
+        row.evicted_at = now.decision
         loses = not is_finishing(k, request)
-        log_span(k, EVICTION_SPAN, request, now[BATCHES], row[BLOCKS] if loses else 0, row[CONTEXT])
+        log_span(k, EVICTION_SPAN, request, now.num_batches, row.blocks if loses else 0, row.kv_tokens)
         if loses:
-            k.wide[request, RECOMPUTED] += row[CONTEXT]
-            row[PREEMPTIONS] += 1
-    now[FREE] += row[BLOCKS]
-    now[RUNNING] -= 1
-    now[WAITING] += 1
-    row[BLOCKS] = row[CONTEXT] = 0
-    row[PHASE] = QUEUED
+            k.requests[request].recomputed_tokens += row.kv_tokens
+            row.num_preemptions += 1
+    now.free_blocks += row.blocks
+    now.num_running -= 1
+    now.num_waiting += 1
+    row.blocks = row.kv_tokens = 0
+    row.phase = QUEUED
     return _take_out(k, request)
 
 
 @inner
 def _take_out(k: Kernel, request: int) -> int:
     """Take a request out of the batch; a hole stays."""
-    now, tokens = k.now, int(k.rows[request, TOKENS])
+    now, tokens = k.now, int(k.requests[request].tokens)
     if tokens:
-        place = now[NUM_BATCHED] - 1
+        place = now.num_batched - 1
         while k.slots[place, BATCHED] != request:
             place -= 1
         k.slots[place, BATCHED] = NOBODY
-        k.rows[request, TOKENS] = 0
-        now[USED_TOKENS] -= tokens
-        now[NUM_IN_BATCH] -= 1
+        k.requests[request].tokens = 0
+        now.used_tokens -= tokens
+        now.num_in_batch -= 1
     return tokens
 
 
@@ -184,29 +142,29 @@ def conclude(k: Kernel) -> int:
     answer = refusal(k)
     if answer != FINISHED:
         return answer
-    if now[NUM_IN_BATCH]:
+    if now.num_in_batch:
         return execute(k)
-    return FINISHED if now[EVICTIONS] else await_arrival(k)
+    return FINISHED if now.num_evictions else await_arrival(k)
 
 
 @inner
 def execute(k: Kernel) -> int:
     """Run the batch: price it, log it, move the clock, generate and finish; TOO_LONG if that takes long."""
-    now, start_ns, last = k.now, int(k.now[CLOCK_NS]), 0
+    now, start_ns, last = k.now, int(k.now.clock_ns), 0
     add_up(k)
     end_ns = price_batch(k)
-    for position in range(now[NUM_BATCHED]):
+    for position in range(now.num_batched):
         request = int(k.slots[position, BATCHED])
         if request == NOBODY:
             continue
-        if k.rows[request, PHASE] == DECODES:
+        if k.requests[request].phase == DECODES:
             last = process_decode(k, request, position, last)
         else:
-            k.rows[request, NUMBER] = last = number_after(k, position, last)
+            k.requests[request].number = last = number_after(k, position, last)
             process_chunk(k, request, start_ns)
         generate(k, request, end_ns)
-    now[RENUMBERS] = last > LARGEST_NUMBER
-    now[STEPS] += now[NUM_DECODES] > 0
+    now.renumbers = last > LARGEST_NUMBER
+    now.num_decode_steps += now.num_decodes > 0
     return end_batch(k, end_ns)
 
 
@@ -214,11 +172,11 @@ def execute(k: Kernel) -> int:
 def price_batch(k: Kernel) -> int:
     """Log the batch whose features are known; its end."""
     now = k.now
-    num_decodes = int(now[NUM_DECODES])
-    end_ns = int(now[CLOCK_NS] + batch_time_ns(k, num_decodes))
+    num_decodes = int(now.num_decodes)
+    end_ns = int(now.clock_ns + batch_time_ns(k, num_decodes))
     log_batch(k, num_decodes, end_ns)
-    if num_decodes + now[NUM_GENERATING]:
-        now[FRUITLESS] = 0
+    if num_decodes + now.num_generating:
+        now.num_fruitless = 0
     return end_ns
 
 
@@ -226,11 +184,11 @@ def price_batch(k: Kernel) -> int:
 def end_batch(k: Kernel, end_ns: int) -> int:
     """Move the clock to the end of the batch; TOO_LONG if that is late."""
     now = k.now
-    now[BATCHES] += 1
-    now[CLOCK_NS] = end_ns
-    if now[SOMEBODY_FINISHED]:
+    now.num_batches += 1
+    now.clock_ns = end_ns
+    if now.somebody_finished:
         drop_listed(k)
-    if now[CLOCK_NS] > LAST_CLOCK_NS or now[BATCHES] + now[NUM_ADMISSIONS] > LAST_COUNT:
+    if now.clock_ns > LAST_CLOCK_NS or now.num_batches + now.num_admissions > LAST_COUNT:
         return TOO_LONG
     return FINISHED
 
@@ -240,55 +198,55 @@ def add_up(k: Kernel) -> None:
     """Features of the batch."""
     now = k.now
     attention = prefill_tokens = prefill_context = context = num_decodes = num_generating = 0
-    for position in range(now[NUM_BATCHED]):
+    for position in range(now.num_batched):
         request = k.slots[position, BATCHED]
         if request == NOBODY:
             continue
-        row = k.rows[request]
-        before = int(row[CONTEXT])
-        if row[PHASE] == DECODES:
+        row = k.requests[request]
+        before = int(row.kv_tokens)
+        if row.phase == DECODES:
             num_decodes += 1
             context += before
         else:
-            tokens = int(row[TOKENS])
+            tokens = int(row.tokens)
             attention += tokens * (2 * before + tokens + 1) // 2
             prefill_tokens += tokens
             prefill_context += before
-            num_generating += before + tokens == row[PROMPT] + row[GENERATED]
-    now[ATTENTION], now[PREFILL_TOKENS], now[PREFILL_CONTEXT] = attention, prefill_tokens, prefill_context
-    now[DECODE_CONTEXT], now[NUM_DECODES], now[NUM_GENERATING] = context, num_decodes, num_generating
-    now[NUM_PREFILLS] = now[NUM_IN_BATCH] - num_decodes
-    now[SOMEBODY_FINISHED] = 0
+            num_generating += before + tokens == row.prompt_tokens + row.generated
+    now.attention, now.prefill_tokens, now.prefill_context = attention, prefill_tokens, prefill_context
+    now.decode_context, now.num_decodes, now.num_generating = context, num_decodes, num_generating
+    now.num_prefills = now.num_in_batch - num_decodes
+    now.somebody_finished = 0
 
 
 @inner
 def generate(k: Kernel, request: int, end_ns: int) -> None:
     """What the end of its part of the batch means for a request: a token, its last one, or none."""
-    row = k.rows[request]
-    row[TOKENS] = 0
-    if row[CONTEXT] < row[PROMPT] + row[GENERATED]:
+    row = k.requests[request]
+    row.tokens = 0
+    if row.kv_tokens < row.prompt_tokens + row.generated:
         return
-    row[GENERATED] += 1
-    row[PHASE] = DECODES
-    if row[GENERATED] == 1:
-        k.wide[request, FIRST_TOKEN_NS] = end_ns
-    if row[GENERATED] == row[OUTPUT]:
+    row.generated += 1
+    row.phase = DECODES
+    if row.generated == 1:
+        k.requests[request].first_token_ns = end_ns
+    if row.generated == row.output_tokens:
         finish(k, request, end_ns)
 
 
 @inner
 def finish(k: Kernel, request: int, end_ns: int) -> None:
     """The last token of a request: it leaves, or will once that is known."""
-    now, row = k.now, k.rows[request]
+    now, row = k.now, k.requests[request]
     close_run(k, request)
-    k.wide[request, FINISH_NS] = end_ns
-    if now[LEARNS_LENGTHS]:
-        bits = bit_length(row[PROMPT])
-        now[LENGTH_COUNT + bits] += 1
-        now[LENGTH_SUM + bits] += row[PROMPT] + row[OUTPUT]
-    if now[DECIDES_AHEAD]:
-        k.slots[now[NUM_ENDING], ENDING] = request
-        now[NUM_ENDING] += 1
+    k.requests[request].finish_ns = end_ns
+    if now.learns_lengths:
+        bits = bit_length(row.prompt_tokens)
+        now.length_count[bits] += 1
+        now.length_sum[bits] += row.prompt_tokens + row.output_tokens
+    if now.decides_ahead:
+        k.slots[now.num_ending, ENDING] = request
+        now.num_ending += 1
     else:
         leave(k, request)
 
@@ -296,10 +254,10 @@ def finish(k: Kernel, request: int, end_ns: int) -> None:
 @inner
 def leave(k: Kernel, request: int) -> None:
     """Free what a finished request holds."""
-    now, row = k.now, k.rows[request]
-    now[FREE] += row[BLOCKS]
-    now[UNFINISHED] -= 1
-    now[RUNNING] -= 1
-    now[SOMEBODY_FINISHED] = 1
-    row[BLOCKS] = 0
-    row[PHASE] = QUEUED
+    now, row = k.now, k.requests[request]
+    now.free_blocks += row.blocks
+    now.num_unfinished -= 1
+    now.num_running -= 1
+    now.somebody_finished = 1
+    row.blocks = 0
+    row.phase = QUEUED

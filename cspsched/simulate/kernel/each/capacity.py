@@ -15,17 +15,10 @@ from cspsched.simulate.kernel.each.batch import (
     schedule,
 )
 from cspsched.simulate.kernel.each.layout import (
-    CUT,
     FIRST_LIST,
-    HEAP_SIZE,
     HELD_TOKENS,
-    IS_LOCKED,
     LISTED,
-    MODE,
-    NUM_LISTED,
-    NUM_LOCKED,
     TO_COME,
-    USED_TOKENS,
 )
 from cspsched.simulate.kernel.each.lists import append_listed, head, pop, push
 from cspsched.simulate.kernel.each.lockstep import can_go_on, decode_all, locked_growth
@@ -34,12 +27,6 @@ from cspsched.simulate.kernel.each.rules import Mode
 from cspsched.simulate.kernel.each.together import unlock_listed
 from cspsched.simulate.kernel.jit import inner, merged
 from cspsched.simulate.kernel.layout import (
-    BLOCK_TOKENS,
-    BLOCKS,
-    FREE,
-    MAX_RUNNING,
-    MAX_TOKENS,
-    RUNNING,
     Kernel,
 )
 from cspsched.simulate.kernel.rules import Chunk
@@ -50,7 +37,7 @@ NEVER, MAX_UTILIZATION = int(Chunk.NEVER), int(Mode.MAX_UTILIZATION)
 @merged
 def capacity_step(k: Kernel) -> None:
     """Decide a batch."""
-    if k.now[MODE] == MAX_UTILIZATION:
+    if k.now.mode == MAX_UTILIZATION:
         _max_utilization(k)
     else:
         decode(k)
@@ -61,7 +48,7 @@ def capacity_step(k: Kernel) -> None:
 def _max_utilization(k: Kernel) -> None:
     """Capacity in order of arrival, then decodes, then contexts as far as the tokens go."""
     count, is_open = _select(k), True
-    if k.now[IS_LOCKED]:
+    if k.now.is_locked:
         decode_all(k)
     for position in range(count):
         request = int(k.slots[position, FIRST_LIST])
@@ -71,7 +58,7 @@ def _max_utilization(k: Kernel) -> None:
         request = int(k.slots[position, FIRST_LIST])
         if decodes(k, request):
             continue
-        is_new, tokens = not k.rows[request, BLOCKS], 0
+        is_new, tokens = not k.requests[request].blocks, 0
         if is_open:
             lacking = lacking_tokens(k, request)
             tokens = chunk_tokens(k, lacking)
@@ -99,20 +86,20 @@ def _select(k: Kernel) -> int:
     """
     now, count, position = k.now, 0, 0
     promised, num_together = _promise(k)
-    while count + num_together < now[MAX_RUNNING] and (position < now[NUM_LISTED] or now[HEAP_SIZE]):
-        is_new = position == now[NUM_LISTED]
+    while count + num_together < now.max_running and (position < now.num_listed or now.heap_size):
+        is_new = position == now.num_listed
         request = head(k) if is_new else int(k.slots[position, LISTED])
         if evicted_now(k, request):
             break
         blocks = missing_blocks(k, request, lacking_tokens(k, request))
-        while blocks > now[FREE] - promised and position < now[NUM_LISTED]:
-            now[NUM_LISTED] -= 1
-            victim = int(k.slots[now[NUM_LISTED], LISTED])
+        while blocks > now.free_blocks - promised and position < now.num_listed:
+            now.num_listed -= 1
+            victim = int(k.slots[now.num_listed, LISTED])
             preempt(k, victim)
             push(k, victim)
             if victim == request:
                 return count
-        if blocks > now[FREE] - promised:
+        if blocks > now.free_blocks - promised:
             break
         promised += blocks
         k.slots[count, FIRST_LIST] = request
@@ -128,30 +115,30 @@ def _select(k: Kernel) -> int:
 def _promise(k: Kernel) -> tuple[int, int]:
     """Blocks for the decodes in lockstep, and their number, if all that run can go on; else all part."""
     now = k.now
-    if not now[IS_LOCKED]:
+    if not now.is_locked:
         return 0, 0
     promised, needed = locked_growth(k), 0
-    for position in range(now[NUM_LISTED]):
+    for position in range(now.num_listed):
         request = int(k.slots[position, LISTED])
         needed += missing_blocks(k, request, lacking_tokens(k, request))
-    if promised + needed > now[FREE] or not can_go_on(k):
+    if promised + needed > now.free_blocks or not can_go_on(k):
         unlock_listed(k)
         return 0, 0
-    return promised, int(now[NUM_LOCKED])
+    return promised, int(now.num_locked)
 
 
 @inner
 def _equal_progress(k: Kernel) -> None:
     """A share of the tokens for every context that has capacity, in order of admission."""
     count = _contexts(k)
-    budget = max(int(k.now[MAX_TOKENS] - k.now[USED_TOKENS]), 0)
-    if k.now[CUT] == NEVER:
+    budget = max(int(k.now.max_tokens - k.now.used_tokens), 0)
+    if k.now.chunk == NEVER:
         _share_whole(k, count, budget)
     else:
         _share_blocks(k, count, budget)
     for position in range(count):
         request, tokens = int(k.slots[position, FIRST_LIST]), int(k.slots[position, HELD_TOKENS])
-        is_new = not k.rows[request, BLOCKS]
+        is_new = not k.requests[request].blocks
         if tokens:
             schedule(k, request, tokens, most_blocks(k, reserved_tokens(k, request)) if is_new else 0)
         if is_new:
@@ -161,13 +148,13 @@ def _equal_progress(k: Kernel) -> None:
 @inner
 def _contexts(k: Kernel) -> int:
     """Started contexts, then the first of the queue whose reservations fit together; how many."""
-    now, count, num_new, free = k.now, 0, 0, int(k.now[FREE])
-    for position in range(now[NUM_LISTED]):
+    now, count, num_new, free = k.now, 0, 0, int(k.now.free_blocks)
+    for position in range(now.num_listed):
         request = int(k.slots[position, LISTED])
         if not decodes(k, request):
             _enter(k, request, count)
             count += 1
-    while now[HEAP_SIZE] and num_new < now[MAX_RUNNING] - now[RUNNING]:
+    while now.heap_size and num_new < now.max_running - now.num_running:
         free -= most_blocks(k, reserved_tokens(k, head(k)))
         if free < 0:
             break
@@ -192,7 +179,7 @@ def _share_blocks(k: Kernel, count: int, budget: int) -> None:
         was_given = False
         for position in range(count):
             slot = k.slots[position]
-            unit = min(int(k.now[BLOCK_TOKENS]), int(slot[TO_COME] - slot[HELD_TOKENS]))
+            unit = min(int(k.now.block_tokens), int(slot[TO_COME] - slot[HELD_TOKENS]))
             if 0 < unit <= budget:
                 slot[HELD_TOKENS] += unit
                 budget -= unit

@@ -16,24 +16,8 @@ from cspsched.simulate.kernel.each.batch import (
     schedule,
 )
 from cspsched.simulate.kernel.each.layout import (
-    ANSWER,
-    ASKED,
-    ASKS,
-    BATCH_MODE,
-    BUDGET,
-    CHUNK_GIVEN,
-    CUT,
-    FRONT,
-    HAS_ANSWER,
-    HEAP_SIZE,
-    KEY,
     KEY_BITS,
     LISTED,
-    MOST,
-    NUM_IN_BATCH,
-    NUM_LISTED,
-    POSITION,
-    STAGE,
 )
 from cspsched.simulate.kernel.each.lists import (
     append_listed,
@@ -45,7 +29,8 @@ from cspsched.simulate.kernel.each.lists import (
     push,
 )
 from cspsched.simulate.kernel.jit import inner
-from cspsched.simulate.kernel.layout import BLOCKS, EVICTIONS, FREE, MAX_RUNNING, MAX_TOKENS, NOBODY, Kernel
+from cspsched.simulate.kernel.layout import Kernel
+from cspsched.simulate.kernel.records import NOBODY
 from cspsched.simulate.kernel.rules import Chunk
 
 ASK_MODE, ASK_CHUNK, ASK_VICTIM, ASK_ADMIT = 16, 17, 18, 19
@@ -60,7 +45,7 @@ def submit_to_decided(k: Kernel) -> None:
     """Queue all arrivals, in the order of their places and then of submission."""
     request = next_arrival(k)
     while request >= 0:
-        k.wide[request, KEY] = numbered_key(k.wide[request, KEY], next_number(k))
+        k.requests[request].key = numbered_key(k.requests[request].key, next_number(k))
         push(k, request)
         request = next_arrival(k)
 
@@ -69,23 +54,23 @@ def submit_to_decided(k: Kernel) -> None:
 def decided_step(k: Kernel) -> int:
     """Go on with the decision; 0 once it is made, else a question."""
     now = k.now
-    if now[STAGE] == BEGIN:
+    if now.stage == BEGIN:
         question = _begin(k)
         if question:
             return question
-    if now[STAGE] == SERVE:
+    if now.stage == SERVE:
         question = _serve_running(k)
         if question:
             return question
-        now[STAGE] = QUEUE
+        now.stage = QUEUE
     question = _admit_waiting(k)
     if question:
         return question
-    if not now[NUM_IN_BATCH] and not now[EVICTIONS] and now[BATCH_MODE] != MIXED:
+    if not now.num_in_batch and not now.num_evictions and now.batch_mode != MIXED:
         # Nothing of the kind that was asked for: then whatever there is.
-        now[STAGE], now[POSITION], now[BATCH_MODE] = SERVE, 0, MIXED
+        now.stage, now.position, now.batch_mode = SERVE, 0, MIXED
         return decided_again(k)
-    now[STAGE] = BEGIN
+    now.stage = BEGIN
     return 0
 
 
@@ -94,10 +79,10 @@ def decided_again(k: Kernel) -> int:
     """Decide a mixed batch."""
     question = _serve_running(k)
     if not question:
-        k.now[STAGE] = QUEUE
+        k.now.stage = QUEUE
         question = _admit_waiting(k)
     if not question:
-        k.now[STAGE] = BEGIN
+        k.now.stage = BEGIN
     return question
 
 
@@ -105,19 +90,19 @@ def decided_again(k: Kernel) -> int:
 def _question(k: Kernel, number: int, request: int, most: int) -> int:
     """A question if the policy wants it and has not answered it yet, else 0."""
     now = k.now
-    if not now[ASKS] >> (number - ASK_MODE) & 1:
+    if not now.asks >> (number - ASK_MODE) & 1:
         return 0
-    if now[HAS_ANSWER]:
-        now[HAS_ANSWER] = 0
+    if now.has_answer:
+        now.has_answer = 0
         return 0
-    now[ASKED], now[MOST] = request, most
+    now.asked, now.most = request, most
     return number
 
 
 @inner
 def _asks(k: Kernel, number: int) -> bool:
     """Whether the policy wants a question."""
-    return bool(k.now[ASKS] >> (number - ASK_MODE) & 1)
+    return bool(k.now.asks >> (number - ASK_MODE) & 1)
 
 
 @inner
@@ -126,8 +111,8 @@ def _begin(k: Kernel) -> int:
     now = k.now
     question = _question(k, ASK_MODE, NOBODY, 0)
     if not question:
-        now[BATCH_MODE] = now[ANSWER] if _asks(k, ASK_MODE) else MIXED
-        now[STAGE], now[POSITION], now[BUDGET] = SERVE, 0, now[MAX_TOKENS]
+        now.batch_mode = now.answer if _asks(k, ASK_MODE) else MIXED
+        now.stage, now.position, now.budget = SERVE, 0, now.max_tokens
     return question
 
 
@@ -135,27 +120,27 @@ def _begin(k: Kernel) -> int:
 def _serve_running(k: Kernel) -> int:
     """Give every running request what it lacks, in order of admission, as far as the batch may hold it."""
     now = k.now
-    while now[BUDGET] and now[POSITION] < now[NUM_LISTED]:
-        request = int(k.slots[now[POSITION], LISTED])
+    while now.budget and now.position < now.num_listed:
+        request = int(k.slots[now.position, LISTED])
         is_decode = decodes(k, request)
-        skips = now[BATCH_MODE] == PREFILL_ONLY if is_decode else now[BATCH_MODE] == DECODE_ONLY
-        tokens = min(lacking_tokens(k, request), int(now[BUDGET]))
-        if not is_decode and not skips and not now[CHUNK_GIVEN]:
+        skips = now.batch_mode == PREFILL_ONLY if is_decode else now.batch_mode == DECODE_ONLY
+        tokens = min(lacking_tokens(k, request), int(now.budget))
+        if not is_decode and not skips and not now.chunk_given:
             question = _question(k, ASK_CHUNK, request, tokens)
             if question:
                 return question
-            now[CHUNK_GIVEN] = now[ANSWER] if _asks(k, ASK_CHUNK) else tokens
-            skips = not now[CHUNK_GIVEN]
+            now.chunk_given = now.answer if _asks(k, ASK_CHUNK) else tokens
+            skips = not now.chunk_given
         if skips:
-            now[POSITION] += 1
+            now.position += 1
             continue
         if not is_decode:
-            tokens = int(now[CHUNK_GIVEN])
+            tokens = int(now.chunk_given)
         question = _serve_one(k, request, tokens)
         if question:
             return question
-        now[CHUNK_GIVEN] = 0
-        if not k.rows[request, BLOCKS]:
+        now.chunk_given = 0
+        if not k.requests[request].blocks:
             break
     return 0
 
@@ -165,18 +150,18 @@ def _serve_one(k: Kernel, request: int, tokens: int) -> int:
     """Put a running request into the batch, after evictions if blocks are short."""
     now = k.now
     blocks = missing_blocks(k, request, tokens)
-    while blocks > now[FREE] and k.rows[request, BLOCKS]:
+    while blocks > now.free_blocks and k.requests[request].blocks:
         question = _question(k, ASK_VICTIM, request, blocks)
         if question:
             return question
-        victim = int(k.slots[now[NUM_LISTED] - 1, LISTED])
+        victim = int(k.slots[now.num_listed - 1, LISTED])
         if _asks(k, ASK_VICTIM):
-            victim = int(now[ANSWER])
+            victim = int(now.answer)
         _evict(k, victim)
-    if k.rows[request, BLOCKS]:
+    if k.requests[request].blocks:
         schedule(k, request, tokens, blocks)
-        now[BUDGET] -= tokens
-        now[POSITION] += 1
+        now.budget -= tokens
+        now.position += 1
     return 0
 
 
@@ -186,14 +171,14 @@ def _evict(k: Kernel, request: int) -> None:
     now, position = k.now, 0
     while k.slots[position, LISTED] != request:
         position += 1
-    now[BUDGET] += preempt(k, request)
-    now[NUM_LISTED] -= 1
-    now[POSITION] -= position < now[POSITION]
-    for place in range(position, now[NUM_LISTED]):
+    now.budget += preempt(k, request)
+    now.num_listed -= 1
+    now.position -= position < now.position
+    for place in range(position, now.num_listed):
         k.slots[place, LISTED] = k.slots[place + 1, LISTED]
-    now[FRONT] -= 1
-    place_of_request = (k.wide[request, KEY] + (1 << (KEY_BITS - 1))) >> KEY_BITS
-    k.wide[request, KEY] = numbered_key(place_of_request, now[FRONT])
+    now.front -= 1
+    place_of_request = (k.requests[request].key + (1 << (KEY_BITS - 1))) >> KEY_BITS
+    k.requests[request].key = numbered_key(place_of_request, now.front)
     push(k, request)
 
 
@@ -201,25 +186,25 @@ def _evict(k: Kernel, request: int) -> None:
 def _admit_waiting(k: Kernel) -> int:
     """Admit in the order of the queue until something does not fit, or the policy says so."""
     now = k.now
-    if now[EVICTIONS] or now[BATCH_MODE] == DECODE_ONLY:
+    if now.num_evictions or now.batch_mode == DECODE_ONLY:
         return 0
-    while now[BUDGET] and now[HEAP_SIZE] and now[NUM_LISTED] < now[MAX_RUNNING]:
+    while now.budget and now.heap_size and now.num_listed < now.max_running:
         request = head(k)
         known = known_tokens(k, request)
-        if known > now[BUDGET] and now[CUT] == NEVER:
+        if known > now.budget and now.chunk == NEVER:
             break
-        tokens = min(known, int(now[BUDGET]))
-        if blocks_of(k, known) > now[FREE]:
+        tokens = min(known, int(now.budget))
+        if blocks_of(k, known) > now.free_blocks:
             break
         question = _question(k, ASK_ADMIT, request, tokens)
         if question:
             return question
         if _asks(k, ASK_ADMIT):
-            tokens = int(now[ANSWER])
+            tokens = int(now.answer)
         if not tokens:
             break
         pop(k)
         schedule(k, request, tokens, blocks_of(k, tokens))
         append_listed(k, request)
-        now[BUDGET] -= tokens
+        now.budget -= tokens
     return 0

@@ -6,44 +6,14 @@ from cspsched.simulate.kernel.batch import blocks_of
 from cspsched.simulate.kernel.each.batch import known_tokens, lacking_tokens, preempt, schedule
 from cspsched.simulate.kernel.each.layout import (
     BATCHED,
-    CALENDAR_MASK,
-    FIXED_BLOCKS,
-    HEAP_SIZE,
-    IS_FULL,
-    KEY,
-    LAST_PROMPT_NS,
-    LONGEST_PROMPT,
-    MODE,
-    MOST_IN_BATCH,
-    NUM_BATCHED,
-    NUM_IN_BATCH,
-    NUM_LISTED,
-    NUM_LOCKED,
-    NUM_STAGES,
-    PADDED_TOKENS,
-    QUEUE_AFTER_EVICTION,
-    QUEUE_START,
-    RATIO,
-    RESERVES,
     SECOND_LIST,
-    STAGE_TOKENS,
     THIRD_LIST,
-    TOKENS,
-    WATERMARK,
 )
-from cspsched.simulate.kernel.each.lists import append_listed, get_float, next_arrival
+from cspsched.simulate.kernel.each.lists import append_listed, next_arrival
 from cspsched.simulate.kernel.each.rules import Mode
 from cspsched.simulate.kernel.jit import inner
 from cspsched.simulate.kernel.layout import (
-    ARRIVAL_NS,
-    CLOCK_NS,
-    CONTEXT,
-    EVICTIONS,
     HEAP,
-    MAX_RUNNING,
-    MAX_TOKENS,
-    REFUSED,
-    RUNNING,
     Kernel,
 )
 from cspsched.simulate.kernel.rules import Reserve
@@ -58,33 +28,33 @@ def submit_to_family(k: Kernel) -> None:
     """Queue all arrivals at the end."""
     request = next_arrival(k)
     while request >= 0:
-        k.wide[request, KEY] = k.wide[request, ARRIVAL_NS]
-        place = (k.now[QUEUE_START] + k.now[HEAP_SIZE]) % len(k.orders)
+        k.requests[request].key = k.requests[request].arrival_ns
+        place = (k.now.queue_start + k.now.heap_size) % len(k.orders)
         k.orders[place, HEAP] = request
-        k.now[HEAP_SIZE] += 1
+        k.now.heap_size += 1
         request = next_arrival(k)
 
 
 @inner
 def front(k: Kernel) -> int:
     """The request that is served next (somebody waits)."""
-    return int(k.orders[k.now[QUEUE_START], HEAP])
+    return int(k.orders[k.now.queue_start, HEAP])
 
 
 @inner
 def push_front(k: Kernel, request: int) -> None:
     """Enter a request at the front of the queue."""
     now = k.now
-    now[QUEUE_START] = (now[QUEUE_START] + len(k.orders) - 1) % len(k.orders)
-    k.orders[now[QUEUE_START], HEAP] = request
-    now[HEAP_SIZE] += 1
+    now.queue_start = (now.queue_start + len(k.orders) - 1) % len(k.orders)
+    k.orders[now.queue_start, HEAP] = request
+    now.heap_size += 1
 
 
 @inner
 def pop_front(k: Kernel) -> None:
     """Remove the first of the queue."""
-    k.now[QUEUE_START] = (k.now[QUEUE_START] + 1) % len(k.orders)
-    k.now[HEAP_SIZE] -= 1
+    k.now.queue_start = (k.now.queue_start + 1) % len(k.orders)
+    k.now.heap_size -= 1
 
 
 @inner
@@ -109,17 +79,17 @@ def continue_prefills(k: Kernel, count: int, used: int) -> int:
 @inner
 def prefill_tokens(k: Kernel, request: int, lacking: int, used: int) -> int:
     """Tokens of a prefill beside so many used in the batch."""
-    now, computed = k.now, int(k.rows[request, CONTEXT])
-    mode = now[MODE]
+    now, computed = k.now, int(k.requests[request].kv_tokens)
+    mode = now.mode
     if mode in (STALL_FREE, CHUNKED):
-        return max(min(lacking, int(now[MAX_TOKENS]) - used), 0)
-    if now[NUM_STAGES]:
-        stage = min(computed // int(now[STAGE_TOKENS]), int(now[NUM_STAGES]) - 1)
-        return max(0, min(lacking, int(k.calendar[now[CALENDAR_MASK] + 1 + stage]) - used))
-    if not computed and now[LONGEST_PROMPT] and lacking > now[LONGEST_PROMPT]:
-        now[REFUSED] = request
+        return max(min(lacking, int(now.max_tokens) - used), 0)
+    if now.num_stages:
+        stage = min(computed // int(now.stage_tokens), int(now.num_stages) - 1)
+        return max(0, min(lacking, int(k.calendar[now.calendar_mask + 1 + stage]) - used))
+    if not computed and now.longest_prompt and lacking > now.longest_prompt:
+        now.refused = request
         return 0
-    tokens, left = min(lacking, int(now[MAX_TOKENS])), int(now[MAX_TOKENS]) - used
+    tokens, left = min(lacking, int(now.max_tokens)), int(now.max_tokens) - used
     if computed:
         tokens = min(tokens, left)
     elif tokens > left:
@@ -133,39 +103,39 @@ def prefill_tokens(k: Kernel, request: int, lacking: int, used: int) -> int:
 def _fits_padded(k: Kernel, tokens: int) -> bool:
     """Whether the batch padded to its longest prompt stays within the budget with one more."""
     longest = tokens
-    for position in range(k.now[NUM_BATCHED]):
-        longest = max(longest, int(k.rows[k.slots[position, BATCHED], TOKENS]))
-    return bool((k.now[NUM_IN_BATCH] + 1) * longest <= k.now[PADDED_TOKENS])
+    for position in range(k.now.num_batched):
+        longest = max(longest, int(k.requests[k.slots[position, BATCHED]].tokens))
+    return bool((k.now.num_in_batch + 1) * longest <= k.now.padded_tokens)
 
 
 @inner
 def _may_admit(k: Kernel) -> bool:
     """Whether the head of the queue may be tried."""
     now = k.now
-    if now[MOST_IN_BATCH] and (now[NUM_IN_BATCH] >= now[MOST_IN_BATCH] or now[IS_FULL]):
+    if now.most_in_batch and (now.num_in_batch >= now.most_in_batch or now.is_full):
         return False
-    if now[EVICTIONS] and not now[QUEUE_AFTER_EVICTION]:
+    if now.num_evictions and not now.queue_after_eviction:
         return False
-    delay = get_float(k, RATIO)
-    if not delay or not now[HEAP_SIZE] or not now[NUM_LISTED] + now[NUM_LOCKED]:
+    delay = k.now.ratio
+    if not delay or not now.heap_size or not now.num_listed + now.num_locked:
         return True
-    earliest = k.wide[front(k), ARRIVAL_NS]
-    for position in range(1, now[HEAP_SIZE]):
-        request = k.orders[(now[QUEUE_START] + position) % len(k.orders), HEAP]
-        earliest = min(earliest, k.wide[request, ARRIVAL_NS])
-    return bool(now[CLOCK_NS] - earliest > delay * now[LAST_PROMPT_NS])
+    earliest = k.requests[front(k)].arrival_ns
+    for position in range(1, now.heap_size):
+        request = k.orders[(now.queue_start + position) % len(k.orders), HEAP]
+        earliest = min(earliest, k.requests[request].arrival_ns)
+    return bool(now.clock_ns - earliest > delay * now.last_prompt_ns)
 
 
 @inner
 def admit_waiting(k: Kernel, used: int, spare: int) -> None:
     """Admit from the head of the queue, strictly in its order, until something does not fit."""
     now, num_admitted = k.now, 0
-    while _may_admit(k) and now[HEAP_SIZE] and now[RUNNING] < now[MAX_RUNNING]:
+    while _may_admit(k) and now.heap_size and now.num_running < now.max_running:
         request = front(k)
         known = known_tokens(k, request)
         tokens = prefill_tokens(k, request, known, used)
-        blocks = int(now[FIXED_BLOCKS]) if now[RESERVES] == FIXED else blocks_of(k, known)
-        kept_free = int(now[WATERMARK]) if now[RUNNING] else 0
+        blocks = int(now.fixed_blocks) if now.reserve == FIXED else blocks_of(k, known)
+        kept_free = int(now.watermark_blocks) if now.num_running else 0
         if not tokens or blocks + kept_free > spare:
             break
         pop_front(k)
@@ -174,7 +144,7 @@ def admit_waiting(k: Kernel, used: int, spare: int) -> None:
         num_admitted += 1
         spare -= blocks
         used += tokens
-    if now[MOST_IN_BATCH]:
+    if now.most_in_batch:
         # Vidur's schedulers find them in the batch when they come back.
         return
     for position in range(num_admitted):

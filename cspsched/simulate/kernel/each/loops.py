@@ -10,7 +10,6 @@ from cspsched.simulate.kernel.each.capacity import capacity_step
 from cspsched.simulate.kernel.each.decided import decided_step, submit_to_decided
 from cspsched.simulate.kernel.each.family import family_step
 from cspsched.simulate.kernel.each.family_parts import submit_to_family
-from cspsched.simulate.kernel.each.layout import DECIDES_AHEAD, HAS_ANSWER, MODE, STAGE
 from cspsched.simulate.kernel.each.queue_run import queue_step, submit_to_queue
 from cspsched.simulate.kernel.each.ranked import charge_levels, ranked_step, submit_ranked
 from cspsched.simulate.kernel.each.rules import EachRules, Loop, Mode
@@ -21,7 +20,7 @@ from cspsched.simulate.kernel.each.v0_chunked import chunked_step
 from cspsched.simulate.kernel.each.vidur import may_repeat, repeat, take_back, vidur_step
 from cspsched.simulate.kernel.each.vllm import submit_to_vllm, vllm_step
 from cspsched.simulate.kernel.jit import outer
-from cspsched.simulate.kernel.layout import FINISHED, LOG_FULL, UNFINISHED, Kernel
+from cspsched.simulate.kernel.layout import FINISHED, LOG_FULL, Kernel
 from cspsched.simulate.kernel.progress import has_room
 
 LEVELS = int(Mode.LEVELS)
@@ -30,7 +29,7 @@ LEVELS = int(Mode.LEVELS)
 @outer
 def run_queue(k: Kernel) -> int:
     """Run `Loop.QUEUE` until all is done, a log is full, or something is wrong."""
-    while k.now[UNFINISHED]:
+    while k.now.num_unfinished:
         if not has_room(k):
             return LOG_FULL
         submit_to_queue(k)
@@ -46,7 +45,7 @@ def run_queue(k: Kernel) -> int:
 @outer
 def run_timed(k: Kernel) -> int:
     """Run `Loop.QUEUE` with prefills at times until all is done, a log is full, or something is wrong."""
-    while k.now[UNFINISHED]:
+    while k.now.num_unfinished:
         if not has_room(k):
             return LOG_FULL
         submit_to_queue(k)
@@ -62,7 +61,7 @@ def run_timed(k: Kernel) -> int:
 @outer
 def run_sglang(k: Kernel) -> int:
     """Run `Loop.QUEUE` as SGLang does until all is done, a log is full, or something is wrong."""
-    while k.now[UNFINISHED]:
+    while k.now.num_unfinished:
         if not has_room(k):
             return LOG_FULL
         submit_to_queue(k)
@@ -78,7 +77,7 @@ def run_sglang(k: Kernel) -> int:
 @outer
 def run_capacity(k: Kernel) -> int:
     """Run `Loop.QUEUE` with capacity first until all is done, a log is full, or something is wrong."""
-    while k.now[UNFINISHED]:
+    while k.now.num_unfinished:
         if not has_room(k):
             return LOG_FULL
         submit_to_queue(k)
@@ -94,11 +93,11 @@ def run_capacity(k: Kernel) -> int:
 @outer
 def run_ranked(k: Kernel) -> int:
     """Run `Loop.RANKED` until all is done, a log is full, or something is wrong."""
-    while k.now[UNFINISHED]:
+    while k.now.num_unfinished:
         if not has_room(k):
             return LOG_FULL
         submit_ranked(k)
-        if k.now[MODE] == LEVELS:
+        if k.now.mode == LEVELS:
             charge_levels(k)
         begin(k)
         ranked_step(k)
@@ -111,7 +110,7 @@ def run_ranked(k: Kernel) -> int:
 @outer
 def run_family(k: Kernel) -> int:
     """Run `Loop.FAMILY` until all is done, a log is full, or something is wrong."""
-    while k.now[UNFINISHED]:
+    while k.now.num_unfinished:
         if not has_room(k):
             return LOG_FULL
         submit_to_family(k)
@@ -127,7 +126,7 @@ def run_family(k: Kernel) -> int:
 @outer
 def run_v0_chunked(k: Kernel) -> int:
     """Run `Loop.FAMILY` with vLLM V0's chunks until all is done, a log is full, or something is wrong."""
-    while k.now[UNFINISHED]:
+    while k.now.num_unfinished:
         if not has_room(k):
             return LOG_FULL
         submit_to_family(k)
@@ -143,7 +142,7 @@ def run_v0_chunked(k: Kernel) -> int:
 @outer
 def run_vidur(k: Kernel) -> int:
     """Run `Loop.FAMILY` as Vidur does until all is done, a log is full, or something is wrong."""
-    while k.now[UNFINISHED]:
+    while k.now.num_unfinished:
         if not has_room(k):
             return LOG_FULL
         submit_to_family(k)
@@ -161,14 +160,14 @@ def run_vidur(k: Kernel) -> int:
 @outer
 def run_vllm(k: Kernel) -> int:
     """Run `Loop.VLLM` until all is done, a log is full, or something is wrong."""
-    while k.now[UNFINISHED]:
+    while k.now.num_unfinished:
         if not has_room(k):
             return LOG_FULL
         submit_to_vllm(k)
         regroup(k)
         begin(k)
         vllm_step(k)
-        answer = conclude_ahead(k) if k.now[DECIDES_AHEAD] else conclude_together(k)
+        answer = conclude_ahead(k) if k.now.decides_ahead else conclude_together(k)
         if answer != FINISHED:
             return answer
     return FINISHED
@@ -177,8 +176,8 @@ def run_vllm(k: Kernel) -> int:
 @outer
 def run_decided(k: Kernel) -> int:
     """Run `Loop.DECIDED` until all is done, a log is full, something is wrong, or there is a question."""
-    while k.now[UNFINISHED]:
-        if not k.now[STAGE] and not k.now[HAS_ANSWER]:
+    while k.now.num_unfinished:
+        if not k.now.stage and not k.now.has_answer:
             if not has_room(k):
                 return LOG_FULL
             submit_to_decided(k)

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from cspsched.problem.cost import IntArray
 from cspsched.simulate.kernel import layout
 from cspsched.simulate.kernel.each import layout as each
 from cspsched.simulate.kernel.each.rules import EachRules, Loop, Mode
+from cspsched.simulate.kernel.first import first_requests, first_state
+from cspsched.simulate.kernel.records import NOBODY, Now, RequestNotes, new_records, set_column
 from cspsched.simulate.kernel.rules import Order
 from cspsched.simulate.kernel.workload import FloatArray, Int32Array, Workload
 
@@ -23,10 +24,10 @@ def each_arrays(workload: Workload, rules: EachRules, most: int) -> dict[str, An
     orders[:, layout.SUBMISSION] = workload.submission_order()
     return {
         "now": _first_state(workload, rules),
-        "rows": _rows(workload, rules),
-        "wide": _wide(workload, rules),
+        "requests": _requests(workload, rules),
+        "notes": _notes(workload, rules),
         "orders": orders,
-        "slots": np.full((2 * most + 2, each.NUM_SLOT), layout.NOBODY, dtype=np.int32),
+        "slots": np.full((2 * most + 2, each.NUM_SLOT), NOBODY, dtype=np.int32),
         "residues": np.zeros(rules.block_tokens, dtype=np.int32),
         "calendar": _calendar(workload, rules),
     }
@@ -34,7 +35,7 @@ def each_arrays(workload: Workload, rules: EachRules, most: int) -> dict[str, An
 
 def _calendar(workload: Workload, rules: EachRules) -> Int32Array:
     """Who finishes at a decode step, modulo a power of two; behind it the chunks by stage."""
-    empty = np.full(calendar_steps(workload), layout.NOBODY, dtype=np.int32)
+    empty = np.full(calendar_steps(workload), NOBODY, dtype=np.int32)
     return np.concatenate((empty, np.array(rules.stages, dtype=np.int32)))
 
 
@@ -43,49 +44,40 @@ def calendar_steps(workload: Workload) -> int:
     return 1 << int(workload.output_tokens.max()).bit_length()
 
 
-def _first_state(workload: Workload, rules: EachRules) -> IntArray:
-    now = np.zeros(each.NUM_NOW, dtype=np.int64)
-    now[layout.KV_BLOCKS : each.USED_TOKENS] = rules.codes
-    now[layout.UNFINISHED] = workload.num_requests
-    now[layout.FREE] = rules.kv_blocks
-    now[layout.REFUSED] = layout.NOBODY
-    now[each.IS_LOCKED] = rules.loop in LOCKSTEP_LOOPS
-    now[each.LAST_PREFILL_STEP] = -rules.interval
-    now[each.CALENDAR_MASK] = calendar_steps(workload) - 1
-    now[each.SHARE] = np.float64(rules.ratio).view(np.int64)
+def _first_state(workload: Workload, rules: EachRules) -> Now:
+    now = first_state(workload, rules)
+    now.is_locked = rules.loop in LOCKSTEP_LOOPS
+    now.last_prefill_step = -rules.interval
+    now.calendar_mask = calendar_steps(workload) - 1
+    now.share = rules.ratio
     return now
 
 
-def _rows(workload: Workload, rules: EachRules) -> Int32Array:
-    rows = np.zeros((workload.num_requests, each.NUM_ROW), dtype=np.int32)
-    rows[:, layout.PROMPT] = workload.prompt_tokens
-    rows[:, layout.OUTPUT] = workload.output_tokens
-    rows[:, each.LAST_STEP] = each.NO_RUN
+def _requests(workload: Workload, rules: EachRules) -> Any:
+    requests = first_requests(workload)
     if rules.order is Order.PRIORITY:
-        rows[workload.queue_order(rules), layout.RANK] = np.arange(workload.num_requests)
-        rows[:, layout.IMPORTANCE] = workload.importance()
-    if rules.clients:
-        rows[:, each.QUEUE_OF_CLIENT] = layout.NOBODY
-        rows[:, each.CLIENT] = workload.clients_by_arrival()
-    return rows
+        set_column(requests, "rank", workload.ranks(rules))
+        set_column(requests, "importance", workload.importance())
+    places = workload.places_by_priority if rules.retracts_for else workload.places
+    set_column(requests, "key", places(rules.order))
+    return requests
 
 
-def _wide(workload: Workload, rules: EachRules) -> IntArray:
+def _notes(workload: Workload, rules: EachRules) -> Any:
     with_deadlines = rules.mode in (Mode.DEADLINES, Mode.RELEGATING)
-    width = each.NUM_WIDE_WITH_DEADLINES if with_deadlines else each.NUM_WIDE
-    wide = np.zeros((workload.num_requests, width), dtype=np.int64)
-    wide[:, layout.ARRIVAL_NS] = workload.arrival_ns
-    wide[:, layout.SCHEDULED_NS : layout.FINISH_NS + 1] = -1
-    wide[:, each.KEY] = workload.places(rules.order)
+    if not (rules.clients or rules.mode is Mode.SGLANG or rules.loop is Loop.RANKED):
+        return new_records(RequestNotes, 1)
+    notes = new_records(RequestNotes, workload.num_requests)
+    if rules.clients:
+        set_column(notes, "client", workload.clients_by_arrival())
     if rules.retracts_for:
-        wide[:, each.KEY] = workload.places_by_priority(rules.order)
-        wide[:, each.PRIORITY] = workload.priorities
+        set_column(notes, "priority", workload.priorities)
     if with_deadlines:
-        wide[:, each.TIER] = workload.priorities
+        set_column(notes, "tier", workload.priorities)
         ttft_ns = _limits(workload.ttft_limit_ns, workload, rules.price)
-        wide[:, each.DUE_NS] = (workload.arrival_ns.astype(np.float64) + ttft_ns).view(np.int64)
-        wide[:, each.TOKEN_NS] = _limits(workload.tpot_limit_ns, workload, rules.output_price).view(np.int64)
-    return wide
+        set_column(notes, "due_ns", workload.arrival_ns.astype(np.float64) + ttft_ns)
+        set_column(notes, "token_ns", _limits(workload.tpot_limit_ns, workload, rules.output_price))
+    return notes
 
 
 def _limits(limits_ns: FloatArray | None, workload: Workload, else_ns: float) -> FloatArray:

@@ -23,22 +23,8 @@ from cspsched.simulate.kernel.each.batch import (
 )
 from cspsched.simulate.kernel.each.clients import admit_client, client_head, enter_client
 from cspsched.simulate.kernel.each.layout import (
-    BATCH_TOKENS,
-    CLIENTS,
-    EVICT,
-    GROUP_LEFT,
-    GROUPS,
-    IS_LOCKED,
-    KEY,
     KEY_BITS,
     LISTED,
-    MODE,
-    NUM_IN_BATCH,
-    NUM_LISTED,
-    NUM_LOCKED,
-    QUEUE_AFTER_EVICTION,
-    RETRACTS_FOR,
-    USED_TOKENS,
 )
 from cspsched.simulate.kernel.each.lists import (
     append_listed,
@@ -54,13 +40,6 @@ from cspsched.simulate.kernel.each.rules import Evict, Mode
 from cspsched.simulate.kernel.each.together import unlock_listed
 from cspsched.simulate.kernel.jit import inner, merged
 from cspsched.simulate.kernel.layout import (
-    EVICTIONS,
-    FREE,
-    GENERATED,
-    MAX_RUNNING,
-    PROMPT,
-    RUNNING,
-    WAITING,
     Kernel,
 )
 
@@ -80,8 +59,8 @@ def submit_to_queue(k: Kernel) -> None:
     """Queue all arrivals, in the order of their places and then of submission."""
     request = next_arrival(k)
     while request >= 0:
-        k.wide[request, KEY] = numbered_key(k.wide[request, KEY], next_number(k))
-        if k.now[CLIENTS]:
+        k.requests[request].key = numbered_key(k.requests[request].key, next_number(k))
+        if k.now.clients:
             enter_client(k, request)
         else:
             push(k, request)
@@ -92,28 +71,28 @@ def submit_to_queue(k: Kernel) -> None:
 def has_started(k: Kernel) -> bool:
     """Whether the last of the running requests has prefill left."""
     now = k.now
-    return bool(now[NUM_LISTED] and not decodes(k, int(k.slots[now[NUM_LISTED] - 1, LISTED])))
+    return bool(now.num_listed and not decodes(k, int(k.slots[now.num_listed - 1, LISTED])))
 
 
 @inner
 def decode(k: Kernel) -> None:
     """One token for every decode, after evictions if blocks are short."""
     now = k.now
-    if now[IS_LOCKED]:
-        fits = now[USED_TOKENS] + now[NUM_LOCKED] <= now[BATCH_TOKENS] and can_go_on(k)
-        if fits and growing_blocks(k) <= now[FREE]:
+    if now.is_locked:
+        fits = now.used_tokens + now.num_locked <= now.batch_tokens and can_go_on(k)
+        if fits and growing_blocks(k) <= now.free_blocks:
             decode_all(k)
             return
         unlock_listed(k)
     needed = growing_blocks(k)
-    while needed > now[FREE] and now[NUM_LISTED] > 1:
+    while needed > now.free_blocks and now.num_listed > 1:
         position = _victim(k)
         request = int(k.slots[position, LISTED])
         needed -= growth(k, request)
         evict_listed(k, position)
-    for position in range(now[NUM_LISTED]):
+    for position in range(now.num_listed):
         request = int(k.slots[position, LISTED])
-        if decodes(k, request) and now[USED_TOKENS] < now[BATCH_TOKENS]:
+        if decodes(k, request) and now.used_tokens < now.batch_tokens:
             schedule(k, request, 1, growth(k, request))
 
 
@@ -121,9 +100,9 @@ def decode(k: Kernel) -> None:
 def _victim(k: Kernel) -> int:
     """Place of the request to evict next among the running ones."""
     now = k.now
-    mode, found = now[EVICT], now[NUM_LISTED] - 1
+    mode, found = now.evict, now.num_listed - 1
     if mode != NEWEST:
-        for place in range(now[NUM_LISTED] - 2, -1, -1):
+        for place in range(now.num_listed - 2, -1, -1):
             if _goes_before(k, int(k.slots[place, LISTED]), int(k.slots[found, LISTED]), mode):
                 found = place
     return int(found)
@@ -132,14 +111,14 @@ def _victim(k: Kernel) -> int:
 @inner
 def _goes_before(k: Kernel, request: int, other: int, mode: int) -> bool:
     """Whether a request is evicted before another one that was admitted later."""
-    row, others = k.rows[request], k.rows[other]
+    row, others = k.requests[request], k.requests[other]
     if mode == FEWEST_GENERATED:
-        if row[GENERATED] != others[GENERATED]:
-            return bool(row[GENERATED] < others[GENERATED])
-        return bool(row[PROMPT] > others[PROMPT])
+        if row.generated != others.generated:
+            return bool(row.generated < others.generated)
+        return bool(row.prompt_tokens > others.prompt_tokens)
     if mode == FEWEST_KNOWN and known_tokens(k, request) != known_tokens(k, other):
         return known_tokens(k, request) < known_tokens(k, other)
-    return bool(k.wide[request, KEY] > k.wide[other, KEY])
+    return bool(k.requests[request].key > k.requests[other].key)
 
 
 @inner
@@ -147,13 +126,13 @@ def evict_listed(k: Kernel, position: int) -> None:
     """Preempt a running request and queue it again."""
     now, request = k.now, int(k.slots[position, LISTED])
     preempt(k, request)
-    now[NUM_LISTED] -= 1
-    for place in range(position, now[NUM_LISTED]):
+    now.num_listed -= 1
+    for place in range(position, now.num_listed):
         k.slots[place, LISTED] = k.slots[place + 1, LISTED]
-    if now[MODE] == SGLANG:
+    if now.mode == SGLANG:
         # At the end of those of the same place.
-        k.wide[request, KEY] = numbered_key(k.wide[request, KEY] >> KEY_BITS, next_number(k))
-    if now[CLIENTS]:
+        k.requests[request].key = numbered_key(k.requests[request].key >> KEY_BITS, next_number(k))
+    if now.clients:
         enter_client(k, request)
     else:
         push(k, request)
@@ -173,14 +152,14 @@ def prefill_with(chunk_tokens: ChunkTest, fits: AdmissionTest) -> Step:
     def admit(k: Kernel) -> bool:
         """Admit the head of the queue if it fits; whether another may follow."""
         now = k.now
-        request = client_head(k) if now[CLIENTS] else head(k)
+        request = client_head(k) if now.clients else head(k)
         known = known_tokens(k, request)
         tokens = chunk_tokens(k, known)
-        if not tokens or (now[RUNNING] and not fits(k, request)):
+        if not tokens or (now.num_running and not fits(k, request)):
             return False
-        if now[GROUPS]:
-            now[GROUP_LEFT] -= 1
-        if now[CLIENTS]:
+        if now.groups:
+            now.group_left -= 1
+        if now.clients:
             admit_client(k, request)
         else:
             pop(k)
@@ -193,14 +172,14 @@ def prefill_with(chunk_tokens: ChunkTest, fits: AdmissionTest) -> Step:
         """Continue, then admit."""
         now = k.now
         if has_started(k):
-            request = int(k.slots[now[NUM_LISTED] - 1, LISTED])
+            request = int(k.slots[now.num_listed - 1, LISTED])
             lacking = lacking_tokens(k, request)
             tokens = chunk_tokens(k, lacking)
             if tokens:
                 schedule(k, request, tokens, missing_blocks(k, request, tokens))
             if tokens < lacking:
                 return
-        while now[WAITING] and (now[RUNNING] < now[MAX_RUNNING] or now[RETRACTS_FOR]) and admit(k):
+        while now.num_waiting and (now.num_running < now.max_running or now.retracts_for) and admit(k):
             pass
 
     return prefill
@@ -213,14 +192,14 @@ _prefill = prefill_with(chunk_tokens, fits)
 def queue_step(k: Kernel) -> None:
     """Decide a batch."""
     now = k.now
-    mode = now[MODE]
+    mode = now.mode
     if mode in (MIXED, DECODE_ONLY):
         decode(k)
-        if (now[QUEUE_AFTER_EVICTION] or not now[EVICTIONS]) and (mode == MIXED or not now[NUM_IN_BATCH]):
-            if now[GROUPS]:
+        if (now.queue_after_eviction or not now.num_evictions) and (mode == MIXED or not now.num_in_batch):
+            if now.groups:
                 form_group(k)
             _prefill(k)
     else:
         _prefill(k)
-        if mode == PREFILL_FIRST or not now[NUM_IN_BATCH]:
+        if mode == PREFILL_FIRST or not now.num_in_batch:
             decode(k)

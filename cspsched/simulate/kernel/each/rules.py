@@ -6,12 +6,9 @@ So a decision may look at anything: ranks that change, whoever arrived last, wha
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from enum import IntEnum
 
-import numpy as np
-
-from cspsched.problem.cost import IntArray
 from cspsched.simulate.kernel.rules import Admit, Chunk, KernelRules, Order, Reserve
 
 
@@ -169,16 +166,6 @@ class EachRules:
     price: float = 0.0
     output_price: float = 0.0
     stages: tuple[int, ...] = ()
-
-    @property
-    def codes(self) -> IntArray:
-        """All fields in the order above but the last, int64; those in floating point bit by bit."""
-        values = (getattr(self, field.name) for field in fields(self)[:-1])
-        return np.array([_bits(value) for value in values], dtype=np.int64)
-
-
-def _bits(value: float) -> int:
-    return int(np.float64(value).view(np.int64)) if isinstance(value, float) else int(value)
 
 
 AnyRules = KernelRules | EachRules

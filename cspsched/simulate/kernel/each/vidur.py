@@ -9,30 +9,16 @@ from cspsched.simulate.kernel.each.batch import decodes, missing_blocks, schedul
 from cspsched.simulate.kernel.each.family_parts import admit_waiting, continue_prefills, preempt_to_front
 from cspsched.simulate.kernel.each.layout import (
     BATCHED,
-    CALENDAR_MASK,
-    GROUPS,
     IDLE,
     IN_LOCKSTEP,
-    IS_FULL,
-    IS_LOCKED,
-    LOCKED_CONTEXT,
-    MAY_LOCK,
-    MODE,
-    MOST_IN_BATCH,
-    MUST_UNLOCK,
-    NUM_BATCHED,
-    NUM_IDLE,
-    NUM_IN_BATCH,
-    NUM_LOCKED,
-    RESERVES,
     SECOND_LIST,
-    TOKENS,
 )
 from cspsched.simulate.kernel.each.lists import sort_by_key
 from cspsched.simulate.kernel.each.lockstep import can_decode_all, decode_all, lock, unlock
 from cspsched.simulate.kernel.each.rules import Mode
 from cspsched.simulate.kernel.jit import inner, merged
-from cspsched.simulate.kernel.layout import FREE, NOBODY, PHASE, QUEUED, RUNNING, WAITING, Kernel
+from cspsched.simulate.kernel.layout import QUEUED, Kernel
+from cspsched.simulate.kernel.records import NOBODY
 from cspsched.simulate.kernel.repeat import repeat_decodes
 from cspsched.simulate.kernel.rules import Reserve
 
@@ -46,58 +32,58 @@ def take_back(k: Kernel) -> None:
 
     Decodes in lockstep are neither; they go on only if nobody is left out.
     """
-    now, num_left = k.now, int(k.now[NUM_IDLE])
-    for position in range(now[NUM_BATCHED]):
+    now, num_left = k.now, int(k.now.num_idle)
+    for position in range(now.num_batched):
         request = k.slots[position, BATCHED]
-        if request != NOBODY and QUEUED < k.rows[request, PHASE] < IN_LOCKSTEP:
-            k.slots[now[NUM_IDLE], IDLE] = request
-            now[NUM_IDLE] += 1
-    if now[IS_LOCKED]:
-        if now[MUST_UNLOCK] or num_left or (now[NUM_IDLE] and now[MODE] == PADDED):
-            now[NUM_IDLE] = unlock(k, IDLE, int(now[NUM_IDLE]), num_left)
-    elif now[MAY_LOCK]:
-        now[NUM_IDLE] = lock(k, IDLE, int(now[NUM_IDLE]))
+        if request != NOBODY and QUEUED < k.requests[request].phase < IN_LOCKSTEP:
+            k.slots[now.num_idle, IDLE] = request
+            now.num_idle += 1
+    if now.is_locked:
+        if now.must_unlock or num_left or (now.num_idle and now.mode == PADDED):
+            now.num_idle = unlock(k, IDLE, int(now.num_idle), num_left)
+    elif now.may_lock:
+        now.num_idle = lock(k, IDLE, int(now.num_idle))
 
 
 @inner
 def may_repeat(k: Kernel) -> bool:
     """Whether all that run decode in lockstep, and nobody can be admitted."""
     now = k.now
-    if not now[IS_LOCKED] or not now[NUM_LOCKED] or now[NUM_LOCKED] != now[RUNNING]:
+    if not now.is_locked or not now.num_locked or now.num_locked != now.num_running:
         return False
-    return bool(now[NUM_LOCKED] <= now[MOST_IN_BATCH] and (not now[WAITING] or now[GROUPS]))
+    return bool(now.num_locked <= now.most_in_batch and (not now.num_waiting or now.groups))
 
 
 @inner
 def repeat(k: Kernel) -> bool:
     """Run batches of the same decodes; whether there was one."""
-    now, count = k.now, int(k.now[NUM_LOCKED])
-    grows, mask = now[RESERVES] != FIXED, int(now[CALENDAR_MASK])
-    steps = repeat_decodes(k, count, int(now[LOCKED_CONTEXT]), mask, grows)
-    now[LOCKED_CONTEXT] += count * steps
+    now, count = k.now, int(k.now.num_locked)
+    grows, mask = now.reserve != FIXED, int(now.calendar_mask)
+    steps = repeat_decodes(k, count, int(now.locked_context), mask, grows)
+    now.locked_context += count * steps
     # Nobody of the last batch is to be taken back once more.
-    now[NUM_BATCHED] = 0
+    now.num_batched = 0
     return steps > 0
 
 
 @merged
 def vidur_step(k: Kernel) -> None:
     """Decide a batch, and keep who is left out of it."""
-    now, mode = k.now, k.now[MODE]
-    now[IS_FULL] = now[GROUPS] and now[RUNNING]
+    now, mode = k.now, k.now.mode
+    now.is_full = now.groups and now.num_running
     if mode == PADDED:
         _prompts_alone(k)
     else:
         _decodes_first(k)
     if mode == STALL_FREE:
-        sort_by_key(k, IDLE, int(now[NUM_IDLE]))
+        sort_by_key(k, IDLE, int(now.num_idle))
     kept = 0
-    for position in range(now[NUM_IDLE]):
+    for position in range(now.num_idle):
         request = k.slots[position, IDLE]
-        if not k.rows[request, TOKENS]:
+        if not k.requests[request].tokens:
             k.slots[kept, IDLE] = request
             kept += 1
-    now[NUM_IDLE] = kept
+    now.num_idle = kept
 
 
 @merged
@@ -105,36 +91,36 @@ def _decodes_first(k: Kernel) -> None:
     """Decodes, then started prefills, then the queue."""
     now = k.now
     num_started = _decode_idle(k)
-    used = continue_prefills(k, num_started, int(now[NUM_IN_BATCH]))
+    used = continue_prefills(k, num_started, int(now.num_in_batch))
     # Prefills that were passed by stand in front of those whose turn has not come.
     count = 0
     for position in range(num_started):
-        count += not k.rows[k.slots[position, SECOND_LIST], TOKENS]
-    for position in range(now[NUM_IDLE] - 1, -1, -1):
+        count += not k.requests[k.slots[position, SECOND_LIST]].tokens
+    for position in range(now.num_idle - 1, -1, -1):
         k.slots[position + count, IDLE] = k.slots[position, IDLE]
     place = 0
     for position in range(num_started):
         request = k.slots[position, SECOND_LIST]
-        if not k.rows[request, TOKENS]:
+        if not k.requests[request].tokens:
             k.slots[place, IDLE] = request
             place += 1
-    now[NUM_IDLE] += count
-    admit_waiting(k, used, int(now[FREE]))
+    now.num_idle += count
+    admit_waiting(k, used, int(now.free_blocks))
 
 
 @merged
 def _prompts_alone(k: Kernel) -> None:
     """Prompts; if there is none, decodes in the order of arrival."""
     now, num_started = k.now, 0
-    for position in range(now[NUM_IDLE]):
+    for position in range(now.num_idle):
         request = int(k.slots[position, IDLE])
         if not decodes(k, request):
             k.slots[num_started, SECOND_LIST] = request
             num_started += 1
     used = continue_prefills(k, num_started, 0)
-    admit_waiting(k, used, int(now[FREE]))
-    if not now[NUM_IN_BATCH]:
-        sort_by_key(k, IDLE, int(now[NUM_IDLE]))
+    admit_waiting(k, used, int(now.free_blocks))
+    if not now.num_in_batch:
+        sort_by_key(k, IDLE, int(now.num_idle))
         _decode_idle(k)
 
 
@@ -145,28 +131,28 @@ def _decode_idle(k: Kernel) -> int:
     Returns how many prefills were passed by; they stand in SECOND_LIST and are idle no more.
     """
     now, start, num_started = k.now, 0, 0
-    reserved = now[RESERVES] == FIXED
-    if now[IS_LOCKED]:
-        if now[NUM_LOCKED] <= now[MOST_IN_BATCH] and (reserved or can_decode_all(k)):
+    reserved = now.reserve == FIXED
+    if now.is_locked:
+        if now.num_locked <= now.most_in_batch and (reserved or can_decode_all(k)):
             decode_all(k)
         else:
-            now[NUM_IDLE] = unlock(k, IDLE, int(now[NUM_IDLE]), 0)
-    end = int(now[NUM_IDLE])
-    while start < end and now[NUM_IN_BATCH] < now[MOST_IN_BATCH]:
+            now.num_idle = unlock(k, IDLE, int(now.num_idle), 0)
+    end = int(now.num_idle)
+    while start < end and now.num_in_batch < now.most_in_batch:
         request = int(k.slots[start, IDLE])
         start += 1
         if not decodes(k, request):
             k.slots[num_started, SECOND_LIST] = request
             num_started += 1
             continue
-        while not now[FREE] and not reserved and start < end:
+        while not now.free_blocks and not reserved and start < end:
             end -= 1
             preempt_to_front(k, int(k.slots[end, IDLE]))
-        if now[FREE] or reserved:
+        if now.free_blocks or reserved:
             schedule(k, request, 1, missing_blocks(k, request, 1))
         else:
             preempt_to_front(k, request)
-    now[NUM_IDLE] = end - start
+    now.num_idle = end - start
     for position in range(end - start):
         k.slots[position, IDLE] = k.slots[start + position, IDLE]
     return num_started

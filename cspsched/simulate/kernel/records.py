@@ -1,0 +1,314 @@
+"""Records of a run: named fields, of which compiled code gets rows of structured arrays.
+
+One class says which fields there are, of what kind, and what they hold at first; the layout of the array and
+the slotted object are made from it. Under NUMBA_DISABLE_JIT=1 the same functions run on the objects, as
+plain Python.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Any, TypeVar, get_type_hints
+
+import numpy as np
+
+Int32 = Annotated[int, "i4"]
+Counts = Annotated[list[int], "32i8"]
+"""A number for each bit length of a prompt."""
+KINDS = {int: "i8", float: "f8"}
+NOBODY = -1
+NO_RUN = -2
+"""`last_step` of a request whose run of decodes is not open."""
+
+
+def _counts() -> list[int]:
+    return [0] * 32
+
+
+@dataclass(slots=True)
+class Now:
+    """A replica as a whole: what changes, then the rules of its policy.
+
+    Attributes
+    ----------
+    shift
+        What a context has to be increased by so that its residue by the block is that of `Kernel.residues`.
+    num_decode_steps
+        Batches with decodes so far.
+    kv_blocks
+        From here on: fields of `KernelRules` and `EachRules` by their names.
+    """
+
+    clock_ns: int = 0
+    num_submitted: int = 0
+    queue_head: int = 0
+    queue_back: int = 0
+    num_waiting: int = 0
+    num_unfinished: int = 0
+    free_blocks: int = 0
+    num_running: int = 0
+    running_end: int = 0
+    served_end: int = 0
+    num_decodes: int = 0
+    decode_context: int = 0
+    shift: int = 0
+    num_decode_steps: int = 0
+    num_admissions: int = 0
+    num_started: int = 0
+    decode_now: int = 0
+    attention: int = 0
+    prefill_tokens: int = 0
+    prefill_context: int = 0
+    num_prefills: int = 0
+    num_generating: int = 0
+    num_evictions: int = 0
+    num_fruitless: int = 0
+    num_batches: int = 0
+    batch_row: int = 0
+    span_row: int = 0
+    turn: int = 0
+    decode_count: int = 0
+    refused: int = 0
+    peak_blocks: int = 0
+    num_unplaced: int = 0
+    used_tokens: int = 0
+    num_in_batch: int = 0
+    num_listed: int = 0
+    num_batched: int = 0
+    decision: int = 0
+    heap_size: int = 0
+    group_left: int = 0
+    is_full: int = 0
+    share: float = 0.0
+    front: int = 0
+    batch_start_ns: int = 0
+    last_prompt_ns: int = 0
+    last_was_prompt: int = 0
+    num_idle: int = 0
+    num_steps: int = 0
+    last_prefill_step: int = 0
+    capacity_bound: int = 0
+    queue_start: int = 0
+    renumbers: int = 0
+    is_in_flight: int = 0
+    busy_until_ns: int = 0
+    num_ending: int = 0
+    somebody_finished: int = 0
+    is_locked: int = 0
+    must_unlock: int = 0
+    may_lock: int = 0
+    num_locked: int = 0
+    locked_end: int = 0
+    locked_context: int = 0
+    locked_total: int = 0
+    decodes_at: int = 0
+    last_number: int = 0
+    last_rank: int = 0
+    calendar_mask: int = 0
+    stage: int = 0
+    position: int = 0
+    budget: int = 0
+    batch_mode: int = 0
+    asked: int = 0
+    most: int = 0
+    has_answer: int = 0
+    answer: int = 0
+    chunk_given: int = 0
+    num_queued: int = 0
+    longest_ns: float = 0.0
+    length_count: Counts = field(default_factory=_counts)
+    length_sum: Counts = field(default_factory=_counts)
+    kv_blocks: int = 0
+    block_tokens: int = 0
+    max_tokens: int = 0
+    max_running: int = 0
+    order: int = 0
+    batch: int = 0
+    reserve: int = 0
+    chunk: int = 0
+    gate: int = 0
+    need: int = 0
+    victim: int = 0
+    admit: int = 0
+    long_prefill: int = 0
+    watermark_blocks: int = 0
+    test_known: int = 0
+    longest_prompt: int = 0
+    fixed_blocks: int = 0
+    decode_steps: int = 0
+    future_spare: int = 0
+    future_extra: int = 0
+    exact_requests: int = 0
+    loop: int = 0
+    batch_tokens: int = 0
+    most_holders: int = 0
+    mode: int = 0
+    evict: int = 0
+    queue_after_eviction: int = 0
+    spare_blocks: int = 0
+    assumed_tokens: int = 0
+    total_tokens: int = 0
+    groups: int = 0
+    learns_lengths: int = 0
+    length_threshold: int = 0
+    decodes_follow: int = 0
+    most_prefill: int = 0
+    mixes_decodes: int = 0
+    clients: int = 0
+    by_arrival: int = 0
+    most_in_batch: int = 0
+    padded_tokens: int = 0
+    stage_tokens: int = 0
+    num_stages: int = 0
+    by_importance: int = 0
+    adaptive: int = 0
+    lookahead: int = 0
+    max_model_len: int = 0
+    interval: int = 0
+    decides_ahead: int = 0
+    retracts_for: int = 0
+    threshold: int = 0
+    starvation_period: int = 0
+    asks: int = 0
+    ratio: float = 0.0
+    price: float = 0.0
+    output_price: float = 0.0
+
+
+@dataclass(slots=True)
+class RequestState:
+    """What a replica knows of a request.
+
+    Attributes
+    ----------
+    phase
+        QUEUED (or finished), PREFILLS, DECODES (in the aggregated loops: in lockstep), HELD (a decode that
+        sits out), IN_LOCKSTEP (a decode whose record is as it was when it joined).
+    """
+
+    phase: Int32 = 0
+    generated: Int32 = 0
+    kv_tokens: Int32 = 0
+    since: Int32 = 0
+    blocks: Int32 = 0
+    number: Int32 = 0
+    place: Int32 = 0
+    next: Int32 = 0
+    previous: Int32 = 0
+    num_preemptions: Int32 = 0
+    prompt_tokens: Int32 = 0
+    output_tokens: Int32 = 0
+    rank: Int32 = 0
+    importance: Int32 = 0
+    last_step: Int32 = NO_RUN
+    tokens: Int32 = 0
+    evicted_at: Int32 = 0
+    joined: Int32 = 0
+    locked_place: Int32 = 0
+    arrival_ns: int = 0
+    scheduled_ns: int = -1
+    first_token_ns: int = -1
+    finish_ns: int = -1
+    recomputed_tokens: int = 0
+    key: int = 0
+
+
+@dataclass(slots=True)
+class RequestNotes:
+    """What a policy keeps of a request, where it keeps anything; of a client in the place of its number.
+
+    Attributes
+    ----------
+    client, next_of_client, charged
+        Who sent it; the next in that client's queue; whether its prompt has been charged.
+    queue_of_client, locked_of_client, service
+        Of a client: the first that it has queued, how many of its requests decode in lockstep, and the
+        service that it got.
+    priority, is_victim
+        Whom it may retract, and whether it is to go.
+    level, spent, idle_since_ns
+        FastServe: queue, time in it, and since when it has not run.
+    is_queued, is_relegated, submitted_as
+        Deadlines: whether it is among those with prefill left, or behind all others; its number.
+    tier, due_ns, token_ns, left_ns, urgency
+        Deadlines: priority, when the first token is due, time for each further one, time that its prefill
+        takes, and rank.
+    """
+
+    client: Int32 = 0
+    next_of_client: Int32 = 0
+    charged: Int32 = 0
+    queue_of_client: Int32 = NOBODY
+    locked_of_client: Int32 = 0
+    is_victim: Int32 = 0
+    is_queued: Int32 = 0
+    is_relegated: Int32 = 0
+    level: int = 0
+    spent: int = 0
+    idle_since_ns: int = 0
+    priority: int = 0
+    submitted_as: int = 0
+    tier: int = 0
+    left_ns: int = 0
+    service: float = 0.0
+    due_ns: float = 0.0
+    token_ns: float = 0.0
+    urgency: float = 0.0
+
+
+Record = TypeVar("Record", Now, RequestState, RequestNotes)
+Column = Sequence[float] | np.ndarray[Any, Any]
+
+
+def is_plain() -> bool:
+    """Whether nothing is compiled; numba's own variable says so."""
+    return os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0")
+
+
+def new_records(kind: type[Record], count: int) -> Any:
+    """Records of a kind, as they are at first: rows of an array, or objects where nothing is compiled."""
+    if is_plain():
+        return [kind() for _ in range(count)]
+    records = np.zeros(count, dtype=_layout(kind))
+    for name, value in _first_values(kind).items():
+        if value:
+            records[name] = value
+    return records
+
+
+def rules_into(now: Now, rules: object) -> None:
+    """Copy the fields of a policy's rules that have a number of their name."""
+    names = {one.name for one in fields(Now)}
+    for one in fields(rules):  # type: ignore[arg-type]
+        if one.name in names:
+            setattr(now, one.name, getattr(rules, one.name))
+
+
+def set_column(records: Any, name: str, values: Column | float) -> None:
+    """Give a field of all records its values, or one value."""
+    if not is_plain():
+        records[name] = values
+        return
+    for record, value in zip(
+        records, np.broadcast_to(np.asarray(values), len(records)).tolist(), strict=True
+    ):
+        setattr(record, name, value)
+
+
+def get_column(records: Any, name: str) -> np.ndarray[Any, Any]:
+    """A field of all records; a copy."""
+    if is_plain():
+        return np.array([getattr(record, name) for record in records])
+    return np.asarray(records[name]).copy()
+
+
+def _layout(kind: type[Any]) -> np.dtype[Any]:
+    hints = get_type_hints(kind, include_extras=True)
+    columns = [(name, KINDS.get(hint) or hint.__metadata__[0]) for name, hint in hints.items()]
+    return np.dtype((np.record, np.dtype(columns, align=True)))
+
+
+def _first_values(kind: type[Any]) -> Mapping[str, Any]:
+    return {one.name: one.default for one in fields(kind) if isinstance(one.default, int | float)}
