@@ -30,8 +30,8 @@ from cspsched.problem.referee import find_violations
 from cspsched.problem.request import Request
 from cspsched.simulate import Simulation, simulate
 from cspsched.simulate.kernel import KernelRun, Workload, layout, run_workload, simulate_fast
-from cspsched.simulate.kernel.api import kernel_rules
 from cspsched.simulate.kernel.each.rules import AnyRules
+from cspsched.simulate.kernel.support import kernel_rules
 from cspsched.units import NS_PER_S
 
 DEFAULT_POLICIES = (

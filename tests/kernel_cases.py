@@ -16,7 +16,7 @@ from cspsched.problem.instance import Instance, Limits, Switches
 from cspsched.problem.request import Request
 from cspsched.simulate import Policy, PolicyError, Simulation, simulate
 from cspsched.simulate.kernel import simulate_fast
-from cspsched.simulate.kernel.api import kernel_rules
+from cspsched.simulate.kernel.support import kernel_rules
 from tests.strategies import EVERY_TERM
 
 Settings = dict[str, Any]

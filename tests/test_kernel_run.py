@@ -25,10 +25,10 @@ from cspsched.simulate.kernel import (
     run_workload,
     simulate_fast,
 )
-from cspsched.simulate.kernel.api import failure
 from cspsched.simulate.kernel.core import run_vllm
 from cspsched.simulate.kernel.cost import flatten_cost
 from cspsched.simulate.kernel.each.rules import AnyRules, EachRules, Loop
+from cspsched.simulate.kernel.failures import failure
 from cspsched.simulate.kernel.memory import Logs, new_kernel
 from cspsched.simulate.kernel.rules import Batch, Order, Reserve
 from tests.kernel_cases import BY_REQUEST, SETTINGS, digest, draw_case

@@ -21,11 +21,11 @@ from cspsched.recording.replay import simulated_rows
 from cspsched.recording.setup import make_setup
 from cspsched.simulate import simulate
 from cspsched.simulate.kernel import Workload, layout, simulate_fast
-from cspsched.simulate.kernel.api import kernel_rules
 from cspsched.simulate.kernel.cost import flatten_cost
 from cspsched.simulate.kernel.each.loops import loop_of
 from cspsched.simulate.kernel.each.rules import EachRules
 from cspsched.simulate.kernel.memory import new_kernel
+from cspsched.simulate.kernel.support import kernel_rules
 from tests.kernel_cases import BY_REQUEST, SETTINGS, digest, disagreements, draw_case
 from tests.strategies import EVERY_TERM, make_instance
 

@@ -19,7 +19,7 @@ from cspsched.policies.vllm_v1 import VllmV1
 from cspsched.simulate import Policy, PolicyRun, simulate
 from cspsched.simulate.decisions import DecisionPolicy
 from cspsched.simulate.kernel import run_policy
-from cspsched.simulate.kernel.api import kernel_rules
+from cspsched.simulate.kernel.support import kernel_rules
 from cspsched.solving import policy_candidates
 from tests.strategies import make_instance
 from tests.test_cli_help import Outcome, invoke

@@ -21,7 +21,7 @@ from cspsched.problem.schedule import Schedule
 from cspsched.problem.violation import Violation
 from cspsched.simulate import Policy
 from cspsched.simulate.kernel import run_policy, simulate_fast
-from cspsched.simulate.kernel.api import kernel_rules
+from cspsched.simulate.kernel.support import kernel_rules
 
 REFERENCE_SET = ("sarathi", "vidur-vllm", "smallest-volume", "fastserve")
 """Policies whose schedules every value is measured against, as far as they can run: those that bring most

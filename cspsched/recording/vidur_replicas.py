@@ -1,18 +1,14 @@
 """Replicas of a recorded run of Vidur, and which of them gets a request.
 
 Round robin looks at nothing but the number of a request. LOR ("least outstanding requests") looks at the
-replicas at the request's arrival. What a replica did until then does not depend on what arrives later: so it
-is simulated with the requests that it has, for each of them anew. That takes time quadratic in the number of
-requests, about 10 s for 300, and needs nothing of the engine.
+replicas at the request's arrival, to which they are advanced.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property
 
 from cspsched.costs.vidur_tables import VidurTables
 from cspsched.problem.cost import CostModel
@@ -21,7 +17,7 @@ from cspsched.problem.request import Request
 from cspsched.recording.engines import NotSimulatedError
 from cspsched.recording.vidur_case import BatchRow
 from cspsched.recording.vidur_machine import VidurMachine, VidurRequest
-from cspsched.simulate import Policy, Simulation, simulate
+from cspsched.simulate import PlainReplica, Policy, ReplicaView, Simulation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,50 +28,33 @@ class ReplicaRun:
     ----------
     requests
         In the order of their arrival.
+    names
+        Of all requests of the trace.
     simulation
-        Its batches; None if it had no request.
+        Its batches; requests are positions in the whole trace.
     noted
         What Vidur notes of each request.
     prefill_tokens
         Tokens of every batch that are prefill.
     """
 
-    requests: tuple[Request, ...] = ()
-    simulation: Simulation | None = None
-    noted: tuple[VidurRequest, ...] = ()
-    prefill_tokens: tuple[int, ...] = ()
+    requests: tuple[Request, ...]
+    names: tuple[str, ...]
+    simulation: Simulation
+    noted: tuple[VidurRequest, ...]
+    prefill_tokens: tuple[int, ...]
 
     def batches(self) -> list[BatchRow]:
         """All batches in the order in which they were formed."""
-        if self.simulation is None:
-            return []
-        schedule, names = self.simulation.schedule, [request.request_id for request in self.requests]
+        schedule = self.simulation.schedule
         pairs = zip(schedule.request.tolist(), schedule.tokens.tolist(), strict=True)
-        entries = [(names[position], tokens) for position, tokens in pairs]
+        entries = [(self.names[position], tokens) for position, tokens in pairs]
         offsets = schedule.first_entry.tolist()
-        columns = self.prefill_tokens, self._decided_fs, schedule.end_ns.tolist()
+        columns = self.prefill_tokens, self.simulation.decided_ns.tolist(), schedule.end_ns.tolist()
         return [
             BatchRow(tuple(entries[offsets[j] : offsets[j + 1]]), *row)
             for j, row in enumerate(zip(*columns, strict=True))
         ]
-
-    def waiting_at(self, time_fs: int) -> int:
-        """Requests in the queue just before a time: what the last batch left there, and later arrivals."""
-        if self.simulation is None:
-            return 0
-        last = bisect_left(self._decided_fs, time_fs) - 1
-        if last < 0:
-            return len(self.requests)
-        later = (request.arrival_ns > self._decided_fs[last] for request in self.requests)
-        return int(self.simulation.num_waiting[last]) + sum(later)
-
-    def unfinished_at(self, time_fs: int) -> int:
-        """Requests that have not finished at a time."""
-        return sum(request.completed_fs is None or request.completed_fs > time_fs for request in self.noted)
-
-    @cached_property
-    def _decided_fs(self) -> list[int]:
-        return [] if self.simulation is None else self.simulation.decided_ns.tolist()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,8 +73,8 @@ class Replicas:
     tables: VidurTables
     emulate_bugs: bool
 
-    def run(self, requests: Sequence[Request]) -> ReplicaRun:
-        """Simulate one of them.
+    def run_round_robin(self, requests: Sequence[Request]) -> list[ReplicaRun]:
+        """Request k goes to replica k modulo their number.
 
         Raises
         ------
@@ -104,35 +83,52 @@ class Replicas:
         PolicyError
             If the policy gets stuck, as Vidur would.
         """
-        if not requests:
-            return ReplicaRun()
+        return self._run(requests, lambda number, _: number % self.count)
+
+    def run_least_outstanding(self, requests: Sequence[Request]) -> list[ReplicaRun]:
+        """Each request goes to the first of the replicas with the fewest outstanding requests.
+
+        With Vidur's bug only those in the queue count, so that idle and busy replicas are alike. Errors as
+        `run_round_robin`.
+        """
+
+        def count(view: ReplicaView) -> int:
+            return view.num_waiting if self.emulate_bugs else len(view.outstanding)
+
+        def choose(number: int, replicas: Sequence[PlainReplica]) -> int:
+            for replica in replicas:
+                replica.advance(requests[number].arrival_ns)
+            counts = [count(replica.view) for replica in replicas]
+            return counts.index(min(counts))
+
+        return self._run(requests, choose)
+
+    def _run(
+        self, requests: Sequence[Request], choose: Callable[[int, Sequence[PlainReplica]], int]
+    ) -> list[ReplicaRun]:
         # The machine prices the batches; an instance has to have a cost all the same.
         cost = CostModel(name="vidur-tables", step=Fraction(1))
         instance = Instance(requests=tuple(requests), limits=self.limits, cost=cost)
         rejections = instance.split_rejected()[1]
         if rejections:
             raise NotSimulatedError(rejections[0].reason)
-        machine = VidurMachine(requests, self.tables, emulate_bugs=self.emulate_bugs)
-        simulation = simulate(instance, self.policy, machine=machine)
-        return ReplicaRun(
-            requests=instance.requests,
-            simulation=simulation,
-            noted=tuple(machine.requests),
-            prefill_tokens=tuple(machine.prefill_tokens),
-        )
-
-    def run_round_robin(self, requests: Sequence[Request]) -> list[ReplicaRun]:
-        """Request k goes to replica k modulo their number."""
-        return [self.run(requests[number :: self.count]) for number in range(self.count)]
-
-    def run_least_outstanding(self, requests: Sequence[Request]) -> list[ReplicaRun]:
-        """Each request goes to the first of the replicas with the fewest outstanding requests.
-
-        With Vidur's bug only those in the queue count, so that idle and busy replicas are alike.
-        """
-        runs = [ReplicaRun() for _ in range(self.count)]
-        for request in requests:
-            count = ReplicaRun.waiting_at if self.emulate_bugs else ReplicaRun.unfinished_at
-            chosen = min(range(self.count), key=lambda number: count(runs[number], request.arrival_ns))
-            runs[chosen] = self.run((*runs[chosen].requests, request))
-        return runs
+        machines = [
+            VidurMachine(requests, self.tables, emulate_bugs=self.emulate_bugs) for _ in range(self.count)
+        ]
+        replicas = [PlainReplica(instance, self.policy, machine=machine) for machine in machines]
+        parts: list[list[int]] = [[] for _ in replicas]
+        for number in range(len(requests)):
+            chosen = choose(number, replicas)
+            replicas[chosen].submit(number)
+            parts[chosen].append(number)
+        names = tuple(request.request_id for request in requests)
+        return [
+            ReplicaRun(
+                requests=tuple(requests[number] for number in part),
+                names=names,
+                simulation=replica.finish(),
+                noted=tuple(machine.requests[number] for number in part),
+                prefill_tokens=tuple(machine.prefill_tokens),
+            )
+            for replica, machine, part in zip(replicas, machines, parts, strict=True)
+        ]

@@ -6,18 +6,18 @@ engine adds up itself, so that the referee, who derives them again from the sche
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Mapping, Set
-from dataclasses import dataclass, field
+from collections.abc import Set
 from typing import NamedTuple
 
 from cspsched.errors import InputError, PolicyCrashError, StuckError
-from cspsched.problem.cost import IntArray
 from cspsched.problem.instance import Instance
-from cspsched.problem.schedule import Schedule
 from cspsched.simulate.checked_step import CheckedStep
 from cspsched.simulate.log import ScheduleLog
 from cspsched.simulate.protocol import Machine, Policy
+from cspsched.simulate.replica import ReplicaView, Submissions
+from cspsched.simulate.simulation import Simulation
 from cspsched.simulate.state import State
 from cspsched.simulate.step import Step
 from cspsched.simulate.watch import Watch
@@ -29,40 +29,6 @@ RUN_METHODS = ("submit", "schedule", "retire")
 
 class LivelockError(StuckError):
     """A policy evicts and refills in a circle."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Simulation:
-    """What a policy made of an instance.
-
-    Attributes
-    ----------
-    policy
-        Label of the policy.
-    schedule
-        Every batch in the policy's order; kv_tokens counts tokens computed.
-    held_blocks
-        Shape (num_batches,): KV blocks held during the batch. At least what the tokens occupy, and more
-        where a policy allocates ahead (Sarathi takes a whole prompt's blocks at once).
-    num_waiting
-        Shape (num_batches,): requests that have arrived and hold no KV block during the batch.
-    decided_ns
-        Shape (num_batches,): when the policy decided; the start of the batch, or earlier if it decides ahead.
-    preempted
-        (batch, request) of every preemption as the policy told it. Beside the evictions of the schedule there
-        are those of requests whose last token was in flight, which lose nothing.
-    output_changes
-        {request: tokens generated} where an emulated bug of the real engine made them more or fewer than were
-        asked for. No schedule of the instance does that, and the referee says so.
-    """
-
-    policy: str
-    schedule: Schedule
-    held_blocks: IntArray
-    num_waiting: IntArray
-    decided_ns: IntArray
-    preempted: tuple[tuple[int, int], ...]
-    output_changes: Mapping[int, int] = field(default_factory=dict)
 
 
 def simulate(instance: Instance, policy: Policy, *, machine: Machine | None = None) -> Simulation:
@@ -91,18 +57,11 @@ def simulate(instance: Instance, policy: Policy, *, machine: Machine | None = No
     rejections = instance.split_rejected()[1]
     if rejections:
         raise InputError(f"{rejections[0].reason}; remove such requests first (Instance.split_rejected)")
-    engine = _Engine(instance, policy, machine)
-    while engine.num_unfinished:
-        engine.iterate()
-    return Simulation(
-        policy=policy.label,
-        schedule=engine.log.schedule(),
-        held_blocks=engine.log.held_blocks(),
-        num_waiting=engine.log.num_waiting(),
-        decided_ns=engine.log.decided_ns(),
-        preempted=tuple(engine.log.preempted),
-        output_changes=engine.output_changes,
-    )
+    replica = PlainReplica(instance, policy, machine=machine)
+    arrivals = [request.arrival_ns for request in instance.requests]
+    for request in sorted(range(len(arrivals)), key=arrivals.__getitem__):
+        replica.submit(request)
+    return replica.finish()
 
 
 class _InFlight(NamedTuple):
@@ -115,16 +74,33 @@ class _InFlight(NamedTuple):
     """Who generates in it; kept only if the policy decides ahead."""
 
 
-class _Engine:
-    """One run: clock, arrivals still to come, state, log."""
+class _Decision(NamedTuple):
+    """What a policy left when it last decided on a batch."""
 
-    def __init__(self, instance: Instance, policy: Policy, machine: Machine | None) -> None:
-        self.log = ScheduleLog()
-        self.num_unfinished = len(instance.requests)
+    num_submitted: int
+    num_running: int
+    num_waiting: int
+    free_blocks: int
+
+
+class PlainReplica:
+    """A replica in plain Python: clock, arrivals that are known, state, log. Runs every policy.
+
+    Parameters
+    ----------
+    machine
+        As of `simulate`.
+    """
+
+    def __init__(self, instance: Instance, policy: Policy, *, machine: Machine | None = None) -> None:
+        self._log = ScheduleLog()
+        self._num_unfinished = 0
+        self._is_open, self._is_idle = True, False
+        self._until_ns: float = 0
         self._cost = instance.cost
         self._machine = machine
         self._label = policy.label
-        self._watch = Watch(policy, instance.requests, lambda: (self.log.num_batches, self._clock_ns))
+        self._watch = Watch(policy, instance.requests, lambda: (self._log.num_batches, self._clock_ns))
         with Watch(policy, instance.requests):
             self._run = policy.new_run(instance)
             caches_prefixes: bool = getattr(self._run, "caches_prefixes", False)
@@ -139,33 +115,87 @@ class _Engine:
         self._clock_ns = 0
         self._fruitless_evictions = 0
         self._arrival_ns = [request.arrival_ns for request in instance.requests]
-        # Latest first, so that the next arrival is popped from the end; among equals the file's order.
-        order = sorted(range(len(self._arrival_ns)), key=self._arrival_ns.__getitem__)
-        self._to_come = order[::-1]
+        self._finish_ns = [-1] * len(self._arrival_ns)
+        self._to_come: deque[int] = deque()
+        self._submissions = Submissions(instance.requests)
+        self._decision = _Decision(0, 0, 0, self._state.pool.free)
+
+    def submit(self, request: int) -> None:
+        """Let a request come at its arrival."""
+        self._submissions.add(request)
+        self._to_come.append(request)
+        self._num_unfinished += 1
+
+    def advance(self, until_ns: float) -> None:
+        """Make every decision before a time; the batch of the last one may end later."""
+        self._until_ns = max(self._until_ns, until_ns)
+        if until_ns < math.inf:
+            self._submissions.advance(int(until_ns))
+        while self._goes_on():
+            self._decide()
+
+    def finish(self) -> Simulation:
+        """Serve all that was submitted to its end, and tell what was done."""
+        self._is_open = False
+        self.advance(math.inf)
+        log = self._log
+        return Simulation(
+            policy=self._label,
+            schedule=log.schedule(),
+            held_blocks=log.held_blocks(),
+            num_waiting=log.num_waiting(),
+            decided_ns=log.decided_ns(),
+            preempted=tuple(log.preempted),
+            output_changes=self._state.output_changes,
+        )
 
     @property
-    def output_changes(self) -> Mapping[int, int]:
-        """Requests that an emulated bug gave more or fewer tokens, and how many they have."""
-        return self._state.output_changes
+    def next_event_ns(self) -> int | None:
+        """When the next decision is due if nothing more is submitted; None if there is none."""
+        if not self._num_unfinished:
+            return None
+        if not self._is_idle:
+            return self._clock_ns
+        return self._in_flight[0].end_ns if self._in_flight else None
 
-    def iterate(self) -> None:
+    @property
+    def view(self) -> ReplicaView:
+        """What a router may look at."""
+        state, seen = self._state, self._decision
+        if self._clock_ns <= self._until_ns:
+            seen = _Decision(state.num_submitted, state.pool.num_holders, state.num_waiting, state.pool.free)
+        num_to_come = state.num_submitted + len(self._to_come) - seen.num_submitted
+        return self._submissions.look(
+            self._finish_ns.__getitem__,
+            int(self._until_ns),
+            num_running=seen.num_running,
+            num_waiting=seen.num_waiting + num_to_come,
+            free_blocks=seen.free_blocks,
+        )
+
+    def _goes_on(self) -> bool:
+        """Whether there is a decision to make: somebody is unfinished, and it is time."""
+        if self._is_idle and not self._wait():
+            return False
+        self._is_idle = False
+        return self._num_unfinished > 0 and self._clock_ns < self._until_ns
+
+    def _decide(self) -> None:
         """One decision of the policy and what follows: its batch, or waiting for one to end or to arrive."""
         self._submit_arrivals()
         step = self._new_step(self._state, self._clock_ns, self._label)
         with self._watch:
             self._run.schedule(step)
-        self.log.add_boundary(step)
+        self._log.add_boundary(step)
         self._moved_blocks += step.moved_blocks
-        self.num_unfinished -= step.dropped
+        self._num_unfinished -= step.dropped
         self._refuse_livelock(len(step.evicted))
         if step.batch:
             self._launch(step)
             if len(self._in_flight) == self._depth:
                 self._await_batch()
-        elif self._in_flight:
-            self._await_batch_or_arrival()
-        elif not step.evicted and not step.restored and self.num_unfinished:
-            self._wait_for_arrival()
+        else:
+            self._is_idle = bool(self._in_flight) or not (step.evicted or step.restored)
 
     def _require_run(self) -> None:
         """Refuse a run that cannot be asked."""
@@ -181,8 +211,8 @@ class _Engine:
             )
 
     def _submit_arrivals(self) -> None:
-        while self._to_come and self._arrival_ns[self._to_come[-1]] <= self._clock_ns:
-            request = self._to_come.pop()
+        while self._to_come and self._arrival_ns[self._to_come[0]] <= self._clock_ns:
+            request = self._to_come.popleft()
             self._state.submit(request)
             with self._watch:
                 self._run.submit(request)
@@ -203,13 +233,29 @@ class _Engine:
             f"with {state.pool.used} of {state.pool.capacity} KV blocks"
         )
 
-    def _wait_for_arrival(self) -> None:
-        if not self._to_come:
+    def _wait(self) -> bool:
+        """Let a batch end or a request arrive, whichever is awaited; False where that is not known yet."""
+        arrival_ns = self._arrival_ns[self._to_come[0]] if self._to_come else None
+        if self._in_flight:
+            end_ns = self._in_flight[0].end_ns
+            if not self._decides_on_arrival:
+                self._await_batch()
+            elif arrival_ns is not None and arrival_ns < end_ns:
+                self._clock_ns = arrival_ns
+            elif arrival_ns is None and self._is_open and end_ns > self._until_ns:
+                return False
+            else:
+                self._await_batch()
+        elif arrival_ns is not None:
+            self._clock_ns = arrival_ns
+        elif self._num_unfinished and not self._is_open:
             raise StuckError(
                 f"policy {self._label} schedules nothing although nothing more can arrive: "
                 f"{self._situation()}"
             )
-        self._clock_ns = self._arrival_ns[self._to_come[-1]]
+        else:
+            return False
+        return True
 
     def _launch(self, step: Step) -> None:
         """Queue the batch behind those in flight; its start waits for what is swapped."""
@@ -221,7 +267,7 @@ class _Engine:
             start_ns, end_ns = self._machine.run(step.batch, step.computed_tokens, ready_ns=self._clock_ns)
             outcome = self._state.process(step.batch)
         self._moved_blocks = 0
-        self.log.add_batch(
+        self._log.add_batch(
             step.batch,
             outcome.kv_tokens,
             decided_ns=self._clock_ns,
@@ -230,6 +276,12 @@ class _Engine:
             held_blocks=self._state.pool.used,
             num_waiting=self._state.num_waiting,
         )
+        state = self._state
+        self._decision = _Decision(
+            state.num_submitted, state.pool.num_holders, state.num_waiting, state.pool.free
+        )
+        for request in outcome.finished:
+            self._finish_ns[request] = end_ns
         if outcome.features.num_generating:
             self._fruitless_evictions = 0
         generating: list[int] = []
@@ -237,15 +289,6 @@ class _Engine:
             self._state.undelivered |= step.batch.keys()
             generating = self._state.launch(step.batch)
         self._in_flight.append(_InFlight(step.batch.keys(), outcome.finished, end_ns, generating))
-
-    def _await_batch_or_arrival(self) -> None:
-        """Let a batch end, or before that a request arrive for a policy that decides then, too."""
-        if self._decides_on_arrival and self._to_come:
-            arrival_ns = self._arrival_ns[self._to_come[-1]]
-            if arrival_ns < self._in_flight[0].end_ns:
-                self._clock_ns = arrival_ns
-                return
-        self._await_batch()
 
     def _await_batch(self) -> None:
         """Let the oldest batch in flight end: its tokens are known, who is finished leaves."""
@@ -259,4 +302,4 @@ class _Engine:
             self._state.retire(batch.finished)
             with self._watch:
                 self._run.retire(batch.finished)
-            self.num_unfinished -= len(batch.finished)
+            self._num_unfinished -= len(batch.finished)

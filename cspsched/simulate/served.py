@@ -9,7 +9,7 @@ import numpy as np
 from cspsched.problem.cost import IntArray
 from cspsched.problem.instance import Instance
 from cspsched.problem.schedule import Schedule
-from cspsched.simulate.engine import Simulation
+from cspsched.simulate.simulation import Simulation
 
 REQUEST_COLUMNS = ("request", "evicted_request", "restored_request", "hit_request")
 

@@ -51,8 +51,8 @@ class State:
 
     __slots__ = (
         "_blocks_on_host", "_decoding_on_host", "_final", "_prompt", "_unseen", "cache", "computed",
-        "decoding", "host", "host_free", "instance", "known", "num_active", "output_changes", "pool",
-        "restored", "undelivered",
+        "decoding", "host", "host_free", "instance", "known", "num_active", "num_submitted", "output_changes",
+        "pool", "restored", "undelivered",
     )  # fmt: skip
 
     def __init__(self, instance: Instance, *, caches_prefixes: bool = False) -> None:
@@ -70,7 +70,7 @@ class State:
         self._blocks_on_host = [0] * count
         self._decoding_on_host = [False] * count
         self.undelivered: set[int] = set()
-        self.num_active = 0
+        self.num_active = self.num_submitted = 0
         self._unseen = [0] * count
         self.cache = PrefixCachePool(instance) if caches_prefixes else None
         self.pool = self.cache or BlockPool(capacity=instance.limits.kv_blocks, num_requests=count)
@@ -84,6 +84,7 @@ class State:
         """Make the prompt of a request known."""
         self.known[request] = self._prompt[request]
         self.num_active += 1
+        self.num_submitted += 1
 
     def evict(self, request: int) -> None:
         """Drop the KV cache of a request; its generated tokens are kept."""

@@ -13,7 +13,7 @@ from cspsched.simulate.kernel.layout import (
     Kernel,
 )
 from cspsched.simulate.kernel.parts import DECODE_ONLY, MIXED, NOBODY_RUNS, PREFILL_ONLY, parts_step
-from cspsched.simulate.kernel.progress import await_arrival, has_room, refusal
+from cspsched.simulate.kernel.progress import await_arrival, goes_on, has_room, refusal
 from cspsched.simulate.kernel.queues import submit_arrivals
 from cspsched.simulate.kernel.repeat import repeat_decodes
 from cspsched.simulate.kernel.running_first import running_first
@@ -25,7 +25,7 @@ def run_parts(k: Kernel) -> int:
 
     The next call goes on from there.
     """
-    while k.now.num_unfinished:
+    while goes_on(k):
         if not has_room(k):
             return LOG_FULL
         submit_arrivals(k)
@@ -42,7 +42,7 @@ def run_parts(k: Kernel) -> int:
 @outer
 def run_vllm(k: Kernel) -> int:
     """Run rules of `Batch.RUNNING_FIRST`, alone so that it is compiled alone."""
-    while k.now.num_unfinished:
+    while goes_on(k):
         if not has_room(k):
             return LOG_FULL
         submit_arrivals(k)

@@ -14,7 +14,7 @@ def first_state(workload: Workload, rules: AnyRules) -> Now:
     """A replica to which nothing has been submitted, under a policy's rules."""
     now: Now = new_records(Now, 1)[0]
     rules_into(now, rules)
-    now.num_unfinished = workload.num_requests
+    now.num_arrivals = now.num_unfinished = workload.num_requests
     now.free_blocks = rules.kv_blocks
     now.served_end = ALL_SERVED
     now.refused = NOBODY

@@ -92,6 +92,14 @@ class Logs:
         rows = max(MOST_ROWS, 2 * len(kernel.slots))
         return kernel._replace(**_new_logs(rows, kernel.batch_ns.shape[1]))
 
+    def last_counts(self, kernel: Kernel) -> list[int]:
+        """Counts of the last batch; empty if there was none."""
+        if kernel.now.batch_row:
+            last: list[int] = kernel.batch_counts[kernel.now.batch_row - 1].tolist()
+            return last
+        full = [counts for counts in self._full["batch_counts"] if len(counts)]
+        return full[-1][-1].tolist() if full else []
+
     def column(self, name: str) -> npt.NDArray[Any]:
         """All rows of a log in order; they are given away."""
         rows = self._full.pop(name)

@@ -1,4 +1,8 @@
-"""Compiled: whether a run can go on, and what it waits for."""
+"""Compiled: whether a run can go on, until when, and what it waits for.
+
+A replica is open while more requests may be submitted. It then goes on as far as it is asked to: every
+decision before `now.until_ns` is made, and the batch of the last one may end later.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,25 @@ from cspsched.simulate.kernel.layout import (
     Kernel,
 )
 from cspsched.simulate.kernel.records import NOBODY
+
+
+@inner
+def goes_on(k: Kernel) -> bool:
+    """Whether there is a decision to make: somebody is unfinished, and it is time."""
+    now = k.now
+    if now.is_idle:
+        # Its decision at this time has been made, without a batch.
+        if now.num_submitted == now.num_arrivals:
+            return False
+        now.is_idle = 0
+        now.clock_ns = next_arrival_ns(k)
+    return bool(now.num_unfinished and now.clock_ns < now.until_ns)
+
+
+@inner
+def next_arrival_ns(k: Kernel) -> int:
+    """When the next of those that are known arrives; there is one."""
+    return int(k.requests[k.orders[k.now.num_submitted, SUBMISSION]].arrival_ns)
 
 
 @inner
@@ -36,9 +59,12 @@ def refusal(k: Kernel) -> int:
 
 @inner
 def await_arrival(k: Kernel) -> int:
-    """Move the clock to the next arrival."""
+    """Move the clock to the next arrival; where none is known an open replica waits for it."""
     now = k.now
-    if now.num_submitted == len(k.orders):
+    if now.num_submitted < now.num_arrivals:
+        now.clock_ns = next_arrival_ns(k)
+    elif now.is_open:
+        now.is_idle = 1
+    else:
         return STUCK
-    now.clock_ns = k.requests[k.orders[now.num_submitted, SUBMISSION]].arrival_ns
     return FINISHED

@@ -23,14 +23,14 @@ from cspsched.simulate.kernel.layout import (
     Kernel,
 )
 from cspsched.simulate.kernel.parts import parts_step
-from cspsched.simulate.kernel.progress import has_room
+from cspsched.simulate.kernel.progress import goes_on, has_room
 from cspsched.simulate.kernel.queues import submit_arrivals
 
 
 @outer
 def run_quality(k: Kernel) -> int:
     """Run `Order.QUALITY` until all is done, a log is full, or something is wrong."""
-    while k.now.num_unfinished:
+    while goes_on(k):
         if not has_room(k):
             return LOG_FULL
         submit_arrivals(k)

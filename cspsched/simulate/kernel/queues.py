@@ -22,7 +22,7 @@ QUALITY = int(Order.QUALITY)
 def submit_arrivals(k: Kernel) -> None:
     """Queue all arrivals at or before the clock, in (arrival, file) order."""
     now = k.now
-    while now.num_submitted < len(k.orders):
+    while now.num_submitted < now.num_arrivals:
         request = k.orders[now.num_submitted, SUBMISSION]
         if k.requests[request].arrival_ns > now.clock_ns:
             break

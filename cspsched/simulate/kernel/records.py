@@ -21,6 +21,7 @@ KINDS = {int: "i8", float: "f8"}
 NOBODY = -1
 NO_RUN = -2
 """`last_step` of a request whose run of decodes is not open."""
+NEVER_NS = 2**62
 
 
 def _counts() -> list[int]:
@@ -33,6 +34,13 @@ class Now:
 
     Attributes
     ----------
+    until_ns
+        Every decision before it is made, none later.
+    num_arrivals, num_submitted
+        Requests of which it is known that they arrive, the first so many of `Kernel.orders`; those of them
+        that have arrived.
+    is_open, is_idle
+        Whether more requests may come; whether it waits for the next.
     shift
         What a context has to be increased by so that its residue by the block is that of `Kernel.residues`.
     num_decode_steps
@@ -42,6 +50,10 @@ class Now:
     """
 
     clock_ns: int = 0
+    until_ns: int = NEVER_NS
+    num_arrivals: int = 0
+    is_open: int = 0
+    is_idle: int = 0
     num_submitted: int = 0
     queue_head: int = 0
     queue_back: int = 0

@@ -9,10 +9,10 @@ from __future__ import annotations
 from cspsched.simulate.kernel.jit import inner
 from cspsched.simulate.kernel.layout import (
     LAST_CLOCK_NS,
-    SUBMISSION,
     Kernel,
 )
 from cspsched.simulate.kernel.pricing import batch_time_ns, term_ns
+from cspsched.simulate.kernel.progress import next_arrival_ns
 from cspsched.simulate.kernel.records import NOBODY
 
 CONTEXT_FEATURE = 4
@@ -34,7 +34,7 @@ def repeat_decodes(k: Kernel, count: int, context: int, mask: int, grows: bool) 
     """
     now, first = k.now, int(k.now.num_decode_steps)
     step, shift, free, row = first, int(now.shift), int(now.free_blocks), int(now.batch_row)
-    clock_ns, limit_ns = int(now.clock_ns), _next_arrival_ns(k)
+    clock_ns, limit_ns = int(now.clock_ns), _limit_ns(k)
     fixed_ns, term = _price_without_context(k, count)
     last, waiting, running = len(k.batch_ns), int(now.num_waiting), int(now.num_running)
     held, block = int(now.kv_blocks) - free, int(now.block_tokens)
@@ -69,11 +69,11 @@ def repeat_decodes(k: Kernel, count: int, context: int, mask: int, grows: bool) 
 
 
 @inner
-def _next_arrival_ns(k: Kernel) -> int:
-    """When the next request arrives, or the clock ends."""
-    if k.now.num_submitted == len(k.orders):
-        return LAST_CLOCK_NS
-    return int(min(LAST_CLOCK_NS, k.requests[k.orders[k.now.num_submitted, SUBMISSION]].arrival_ns))
+def _limit_ns(k: Kernel) -> int:
+    """When the next request arrives, when to stop, or when the clock ends."""
+    now = k.now
+    limit_ns = min(LAST_CLOCK_NS, int(now.until_ns))
+    return limit_ns if now.num_submitted == now.num_arrivals else min(limit_ns, next_arrival_ns(k))
 
 
 @inner

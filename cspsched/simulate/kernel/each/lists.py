@@ -20,7 +20,7 @@ from cspsched.simulate.kernel.layout import (
 def next_arrival(k: Kernel) -> int:
     """The next request to submit at or before the clock, in (arrival, file) order; -1 if there is none."""
     now = k.now
-    if now.num_submitted == len(k.orders):
+    if now.num_submitted == now.num_arrivals:
         return -1
     request = int(k.orders[now.num_submitted, SUBMISSION])
     if k.requests[request].arrival_ns > now.clock_ns:

@@ -21,7 +21,7 @@ from cspsched.simulate.kernel.each.vidur import may_repeat, repeat, take_back, v
 from cspsched.simulate.kernel.each.vllm import submit_to_vllm, vllm_step
 from cspsched.simulate.kernel.jit import outer
 from cspsched.simulate.kernel.layout import FINISHED, LOG_FULL, Kernel
-from cspsched.simulate.kernel.progress import has_room
+from cspsched.simulate.kernel.progress import goes_on, has_room
 
 LEVELS = int(Mode.LEVELS)
 
@@ -29,7 +29,7 @@ LEVELS = int(Mode.LEVELS)
 @outer
 def run_queue(k: Kernel) -> int:
     """Run `Loop.QUEUE` until all is done, a log is full, or something is wrong."""
-    while k.now.num_unfinished:
+    while goes_on(k):
         if not has_room(k):
             return LOG_FULL
         submit_to_queue(k)
@@ -45,7 +45,7 @@ def run_queue(k: Kernel) -> int:
 @outer
 def run_timed(k: Kernel) -> int:
     """Run `Loop.QUEUE` with prefills at times until all is done, a log is full, or something is wrong."""
-    while k.now.num_unfinished:
+    while goes_on(k):
         if not has_room(k):
             return LOG_FULL
         submit_to_queue(k)
@@ -61,7 +61,7 @@ def run_timed(k: Kernel) -> int:
 @outer
 def run_sglang(k: Kernel) -> int:
     """Run `Loop.QUEUE` as SGLang does until all is done, a log is full, or something is wrong."""
-    while k.now.num_unfinished:
+    while goes_on(k):
         if not has_room(k):
             return LOG_FULL
         submit_to_queue(k)
@@ -77,7 +77,7 @@ def run_sglang(k: Kernel) -> int:
 @outer
 def run_capacity(k: Kernel) -> int:
     """Run `Loop.QUEUE` with capacity first until all is done, a log is full, or something is wrong."""
-    while k.now.num_unfinished:
+    while goes_on(k):
         if not has_room(k):
             return LOG_FULL
         submit_to_queue(k)
@@ -93,7 +93,7 @@ def run_capacity(k: Kernel) -> int:
 @outer
 def run_ranked(k: Kernel) -> int:
     """Run `Loop.RANKED` until all is done, a log is full, or something is wrong."""
-    while k.now.num_unfinished:
+    while goes_on(k):
         if not has_room(k):
             return LOG_FULL
         submit_ranked(k)
@@ -110,7 +110,7 @@ def run_ranked(k: Kernel) -> int:
 @outer
 def run_family(k: Kernel) -> int:
     """Run `Loop.FAMILY` until all is done, a log is full, or something is wrong."""
-    while k.now.num_unfinished:
+    while goes_on(k):
         if not has_room(k):
             return LOG_FULL
         submit_to_family(k)
@@ -126,7 +126,7 @@ def run_family(k: Kernel) -> int:
 @outer
 def run_v0_chunked(k: Kernel) -> int:
     """Run `Loop.FAMILY` with vLLM V0's chunks until all is done, a log is full, or something is wrong."""
-    while k.now.num_unfinished:
+    while goes_on(k):
         if not has_room(k):
             return LOG_FULL
         submit_to_family(k)
@@ -142,7 +142,7 @@ def run_v0_chunked(k: Kernel) -> int:
 @outer
 def run_vidur(k: Kernel) -> int:
     """Run `Loop.FAMILY` as Vidur does until all is done, a log is full, or something is wrong."""
-    while k.now.num_unfinished:
+    while goes_on(k):
         if not has_room(k):
             return LOG_FULL
         submit_to_family(k)
@@ -160,7 +160,7 @@ def run_vidur(k: Kernel) -> int:
 @outer
 def run_vllm(k: Kernel) -> int:
     """Run `Loop.VLLM` until all is done, a log is full, or something is wrong."""
-    while k.now.num_unfinished:
+    while goes_on(k):
         if not has_room(k):
             return LOG_FULL
         submit_to_vllm(k)
@@ -176,7 +176,7 @@ def run_vllm(k: Kernel) -> int:
 @outer
 def run_decided(k: Kernel) -> int:
     """Run `Loop.DECIDED` until all is done, a log is full, something is wrong, or there is a question."""
-    while k.now.num_unfinished:
+    while goes_on(k):
         if not k.now.stage and not k.now.has_answer:
             if not has_room(k):
                 return LOG_FULL

@@ -1,0 +1,44 @@
+"""Errors behind the answers of the kernel's loops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from cspsched.errors import LimitError, StuckError
+from cspsched.simulate.engine import LivelockError
+from cspsched.simulate.kernel import layout
+from cspsched.simulate.kernel.each.rules import AnyRules
+from cspsched.simulate.kernel.layout import Kernel
+
+
+def failure(
+    answer: int, kernel: Kernel, rules: AnyRules, label: str, name_of: Callable[[int], str]
+) -> Exception:
+    """The error behind an answer of the loop, as the clear engine raises it.
+
+    Parameters
+    ----------
+    name_of
+        Name of a request by its position.
+    """
+    now = kernel.now
+    used = rules.kv_blocks - int(now.free_blocks)
+    situation = (
+        f"{now.num_waiting} requests wait, {now.num_running} are running "
+        f"with {used} of {rules.kv_blocks} KV blocks"
+    )
+    if answer == layout.LIVELOCK:
+        return LivelockError(
+            f"policy {label} evicts in a circle: {now.num_fruitless} evictions since the "
+            f"last generated token or arrival; {situation}"
+        )
+    if answer == layout.STUCK:
+        return StuckError(f"policy {label} schedules nothing although nothing more can arrive: {situation}")
+    if answer == layout.PROMPT_REFUSED:
+        request = int(now.refused)
+        known = int(kernel.requests[request].prompt_tokens) + int(kernel.requests[request].generated)
+        return StuckError(
+            f"policy {label}: request {name_of(request)!r} has {known} tokens to prefill in one batch, which "
+            f"holds {rules.longest_prompt}; raise the policy's token budget, or the instance's"
+        )
+    return LimitError(f"policy {label}: the run is too long, at {now.clock_ns} ns; split the trace")

@@ -1,0 +1,96 @@
+"""A replica that the kernel runs (see `cspsched.simulate.replica`)."""
+
+from __future__ import annotations
+
+from cspsched.problem.instance import Instance
+from cspsched.simulate.kernel.each.rules import EachRules
+from cspsched.simulate.kernel.layout import SUBMISSION
+from cspsched.simulate.kernel.records import NEVER_NS, Now
+from cspsched.simulate.kernel.run import KernelRun
+from cspsched.simulate.kernel.support import new_loop
+from cspsched.simulate.protocol import Policy
+from cspsched.simulate.replica import ReplicaView, Submissions
+from cspsched.simulate.simulation import Simulation
+
+HELD, WAITING, RUNNING = 3, 4, 5
+"""Columns of `batch_counts`."""
+
+
+class CompiledReplica:
+    """A replica in compiled code, for policies with kernel rules.
+
+    Raises
+    ------
+    UsageError
+        If the kernel has no rules for the policy with its settings, or the numbers do not fit it.
+    InputError
+        If a request can never be served.
+    """
+
+    def __init__(self, instance: Instance, policy: Policy) -> None:
+        self._instance, self._loop = instance, new_loop(instance, policy)
+        self._submissions = Submissions(instance.requests)
+        self._clients: dict[str, int] = {}
+        now = self._now
+        now.num_arrivals = now.num_unfinished = now.until_ns = 0
+        now.is_open = 1
+
+    def submit(self, request: int) -> None:
+        """Let a request come at its arrival."""
+        self._submissions.add(request)
+        kernel, now = self._loop.kernel, self._now
+        if isinstance(self._loop.rules, EachRules) and self._loop.rules.clients:
+            client = self._instance.requests[request].client_id
+            kernel.notes[request].client = self._clients.setdefault(client, len(self._clients))
+        kernel.orders[now.num_arrivals, SUBMISSION] = request
+        now.num_arrivals += 1
+        now.num_unfinished += 1
+
+    def advance(self, until_ns: int) -> None:
+        """Make every decision before a time; the batch of the last one may end later."""
+        self._submissions.advance(until_ns)
+        self._now.until_ns = max(int(self._now.until_ns), until_ns)
+        self._loop.go_on()
+
+    def finish(self) -> Simulation:
+        """Serve all that was submitted to its end, and tell what was done."""
+        return self.finish_run().to_simulation()
+
+    def finish_run(self) -> KernelRun:
+        """The same by request, by batch and as spans; times of requests that were not submitted are -1."""
+        self._now.is_open = 0
+        self._now.until_ns = NEVER_NS
+        self._loop.go_on()
+        return self._loop.result()
+
+    @property
+    def next_event_ns(self) -> int | None:
+        """When the next decision is due if nothing more is submitted; None if there is none."""
+        now, kernel = self._now, self._loop.kernel
+        if not now.num_unfinished or (now.is_idle and now.num_submitted == now.num_arrivals):
+            return None
+        if now.is_idle:
+            return int(kernel.requests[kernel.orders[now.num_submitted, SUBMISSION]].arrival_ns)
+        return int(now.clock_ns)
+
+    @property
+    def view(self) -> ReplicaView:
+        """What a router may look at."""
+        now, blocks = self._now, self._instance.limits.kv_blocks
+        num_running, num_waiting, free_blocks = now.num_running, now.num_waiting, now.free_blocks
+        if now.clock_ns > now.until_ns and (counts := self._loop.last_counts()):
+            num_running, num_waiting, free_blocks = counts[RUNNING], counts[WAITING], blocks - counts[HELD]
+        return self._submissions.look(
+            self._finish_ns,
+            int(now.until_ns),
+            num_running=int(num_running),
+            num_waiting=int(num_waiting + now.num_arrivals - now.num_submitted),
+            free_blocks=int(free_blocks),
+        )
+
+    def _finish_ns(self, request: int) -> int:
+        return int(self._loop.kernel.requests[request].finish_ns)
+
+    @property
+    def _now(self) -> Now:
+        return self._loop.kernel.now

@@ -1,0 +1,133 @@
+"""One kernel, its loop and its logs: gone on with as often as asked, then read out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from cspsched.errors import InputError, UsageError
+from cspsched.problem.cost import CostModel, IntArray
+from cspsched.simulate.kernel import layout
+from cspsched.simulate.kernel.cost import flatten_cost
+from cspsched.simulate.kernel.each.rules import AnyRules, EachRules
+from cspsched.simulate.kernel.failures import failure
+from cspsched.simulate.kernel.layout import Kernel
+from cspsched.simulate.kernel.memory import Logs, new_kernel
+from cspsched.simulate.kernel.records import get_column
+from cspsched.simulate.kernel.rules import Batch, Order
+from cspsched.simulate.kernel.run import TIMES, KernelRun
+from cspsched.simulate.kernel.workload import Workload
+from cspsched.units import ceil_div
+
+MOST_OUTPUT_TOKENS, MOST_BLOCK_TOKENS, MOST_BLOCKS = 2**26, 2**24, 2**31 - 1
+"""What the calendar, the residues and 32 bits hold."""
+Asker = Callable[[Kernel], Callable[[int], None]]
+"""Makes of a kernel the function that answers its questions."""
+
+
+class KernelLoop:
+    """A kernel that runs rules over columns; the label and the requests' names are for results and errors.
+
+    Raises
+    ------
+    InputError
+        If a request can never be served.
+    UsageError
+        If the numbers do not fit the kernel.
+    """
+
+    def __init__(
+        self,
+        workload: Workload,
+        rules: AnyRules,
+        cost: CostModel,
+        *,
+        label: str,
+        name_of: Callable[[int], str] = str,
+        asker: Asker | None = None,
+    ) -> None:
+        if ceil_div(workload.largest_peak, rules.block_tokens) > rules.kv_blocks:
+            raise InputError(
+                f"a request needs {workload.largest_peak} tokens of KV cache, the device holds "
+                f"{rules.kv_blocks} blocks of {rules.block_tokens}; remove such requests first"
+            )
+        prices = fitting_prices(workload, rules, cost)
+        if prices is None:
+            raise UsageError(
+                f"policy {label}: the numbers are too large for the kernel; use the clear engine"
+            )
+        self.rules = rules
+        self._workload, self._label, self._name_of = workload, label, name_of
+        self._run, self._logs = _loop(rules), Logs()
+        self.kernel = new_kernel(workload, rules, prices)
+        self._tell = asker(self.kernel) if asker else None
+
+    def go_on(self) -> None:
+        """Run until everybody known has finished or `now.until_ns` has come.
+
+        Raises
+        ------
+        StuckError, LivelockError, LimitError
+            As `run_workload`.
+        """
+        while (answer := int(self._run(self.kernel))) != layout.FINISHED:
+            if answer == layout.LOG_FULL:
+                self.kernel = self._logs.grow(self.kernel)
+            elif answer >= layout.FIRST_QUESTION and self._tell:
+                self._tell(answer)
+            else:
+                raise self._failure(answer)
+        if self.kernel.now.num_unfinished and not self.kernel.now.is_open:
+            # It waited for an arrival while it was open, and none came.
+            raise self._failure(layout.STUCK)
+
+    def _failure(self, answer: int) -> Exception:
+        return failure(answer, self.kernel, self.rules, self._label, self._name_of)
+
+    def last_counts(self) -> list[int]:
+        """Counts of the last batch, columns as in the log; empty if there was none."""
+        return self._logs.last_counts(self.kernel)
+
+    def result(self) -> KernelRun:
+        """What has been done; the kernel is given away, so nothing follows."""
+        self._logs.keep(self.kernel)
+        times_ns = np.stack([get_column(self.kernel.requests, name) for name in TIMES], axis=1)
+        num_preemptions = get_column(self.kernel.requests, "num_preemptions").astype(np.int32)
+        # The records go before the logs are joined: of ten million requests they are a gigabyte.
+        del self.kernel
+        return KernelRun(
+            policy=self._label,
+            rules=self.rules,
+            workload=self._workload,
+            times_ns=times_ns,
+            num_preemptions=num_preemptions,
+            batch_ns=self._logs.column("batch_ns"),
+            batch_counts=self._logs.column("batch_counts"),
+            spans=self._logs.column("spans"),
+        )
+
+
+def fitting_prices(workload: Workload, rules: AnyRules, cost: CostModel) -> IntArray | None:
+    """The flat cost model; None if something does not fit the kernel's numbers."""
+    fits = (
+        int(workload.output_tokens.max()) < MOST_OUTPUT_TOKENS
+        and rules.block_tokens <= MOST_BLOCK_TOKENS
+        and rules.kv_blocks <= MOST_BLOCKS
+    )
+    return flatten_cost(cost, rules, workload.largest_peak) if fits else None
+
+
+def _loop(rules: AnyRules) -> Callable[[Kernel], int]:
+    """The compiled loop that runs the rules; the others are not loaded."""
+    if isinstance(rules, EachRules):
+        from cspsched.simulate.kernel.each.loops import loop_of
+
+        return loop_of(rules)
+    if rules.order is Order.QUALITY:
+        from cspsched.simulate.kernel.quality import run_quality
+
+        return run_quality
+    from cspsched.simulate.kernel.core import run_parts, run_vllm
+
+    return run_vllm if rules.batch is Batch.RUNNING_FIRST else run_parts

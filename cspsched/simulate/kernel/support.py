@@ -1,0 +1,60 @@
+"""Which policies the kernel runs, on which rules, and who answers its questions."""
+
+from __future__ import annotations
+
+from cspsched.errors import InputError, PolicyCrashError, UsageError
+from cspsched.problem.instance import Instance
+from cspsched.simulate.kernel.each.rules import AnyRules
+from cspsched.simulate.kernel.rules import HasKernelRules
+from cspsched.simulate.kernel.running import Asker, KernelLoop
+from cspsched.simulate.kernel.workload import Workload
+from cspsched.simulate.protocol import Policy
+from cspsched.simulate.watch import Watch
+
+
+def new_loop(instance: Instance, policy: Policy) -> KernelLoop:
+    """A policy on the kernel, about to serve the whole instance.
+
+    Raises
+    ------
+    UsageError
+        If the kernel has no rules for the policy with its settings, or the numbers do not fit it.
+    InputError
+        If the instance has a request that can never be served.
+    """
+    rejections = instance.split_rejected()[1]
+    if rejections:
+        raise InputError(f"{rejections[0].reason}; remove such requests first (Instance.split_rejected)")
+    rules = kernel_rules(instance, policy)
+    if rules is None:
+        raise UsageError(f"policy {policy.label} has no kernel rules for its settings; use the clear engine")
+    names = [request.request_id for request in instance.requests]
+    return KernelLoop(
+        Workload.from_instance(instance),
+        rules,
+        instance.cost,
+        label=policy.label,
+        name_of=names.__getitem__,
+        asker=_asker(instance, policy),
+    )
+
+
+def kernel_rules(instance: Instance, policy: Policy) -> AnyRules | None:
+    """Rules of a policy under an instance's limits; None if only the clear engine runs it."""
+    with Watch(policy, instance.requests):
+        rules = policy.kernel_rules(instance) if isinstance(policy, HasKernelRules) else None
+    if rules is not None and not isinstance(rules, AnyRules):
+        raise PolicyCrashError(
+            f"policy {policy.label}: kernel_rules returns {rules!r}, expected KernelRules, EachRules or None"
+        )
+    return rules
+
+
+def _asker(instance: Instance, policy: Policy) -> Asker | None:
+    """What makes of a kernel the function that answers its questions; None if the policy has no say."""
+    from cspsched.simulate.decisions import DecisionPolicy
+    from cspsched.simulate.kernel.questions import Questions
+
+    if not isinstance(policy, DecisionPolicy):
+        return None
+    return lambda kernel: Questions(instance, policy, kernel).answer
