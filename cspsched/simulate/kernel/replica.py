@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cspsched.problem.instance import Instance
 from cspsched.simulate.kernel.each.rules import EachRules
-from cspsched.simulate.kernel.layout import SUBMISSION
+from cspsched.simulate.kernel.layout import SUBMISSION, Kernel
 from cspsched.simulate.kernel.records import NEVER_NS, Now
 from cspsched.simulate.kernel.run import KernelRun
 from cspsched.simulate.kernel.support import new_loop
@@ -38,7 +38,7 @@ class CompiledReplica:
     def submit(self, request: int) -> None:
         """Let a request come at its arrival."""
         self._submissions.add(request)
-        kernel, now = self._loop.kernel, self._now
+        kernel, now = self.kernel, self._now
         if isinstance(self._loop.rules, EachRules) and self._loop.rules.clients:
             client = self._instance.requests[request].client_id
             kernel.notes[request].client = self._clients.setdefault(client, len(self._clients))
@@ -64,9 +64,14 @@ class CompiledReplica:
         return self._loop.result()
 
     @property
+    def kernel(self) -> Kernel:
+        """The kernel, for compiled code that advances it by `now.until_ns`; another one after a full log."""
+        return self._loop.kernel
+
+    @property
     def next_event_ns(self) -> int | None:
         """When the next decision is due if nothing more is submitted; None if there is none."""
-        now, kernel = self._now, self._loop.kernel
+        now, kernel = self._now, self.kernel
         if not now.num_unfinished or (now.is_idle and now.num_submitted == now.num_arrivals):
             return None
         if now.is_idle:
@@ -89,8 +94,8 @@ class CompiledReplica:
         )
 
     def _finish_ns(self, request: int) -> int:
-        return int(self._loop.kernel.requests[request].finish_ns)
+        return int(self.kernel.requests[request].finish_ns)
 
     @property
     def _now(self) -> Now:
-        return self._loop.kernel.now
+        return self.kernel.now
