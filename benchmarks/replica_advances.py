@@ -18,13 +18,15 @@ import numpy as np
 from cspsched.policies.base import make_policy
 from cspsched.problem.instance import Instance
 from cspsched.serving import Serving, make_instance
-from cspsched.simulate.kernel import CompiledReplica, simulate_fast
+from cspsched.simulate.kernel import KernelReplica, simulate_fast
 from cspsched.simulate.kernel.core import run_vllm
+from cspsched.simulate.kernel.jit import compiled
 from cspsched.simulate.kernel.layout import FINISHED, Kernel
 from cspsched.trace import read_trace
 from cspsched.trace.shipped import shipped_trace_path
 
 ADVANCES = 1_000_000
+RUN = compiled(run_vllm)
 
 
 @nb.njit
@@ -33,7 +35,7 @@ def advance_often(k: Kernel, first_ns: int, step_ns: int, count: int) -> int:
     failed = 0
     for number in range(count):
         k.now.until_ns = first_ns + number * step_ns
-        failed += run_vllm(k) != FINISHED
+        failed += RUN(k) != FINISHED
     return failed
 
 
@@ -44,9 +46,9 @@ def cpu_s(run: Callable[[], object]) -> float:
     return time.process_time() - started
 
 
-def submitted(instance: Instance) -> CompiledReplica:
+def submitted(instance: Instance) -> KernelReplica:
     """A replica that knows all arrivals."""
-    replica = CompiledReplica(instance, make_policy("vllm"))
+    replica = KernelReplica(instance, make_policy("vllm"))
     for request in np.argsort([one.arrival_ns for one in instance.requests], kind="stable").tolist():
         replica.submit(request)
     return replica

@@ -22,12 +22,11 @@ KINDS = [Now, RequestState, RequestNotes]
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_both_kinds_of_records_begin_alike(
-    kind: type[Now | RequestState | RequestNotes], monkeypatch: pytest.MonkeyPatch
+    kind: type[Now | RequestState | RequestNotes],
 ) -> None:
     """A row of the array has the fields of the object, in its order, with its values."""
     (row,) = new_records(kind, 1)
-    monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
-    (plain,) = new_records(kind, 1)
+    (plain,) = new_records(kind, 1, plain=True)
 
     assert isinstance(plain, kind)
     assert row.dtype.names == tuple(field.name for field in fields(kind))
@@ -35,11 +34,10 @@ def test_both_kinds_of_records_begin_alike(
         assert np.array_equal(getattr(row, field.name), getattr(plain, field.name)), field.name
 
 
-@pytest.mark.parametrize("is_plain", ["0", "1"])
-def test_columns_are_written_and_read_whole(is_plain: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("plain", [False, True], ids=["compiled", "plain"])
+def test_columns_are_written_and_read_whole(plain: bool) -> None:  # noqa: FBT001
     """A value for each record, or one for all; what is read is a copy."""
-    monkeypatch.setenv("NUMBA_DISABLE_JIT", is_plain)
-    requests = new_records(RequestState, 3)
+    requests = new_records(RequestState, 3, plain=plain)
     set_column(requests, "prompt_tokens", np.array([4, 5, 6], dtype=np.int32))
     set_column(requests, "key", 2**40)
     prompts = get_column(requests, "prompt_tokens")

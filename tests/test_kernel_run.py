@@ -29,6 +29,7 @@ from cspsched.simulate.kernel.core import run_vllm
 from cspsched.simulate.kernel.cost import flatten_cost
 from cspsched.simulate.kernel.each.rules import AnyRules, EachRules, Loop
 from cspsched.simulate.kernel.failures import failure
+from cspsched.simulate.kernel.jit import compiled
 from cspsched.simulate.kernel.memory import Logs, new_kernel
 from cspsched.simulate.kernel.rules import Batch, Order, Reserve
 from tests.kernel_cases import BY_REQUEST, SETTINGS, digest, draw_case
@@ -168,11 +169,11 @@ def test_evictions_without_end_are_a_livelock() -> None:
     instance = make_instance((4, 60))
     rules = VLLM.kernel_rules(instance)
     kernel = new_kernel(Workload.from_instance(instance), rules, flatten_cost(UNIT, rules, 63))
-    assert run_vllm(kernel) == layout.LOG_FULL
+    assert compiled(run_vllm)(kernel) == layout.LOG_FULL
     kernel.now.num_fruitless = 101
     kernel = Logs().grow(kernel)
 
-    assert run_vllm(kernel) == layout.LIVELOCK
+    assert compiled(run_vllm)(kernel) == layout.LIVELOCK
     error = failure(layout.LIVELOCK, kernel, rules, "vllm", str)
     assert isinstance(error, LivelockError)
     assert "evicts in a circle: 101 evictions since the last generated token" in str(error)

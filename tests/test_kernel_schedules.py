@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +22,7 @@ from cspsched.simulate.kernel import Workload, layout, simulate_fast
 from cspsched.simulate.kernel.cost import flatten_cost
 from cspsched.simulate.kernel.each.loops import loop_of
 from cspsched.simulate.kernel.each.rules import EachRules
+from cspsched.simulate.kernel.jit import compiled
 from cspsched.simulate.kernel.memory import new_kernel
 from cspsched.simulate.kernel.support import kernel_rules
 from tests.kernel_cases import BY_REQUEST, SETTINGS, digest, disagreements, draw_case
@@ -33,32 +32,15 @@ EXAMPLES = int(os.environ.get("CSPSCHED_ORACLE_EXAMPLES", "200"))
 """Configurations of each policy; a long run sets thousands."""
 ROOT = Path(__file__).parents[1]
 RECORDINGS = Path(__file__).parents[2] / "shared" / "data" / "vllm_conformance"
-UNCOMPILED = """
-from numba import config
-from tests.kernel_cases import BY_REQUEST, SETTINGS, disagreements
-assert config.DISABLE_JIT
-results = [disagreements(name, range(1000, 1015)) for name in SETTINGS]
-results += [disagreements(name, range(1000, 1008)) for name in BY_REQUEST]
-assert sum(tried for tried, _ in results) > 200, results
-assert not any(differing for _, differing in results), results
-"""
 
 
 @pytest.mark.parametrize("name", [*SETTINGS, *BY_REQUEST])
 def test_kernel_and_clear_engine_agree(name: str) -> None:
-    """Same schedule, blocks, queue and evictions by SHA-256, or the same error word by word."""
+    """Compiled and plain: same schedule, blocks, queue, evictions by SHA-256, or the same error by word."""
     tried, differing = disagreements(name, range(EXAMPLES))
 
     assert differing == []
     assert tried > EXAMPLES // 2
-
-
-def test_the_source_runs_uncompiled() -> None:
-    """With NUMBA_DISABLE_JIT=1 the same source gives the same schedules."""
-    subprocess.run(
-        [sys.executable, "-W", "error", "-c", UNCOMPILED],
-        cwd=ROOT, env={**os.environ, "NUMBA_DISABLE_JIT": "1"}, check=True, timeout=300,
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize("seed", [9, 40, 49, 85, 139])
@@ -234,7 +216,7 @@ def test_with_memory_enough_decodes_stay_in_lockstep(text: str) -> None:
     assert prices is not None
     kernel = new_kernel(workload, rules, prices)
 
-    assert loop_of(rules)(kernel) == layout.FINISHED
+    assert compiled(loop_of(rules))(kernel) == layout.FINISHED
     assert kernel.now.is_locked
     runs = kernel.spans[: kernel.now.span_row]
     runs = runs[runs[:, layout.KIND] == layout.RUN_SPAN]

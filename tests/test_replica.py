@@ -13,11 +13,11 @@ from cspsched.errors import InfeasibleError, StuckError, UsageError
 from cspsched.policies.base import make_policy
 from cspsched.problem.instance import Instance, Preemption
 from cspsched.simulate import PlainReplica, Policy, Replica, ReplicaView, Simulation, simulate
-from cspsched.simulate.kernel import CompiledReplica, Engine, new_replica
+from cspsched.simulate.kernel import Engine, KernelReplica, new_replica
 from tests.kernel_cases import BY_REQUEST, SETTINGS, digest, draw_case, draw_instance, outcome
 from tests.strategies import EXAMPLES, make_instance
 
-ENGINES = [PlainReplica, CompiledReplica]
+ENGINES = [PlainReplica, KernelReplica]
 PLAIN_ONLY = [
     "vllm:enable_prefix_caching=true",
     "vllm:enable_prefix_caching=true,async_scheduling=true",

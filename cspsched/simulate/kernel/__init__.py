@@ -1,12 +1,19 @@
 """The compiled simulation kernel: O(1) work per iteration, and exactly the clear engine's schedule."""
 
 from cspsched.simulate.kernel.api import Engine, new_replica, run_policy, run_workload, simulate_fast
-from cspsched.simulate.kernel.replica import CompiledReplica
+from cspsched.simulate.kernel.replica import KernelReplica
 from cspsched.simulate.kernel.rules import KernelRules
 from cspsched.simulate.kernel.run import KernelRun
 from cspsched.simulate.kernel.workload import Workload
 
 __all__ = [
-    "CompiledReplica", "Engine", "KernelRules", "KernelRun", "Workload", "new_replica", "run_policy",
-    "run_workload", "simulate_fast",
+    "Engine",
+    "KernelReplica",
+    "KernelRules",
+    "KernelRun",
+    "Workload",
+    "new_replica",
+    "run_policy",
+    "run_workload",
+    "simulate_fast",
 ]  # fmt: skip

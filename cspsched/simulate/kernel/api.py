@@ -10,7 +10,7 @@ from cspsched.problem.cost import CostModel
 from cspsched.problem.instance import Instance
 from cspsched.simulate.engine import PlainReplica, simulate
 from cspsched.simulate.kernel.each.rules import AnyRules, EachRules, Loop
-from cspsched.simulate.kernel.replica import CompiledReplica
+from cspsched.simulate.kernel.replica import KernelReplica
 from cspsched.simulate.kernel.run import KernelRun
 from cspsched.simulate.kernel.running import KernelLoop, fitting_prices
 from cspsched.simulate.kernel.support import kernel_rules, new_loop
@@ -20,22 +20,24 @@ from cspsched.simulate.replica import Replica
 from cspsched.simulate.simulation import Simulation
 
 FEWEST_FOR_KERNEL = 5000
-"""Requests from which on the kernel pays for loading its compiler, if it has compiled before."""
+"""Requests from which on it pays to load numba, if it has compiled before."""
 
 
 class Engine(StrEnum):
     """Which engine runs a policy; the schedule is the same."""
 
     AUTO = "auto"
-    """The kernel for large traces where it can, else the clear engine."""
+    """The kernel where it can, compiled for large traces; else the clear engine."""
     CLEAR = "clear"
-    """Plain Python; runs every policy."""
+    """Step by step, as policies in Python are asked; runs every policy."""
+    PLAIN = "plain"
+    """The kernel as plain Python; runs policies with kernel rules."""
     KERNEL = "kernel"
-    """Compiled; runs policies with kernel rules."""
+    """The kernel compiled."""
 
 
-def simulate_fast(instance: Instance, policy: Policy) -> KernelRun:
-    """Run a policy over an instance in the kernel.
+def simulate_fast(instance: Instance, policy: Policy, *, plain: bool = False) -> KernelRun:
+    """Run a policy over an instance in the kernel, compiled or as plain Python.
 
     Raises
     ------
@@ -44,7 +46,7 @@ def simulate_fast(instance: Instance, policy: Policy) -> KernelRun:
     InputError, PolicyError, LivelockError
         As `simulate`.
     """
-    loop = new_loop(instance, policy)
+    loop = new_loop(instance, policy, plain=plain)
     loop.go_on()
     return loop.result()
 
@@ -89,12 +91,10 @@ def run_policy(instance: Instance, policy: Policy, engine: Engine | str = Engine
     InputError, PolicyError, LivelockError
         As `simulate`.
     """
-    engine = Engine(engine)
-    if engine is Engine.AUTO:
-        engine = Engine.KERNEL if _suits_kernel(instance, policy) else Engine.CLEAR
+    engine = _chosen(instance, policy, engine)
     if engine is Engine.CLEAR:
         return simulate(instance, policy)
-    return simulate_fast(instance, policy).to_simulation()
+    return simulate_fast(instance, policy, plain=engine is Engine.PLAIN).to_simulation()
 
 
 def new_replica(instance: Instance, policy: Policy, engine: Engine | str = Engine.AUTO) -> Replica:
@@ -107,16 +107,23 @@ def new_replica(instance: Instance, policy: Policy, engine: Engine | str = Engin
     InputError
         If the instance has a request that can never be served.
     """
+    engine = _chosen(instance, policy, engine)
+    if engine is Engine.CLEAR:
+        return PlainReplica(instance, policy)
+    return KernelReplica(instance, policy, plain=engine is Engine.PLAIN)
+
+
+def _chosen(instance: Instance, policy: Policy, engine: Engine | str) -> Engine:
+    """The engine that is named, or else the one that suits."""
     engine = Engine(engine)
-    if engine is Engine.KERNEL or (engine is Engine.AUTO and _suits_kernel(instance, policy)):
-        return CompiledReplica(instance, policy)
-    return PlainReplica(instance, policy)
-
-
-def _suits_kernel(instance: Instance, policy: Policy) -> bool:
-    if len(instance.requests) < FEWEST_FOR_KERNEL or instance.split_rejected()[1]:
-        return False
+    if engine is not Engine.AUTO:
+        return engine
+    if instance.split_rejected()[1]:
+        return Engine.CLEAR
     rules = kernel_rules(instance, policy)
-    return rules is not None and (
-        fitting_prices(Workload.from_instance(instance), rules, instance.cost) is not None
-    )
+    if rules is None or fitting_prices(Workload.from_instance(instance), rules, instance.cost) is None:
+        return Engine.CLEAR
+    if len(instance.requests) >= FEWEST_FOR_KERNEL:
+        return Engine.KERNEL
+    visits_all = isinstance(rules, EachRules) and rules.loop in (Loop.RANKED, Loop.DECIDED)
+    return Engine.CLEAR if visits_all else Engine.PLAIN

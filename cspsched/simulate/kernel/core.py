@@ -1,4 +1,4 @@
-"""Compiled: the loops over decisions. This module and those it imports load numba."""
+"""Compiled: the loops over decisions."""
 
 from __future__ import annotations
 

@@ -10,9 +10,9 @@ from cspsched.simulate.kernel.records import NOBODY, Now, RequestState, new_reco
 from cspsched.simulate.kernel.workload import Workload
 
 
-def first_state(workload: Workload, rules: AnyRules) -> Now:
+def first_state(workload: Workload, rules: AnyRules, *, plain: bool) -> Now:
     """A replica to which nothing has been submitted, under a policy's rules."""
-    now: Now = new_records(Now, 1)[0]
+    now: Now = new_records(Now, 1, plain=plain)[0]
     rules_into(now, rules)
     now.num_arrivals = now.num_unfinished = workload.num_requests
     now.free_blocks = rules.kv_blocks
@@ -21,9 +21,9 @@ def first_state(workload: Workload, rules: AnyRules) -> Now:
     return now
 
 
-def first_requests(workload: Workload) -> Any:
+def first_requests(workload: Workload, *, plain: bool) -> Any:
     """Requests that wait for their arrival."""
-    requests = new_records(RequestState, workload.num_requests)
+    requests = new_records(RequestState, workload.num_requests, plain=plain)
     set_column(requests, "prompt_tokens", workload.prompt_tokens)
     set_column(requests, "output_tokens", workload.output_tokens)
     set_column(requests, "arrival_ns", workload.arrival_ns)

@@ -1,12 +1,17 @@
-"""How the kernel is compiled. Under NUMBA_DISABLE_JIT=1 the same source runs as plain Python."""
+"""How the kernel is compiled, when it is: its functions are plain Python until a run asks for machine code.
+
+The marks `inner`, `merged` and `outer` say how a function is compiled; `compiled` makes of a marked one, and
+of all that it calls, what numba compiles. Both ways of running share one text, in one process.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dis import get_instructions
+from functools import cache
 from pathlib import Path
+from types import CellType, FunctionType
 from typing import Any, TypeVar, cast
-
-import numba as nb
 
 from cspsched.problem.sources import source_version
 
@@ -18,29 +23,59 @@ counts are atomic, and cost several times what the kernel does in an iteration."
 
 INNER: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
+_options: dict[Callable[..., Any], Mapping[str, Any]] = {}
+"""Options of every marked function."""
+
 
 def inner(function: Function) -> Function:
-    """Compile a function that only compiled functions call.
+    """Mark a function that only compiled functions call.
 
     It needs no entry from Python, which would take as long to compile as the function itself.
     """
-    return cast(Function, nb.njit(**COMMON, **INNER)(function))
+    _options[function] = INNER
+    return function
 
 
 def merged(function: Function) -> Function:
-    """Compile a large function as a part of the only one that calls it.
+    """Mark a large function that is compiled as a part of the only one that calls it.
 
     Whatever a function calls is optimised again with it, so that each level of calls costs as much as all
     those below.
     """
-    return cast(Function, nb.njit(**COMMON, **INNER, inline="always")(function))
+    _options[function] = {**INNER, "inline": "always"}
+    return function
 
 
 def outer(function: Function) -> Function:
-    """Compile a function that Python calls, and keep the machine code on disk.
+    """Mark a function that Python calls, and whose machine code is kept on disk.
 
     Numba renews what it keeps when the file of this one function changes. The name under which it is kept
     says which state of all the sources it was compiled from.
     """
     function.__qualname__ += f"_{source_version(Path(__file__).parent)}"
-    return cast(Function, nb.njit(**COMMON, cache=True)(function))
+    _options[function] = {"cache": True}
+    return function
+
+
+@cache
+def compiled(function: Function) -> Function:
+    """A marked function as machine code, made at its first call."""
+    import numba as nb
+
+    return cast(Function, nb.njit(**COMMON, **_options[function])(_linked(function)))
+
+
+def _linked(function: Callable[..., Any]) -> FunctionType:
+    """A copy of a function in which the names of marked functions stand for compiled ones."""
+    plain = cast(FunctionType, function)
+    values = plain.__globals__
+    names = {step.argval for step in get_instructions(plain) if step.opname == "LOAD_GLOBAL"}
+    linked = {name: _link(values[name]) for name in names if name in values}
+    cells = tuple(CellType(_link(cell.cell_contents)) for cell in plain.__closure__ or ())
+    copy = FunctionType(plain.__code__, {**values, **linked}, plain.__name__, plain.__defaults__, cells)
+    copy.__qualname__, copy.__module__ = plain.__qualname__, plain.__module__
+    return copy
+
+
+def _link(value: Any) -> Any:
+    return compiled(value) if isinstance(value, FunctionType) and value in _options else value

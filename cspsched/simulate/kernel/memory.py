@@ -21,18 +21,18 @@ ROWS_A_REQUEST, MOST_ROWS = 32, 1 << 22
 """Rows of a log at first, seldom too few, and how many it gets at a time. Unused ones cost nothing."""
 
 
-def new_kernel(workload: Workload, rules: AnyRules, prices: IntArray) -> Kernel:
-    """Arrays for a run from its beginning, nothing submitted yet."""
+def new_kernel(workload: Workload, rules: AnyRules, prices: IntArray, *, plain: bool = False) -> Kernel:
+    """Memory of a run at its beginning, nothing submitted yet; with plain objects for plain Python."""
     most = layout.most_running(rules, workload.num_requests)
     rows = max(min(ROWS_A_REQUEST * workload.num_requests, MOST_ROWS), 4 * most + 4)
     ahead = isinstance(rules, EachRules) and rules.decides_ahead
     logs = _new_logs(rows, layout.DECIDED_NS + ahead)
     if isinstance(rules, EachRules):
-        return Kernel(prices=prices, **each_arrays(workload, rules, most), **logs)
+        return Kernel(prices=prices, **each_arrays(workload, rules, most, plain=plain), **logs)
     return Kernel(
-        now=first_state(workload, rules),
-        requests=_requests(workload, rules),
-        notes=new_records(RequestNotes, 1),
+        now=first_state(workload, rules, plain=plain),
+        requests=_requests(workload, rules, plain=plain),
+        notes=new_records(RequestNotes, 1, plain=plain),
         orders=_orders(workload, rules),
         slots=_slots(rules, most),
         residues=np.zeros(rules.block_tokens, dtype=np.int32),
@@ -42,8 +42,8 @@ def new_kernel(workload: Workload, rules: AnyRules, prices: IntArray) -> Kernel:
     )
 
 
-def _requests(workload: Workload, rules: KernelRules) -> Any:
-    requests = first_requests(workload)
+def _requests(workload: Workload, rules: KernelRules, *, plain: bool) -> Any:
+    requests = first_requests(workload, plain=plain)
     if rules.order not in (Order.ARRIVAL, Order.QUALITY):
         set_column(requests, "rank", workload.ranks(rules))
     if rules.order is Order.PRIORITY:

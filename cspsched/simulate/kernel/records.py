@@ -1,13 +1,11 @@
 """Records of a run: named fields, of which compiled code gets rows of structured arrays.
 
 One class says which fields there are, of what kind, and what they hold at first; the layout of the array and
-the slotted object are made from it. Under NUMBA_DISABLE_JIT=1 the same functions run on the objects, as
-plain Python.
+the slotted object, on which the same functions run as plain Python, are made from it.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, TypeVar, get_type_hints
@@ -274,14 +272,9 @@ Record = TypeVar("Record", Now, RequestState, RequestNotes)
 Column = Sequence[float] | np.ndarray[Any, Any]
 
 
-def is_plain() -> bool:
-    """Whether nothing is compiled; numba's own variable says so."""
-    return os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0")
-
-
-def new_records(kind: type[Record], count: int) -> Any:
-    """Records of a kind, as they are at first: rows of an array, or objects where nothing is compiled."""
-    if is_plain():
+def new_records(kind: type[Record], count: int, *, plain: bool = False) -> Any:
+    """Records of a kind, as they are at first: rows of an array, or objects for plain Python."""
+    if plain:
         return [kind() for _ in range(count)]
     records = np.zeros(count, dtype=_layout(kind))
     for name, value in _first_values(kind).items():
@@ -300,7 +293,7 @@ def rules_into(now: Now, rules: object) -> None:
 
 def set_column(records: Any, name: str, values: Column | float) -> None:
     """Give a field of all records its values, or one value."""
-    if not is_plain():
+    if not isinstance(records, list):
         records[name] = values
         return
     for record, value in zip(
@@ -311,7 +304,7 @@ def set_column(records: Any, name: str, values: Column | float) -> None:
 
 def get_column(records: Any, name: str) -> np.ndarray[Any, Any]:
     """A field of all records; a copy."""
-    if is_plain():
+    if isinstance(records, list):
         return np.array([getattr(record, name) for record in records])
     return np.asarray(records[name]).copy()
 

@@ -16,8 +16,8 @@ HELD, WAITING, RUNNING = 3, 4, 5
 """Columns of `batch_counts`."""
 
 
-class CompiledReplica:
-    """A replica in compiled code, for policies with kernel rules.
+class KernelReplica:
+    """A replica in the kernel, compiled or as plain Python, for policies with kernel rules.
 
     Raises
     ------
@@ -27,8 +27,8 @@ class CompiledReplica:
         If a request can never be served.
     """
 
-    def __init__(self, instance: Instance, policy: Policy) -> None:
-        self._instance, self._loop = instance, new_loop(instance, policy)
+    def __init__(self, instance: Instance, policy: Policy, *, plain: bool = False) -> None:
+        self._instance, self._loop = instance, new_loop(instance, policy, plain=plain)
         self._submissions = Submissions(instance.requests)
         self._clients: dict[str, int] = {}
         now = self._now

@@ -12,6 +12,7 @@ from cspsched.simulate.kernel import layout
 from cspsched.simulate.kernel.cost import flatten_cost
 from cspsched.simulate.kernel.each.rules import AnyRules, EachRules
 from cspsched.simulate.kernel.failures import failure
+from cspsched.simulate.kernel.jit import compiled
 from cspsched.simulate.kernel.layout import Kernel
 from cspsched.simulate.kernel.memory import Logs, new_kernel
 from cspsched.simulate.kernel.records import get_column
@@ -28,6 +29,11 @@ Asker = Callable[[Kernel], Callable[[int], None]]
 
 class KernelLoop:
     """A kernel that runs rules over columns; the label and the requests' names are for results and errors.
+
+    Parameters
+    ----------
+    plain
+        Whether it runs as plain Python.
 
     Raises
     ------
@@ -46,6 +52,7 @@ class KernelLoop:
         label: str,
         name_of: Callable[[int], str] = str,
         asker: Asker | None = None,
+        plain: bool = False,
     ) -> None:
         if ceil_div(workload.largest_peak, rules.block_tokens) > rules.kv_blocks:
             raise InputError(
@@ -59,8 +66,9 @@ class KernelLoop:
             )
         self.rules = rules
         self._workload, self._label, self._name_of = workload, label, name_of
-        self._run, self._logs = _loop(rules), Logs()
-        self.kernel = new_kernel(workload, rules, prices)
+        loop = _loop(rules)
+        self._run, self._logs = loop if plain else compiled(loop), Logs()
+        self.kernel = new_kernel(workload, rules, prices, plain=plain)
         self._tell = asker(self.kernel) if asker else None
 
     def go_on(self) -> None:
@@ -119,7 +127,7 @@ def fitting_prices(workload: Workload, rules: AnyRules, cost: CostModel) -> IntA
 
 
 def _loop(rules: AnyRules) -> Callable[[Kernel], int]:
-    """The compiled loop that runs the rules; the others are not loaded."""
+    """The loop that runs the rules; the others are not loaded."""
     if isinstance(rules, EachRules):
         from cspsched.simulate.kernel.each.loops import loop_of
 

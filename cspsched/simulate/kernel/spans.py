@@ -8,7 +8,7 @@ import numpy.typing as npt
 from cspsched.problem.cost import IntArray
 from cspsched.problem.schedule import Schedule
 from cspsched.simulate.kernel.each.rules import AnyRules, EachRules
-from cspsched.simulate.kernel.jit import outer
+from cspsched.simulate.kernel.jit import compiled, outer
 from cspsched.simulate.kernel.layout import (
     AMOUNT,
     BEFORE,
@@ -42,7 +42,7 @@ def expand_spans(
         np.flatnonzero(batch_counts[:, 1]),
         first_entry[:-1].copy(),
     )
-    fill_entries(*columns, request, tokens, kv_tokens)
+    compiled(fill_entries)(*columns, request, tokens, kv_tokens)
     return Schedule(
         start_ns=np.ascontiguousarray(batch_ns[:, 0]),
         end_ns=np.ascontiguousarray(batch_ns[:, 1]),

@@ -12,8 +12,8 @@ from cspsched.simulate.protocol import Policy
 from cspsched.simulate.watch import Watch
 
 
-def new_loop(instance: Instance, policy: Policy) -> KernelLoop:
-    """A policy on the kernel, about to serve the whole instance.
+def new_loop(instance: Instance, policy: Policy, *, plain: bool = False) -> KernelLoop:
+    """A policy on the kernel, compiled or as plain Python, about to serve the whole instance.
 
     Raises
     ------
@@ -36,6 +36,7 @@ def new_loop(instance: Instance, policy: Policy) -> KernelLoop:
         label=policy.label,
         name_of=names.__getitem__,
         asker=_asker(instance, policy),
+        plain=plain,
     )
 
 

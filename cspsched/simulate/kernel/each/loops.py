@@ -1,4 +1,4 @@
-"""Compiled: a loop over decisions for each kind of policy. This module and those it imports load numba."""
+"""Compiled: a loop over decisions for each kind of policy."""
 
 from __future__ import annotations
 
@@ -204,5 +204,5 @@ SPECIAL_LOOPS = {
 
 
 def loop_of(rules: EachRules) -> Callable[[Kernel], int]:
-    """The compiled loop that runs the rules."""
+    """The loop that runs the rules."""
     return SPECIAL_LOOPS.get(rules.mode, LOOPS[rules.loop])

@@ -18,14 +18,14 @@ LOCKSTEP_LOOPS = Loop.QUEUE, Loop.FAMILY, Loop.VLLM
 """Loops in which decodes run in lockstep wherever nothing speaks against it."""
 
 
-def each_arrays(workload: Workload, rules: EachRules, most: int) -> dict[str, Any]:
+def each_arrays(workload: Workload, rules: EachRules, most: int, *, plain: bool) -> dict[str, Any]:
     """Fields of `Kernel` but prices and logs for a run from its beginning, nothing submitted yet."""
     orders = np.zeros((workload.num_requests, layout.HEAP + 1), dtype=np.int32)
     orders[:, layout.SUBMISSION] = workload.submission_order()
     return {
-        "now": _first_state(workload, rules),
-        "requests": _requests(workload, rules),
-        "notes": _notes(workload, rules),
+        "now": _first_state(workload, rules, plain=plain),
+        "requests": _requests(workload, rules, plain=plain),
+        "notes": _notes(workload, rules, plain=plain),
         "orders": orders,
         "slots": np.full((2 * most + 2, each.NUM_SLOT), NOBODY, dtype=np.int32),
         "residues": np.zeros(rules.block_tokens, dtype=np.int32),
@@ -44,8 +44,8 @@ def calendar_steps(workload: Workload) -> int:
     return 1 << int(workload.output_tokens.max()).bit_length()
 
 
-def _first_state(workload: Workload, rules: EachRules) -> Now:
-    now = first_state(workload, rules)
+def _first_state(workload: Workload, rules: EachRules, *, plain: bool) -> Now:
+    now = first_state(workload, rules, plain=plain)
     now.is_locked = rules.loop in LOCKSTEP_LOOPS
     now.last_prefill_step = -rules.interval
     now.calendar_mask = calendar_steps(workload) - 1
@@ -53,8 +53,8 @@ def _first_state(workload: Workload, rules: EachRules) -> Now:
     return now
 
 
-def _requests(workload: Workload, rules: EachRules) -> Any:
-    requests = first_requests(workload)
+def _requests(workload: Workload, rules: EachRules, *, plain: bool) -> Any:
+    requests = first_requests(workload, plain=plain)
     if rules.order is Order.PRIORITY:
         set_column(requests, "rank", workload.ranks(rules))
         set_column(requests, "importance", workload.importance())
@@ -63,11 +63,11 @@ def _requests(workload: Workload, rules: EachRules) -> Any:
     return requests
 
 
-def _notes(workload: Workload, rules: EachRules) -> Any:
+def _notes(workload: Workload, rules: EachRules, *, plain: bool) -> Any:
     with_deadlines = rules.mode in (Mode.DEADLINES, Mode.RELEGATING)
     if not (rules.clients or rules.mode is Mode.SGLANG or rules.loop is Loop.RANKED):
-        return new_records(RequestNotes, 1)
-    notes = new_records(RequestNotes, workload.num_requests)
+        return new_records(RequestNotes, 1, plain=plain)
+    notes = new_records(RequestNotes, workload.num_requests, plain=plain)
     if rules.clients:
         set_column(notes, "client", workload.clients_by_arrival())
     if rules.retracts_for:
