@@ -330,7 +330,7 @@ def _searched_again(result: Result, stage: int, claim: Claim, limits: SearchLimi
     """The claim of a stage's bound after a search of its own, which starts from the schedule of the file."""
     if claim.verdict is not Verdict.NOT_REDERIVED or not isinstance(claim.stated, int):
         return claim
-    from cspsched.exact.model import Ceiling
+    from cspsched.exact.model.exact_model import Ceiling
     from cspsched.exact.solver import solve_exactly
 
     assert result.schedule is not None

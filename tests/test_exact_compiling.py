@@ -15,7 +15,12 @@ from cspsched.problem.metrics import Objective
 
 COLD_RUN = """
 import json
-from cspsched.exact import batch_time, best_first, label_store, packing_floor, packing_moves, state_floor
+from cspsched.exact import batch_time
+from cspsched.exact.states import best_first
+from cspsched.exact.parts import label_store
+from cspsched.exact.packing import packing_floor
+from cspsched.exact.packing import packing_moves
+from cspsched.exact.states import state_floor
 from cspsched.exact.search import SearchLimits
 from cspsched.exact.solver import solve_exactly
 from cspsched.problem.metrics import Objective

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cspsched.exact.batch_counts import BATCH_COUNTS, CountSearch, CountTalk, can_count
-from cspsched.exact.list_schedule import list_schedules
+from cspsched.exact.heuristics.list_schedule import list_schedules
 from cspsched.exact.members import run_counts
+from cspsched.exact.model.batch_counts import BATCH_COUNTS, CountSearch, CountTalk, can_count
 from cspsched.exact.record import Proof, Record, best_incumbent
 from cspsched.exact.search import SearchLimits, Watch
 from cspsched.exact.solver import solve_exactly

@@ -3,7 +3,7 @@
 import pytest
 
 from cspsched.exact import solver as solver_module
-from cspsched.exact.list_schedule import list_schedule
+from cspsched.exact.heuristics.list_schedule import list_schedule
 from cspsched.exact.search import SearchLimits
 from cspsched.exact.solver import solve_exactly
 from cspsched.policies.base import make_policy

@@ -9,8 +9,8 @@ import pytest
 from cspsched.errors import InternalError, StuckError
 from cspsched.exact import members, solver
 from cspsched.exact.form_bounds import closed_form_bound
+from cspsched.exact.heuristics.list_schedule import list_schedules
 from cspsched.exact.lexicographic import solve_in_order
-from cspsched.exact.list_schedule import list_schedules
 from cspsched.exact.record import Proof, Record, best_incumbent
 from cspsched.exact.search import SearchLimits, Watch
 from cspsched.exact.solver import solve_exactly

@@ -10,9 +10,9 @@ from ortools.sat.python import cp_model
 
 from cspsched.costs.presets import load_cost
 from cspsched.exact import solver
-from cspsched.exact.batch_model import BatchModel
-from cspsched.exact.first_schedules import first_schedules
 from cspsched.exact.form_bounds import ClosedForm
+from cspsched.exact.heuristics.first_schedules import first_schedules
+from cspsched.exact.model.batch_model import BatchModel
 from cspsched.exact.record import best_incumbent
 from cspsched.exact.search import (
     InvalidModelError,

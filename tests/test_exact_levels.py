@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from cspsched.bounds import best_bound
 from cspsched.errors import InternalError
-from cspsched.exact.level_bound import LEVEL_WALKS, bound_levels, can_bound_levels
-from cspsched.exact.level_patterns import NEVER, Lines, best_patterns, trace_pattern
-from cspsched.exact.level_prices import _Search, level_prices, proven_by, token_prices
-from cspsched.exact.level_walks import LevelMoves, LevelPrices
+from cspsched.exact.prices.level_bound import LEVEL_WALKS, bound_levels, can_bound_levels
+from cspsched.exact.prices.level_patterns import NEVER, Lines, best_patterns, trace_pattern
+from cspsched.exact.prices.level_prices import _Search, level_prices, proven_by, token_prices
+from cspsched.exact.prices.level_walks import LevelMoves, LevelPrices
 from cspsched.exact.search import SearchLimits
 from cspsched.exact.solver import solve_exactly
 from cspsched.problem.instance import Preemption, Switches

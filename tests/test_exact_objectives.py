@@ -7,9 +7,9 @@ from fractions import Fraction
 import pytest
 
 from cspsched.exact import solver as solver_module
-from cspsched.exact.batch_model import BatchModel
 from cspsched.exact.form_bounds import ClosedForm, closed_form_bound
 from cspsched.exact.lexicographic import solve_in_order
+from cspsched.exact.model.batch_model import BatchModel
 from cspsched.exact.search import SearchLimits, complete_hint
 from cspsched.exact.solver import solve_exactly
 from cspsched.problem.instance import Preemption, Switches

@@ -7,7 +7,7 @@ import pytest
 from cspsched.bounds import best_bound
 from cspsched.errors import InfeasibleError
 from cspsched.exact import members, solver
-from cspsched.exact.list_schedule import list_schedules, one_at_a_time
+from cspsched.exact.heuristics.list_schedule import list_schedules, one_at_a_time
 from cspsched.exact.record import best_incumbent
 from cspsched.exact.search import SearchLimits
 from cspsched.exact.solver import solve_exactly

@@ -6,18 +6,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from cspsched.errors import InternalError
-from cspsched.exact.batch_counts import BATCH_COUNTS, CountSearch, CountTalk
-from cspsched.exact.batch_model import BatchModel
-from cspsched.exact.horizon import certified_horizon
-from cspsched.exact.level_bound import LEVEL_WALKS, STEP_S, bound_levels
-from cspsched.exact.local_search import LOCAL_SEARCH, SLICE, improve
-from cspsched.exact.model import Ceiling, ExactModel
-from cspsched.exact.packing_search import PACKING_SEARCH, compile_packing, search_packing
-from cspsched.exact.packing_space import PackingSpace
+from cspsched.exact.heuristics.local_search import LOCAL_SEARCH, SLICE, improve
+from cspsched.exact.model.batch_counts import BATCH_COUNTS, CountSearch, CountTalk
+from cspsched.exact.model.batch_model import BatchModel
+from cspsched.exact.model.exact_model import Ceiling, ExactModel
+from cspsched.exact.model.horizon import certified_horizon
+from cspsched.exact.model.start_model import StartModel
+from cspsched.exact.packing.packing_search import PACKING_SEARCH, compile_packing, search_packing
+from cspsched.exact.packing.packing_space import PackingSpace
+from cspsched.exact.prices.level_bound import LEVEL_WALKS, STEP_S, bound_levels
 from cspsched.exact.record import Details, Ending, Incumbent, Record
 from cspsched.exact.search import SearchLimits, add_hint, complete_hint, search
-from cspsched.exact.start_model import StartModel
-from cspsched.exact.state_search import (
+from cspsched.exact.states.state_search import (
     STATE_SEARCH,
     StateOutcome,
     Talk,
@@ -25,8 +25,8 @@ from cspsched.exact.state_search import (
     descend_patiently,
     search_states,
 )
-from cspsched.exact.state_space import StateSpace
-from cspsched.exact.timed_search import TIMED_SEARCH, TimedSearch, TimedSpace, TimedTalk
+from cspsched.exact.states.state_space import StateSpace
+from cspsched.exact.timed.timed_search import TIMED_SEARCH, TimedSearch, TimedSpace, TimedTalk
 from cspsched.problem.instance import Instance
 from cspsched.problem.objectives import AnyObjective, Objective
 from cspsched.problem.result import StopReason, most_rounding_ns

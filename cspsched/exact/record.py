@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from cspsched.errors import InternalError
-from cspsched.exact.model import Ceiling, Decisions
+from cspsched.exact.model.exact_model import Ceiling, Decisions
 from cspsched.exact.search import Watch
 from cspsched.problem.failure import Failure
 from cspsched.problem.instance import Instance

@@ -7,12 +7,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 
-from cspsched.exact.batch_counts import BATCH_COUNTS, SCALE, can_count
-from cspsched.exact.first_schedules import first_schedules
 from cspsched.exact.form_bounds import closed_form_bound
+from cspsched.exact.heuristics.first_schedules import first_schedules
+from cspsched.exact.heuristics.local_search import LOCAL_SEARCH, can_dispatch
 from cspsched.exact.jit import told_of_compiling
-from cspsched.exact.level_bound import LEVEL_WALKS, can_bound_levels
-from cspsched.exact.local_search import LOCAL_SEARCH, can_dispatch
 from cspsched.exact.members import (
     MODEL,
     beside,
@@ -27,13 +25,15 @@ from cspsched.exact.members import (
     run_states,
     run_timed,
 )
-from cspsched.exact.model import Ceiling
-from cspsched.exact.packing_space import PackingSpace, build_packing_space
+from cspsched.exact.model.batch_counts import BATCH_COUNTS, SCALE, can_count
+from cspsched.exact.model.exact_model import Ceiling
+from cspsched.exact.packing.packing_space import PackingSpace, build_packing_space
+from cspsched.exact.prices.level_bound import LEVEL_WALKS, can_bound_levels
 from cspsched.exact.record import Details, Ending, Proof, Record, best_incumbent
 from cspsched.exact.search import Progress, SearchLimits, Watch
-from cspsched.exact.state_search import STATE_SEARCH
-from cspsched.exact.state_space import MOST_TIME, StateSpace, build_state_space
-from cspsched.exact.timed_search import TIMED_SEARCH, TimedSpace, build_timed_space
+from cspsched.exact.states.state_search import STATE_SEARCH
+from cspsched.exact.states.state_space import MOST_TIME, StateSpace, build_state_space
+from cspsched.exact.timed.timed_search import TIMED_SEARCH, TimedSpace, build_timed_space
 from cspsched.problem.instance import Instance, Preemption
 from cspsched.problem.lifting import is_swap_idle, without_swap
 from cspsched.problem.objectives import AnyObjective, Objective
