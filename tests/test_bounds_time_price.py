@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cspsched.bounds import Certificate, best_bound, check_certificate
-from cspsched.bounds import time_price as time_price_module
-from cspsched.bounds.price_windows import Idle
-from cspsched.bounds.tables import Tables
-from cspsched.bounds.time_price import PRICE_UNIT, TIME_PRICE, Prices, Waits, bound_ns, columns
-from cspsched.bounds.time_price_search import time_price_certificates
-from cspsched.bounds.window_price import WINDOW_PRICE, WindowPrices
+from cspsched.bounds.parts.price_windows import Idle
+from cspsched.bounds.parts.tables import Tables
+from cspsched.bounds.time_price import time_price as time_price_module
+from cspsched.bounds.time_price.time_price import PRICE_UNIT, TIME_PRICE, Prices, Waits, bound_ns, columns
+from cspsched.bounds.time_price.time_price_search import time_price_certificates
+from cspsched.bounds.window_price.window_price import WINDOW_PRICE, WindowPrices
 from cspsched.errors import InputError
 from cspsched.policies.base import make_policy
 from cspsched.problem.cost import PiecewiseLinear

@@ -14,8 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cspsched.bounds import Certificate, certificates, check_certificate
-from cspsched.bounds.tables import Tables
-from cspsched.bounds.volume import (
+from cspsched.bounds.memory_price.volume import (
     MEMORY_PRICE,
     PRICE_UNIT,
     MemoryPrices,
@@ -26,13 +25,14 @@ from cspsched.bounds.volume import (
     pause_of,
     residents,
 )
-from cspsched.bounds.volume_search import (
+from cspsched.bounds.memory_price.volume_search import (
     ascend,
     best_prices,
     candidates,
     memory_price_certificates,
     single_machine,
 )
+from cspsched.bounds.parts.tables import Tables
 from cspsched.errors import InputError
 from cspsched.policies.base import make_policy
 from cspsched.problem.cost import CostModel

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cspsched.bounds import Certificate, check_certificate, window_price_search
-from cspsched.bounds.tables import Tables
-from cspsched.bounds.time_price import PRICE_UNIT, columns
-from cspsched.bounds.window_price import (
+from cspsched.bounds import Certificate, check_certificate
+from cspsched.bounds.parts.tables import Tables
+from cspsched.bounds.time_price.time_price import PRICE_UNIT, columns
+from cspsched.bounds.window_price import window_price_search
+from cspsched.bounds.window_price.window_price import (
     RATE_UNIT,
     WINDOW_PRICE,
     WindowPrices,

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from cspsched.bounds import best_bound, solo_ns
 from cspsched.bounds.misses import fewest_misses
-from cspsched.bounds.solo import SoloTable
-from cspsched.bounds.tables import Tables
+from cspsched.bounds.parts.solo import SoloTable
+from cspsched.bounds.parts.tables import Tables
 from cspsched.problem.instance import Instance
 from cspsched.problem.linear_form import LinearForm, is_late, linear_form
 from cspsched.problem.objectives import AnyObjective, Objective

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 from ortools.sat.python import cp_model
 
-from cspsched.bounds.minorant import minorants
+from cspsched.bounds.parts.minorant import minorants
 from cspsched.exact.model.exact_model import Decisions
 from cspsched.exact.model.start_model import (
     Starts,

@@ -10,7 +10,7 @@ from math import lcm
 
 from ortools.sat.python import cp_model
 
-from cspsched.bounds.minorant import lower_hull
+from cspsched.bounds.parts.minorant import lower_hull
 from cspsched.problem.cost import FUNCTION_FEATURES, BatchFeatures, CostModel, PiecewiseLinear
 
 

@@ -10,7 +10,7 @@ from math import floor
 
 import numpy as np
 
-from cspsched.bounds.minorant import Minorant, minorants
+from cspsched.bounds.parts.minorant import Minorant, minorants
 from cspsched.exact.heuristics.list_schedule import share
 from cspsched.exact.packing.packing_floor import Rests, fill_tables, list_thirds
 from cspsched.exact.states.state_space import StateSpace

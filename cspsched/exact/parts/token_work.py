@@ -8,7 +8,7 @@ from math import floor
 
 import numpy as np
 
-from cspsched.bounds.minorant import Minorant
+from cspsched.bounds.parts.minorant import Minorant
 from cspsched.problem.cost import IntArray, triangle
 from cspsched.problem.instance import Instance
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from cspsched.bounds.minorant import minorants
+from cspsched.bounds.parts.minorant import minorants
 from cspsched.exact.parts.token_work import Work, work_of
 from cspsched.exact.parts.unchunked import chunks_are_dominated
 from cspsched.exact.prices.level_prices import level_prices, proven_by

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cspsched.bounds.minorant import minorants
+from cspsched.bounds.parts.minorant import minorants
 from cspsched.exact.parts.token_work import Work, work_of
 from cspsched.exact.prices.pattern_prices import Tokens, token_prices
 from cspsched.exact.prices.resident_states import Column, Residents, count_residents, list_residents

@@ -19,7 +19,7 @@ from fractions import Fraction
 from math import lcm
 from typing import NamedTuple
 
-from cspsched.bounds.minorant import Minorant, minorants
+from cspsched.bounds.parts.minorant import Minorant, minorants
 from cspsched.exact.timed.timed_moves import LocalStates, Move
 from cspsched.problem.cost import BatchFeatures
 from cspsched.problem.instance import Instance

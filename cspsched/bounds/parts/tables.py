@@ -7,9 +7,9 @@ from functools import cached_property
 
 import numpy as np
 
-from cspsched.bounds.minorant import minorants
-from cspsched.bounds.solo import SoloTable, solo_table
-from cspsched.bounds.work import WorkTable
+from cspsched.bounds.parts.minorant import minorants
+from cspsched.bounds.parts.solo import SoloTable, solo_table
+from cspsched.bounds.parts.work import WorkTable
 from cspsched.problem.cost import IntArray
 from cspsched.problem.instance import Instance
 

@@ -24,8 +24,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cspsched.bounds.certificate import Details
-from cspsched.bounds.price_windows import Idle, Placed, PriceWindows, idle_details, idle_from_details
-from cspsched.bounds.time_price import (
+from cspsched.bounds.parts.price_windows import Idle, Placed, PriceWindows, idle_details, idle_from_details
+from cspsched.bounds.time_price.time_price import (
     PRICE_UNIT,
     STRETCH_UNIT,
     Columns,
@@ -221,7 +221,13 @@ class Outcome(NamedTuple):
 
 def outcome(table: WindowTable, chosen: WindowPrices) -> Outcome | None:
     """The bound on the sum of latencies; None where 64-bit integers might overflow."""
-    from cspsched.bounds.window_price_kernel import COST, NUM_ROWS, Given, add_gradient, least_costs
+    from cspsched.bounds.window_price.window_price_kernel import (
+        COST,
+        NUM_ROWS,
+        Given,
+        add_gradient,
+        least_costs,
+    )
 
     lines = line_tables(table, chosen)
     if lines is None:

@@ -13,8 +13,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from cspsched.bounds.batches import ExactArray
-from cspsched.bounds.work import WorkTable
+from cspsched.bounds.parts.batches import ExactArray
+from cspsched.bounds.parts.work import WorkTable
 from cspsched.problem.cost import INT64_SAFE, BatchFeatures, CostModel, IntArray, triangle
 
 MAX_EDGES = 2**22

@@ -12,10 +12,11 @@ from itertools import product
 import numpy as np
 
 from cspsched.bounds.certificate import Certificate
-from cspsched.bounds.price_windows import PriceWindows
-from cspsched.bounds.tables import Tables
-from cspsched.bounds.time_price import PRICE_UNIT, STRETCH_UNIT, Columns, Prices, total
-from cspsched.bounds.window_price import (
+from cspsched.bounds.parts.price_windows import PriceWindows
+from cspsched.bounds.parts.tables import Tables
+from cspsched.bounds.parts.work import WorkTable
+from cspsched.bounds.time_price.time_price import PRICE_UNIT, STRETCH_UNIT, Columns, Prices, total
+from cspsched.bounds.window_price.window_price import (
     WINDOW_PRICE,
     FloatArray,
     WindowPrices,
@@ -23,7 +24,6 @@ from cspsched.bounds.window_price import (
     outcome,
     window_bound_ns,
 )
-from cspsched.bounds.work import WorkTable
 from cspsched.problem.cost import IntArray
 from cspsched.problem.metrics import Objective
 

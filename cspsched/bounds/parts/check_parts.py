@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import ClassVar
 
-from cspsched.bounds.minorant import Minorant, find_objections, minorants, reachable_maxima
+from cspsched.bounds.parts.minorant import Minorant, find_objections, minorants, reachable_maxima
 from cspsched.errors import CostError
 from cspsched.problem.cost import BatchFeatures, CostModel
 from cspsched.problem.instance import Instance, Limits

@@ -22,10 +22,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cspsched.bounds.batches import ExactArray
 from cspsched.bounds.certificate import Details
-from cspsched.bounds.tables import Tables
-from cspsched.bounds.work import WorkTable
+from cspsched.bounds.parts.batches import ExactArray
+from cspsched.bounds.parts.tables import Tables
+from cspsched.bounds.parts.work import WorkTable
 from cspsched.problem.cost import INT64_SAFE, IntArray
 from cspsched.problem.instance import Instance, Preemption
 from cspsched.units import ceil_div, round_up
@@ -180,7 +180,7 @@ def residents(tables: Tables) -> Residents:
 
 def least_ends(table: Residents, chosen: MemoryPrices) -> int | None:
     """Lower bound on the sum of e_i, or None where 64-bit integers might overflow."""
-    from cspsched.bounds.volume_kernel import least_costs
+    from cspsched.bounds.memory_price.volume_kernel import least_costs
 
     unit, longest = table.unit(chosen.rules), int((table.outputs + table.chunks).max())
     length = chosen.num_batches + longest

@@ -15,7 +15,7 @@ from functools import cached_property
 
 import numpy as np
 
-from cspsched.bounds.minorant import reachable_maxima
+from cspsched.bounds.parts.minorant import reachable_maxima
 from cspsched.problem.cost import BatchFeatures, CostModel, IntArray, PiecewiseLinear, triangle
 from cspsched.problem.instance import Instance
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cspsched.bounds.batches import ExactArray
-from cspsched.bounds.chunking import can_search, decodes_ns, exact_prefills_ns, minorant_prefills_ns
-from cspsched.bounds.work import WorkTable
+from cspsched.bounds.parts.batches import ExactArray
+from cspsched.bounds.parts.chunking import can_search, decodes_ns, exact_prefills_ns, minorant_prefills_ns
+from cspsched.bounds.parts.work import WorkTable
 from cspsched.problem.cost import IntArray
 from cspsched.problem.instance import Instance
 

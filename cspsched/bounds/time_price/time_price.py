@@ -19,9 +19,9 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from cspsched.bounds.certificate import Details
-from cspsched.bounds.price_windows import Idle, PriceWindows, idle_details, idle_from_details
-from cspsched.bounds.tables import Tables
-from cspsched.bounds.work import WorkTable
+from cspsched.bounds.parts.price_windows import Idle, PriceWindows, idle_details, idle_from_details
+from cspsched.bounds.parts.tables import Tables
+from cspsched.bounds.parts.work import WorkTable
 from cspsched.problem.cost import INT64_SAFE, IntArray
 from cspsched.units import ceil_div
 

@@ -18,8 +18,8 @@ from functools import cached_property
 
 import numpy as np
 
-from cspsched.bounds.batches import ExactArray
-from cspsched.bounds.minorant import Minorant
+from cspsched.bounds.parts.batches import ExactArray
+from cspsched.bounds.parts.minorant import Minorant
 from cspsched.problem.cost import INT64_SAFE, IntArray, triangle
 
 
