@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cspsched.bounds.parts import solo as solo_module
-from cspsched.bounds.parts.check_parts import naive_total_completion
+from cspsched.bounds.parts.check import naive_total_completion
 from cspsched.bounds.parts.chunking import can_search, exact_prefills_ns, minorant_prefills_ns
 from cspsched.bounds.parts.minorant import Minorant, minorants
 from cspsched.bounds.parts.srpt import srpt_total_completion_ns

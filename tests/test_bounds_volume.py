@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cspsched.bounds import Certificate, certificates, check_certificate
-from cspsched.bounds.memory_price.volume import (
+from cspsched.bounds.memory_price.bound import (
     MEMORY_PRICE,
     PRICE_UNIT,
     MemoryPrices,
@@ -25,7 +25,7 @@ from cspsched.bounds.memory_price.volume import (
     pause_of,
     residents,
 )
-from cspsched.bounds.memory_price.volume_search import (
+from cspsched.bounds.memory_price.search import (
     ascend,
     best_prices,
     candidates,

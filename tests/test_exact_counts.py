@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from cspsched.exact.heuristics.list_schedule import list_schedules
 from cspsched.exact.members import run_counts
 from cspsched.exact.model.batch_counts import BATCH_COUNTS, CountSearch, CountTalk, can_count
+from cspsched.exact.portfolio import solve_exactly
 from cspsched.exact.record import Proof, Record, best_incumbent
 from cspsched.exact.search import SearchLimits, Watch
-from cspsched.exact.solver import solve_exactly
 from cspsched.problem.cost import CostModel, PiecewiseLinear
 from cspsched.problem.instance import Switches
 from cspsched.problem.metrics import Objective

@@ -2,10 +2,10 @@
 
 import pytest
 
-from cspsched.exact import solver as solver_module
+from cspsched.exact import portfolio
 from cspsched.exact.heuristics.list_schedule import list_schedule
+from cspsched.exact.portfolio import solve_exactly
 from cspsched.exact.search import SearchLimits
-from cspsched.exact.solver import solve_exactly
 from cspsched.policies.base import make_policy
 from cspsched.problem.metrics import Objective, measure
 from cspsched.problem.referee import find_violations
@@ -47,7 +47,7 @@ def test_optimum_is_the_published_one(program, instance, expected_ns, batches, e
     """E2 to E4 by two programs: optimum within 2 us, with the stated number of batches and evictions."""
     if program != "state search":
         for build in ("build_state_space", "build_timed_space"):
-            monkeypatch.setattr(solver_module, build, lambda *_: None)
+            monkeypatch.setattr(portfolio, build, lambda *_: None)
     result = proven(instance)
 
     assert result.certificate == program

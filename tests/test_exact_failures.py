@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 
 from cspsched.errors import InternalError, StuckError
-from cspsched.exact import members, solver
-from cspsched.exact.form_bounds import closed_form_bound
+from cspsched.exact import members, portfolio
+from cspsched.exact.closed_form import closed_form_bound
 from cspsched.exact.heuristics.list_schedule import list_schedules
 from cspsched.exact.lexicographic import solve_in_order
+from cspsched.exact.portfolio import solve_exactly
 from cspsched.exact.record import Proof, Record, best_incumbent
 from cspsched.exact.search import SearchLimits, Watch
-from cspsched.exact.solver import solve_exactly
 from cspsched.ladder import climb
 from cspsched.policies.base import make_policy
 from cspsched.problem.instance import Switches
@@ -59,7 +59,7 @@ def solved(instance, objective, *, workers, seconds=1.0):
 def test_without_any_member_incumbent_and_closed_form_bound_remain(instance, objective, workers, monkeypatch):
     """Every member fails: the result is that of no search at all, and names them with line and message."""
     for name in (*SEARCHES, "run_model"):
-        monkeypatch.setattr(solver, name, broken)
+        monkeypatch.setattr(portfolio, name, broken)
     result = solved(instance, objective, workers=workers)
     bound = closed_form_bound(instance, objective)
 
@@ -96,7 +96,7 @@ def test_the_model_proves_what_a_failed_search_would_have(instance, member, name
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_failed_model_leaves_the_proof_of_the_timed_search(workers, monkeypatch):
     """What runs beside the model, or before it, still proves the optimum."""
-    monkeypatch.setattr(solver, "HEAD_START_S", 0.0)
+    monkeypatch.setattr(portfolio, "HEAD_START_S", 0.0)
     monkeypatch.setattr(members, "complete_hint", broken)
     result = solved(TINY_LATE, Objective.LATENCY, workers=workers, seconds=60)
 
@@ -106,7 +106,7 @@ def test_a_failed_model_leaves_the_proof_of_the_timed_search(workers, monkeypatc
 @pytest.mark.parametrize("builder", ["_state_space", "prepare_states", "build_timed_space", "_can_dispatch"])
 def test_what_prepares_a_search_may_fail_too(builder, monkeypatch):
     """Tables that cannot be built cost their search alone."""
-    monkeypatch.setattr(solver, builder, broken)
+    monkeypatch.setattr(portfolio, builder, broken)
     instance = TINY_LATE if builder == "build_timed_space" else BURST
     result = solved(instance, Objective.LATENCY, workers=2, seconds=1.0)
 
@@ -120,7 +120,7 @@ def test_ctrl_c_is_no_failure(monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(solver, "run_model", interrupted)
+    monkeypatch.setattr(portfolio, "run_model", interrupted)
     result = solved(LONG, Objective.MAKESPAN, workers=2)
 
     assert result.stop_reason is StopReason.INTERRUPTED
@@ -208,7 +208,7 @@ def test_failures_are_told_in_one_line_each(monkeypatch, capsys, tmp_path):
 
 def test_failures_of_every_stage_are_kept(monkeypatch):
     """Of objectives one after the other, those of the earlier ones count too."""
-    monkeypatch.setattr(solver, "run_model", broken)
+    monkeypatch.setattr(portfolio, "run_model", broken)
     result = solve_in_order(
         TINY_LATE,
         [Objective.TTFT, Objective.MAKESPAN],

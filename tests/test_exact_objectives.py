@@ -6,12 +6,12 @@ from fractions import Fraction
 
 import pytest
 
-from cspsched.exact import solver as solver_module
-from cspsched.exact.form_bounds import ClosedForm, closed_form_bound
+from cspsched.exact import portfolio
+from cspsched.exact.closed_form import ClosedForm, closed_form_bound
 from cspsched.exact.lexicographic import solve_in_order
 from cspsched.exact.model.batch_model import BatchModel
+from cspsched.exact.portfolio import solve_exactly
 from cspsched.exact.search import SearchLimits, complete_hint
-from cspsched.exact.solver import solve_exactly
 from cspsched.problem.instance import Preemption, Switches
 from cspsched.problem.linear_form import read_objectives
 from cspsched.problem.metrics import measure
@@ -34,9 +34,9 @@ CASES = int(os.environ.get("CSPSCHED_OBJECTIVE_CASES", "315"))
 def alone(monkeypatch, case):
     """Every other time leave it to the model: no closed-form bound, and (half of that) no state search."""
     if case // PIECE % 2:
-        monkeypatch.setattr(solver_module, "closed_form_bound", lambda *_: ClosedForm(0, "nothing", {}))
+        monkeypatch.setattr(portfolio, "closed_form_bound", lambda *_: ClosedForm(0, "nothing", {}))
     if case // PIECE % 4 == 1:
-        monkeypatch.setattr(solver_module, "_state_space", lambda *_: None)
+        monkeypatch.setattr(portfolio, "_state_space", lambda *_: None)
 
 
 @pytest.mark.parametrize("first", range(FIRST, FIRST + CASES, PIECE))

@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cspsched.exact.heuristics.dispatch import NO_SCHEDULE, Plan, Trace, run_plan
 from cspsched.exact.heuristics.first_schedules import first_schedules
 from cspsched.exact.heuristics.local_search import _decisions, _workload, can_dispatch, improve
-from cspsched.exact.prices.pattern_prices import Tokens, token_prices
+from cspsched.exact.heuristics.plan_scheduler import NO_SCHEDULE, Plan, Trace, run_plan
+from cspsched.exact.portfolio import solve_exactly
+from cspsched.exact.prices.batch_pattern_prices import Tokens, token_prices
 from cspsched.exact.record import best_incumbent
 from cspsched.exact.search import SearchLimits
-from cspsched.exact.solver import solve_exactly
-from cspsched.exact.states.state_space import price_tables
+from cspsched.exact.states.space import price_tables
 from cspsched.policies.base import make_policy
 from cspsched.problem.linear_form import linear_form, read_objectives
 from cspsched.problem.metrics import Objective, measure

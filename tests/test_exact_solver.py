@@ -6,11 +6,11 @@ import pytest
 
 from cspsched.bounds import best_bound
 from cspsched.errors import InfeasibleError
-from cspsched.exact import members, solver
+from cspsched.exact import members, portfolio
 from cspsched.exact.heuristics.list_schedule import list_schedules, one_at_a_time
+from cspsched.exact.portfolio import solve_exactly
 from cspsched.exact.record import best_incumbent
 from cspsched.exact.search import SearchLimits
-from cspsched.exact.solver import solve_exactly
 from cspsched.policies.base import make_policy
 from cspsched.problem.instance import Switches
 from cspsched.problem.metrics import Objective, measure
@@ -50,7 +50,7 @@ def test_candidates_of_another_class_are_not_taken():
 @pytest.fixture
 def no_timed_search(monkeypatch):
     """As if the instance were too large for the timed state search."""
-    monkeypatch.setattr(solver, "build_timed_space", lambda *_: None)
+    monkeypatch.setattr(portfolio, "build_timed_space", lambda *_: None)
 
 
 def test_time_limit_keeps_the_incumbent_and_says_so():

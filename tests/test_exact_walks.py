@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cspsched.errors import InternalError
+from cspsched.exact.prices.resident_path_prices import proven_by, walk_prices
+from cspsched.exact.prices.resident_paths import DECODE, HYBRID, PREFILL, Moves, new_walks, settle
 from cspsched.exact.prices.resident_states import count_residents, list_residents, state_of
-from cspsched.exact.prices.resident_walks import DECODE, HYBRID, PREFILL, Moves, new_walks, settle
-from cspsched.exact.prices.walk_prices import proven_by, walk_prices
 
 AWAY = 0
 

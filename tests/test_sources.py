@@ -18,7 +18,7 @@ def test_version_changes_with_any_source_below_a_folder(tmp_path):
 
 def test_kernels_of_the_exact_searches_carry_the_version():
     """A function whose callees live in other files is compiled anew when one of those changes."""
-    from cspsched.exact.heuristics.dispatch import run_plan
+    from cspsched.exact.heuristics.plan_scheduler import run_plan
     from cspsched.exact.jit import VERSION
 
     assert run_plan.py_func.__qualname__ == f"run_plan_{VERSION}"

@@ -13,11 +13,11 @@ from collections.abc import Callable
 from fractions import Fraction
 
 from cspsched.bounds.certificate import Certificate
-from cspsched.bounds.memory_price.check_volume import plain_memory_price
-from cspsched.bounds.memory_price.volume import MEMORY_PRICE, MemoryPrices
-from cspsched.bounds.pair_delay.check_pair_delay import plain_pair_delay
-from cspsched.bounds.pair_delay.pair_delay import PAIR_DELAY
-from cspsched.bounds.parts.check_parts import (
+from cspsched.bounds.memory_price.bound import MEMORY_PRICE, MemoryPrices
+from cspsched.bounds.memory_price.check import plain_memory_price
+from cspsched.bounds.pair_delay.bound import PAIR_DELAY
+from cspsched.bounds.pair_delay.check import plain_pair_delay
+from cspsched.bounds.parts.check import (
     PlainCounts,
     PlainPrices,
     naive_total_completion,
@@ -25,10 +25,10 @@ from cspsched.bounds.parts.check_parts import (
     point_objections,
 )
 from cspsched.bounds.parts.minorant import Minorant, find_objections, reachable_maxima
-from cspsched.bounds.time_price.check_time_price import plain_time_price
-from cspsched.bounds.time_price.time_price import TIME_PRICE, Prices
-from cspsched.bounds.window_price.check_window_price import plain_window_price
-from cspsched.bounds.window_price.window_price import WINDOW_PRICE, WindowPrices
+from cspsched.bounds.time_price.bound import TIME_PRICE, Prices
+from cspsched.bounds.time_price.check import plain_time_price
+from cspsched.bounds.window_price.bound import WINDOW_PRICE, WindowPrices
+from cspsched.bounds.window_price.check import plain_window_price
 from cspsched.errors import InputError, LimitError
 from cspsched.problem.instance import Instance
 from cspsched.problem.metrics import Objective

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cspsched.exact.jit import inner
-from cspsched.exact.states.state_space import Prices
+from cspsched.exact.states.space import Prices
 from cspsched.problem.cost import IntArray
 
 

@@ -12,12 +12,12 @@ from cspsched.exact.model.batch_model import BatchModel
 from cspsched.exact.model.exact_model import Ceiling, ExactModel
 from cspsched.exact.model.horizon import certified_horizon
 from cspsched.exact.model.start_model import StartModel
-from cspsched.exact.packing.packing_search import PACKING_SEARCH, compile_packing, search_packing
-from cspsched.exact.packing.packing_space import PackingSpace
-from cspsched.exact.prices.level_bound import LEVEL_WALKS, STEP_S, bound_levels
+from cspsched.exact.packing.search import PACKING_SEARCH, compile_packing, search_packing
+from cspsched.exact.packing.space import PackingSpace
+from cspsched.exact.prices.aggregated_bound import LEVEL_WALKS, STEP_S, bound_levels
 from cspsched.exact.record import Details, Ending, Incumbent, Record
 from cspsched.exact.search import SearchLimits, add_hint, complete_hint, search
-from cspsched.exact.states.state_search import (
+from cspsched.exact.states.search import (
     STATE_SEARCH,
     StateOutcome,
     Talk,
@@ -25,8 +25,8 @@ from cspsched.exact.states.state_search import (
     descend_patiently,
     search_states,
 )
-from cspsched.exact.states.state_space import StateSpace
-from cspsched.exact.timed.timed_search import TIMED_SEARCH, TimedSearch, TimedSpace, TimedTalk
+from cspsched.exact.states.space import StateSpace
+from cspsched.exact.timed.search import TIMED_SEARCH, TimedSearch, TimedSpace, TimedTalk
 from cspsched.problem.instance import Instance
 from cspsched.problem.objectives import AnyObjective, Objective
 from cspsched.problem.result import StopReason, most_rounding_ns

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cspsched.exact.heuristics.dispatch import NO_SCHEDULE, Plan, Trace, Workload, run_plan
 from cspsched.exact.heuristics.list_schedule import one_at_a_time
+from cspsched.exact.heuristics.plan_scheduler import NO_SCHEDULE, Plan, Trace, Workload, run_plan
 from cspsched.exact.jit import compiled
 from cspsched.exact.model.exact_model import Decisions
-from cspsched.exact.states.state_space import Prices, price_tables
+from cspsched.exact.states.space import Prices, price_tables
 from cspsched.problem.cost import IntArray
 from cspsched.problem.instance import Instance, Preemption
 from cspsched.problem.linear_form import LinearForm, linear_form

@@ -8,10 +8,10 @@ from itertools import pairwise
 
 from ortools.sat.python import cp_model
 
+from cspsched.exact.model.batch_duration import Amount, BatchExpressions
 from cspsched.exact.model.exact_model import Ceiling, Decisions, ExactModel, identical_requests
-from cspsched.exact.model.form_model import FormWriter
 from cspsched.exact.model.grid import Cell, Grid, build_grid
-from cspsched.exact.model.pricing import Amount, BatchExpressions
+from cspsched.exact.model.linear_objective import FormWriter
 from cspsched.exact.model.rules import add_rules
 from cspsched.exact.model.swap_rules import move_times
 from cspsched.exact.model.timeline import add_timeline

@@ -13,8 +13,8 @@ from itertools import pairwise
 from ortools.sat.python import cp_model
 
 from cspsched.exact.heuristics.list_schedule import share
+from cspsched.exact.model.batch_duration import Amount, BatchExpressions
 from cspsched.exact.model.exact_model import Decisions, ExactModel, identical_requests
-from cspsched.exact.model.pricing import Amount, BatchExpressions
 from cspsched.exact.model.timeline import Waiting, add_timeline, objective_expression, worst_sum
 from cspsched.problem.cost import BatchFeatures
 from cspsched.problem.instance import Instance

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from ortools.sat.python import cp_model
 
+from cspsched.exact.model.batch_duration import Amount, add_term
 from cspsched.exact.model.grid import Grid
-from cspsched.exact.model.pricing import Amount, add_term
 from cspsched.problem.cost import PiecewiseLinear
 
 

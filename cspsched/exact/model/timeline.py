@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ortools.sat.python import cp_model
 
-from cspsched.exact.model.pricing import Amount, BatchExpressions, add_duration
+from cspsched.exact.model.batch_duration import Amount, BatchExpressions, add_duration
 from cspsched.problem.cost import CostModel
 from cspsched.problem.instance import Instance
 from cspsched.problem.metrics import Objective

@@ -17,9 +17,9 @@ import numpy as np
 from cspsched.exact.batch_time import duration_of
 from cspsched.exact.jit import inner, merged, outer
 from cspsched.exact.parts.label_store import Nodes, find_slot, is_full, label_of, new_label, pop, push, reach
-from cspsched.exact.states.floor_tables import Floors
-from cspsched.exact.states.state_floor import floor_on_rest
-from cspsched.exact.states.state_space import Prices, Shape
+from cspsched.exact.states.heuristic import floor_on_rest
+from cspsched.exact.states.heuristic_tables import Floors
+from cspsched.exact.states.space import Prices, Shape
 from cspsched.problem.cost import IntArray
 
 OPEN, FINISHED, FULL, EXHAUSTED = 0, 1, 2, 3

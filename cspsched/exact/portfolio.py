@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 
-from cspsched.exact.form_bounds import closed_form_bound
+from cspsched.exact.closed_form import closed_form_bound
 from cspsched.exact.heuristics.first_schedules import first_schedules
 from cspsched.exact.heuristics.local_search import LOCAL_SEARCH, can_dispatch
 from cspsched.exact.jit import told_of_compiling
@@ -27,13 +27,13 @@ from cspsched.exact.members import (
 )
 from cspsched.exact.model.batch_counts import BATCH_COUNTS, SCALE, can_count
 from cspsched.exact.model.exact_model import Ceiling
-from cspsched.exact.packing.packing_space import PackingSpace, build_packing_space
-from cspsched.exact.prices.level_bound import LEVEL_WALKS, can_bound_levels
+from cspsched.exact.packing.space import PackingSpace, build_packing_space
+from cspsched.exact.prices.aggregated_bound import LEVEL_WALKS, can_bound_levels
 from cspsched.exact.record import Details, Ending, Proof, Record, best_incumbent
 from cspsched.exact.search import Progress, SearchLimits, Watch
-from cspsched.exact.states.state_search import STATE_SEARCH
-from cspsched.exact.states.state_space import MOST_TIME, StateSpace, build_state_space
-from cspsched.exact.timed.timed_search import TIMED_SEARCH, TimedSpace, build_timed_space
+from cspsched.exact.states.search import STATE_SEARCH
+from cspsched.exact.states.space import MOST_TIME, StateSpace, build_state_space
+from cspsched.exact.timed.search import TIMED_SEARCH, TimedSpace, build_timed_space
 from cspsched.problem.instance import Instance, Preemption
 from cspsched.problem.lifting import is_swap_idle, without_swap
 from cspsched.problem.objectives import AnyObjective, Objective

@@ -15,8 +15,8 @@ from cspsched.bounds.certificate import Certificate
 from cspsched.bounds.parts.price_windows import PriceWindows
 from cspsched.bounds.parts.tables import Tables
 from cspsched.bounds.parts.work import WorkTable
-from cspsched.bounds.time_price.time_price import PRICE_UNIT, STRETCH_UNIT, Columns, Prices, total
-from cspsched.bounds.window_price.window_price import (
+from cspsched.bounds.time_price.bound import PRICE_UNIT, STRETCH_UNIT, Columns, Prices, total
+from cspsched.bounds.window_price.bound import (
     WINDOW_PRICE,
     FloatArray,
     WindowPrices,

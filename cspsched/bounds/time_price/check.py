@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from math import floor, isqrt
 
-from cspsched.bounds.parts.check_parts import PlainPrices
+from cspsched.bounds.parts.check import PlainPrices
 from cspsched.bounds.parts.price_windows import Idle
-from cspsched.bounds.time_price.time_price import CHORDS, FINE, PRICE_UNIT, STRETCH_UNIT, Prices
+from cspsched.bounds.time_price.bound import CHORDS, FINE, PRICE_UNIT, STRETCH_UNIT, Prices
 from cspsched.problem.instance import Instance
 from cspsched.problem.request import Request
 from cspsched.units import ceil_div

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from cspsched.exact.parts.unchunked import LINEAR_TERMS, chunks_are_dominated, unrounded_scale
-from cspsched.exact.states.floor_tables import Floors, build_floors, can_sharpen, sharpen_floors
+from cspsched.exact.parts.chunk_dominance import LINEAR_TERMS, chunks_are_dominated, unrounded_scale
+from cspsched.exact.states.heuristic_tables import Floors, build_floors, can_sharpen, sharpen_floors
 from cspsched.problem.cost import FUNCTION_FEATURES, MIXED_FEATURES, BatchFeatures, IntArray, PiecewiseLinear
 from cspsched.problem.instance import Instance, Preemption
 from cspsched.problem.metrics import Objective

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
-from cspsched.bounds.memory_price.volume import PRICE_UNIT, MemoryPrices, Rule
-from cspsched.bounds.parts.check_parts import PlainPrices
+from cspsched.bounds.memory_price.bound import PRICE_UNIT, MemoryPrices, Rule
+from cspsched.bounds.parts.check import PlainPrices
 from cspsched.problem.instance import Instance, Preemption
 from cspsched.problem.request import Request
 from cspsched.units import ceil_div, round_up

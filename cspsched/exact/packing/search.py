@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from cspsched.exact.packing.packing_floor import fill_tables
-from cspsched.exact.packing.packing_moves import advance_packing, new_bench, rest_of
-from cspsched.exact.packing.packing_space import PackingSpace
+from cspsched.exact.packing.heuristic import fill_tables
+from cspsched.exact.packing.space import PackingSpace
+from cspsched.exact.packing.starts import advance_packing, new_bench, rest_of
 from cspsched.exact.parts.label_store import Nodes
 from cspsched.exact.states.best_first import OPEN
-from cspsched.exact.states.state_search import (
+from cspsched.exact.states.search import (
     MOST_LABELS,
     NOBODY,
     StateOutcome,

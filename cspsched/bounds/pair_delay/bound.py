@@ -19,12 +19,12 @@ from functools import cached_property
 import numpy as np
 
 from cspsched.bounds.certificate import Certificate, Details
-from cspsched.bounds.pair_delay.pair_conflicts import Conflict, conflicts
+from cspsched.bounds.pair_delay.conflicts import Conflict, conflicts
 from cspsched.bounds.parts.chunking import decodes_ns
 from cspsched.bounds.parts.entries import EntryTable
 from cspsched.bounds.parts.minorant import reachable_maxima
 from cspsched.bounds.parts.tables import Tables
-from cspsched.bounds.time_price.time_price import total
+from cspsched.bounds.time_price.bound import total
 from cspsched.problem.cost import INT64_SAFE, IntArray
 from cspsched.problem.metrics import Objective
 from cspsched.units import ceil_div

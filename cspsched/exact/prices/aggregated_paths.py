@@ -2,9 +2,9 @@
 
 A *level* is how many requests are on the device and how many KV tokens they hold; who they are is forgotten.
 A batch of d decodes raises it by d tokens and earns the best prices of d tokens that hold at most so much
-together (`cspsched.exact.prices.level_patterns`); a prefill raises it by what it processes; who finishes or
-is evicted lowers it. So every schedule is a walk through levels, from nobody to nobody. If no way round earns
-more than it costs, neither does a schedule, and the sum of its prices is a bound.
+together (`cspsched.exact.prices.aggregated_decodes`); a prefill raises it by what it processes; who finishes
+or is evicted lowers it. So every schedule is a walk through levels, from nobody to nobody. If no way round
+earns more than it costs, neither does a schedule, and the sum of its prices is a bound.
 
 Values are improved in place until nothing changes (Bellman and Ford). What was last improved from where is
 a forest as long as no way round is negative; every cycle in it is such a way.
@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cspsched.exact.jit import compiled
-from cspsched.exact.prices.level_patterns import NEVER, Lines, trace_pattern
+from cspsched.exact.prices.aggregated_decodes import NEVER, Lines, trace_pattern
 from cspsched.problem.cost import IntArray
 
 Column = npt.NDArray[Any]

@@ -19,8 +19,8 @@ from cspsched.exact.states.best_first import (
     new_scratch,
     number_of,
 )
-from cspsched.exact.states.state_floor import floor_on_rest
-from cspsched.exact.states.state_space import StateSpace
+from cspsched.exact.states.heuristic import floor_on_rest
+from cspsched.exact.states.space import StateSpace
 from cspsched.problem.result import StopReason
 from cspsched.units import ceil_div
 

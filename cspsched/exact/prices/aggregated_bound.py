@@ -7,10 +7,10 @@ from collections.abc import Callable
 import numpy as np
 
 from cspsched.bounds.parts.minorant import minorants
+from cspsched.exact.parts.chunk_dominance import chunks_are_dominated
 from cspsched.exact.parts.token_work import Work, work_of
-from cspsched.exact.parts.unchunked import chunks_are_dominated
-from cspsched.exact.prices.level_prices import level_prices, proven_by
-from cspsched.exact.prices.level_walks import LevelMoves
+from cspsched.exact.prices.aggregated_path_prices import level_prices, proven_by
+from cspsched.exact.prices.aggregated_paths import LevelMoves
 from cspsched.problem.cost import IntArray
 from cspsched.problem.instance import Instance, Preemption
 from cspsched.problem.lifting import is_swap_idle

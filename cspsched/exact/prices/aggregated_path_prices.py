@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cspsched.errors import InternalError
-from cspsched.exact.prices.level_patterns import NEVER, Lines, best_patterns
-from cspsched.exact.prices.level_walks import (
+from cspsched.exact.prices.aggregated_decodes import NEVER, Lines, best_patterns
+from cspsched.exact.prices.aggregated_paths import (
     DECODE,
     LevelMoves,
     LevelPrices,

@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from cspsched.bounds.certificate import Details
 from cspsched.bounds.parts.price_windows import Idle, Placed, PriceWindows, idle_details, idle_from_details
-from cspsched.bounds.time_price.time_price import (
+from cspsched.bounds.time_price.bound import (
     PRICE_UNIT,
     STRETCH_UNIT,
     Columns,
@@ -221,7 +221,7 @@ class Outcome(NamedTuple):
 
 def outcome(table: WindowTable, chosen: WindowPrices) -> Outcome | None:
     """The bound on the sum of latencies; None where 64-bit integers might overflow."""
-    from cspsched.bounds.window_price.window_price_kernel import (
+    from cspsched.bounds.window_price.kernel import (
         COST,
         NUM_ROWS,
         Given,

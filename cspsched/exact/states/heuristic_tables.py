@@ -1,9 +1,9 @@
 """Tables for the floor of the state search: sizes, work and prices of all tokens still to come.
 
 Sizes come from dual-feasible functions of the KV blocks (Fekete and Schepers 2001), prices from the pattern
-linear program (`cspsched.exact.prices.pattern_prices`), and better ones, where there is time, from ways
-through the resident states (`cspsched.exact.prices.walk_prices`). Amounts of time are in `scale` parts of a
-nanosecond.
+linear program (`cspsched.exact.prices.batch_pattern_prices`), and better ones, where there is time, from ways
+through the resident states (`cspsched.exact.prices.resident_path_prices`). Amounts of time are in `scale`
+parts of a nanosecond.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import numpy as np
 
 from cspsched.bounds.parts.minorant import minorants
 from cspsched.exact.parts.token_work import Work, work_of
-from cspsched.exact.prices.pattern_prices import Tokens, token_prices
+from cspsched.exact.prices.batch_pattern_prices import Tokens, token_prices
+from cspsched.exact.prices.resident_path_prices import WalkPrices, walk_prices
+from cspsched.exact.prices.resident_paths import Moves
 from cspsched.exact.prices.resident_states import Column, Residents, count_residents, list_residents
-from cspsched.exact.prices.resident_walks import Moves
-from cspsched.exact.prices.walk_prices import WalkPrices, walk_prices
 from cspsched.problem.cost import IntArray
 from cspsched.problem.instance import Instance, Preemption
 from cspsched.problem.metrics import Objective

@@ -21,8 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cspsched.errors import InternalError
+from cspsched.exact.prices.resident_paths import DECODE, HYBRID, PREFILL, Moves, new_walks, settle
 from cspsched.exact.prices.resident_states import Residents
-from cspsched.exact.prices.resident_walks import DECODE, HYBRID, PREFILL, Moves, new_walks, settle
 from cspsched.problem.cost import IntArray
 
 MOST_CYCLES = 100

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from cspsched.exact.timed.timed_floor import Rests, earliest_ends
-from cspsched.exact.timed.timed_moves import LocalStates
+from cspsched.exact.timed.heuristic import Rests, earliest_ends
+from cspsched.exact.timed.moves import LocalStates
 from cspsched.problem.linear_form import LinearForm
 from cspsched.problem.request import Request
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from cspsched.bounds.parts.minorant import Minorant, minorants
 from cspsched.exact.heuristics.list_schedule import share
-from cspsched.exact.packing.packing_floor import Rests, fill_tables, list_thirds
-from cspsched.exact.states.state_space import StateSpace
+from cspsched.exact.packing.heuristic import Rests, fill_tables, list_thirds
+from cspsched.exact.states.space import StateSpace
 from cspsched.problem.cost import BatchFeatures, CostModel, IntArray
 from cspsched.problem.instance import Instance
 from cspsched.problem.metrics import Objective

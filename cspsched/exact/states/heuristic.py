@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from cspsched.exact.jit import inner, outer
 from cspsched.exact.prices.resident_states import state_of
-from cspsched.exact.states.floor_tables import Floors
-from cspsched.exact.states.state_space import Shape
+from cspsched.exact.states.heuristic_tables import Floors
+from cspsched.exact.states.space import Shape
 from cspsched.problem.cost import IntArray
 
 

@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from cspsched.exact.timed.timed_floor import rests_until
-from cspsched.exact.timed.timed_moves import Event, LocalStates, Move
-from cspsched.exact.timed.timed_value import Stand, State, Values
+from cspsched.exact.timed.heuristic import rests_until
+from cspsched.exact.timed.moves import Event, LocalStates, Move
+from cspsched.exact.timed.values import Stand, State, Values
 from cspsched.problem.cost import BatchFeatures
 from cspsched.problem.instance import Instance
 from cspsched.problem.linear_form import linear_form

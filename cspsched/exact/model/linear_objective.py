@@ -10,8 +10,8 @@ from functools import cached_property
 
 from ortools.sat.python import cp_model
 
+from cspsched.exact.model.batch_duration import Amount
 from cspsched.exact.model.grid import Cell, Grid
-from cspsched.exact.model.pricing import Amount
 from cspsched.exact.model.timeline import Timeline, sum_of_waiting
 from cspsched.problem.linear_form import LinearForm
 

@@ -180,7 +180,7 @@ def residents(tables: Tables) -> Residents:
 
 def least_ends(table: Residents, chosen: MemoryPrices) -> int | None:
     """Lower bound on the sum of e_i, or None where 64-bit integers might overflow."""
-    from cspsched.bounds.memory_price.volume_kernel import least_costs
+    from cspsched.bounds.memory_price.kernel import least_costs
 
     unit, longest = table.unit(chosen.rules), int((table.outputs + table.chunks).max())
     length = chosen.num_batches + longest

@@ -13,7 +13,7 @@ import numpy as np
 
 from cspsched.exact.batch_time import duration_of
 from cspsched.exact.jit import compiled
-from cspsched.exact.states.state_space import Prices
+from cspsched.exact.states.space import Prices
 from cspsched.problem.cost import IntArray
 
 NO_SCHEDULE = 2**62

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cspsched.bounds.certificate import Certificate
-from cspsched.bounds.memory_price.volume import (
+from cspsched.bounds.memory_price.bound import (
     MEMORY_PRICE,
     PRICE_UNIT,
     MemoryPrices,
@@ -145,7 +145,7 @@ class Search:
         return self._value(temperature, prices, gradient), gradient
 
     def _value(self, temperature: float, prices: FloatArray, gradient: FloatArray) -> float:
-        from cspsched.bounds.memory_price.volume_kernel import smoothed_costs
+        from cspsched.bounds.memory_price.kernel import smoothed_costs
 
         table = self.table
         longest = int((table.outputs + table.chunks).max())

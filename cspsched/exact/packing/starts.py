@@ -13,7 +13,7 @@ import numpy as np
 
 from cspsched.exact.batch_time import duration_of
 from cspsched.exact.jit import inner, merged, outer
-from cspsched.exact.packing.packing_floor import Rests, least_rest
+from cspsched.exact.packing.heuristic import Rests, least_rest
 from cspsched.exact.parts.label_store import Nodes, find_slot, is_full, new_label, pop, push, reach
 from cspsched.exact.states.best_first import (
     EXHAUSTED,
@@ -24,9 +24,9 @@ from cspsched.exact.states.best_first import (
     read_number,
     waiting_for,
 )
-from cspsched.exact.states.floor_tables import Floors
-from cspsched.exact.states.state_floor import floor_on_rest
-from cspsched.exact.states.state_space import Prices, Shape
+from cspsched.exact.states.heuristic import floor_on_rest
+from cspsched.exact.states.heuristic_tables import Floors
+from cspsched.exact.states.space import Prices, Shape
 from cspsched.problem.cost import IntArray
 
 

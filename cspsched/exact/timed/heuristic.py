@@ -20,7 +20,7 @@ from math import lcm
 from typing import NamedTuple
 
 from cspsched.bounds.parts.minorant import Minorant, minorants
-from cspsched.exact.timed.timed_moves import LocalStates, Move
+from cspsched.exact.timed.moves import LocalStates, Move
 from cspsched.problem.cost import BatchFeatures
 from cspsched.problem.instance import Instance
 
