@@ -15,7 +15,7 @@ from cspsched.problem.metrics import Objective
 
 COLD_RUN = """
 import json
-from cspsched.exact import batch_time
+from cspsched.compiled import batch_time
 from cspsched.exact.packing import heuristic as packing_heuristic, starts
 from cspsched.exact.parts import label_store
 from cspsched.exact.portfolio import solve_exactly

@@ -7,10 +7,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 
+from cspsched.compiled.jit import told_of_compiling
 from cspsched.exact.closed_form import closed_form_bound
 from cspsched.exact.heuristics.first_schedules import first_schedules
 from cspsched.exact.heuristics.local_search import LOCAL_SEARCH, can_dispatch
-from cspsched.exact.jit import told_of_compiling
 from cspsched.exact.members import (
     MODEL,
     beside,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from cspsched.bounds.jit import compiled, compiled_roughly
+from cspsched.compiled.jit import outer, outer_roughly
 from cspsched.problem.cost import IntArray
 
 FloatArray = npt.NDArray[np.float64]
@@ -16,7 +16,7 @@ NEGLIGIBLE, SMALLEST_WEIGHT = 12.0, 1e-4
 """Ends that cost so many temperatures more than the best one do not count, nor do such small weights."""
 
 
-@compiled
+@outer
 def least_costs(
     shares: IntArray,
     prices: IntArray,
@@ -63,7 +63,7 @@ def least_costs(
                 costs[i] = min(costs[i], least[j] + batch * (j + 1))
 
 
-@compiled_roughly
+@outer_roughly
 def smoothed_costs(
     shares: FloatArray,
     firsts: IntArray,

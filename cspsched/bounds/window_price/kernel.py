@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from cspsched.bounds.jit import compiled
+from cspsched.compiled.jit import outer
 from cspsched.problem.cost import IntArray
 
 FloatArray = npt.NDArray[np.float64]
@@ -40,7 +40,7 @@ class Given(NamedTuple):
     scalars: IntArray
 
 
-@compiled
+@outer
 def least_costs(g: Given, found: IntArray, state: IntArray) -> None:
     """Fill the rows COST, PROMPT_WINDOW, LAST_WINDOW and LINE of `found` for every request.
 
@@ -88,7 +88,7 @@ def least_costs(g: Given, found: IntArray, state: IntArray) -> None:
         found[COST, i] = best // DOUBLE_RATE
 
 
-@compiled
+@outer
 def _dearest_line(g: Given, i: int, state: IntArray, cheapest: int, rest: int) -> tuple[int, int]:
     """The line that shows the largest cost if the request ends in the window, and that cost."""
     chosen, most = 0, -MUCH
@@ -101,7 +101,7 @@ def _dearest_line(g: Given, i: int, state: IntArray, cheapest: int, rest: int) -
     return chosen, most
 
 
-@compiled
+@outer
 def _given(g: Given, i: int, line: int, window: int) -> int:
     """Twice the most that a line gives for a nanosecond of a window, in rate units."""
     if g.last[i] <= g.first[i]:
@@ -109,7 +109,7 @@ def _given(g: Given, i: int, line: int, window: int) -> int:
     return int(2 * max(_rate(g, line, window, g.first[i] + 1), _rate(g, line, window, g.last[i]), 0))
 
 
-@compiled
+@outer
 def _rate(g: Given, line: int, window: int, resident: int) -> int:
     """What a line gives at most for one token at the price of a window (h), rounded up."""
     memory = 0
@@ -121,7 +121,7 @@ def _rate(g: Given, line: int, window: int, resident: int) -> int:
     return int((((root * root >> 20) + 1) * g.scalars[INVERSE] >> 20) + 1 - memory)
 
 
-@compiled
+@outer
 def add_gradient(g: Given, found: IntArray, gradient: FloatArray) -> None:
     """Add what a little more of each price adds to the least costs, in nanoseconds; it proves nothing."""
     window_ns, alpha = g.scalars[WINDOW_NS], 2.0**40 / 256 / g.scalars[INVERSE]

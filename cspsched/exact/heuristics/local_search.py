@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cspsched.compiled.batch_time import CostTables, cost_tables
+from cspsched.compiled.jit import compiled
 from cspsched.exact.heuristics.list_schedule import one_at_a_time
 from cspsched.exact.heuristics.plan_scheduler import NO_SCHEDULE, Plan, Trace, Workload, run_plan
-from cspsched.exact.jit import compiled
 from cspsched.exact.model.exact_model import Decisions
-from cspsched.exact.states.space import Prices, price_tables
 from cspsched.problem.cost import IntArray
 from cspsched.problem.instance import Instance, Preemption
 from cspsched.problem.linear_form import LinearForm, linear_form
@@ -54,7 +54,7 @@ def improve(
     instance: Instance, objective: AnyObjective, seed: int, time_left: Callable[[], float]
 ) -> Iterator[Decisions]:
     """Ever better schedules, the first from the best of some plain orders, until time is over."""
-    load, prices = _workload(instance, objective), price_tables(instance, 1)
+    load, prices = _workload(instance, objective), cost_tables(instance.cost, 1)
     room = 4 * sum(request.peak_kv_tokens for request in instance.requests)
     trace = Trace(np.zeros((room, 3), np.int64), np.zeros((room, 2), np.int64), np.zeros(2, np.int64))
     allotted = time_left()
@@ -139,7 +139,7 @@ def _weights(load: Workload) -> IntArray:
     return weights
 
 
-def _first_plan(load: Workload, prices: Prices, trace: Trace) -> tuple[Plan, int]:
+def _first_plan(load: Workload, prices: CostTables, trace: Trace) -> tuple[Plan, int]:
     """Best of the plain orders, with and without admission by peak."""
     orders = [np.argsort(key(load), kind="stable") for key in ORDERS]
     plans = [
@@ -175,7 +175,7 @@ def _seed(seed: int) -> None:
 @compiled
 def _anneal(
     load: Workload,
-    prices: Prices,
+    prices: CostTables,
     plan: Plan,
     best: Plan,
     trace: Trace,
@@ -219,7 +219,7 @@ def _anneal(
         plan.modes[mode] = old_mode
 
 
-def _decisions(load: Workload, prices: Prices, plan: Plan, trace: Trace) -> Decisions:
+def _decisions(load: Workload, prices: CostTables, plan: Plan, trace: Trace) -> Decisions:
     """Batches and evictions of a plan."""
     run_plan(load, prices, plan, trace, NO_SCHEDULE)
     batches: dict[int, list[tuple[int, int]]] = {}

@@ -11,9 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cspsched.exact.batch_time import duration_of
-from cspsched.exact.jit import compiled
-from cspsched.exact.states.space import Prices
+from cspsched.compiled.batch_time import CostTables, batch_time
+from cspsched.compiled.jit import compiled
 from cspsched.problem.cost import IntArray
 
 NO_SCHEDULE = 2**62
@@ -133,7 +132,7 @@ def _admits(load: Workload, plan: Plan, kv: IntArray, i: int) -> bool:
 
 
 @compiled
-def run_plan(load: Workload, prices: Prices, plan: Plan, trace: Trace, best: int) -> int:
+def run_plan(load: Workload, prices: CostTables, plan: Plan, trace: Trace, best: int) -> int:
     """Value of a plan, by the weights; `NO_SCHEDULE` as soon as it must be more than `best`."""
     n = len(plan.order)
     kv, generated = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64)
@@ -195,7 +194,7 @@ def run_plan(load: Workload, prices: Prices, plan: Plan, trace: Trace, best: int
                 return NO_SCHEDULE
             clock = following
             continue
-        clock += duration_of(prices, features)
+        clock += batch_time(prices, features)
         for i in range(n):
             if taken[i] == 0:
                 continue

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from cspsched.exact.jit import inner, outer
+from cspsched.compiled.jit import inner, outer
 from cspsched.exact.parts.label_store import Column
 from cspsched.problem.cost import IntArray
 

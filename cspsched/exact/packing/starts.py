@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cspsched.exact.batch_time import duration_of
-from cspsched.exact.jit import inner, merged, outer
+from cspsched.compiled.batch_time import CostTables, batch_time
+from cspsched.compiled.jit import inner, merged, outer
 from cspsched.exact.packing.heuristic import Rests, least_rest
 from cspsched.exact.parts.label_store import Nodes, find_slot, is_full, new_label, pop, push, reach
 from cspsched.exact.states.best_first import (
@@ -26,7 +26,7 @@ from cspsched.exact.states.best_first import (
 )
 from cspsched.exact.states.heuristic import floor_on_rest
 from cspsched.exact.states.heuristic_tables import Floors
-from cspsched.exact.states.space import Prices, Shape
+from cspsched.exact.states.space import Shape
 from cspsched.problem.cost import IntArray
 
 
@@ -132,7 +132,7 @@ def rest_of(shape: Shape, rests: Rests, floors: Floors, generated: IntArray, ben
 @merged
 def run_batch(
     shape: Shape,
-    prices: Prices,
+    prices: CostTables,
     rests: Rests,
     floors: Floors,
     nodes: Nodes,
@@ -149,7 +149,7 @@ def run_batch(
             processed |= 1 << i
     if processed == 0:
         return
-    cost = nodes.cost[label] + duration_of(prices, bench.features) * waiting_for(shape, bench.generated)
+    cost = nodes.cost[label] + batch_time(prices, bench.features) * waiting_for(shape, bench.generated)
     if cost >= upper:
         return
     if is_full(nodes):
@@ -172,7 +172,7 @@ def run_batch(
 @merged
 def expand(
     shape: Shape,
-    prices: Prices,
+    prices: CostTables,
     rests: Rests,
     floors: Floors,
     nodes: Nodes,
@@ -208,7 +208,7 @@ def expand(
 @outer
 def advance_packing(
     shape: Shape,
-    prices: Prices,
+    prices: CostTables,
     rests: Rests,
     floors: Floors,
     nodes: Nodes,

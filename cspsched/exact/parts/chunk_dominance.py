@@ -16,10 +16,9 @@ from __future__ import annotations
 from fractions import Fraction
 from math import lcm
 
+from cspsched.compiled.batch_time import LINEAR_TERMS
 from cspsched.problem.cost import PiecewiseLinear, triangle
 from cspsched.problem.instance import Instance
-
-LINEAR_TERMS = ("tokens", "prefill_attention", "prefill_tokens")
 
 
 def chunks_are_dominated(instance: Instance) -> bool:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from cspsched.exact.jit import inner, outer
+from cspsched.compiled.jit import inner, outer
 from cspsched.problem.cost import IntArray
 
 Column = npt.NDArray[Any]

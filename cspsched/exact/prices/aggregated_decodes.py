@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cspsched.exact.jit import compiled
+from cspsched.compiled.jit import compiled
 from cspsched.problem.cost import IntArray
 
 NEVER = -(2**61)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from cspsched.exact.jit import compiled
+from cspsched.compiled.jit import compiled
 from cspsched.exact.prices.aggregated_decodes import NEVER, Lines, trace_pattern
 from cspsched.problem.cost import IntArray
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cspsched.exact.jit import outer
+from cspsched.compiled.jit import outer
 from cspsched.problem.cost import IntArray
 
 MOST_ROUNDS = 120

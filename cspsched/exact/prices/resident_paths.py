@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from cspsched.exact.jit import compiled
+from cspsched.compiled.jit import compiled
 from cspsched.exact.prices.resident_states import Residents, state_of
 from cspsched.problem.cost import IntArray
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from cspsched.exact.jit import compiled, outer
+from cspsched.compiled.jit import compiled, outer
 from cspsched.exact.parts.label_store import HASH_FACTOR
 from cspsched.problem.cost import IntArray
 

@@ -14,12 +14,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cspsched.exact.batch_time import duration_of
-from cspsched.exact.jit import inner, merged, outer
+from cspsched.compiled.batch_time import CostTables, batch_time
+from cspsched.compiled.jit import inner, merged, outer
 from cspsched.exact.parts.label_store import Nodes, find_slot, is_full, label_of, new_label, pop, push, reach
 from cspsched.exact.states.heuristic import floor_on_rest
 from cspsched.exact.states.heuristic_tables import Floors
-from cspsched.exact.states.space import Prices, Shape
+from cspsched.exact.states.space import Shape
 from cspsched.problem.cost import IntArray
 
 OPEN, FINISHED, FULL, EXHAUSTED = 0, 1, 2, 3
@@ -218,7 +218,7 @@ def can_finish(shape: Shape, generated: IntArray, processed: int) -> bool:
 @merged
 def run_batch(
     shape: Shape,
-    prices: Prices,
+    prices: CostTables,
     floors: Floors,
     nodes: Nodes,
     scratch: Scratch,
@@ -230,7 +230,7 @@ def run_batch(
 ) -> None:
     """Reach the state behind a batch, if it is the cheapest way so far and can still beat the upper bound."""
     n, generated, processed = len(shape.outputs), scratch.generated, batch.processed
-    cost = nodes.cost[label] + duration_of(prices, scratch.features) * waiting
+    cost = nodes.cost[label] + batch_time(prices, scratch.features) * waiting
     if cost >= upper:
         return
     present = (batch.kept | processed) & ~batch.done
@@ -262,7 +262,7 @@ def run_batch(
 @merged
 def expand(
     shape: Shape,
-    prices: Prices,
+    prices: CostTables,
     floors: Floors,
     nodes: Nodes,
     scratch: Scratch,
@@ -300,7 +300,7 @@ def expand(
 @outer
 def advance(
     shape: Shape,
-    prices: Prices,
+    prices: CostTables,
     floors: Floors,
     nodes: Nodes,
     scratch: Scratch,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cspsched.exact.jit import inner, outer
+from cspsched.compiled.jit import inner, outer
 from cspsched.exact.prices.resident_states import state_of
 from cspsched.exact.states.heuristic_tables import Floors
 from cspsched.exact.states.space import Shape

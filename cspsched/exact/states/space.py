@@ -12,26 +12,17 @@ from math import prod
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from cspsched.exact.parts.chunk_dominance import LINEAR_TERMS, chunks_are_dominated, unrounded_scale
+from cspsched.compiled.batch_time import CostTables, cost_tables
+from cspsched.exact.parts.chunk_dominance import chunks_are_dominated, unrounded_scale
 from cspsched.exact.states.heuristic_tables import Floors, build_floors, can_sharpen, sharpen_floors
-from cspsched.problem.cost import FUNCTION_FEATURES, MIXED_FEATURES, BatchFeatures, IntArray, PiecewiseLinear
+from cspsched.problem.cost import IntArray
 from cspsched.problem.instance import Instance, Preemption
 from cspsched.problem.metrics import Objective
 
 MOST_REQUESTS = 20
 MOST_SCALE = 10**6
 MOST_TIME = 2**60
-MIXED = (*MIXED_FEATURES, "mixed_request_term")
-PRICED = (*FUNCTION_FEATURES, "prefill_request_term", "decode_request_term", *MIXED)
-FEATURE_OF = {
-    **FUNCTION_FEATURES,
-    **MIXED_FEATURES,
-    "prefill_request_term": "num_prefills",
-    "decode_request_term": "num_decodes",
-    "mixed_request_term": "num_decodes",
-}
 
 
 class Shape(NamedTuple):
@@ -59,23 +50,6 @@ class Shape(NamedTuple):
     """Tokens that a request waits for: all of them, or the first; -1 for makespan."""
 
 
-class Prices(NamedTuple):
-    """Batch time: constants, and the pieces of every term, shape (num_terms, num_pieces)."""
-
-    step: int
-    prefill_batch: int
-    decode_batch: int
-    feature: IntArray
-    knots: IntArray
-    bases: IntArray
-    slopes: IntArray
-    denominators: IntArray
-    rounded: npt.NDArray[np.bool_]
-    mixed: npt.NDArray[np.bool_]
-    """Whether only batches with a prefill pay a term."""
-    scale: int
-
-
 @dataclass(kw_only=True)
 class StateSpace:
     """Everything that the search reads."""
@@ -83,7 +57,7 @@ class StateSpace:
     instance: Instance
     objective: Objective
     shape: Shape
-    prices: Prices
+    prices: CostTables
     floors: Floors
     """The strongest so far: a search that takes long has them sharpened, for all searches."""
 
@@ -120,7 +94,7 @@ def build_state_space(instance: Instance, objective: Objective, upper_ns: int) -
         instance=instance,
         objective=objective,
         shape=shape,
-        prices=price_tables(instance, scale),
+        prices=cost_tables(instance.cost, scale),
         floors=build_floors(instance, shape.blocks, objective, scale),
     )
 
@@ -183,28 +157,3 @@ def _twins(instance: Instance) -> list[int]:
         twins.append(last.get(key, -1))
         last[key] = i
     return twins
-
-
-def price_tables(instance: Instance, scale: int) -> Prices:
-    """Terms of the cost model as tables, in `scale` parts of a nanosecond."""
-    cost = instance.cost
-    functions: list[PiecewiseLinear] = [getattr(cost, name) for name in PRICED]
-    width = max(len(function.knots) for function in functions)
-    never = 2**62
-
-    def table(rows: list[tuple[int, ...]], filler: int) -> IntArray:
-        return np.array([[*row, *[filler] * (width - len(row))] for row in rows], dtype=np.int64)
-
-    return Prices(
-        step=cost.step_ceil * scale,
-        prefill_batch=cost.prefill_batch_ceil * scale,
-        decode_batch=cost.decode_batch_ceil * scale,
-        feature=np.array([BatchFeatures._fields.index(FEATURE_OF[name]) for name in PRICED]),
-        knots=table([function.knots for function in functions], never),
-        bases=table([function.knot_numerators for function in functions], 0),
-        slopes=table([function.slope_numerators for function in functions], 0),
-        denominators=np.array([function.denominator for function in functions], dtype=np.int64),
-        rounded=np.array([scale == 1 or name not in LINEAR_TERMS for name in PRICED]),
-        mixed=np.array([name in MIXED for name in PRICED]),
-        scale=scale,
-    )

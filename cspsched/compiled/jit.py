@@ -1,4 +1,4 @@
-"""How the searches are compiled. Under NUMBA_DISABLE_JIT=1 the same source runs as plain Python.
+"""How searches and kernels are compiled. Under NUMBA_DISABLE_JIT=1 the same source runs as plain Python.
 
 Compiling is most of what a first run does, so it is kept short. Whatever a function calls is optimised again
 with it: each level of calls costs as much as all those below. Entries from Python, references that are
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -19,7 +20,7 @@ from cspsched.problem.sources import source_version
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-VERSION = source_version(Path(__file__).parent)
+PACKAGE = Path(__file__).parents[1]
 
 LEAN: dict[str, Any] = {"nogil": True, "error_model": "numpy", "_nrt": False}
 """For functions that allocate no memory: references to arrays need not be counted."""
@@ -67,14 +68,33 @@ def inner(function: Function) -> Function:
     return _jit(function, **LEAN, **INNER)
 
 
+def outer_roughly(function: Function) -> Function:
+    """Do the same as `outer`, with sums of floats in any order."""
+    return _kept(function, **LEAN, fastmath=True)
+
+
 def merged(function: Function) -> Function:
     """Compile a large function as a part of the only one that calls it: that is one level of calls less."""
     return _jit(function, **LEAN, **INNER, inline="always")
 
 
 def _kept(function: Function, **options: Any) -> Function:
-    function.__qualname__ += f"_{VERSION}"
+    function.__qualname__ += f"_{version_of(function.__module__)}"
     return _jit(function, **options, cache=True)
+
+
+def version_of(module: str) -> str:
+    """Which state of the sources a function of `module` is compiled from.
+
+    These are all of the part of the package that the module is in, such as `cspsched.exact`, and this folder:
+    compiled functions call no others.
+    """
+    return _version_of_part(module.split(".")[1])
+
+
+@cache
+def _version_of_part(part: str) -> str:
+    return source_version(Path(__file__).parent, PACKAGE / part)
 
 
 def _jit(function: Function, **options: Any) -> Function:
