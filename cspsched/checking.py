@@ -331,7 +331,7 @@ def _searched_again(result: Result, stage: int, claim: Claim, limits: SearchLimi
     if claim.verdict is not Verdict.NOT_REDERIVED or not isinstance(claim.stated, int):
         return claim
     from cspsched.exact.model.exact_model import Ceiling
-    from cspsched.exact.portfolio import solve_exactly
+    from cspsched.exact.solver import solve_exactly
 
     assert result.schedule is not None
     objective = [*(one.objective for one in result.earlier), result.objective][stage]

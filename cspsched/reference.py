@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 
 from cspsched.errors import InternalError, UsageError
 from cspsched.exact.heuristics.list_schedule import list_schedules
-from cspsched.exact.portfolio import solve_exactly
 from cspsched.exact.search import Progress, SearchLimits
+from cspsched.exact.solver import solve_exactly
 from cspsched.improve.ends import lower_end
 from cspsched.improve.improvement import UNKNOWN_NS, ImproveLimits, find_better
 from cspsched.improve.rivals import Rival, run_reference

@@ -20,8 +20,8 @@ import cspsched
 from cspsched.bounds import certificates
 from cspsched.cli.group import cspsched_group, run
 from cspsched.exact.model import rules, start_model, timeline
-from cspsched.exact.portfolio import solve_exactly
 from cspsched.exact.search import SearchLimits
+from cspsched.exact.solver import solve_exactly
 from cspsched.problem import referee
 from cspsched.problem.cost import COST_SCHEMA, CostModel
 from cspsched.problem.metrics import Objective

@@ -18,7 +18,7 @@ import json
 from cspsched.compiled import batch_time
 from cspsched.exact.packing import heuristic as packing_heuristic, starts
 from cspsched.exact.parts import label_store
-from cspsched.exact.portfolio import solve_exactly
+from cspsched.exact.solver import solve_exactly
 from cspsched.exact.search import SearchLimits
 from cspsched.exact.states import best_first, heuristic
 from cspsched.problem.metrics import Objective

@@ -9,11 +9,10 @@ import pytest
 from ortools.sat.python import cp_model
 
 from cspsched.costs.presets import load_cost
-from cspsched.exact import portfolio
+from cspsched.exact import portfolio, solver
 from cspsched.exact.closed_form import ClosedForm
 from cspsched.exact.heuristics.first_schedules import first_schedules
 from cspsched.exact.model.batch_model import BatchModel
-from cspsched.exact.portfolio import solve_exactly
 from cspsched.exact.record import best_incumbent
 from cspsched.exact.search import (
     InvalidModelError,
@@ -24,6 +23,7 @@ from cspsched.exact.search import (
     search,
     solve_briefly,
 )
+from cspsched.exact.solver import solve_exactly
 from cspsched.problem.cost import CostModel
 from cspsched.problem.linear_form import read_objectives
 from cspsched.problem.metrics import Objective
@@ -49,12 +49,8 @@ def late(factor, *, switches=None):
 @pytest.fixture
 def only_the_model(monkeypatch):
     """No other member, and no bound that would do without."""
-    monkeypatch.setattr(portfolio, "_state_space", lambda *_: None)
-    monkeypatch.setattr(portfolio, "build_timed_space", lambda *_: None)
-    monkeypatch.setattr(portfolio, "_can_dispatch", lambda *_: False)
-    monkeypatch.setattr(portfolio, "_can_count", lambda *_: False)
-    monkeypatch.setattr(portfolio, "_needs_levels", lambda *_: False)
-    monkeypatch.setattr(portfolio, "closed_form_bound", lambda *_: ClosedForm(0, "nothing", {}))
+    monkeypatch.setattr(portfolio, "PORTFOLIO", portfolio.PORTFOLIO[-1:])
+    monkeypatch.setattr(solver, "closed_form_bound", lambda *_: ClosedForm(0, "nothing", {}))
 
 
 @pytest.mark.usefixtures("only_the_model")

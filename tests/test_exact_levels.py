@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from cspsched.bounds import best_bound
 from cspsched.errors import InternalError
-from cspsched.exact.portfolio import solve_exactly
 from cspsched.exact.prices.aggregated_bound import LEVEL_WALKS, bound_levels, can_bound_levels
 from cspsched.exact.prices.aggregated_decodes import NEVER, Lines, best_patterns, trace_pattern
 from cspsched.exact.prices.aggregated_path_prices import _Search, level_prices, proven_by, token_prices
 from cspsched.exact.prices.aggregated_paths import LevelMoves, LevelPrices
 from cspsched.exact.search import SearchLimits
+from cspsched.exact.solver import solve_exactly
 from cspsched.problem.instance import Preemption, Switches
 from cspsched.problem.metrics import Objective
 from tests.instances import instance_of

@@ -12,10 +12,10 @@ from cspsched.compiled.batch_time import cost_tables
 from cspsched.exact.heuristics.first_schedules import first_schedules
 from cspsched.exact.heuristics.local_search import _decisions, _workload, can_dispatch, improve
 from cspsched.exact.heuristics.plan_scheduler import NO_SCHEDULE, Plan, Trace, run_plan
-from cspsched.exact.portfolio import solve_exactly
 from cspsched.exact.prices.batch_pattern_prices import Tokens, token_prices
 from cspsched.exact.record import best_incumbent
 from cspsched.exact.search import SearchLimits
+from cspsched.exact.solver import solve_exactly
 from cspsched.policies.base import make_policy
 from cspsched.problem.linear_form import linear_form, read_objectives
 from cspsched.problem.metrics import Objective, measure

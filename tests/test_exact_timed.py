@@ -7,8 +7,8 @@ from fractions import Fraction
 
 import pytest
 
-from cspsched.exact.portfolio import solve_exactly
 from cspsched.exact.search import SearchLimits
+from cspsched.exact.solver import solve_exactly
 from cspsched.exact.timed.heuristic import earliest_ends
 from cspsched.exact.timed.moves import Event, LocalStates
 from cspsched.exact.timed.search import TIMED_SEARCH, TimedSearch, TimedTalk, build_timed_space

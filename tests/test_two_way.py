@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cspsched.exact.model.batch_model import BatchModel
-from cspsched.exact.portfolio import solve_exactly
 from cspsched.exact.search import SearchLimits, complete_hint
+from cspsched.exact.solver import solve_exactly
 from cspsched.policies.base import make_policy
 from cspsched.problem.instance import Switches
 from cspsched.problem.metrics import Objective, measure

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from cspsched.exact.model.exact_model import Ceiling
-from cspsched.exact.portfolio import solve_exactly
 from cspsched.exact.search import Progress, SearchLimits
+from cspsched.exact.solver import solve_exactly
 from cspsched.problem.instance import Instance
 from cspsched.problem.metrics import measure
 from cspsched.problem.objectives import AnyObjective
