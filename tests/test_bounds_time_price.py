@@ -14,9 +14,10 @@ from cspsched.bounds import Certificate, best_bound, check_certificate
 from cspsched.bounds.parts.price_windows import Idle
 from cspsched.bounds.parts.tables import Tables
 from cspsched.bounds.time_price import bound as time_price_bound
-from cspsched.bounds.time_price.bound import PRICE_UNIT, TIME_PRICE, Prices, Waits, bound_ns, columns
+from cspsched.bounds.time_price.bound import Waits, bound_ns, columns
+from cspsched.bounds.time_price.details import PRICE_UNIT, TIME_PRICE, Prices
 from cspsched.bounds.time_price.search import time_price_certificates
-from cspsched.bounds.window_price.bound import WINDOW_PRICE, WindowPrices
+from cspsched.bounds.window_price.details import WINDOW_PRICE, WindowPrices
 from cspsched.errors import InputError
 from cspsched.policies.base import make_policy
 from cspsched.problem.cost import PiecewiseLinear

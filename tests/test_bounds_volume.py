@@ -14,17 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cspsched.bounds import Certificate, certificates, check_certificate
-from cspsched.bounds.memory_price.bound import (
-    MEMORY_PRICE,
-    PRICE_UNIT,
-    MemoryPrices,
-    Pause,
-    Rule,
-    latency_ns,
-    least_ends,
-    pause_of,
-    residents,
-)
+from cspsched.bounds.memory_price.bound import Pause, latency_ns, least_ends, pause_of, residents
+from cspsched.bounds.memory_price.details import MEMORY_PRICE, PRICE_UNIT, MemoryPrices, Rule
 from cspsched.bounds.memory_price.search import (
     ascend,
     best_prices,

@@ -12,17 +12,11 @@ from hypothesis import strategies as st
 
 from cspsched.bounds import Certificate, check_certificate
 from cspsched.bounds.parts.tables import Tables
-from cspsched.bounds.time_price.bound import PRICE_UNIT, columns
+from cspsched.bounds.time_price.bound import columns
+from cspsched.bounds.time_price.details import PRICE_UNIT
 from cspsched.bounds.window_price import search
-from cspsched.bounds.window_price.bound import (
-    RATE_UNIT,
-    WINDOW_PRICE,
-    WindowPrices,
-    WindowTable,
-    line_tables,
-    outcome,
-    window_bound_ns,
-)
+from cspsched.bounds.window_price.bound import WindowTable, line_tables, outcome, window_bound_ns
+from cspsched.bounds.window_price.details import RATE_UNIT, WINDOW_PRICE, WindowPrices
 from cspsched.errors import InputError
 from cspsched.problem.cost import CostModel, PiecewiseLinear
 from cspsched.problem.instance import Instance, Limits

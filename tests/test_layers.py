@@ -181,3 +181,18 @@ def test_numba_is_imported_in_two_places():
     }
 
     assert users == {"compiled.jit", "simulate.kernel.jit"}
+
+
+CHECKS = [(name, tree) for name, tree in MODULES if name.startswith("bounds.") and name.endswith("check")]
+STATED = {"bounds.certificate", "bounds.parts.minorant", "bounds.parts.price_windows"}
+"""What certificates are written in, which a check must read."""
+
+
+@pytest.mark.parametrize(("name", "tree"), CHECKS, ids=[name for name, _ in CHECKS])
+def test_a_check_shares_nothing_with_its_bound(name, tree):
+    """Checks import other checks and what certificates state, and nothing that derives or chooses it."""
+    modules = {module for module, _ in MODULES}
+    used = {one.removeprefix("cspsched.") for one in imports_of(tree) if one.startswith("cspsched.bounds.")}
+    others = {one for one in used & modules - STATED if one.rpartition(".")[2] not in ("check", "details")}
+
+    assert others - {one.rpartition(".")[0] for one in modules} == set()

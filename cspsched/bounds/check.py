@@ -13,10 +13,10 @@ from collections.abc import Callable
 from fractions import Fraction
 
 from cspsched.bounds.certificate import Certificate
-from cspsched.bounds.memory_price.bound import MEMORY_PRICE, MemoryPrices
 from cspsched.bounds.memory_price.check import plain_memory_price
-from cspsched.bounds.pair_delay.bound import PAIR_DELAY
+from cspsched.bounds.memory_price.details import MEMORY_PRICE, MemoryPrices
 from cspsched.bounds.pair_delay.check import plain_pair_delay
+from cspsched.bounds.pair_delay.details import PAIR_DELAY
 from cspsched.bounds.parts.check import (
     PlainCounts,
     PlainPrices,
@@ -25,10 +25,10 @@ from cspsched.bounds.parts.check import (
     point_objections,
 )
 from cspsched.bounds.parts.minorant import Minorant, find_objections, reachable_maxima
-from cspsched.bounds.time_price.bound import TIME_PRICE, Prices
 from cspsched.bounds.time_price.check import plain_time_price
-from cspsched.bounds.window_price.bound import WINDOW_PRICE, WindowPrices
+from cspsched.bounds.time_price.details import TIME_PRICE, Prices
 from cspsched.bounds.window_price.check import plain_window_price
+from cspsched.bounds.window_price.details import WINDOW_PRICE, WindowPrices
 from cspsched.errors import InputError, LimitError
 from cspsched.problem.instance import Instance
 from cspsched.problem.metrics import Objective

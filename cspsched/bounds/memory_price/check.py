@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
-from cspsched.bounds.memory_price.bound import PRICE_UNIT, MemoryPrices, Rule
+from cspsched.bounds.memory_price.details import PRICE_UNIT, MemoryPrices, Rule
 from cspsched.bounds.parts.check import PlainPrices
 from cspsched.problem.instance import Instance, Preemption
 from cspsched.problem.request import Request

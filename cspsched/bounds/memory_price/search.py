@@ -15,17 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cspsched.bounds.certificate import Certificate
-from cspsched.bounds.memory_price.bound import (
-    MEMORY_PRICE,
-    PRICE_UNIT,
-    MemoryPrices,
-    Pause,
-    Residents,
-    Rule,
-    latency_ns,
-    least_ends,
-    residents,
-)
+from cspsched.bounds.memory_price.bound import Pause, Residents, latency_ns, least_ends, residents
+from cspsched.bounds.memory_price.details import MEMORY_PRICE, PRICE_UNIT, MemoryPrices, Rule
 from cspsched.bounds.parts.tables import Tables
 from cspsched.problem.metrics import Objective
 

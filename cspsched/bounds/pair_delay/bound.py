@@ -20,6 +20,7 @@ import numpy as np
 
 from cspsched.bounds.certificate import Certificate, Details
 from cspsched.bounds.pair_delay.conflicts import Conflict, conflicts
+from cspsched.bounds.pair_delay.details import MOST_CHUNKS, PAIR_DELAY, SHARE_UNIT
 from cspsched.bounds.parts.chunking import decodes_ns
 from cspsched.bounds.parts.entries import EntryTable
 from cspsched.bounds.parts.minorant import reachable_maxima
@@ -29,12 +30,8 @@ from cspsched.problem.cost import INT64_SAFE, IntArray
 from cspsched.problem.metrics import Objective
 from cspsched.units import ceil_div
 
-PAIR_DELAY = "pair-delay"
-SHARE_UNIT = 16
 SHARES = (0, 1, 2, 4)
 """Of a batch without a request, what its pairs may use in place of its prompt, in sixteenths."""
-MOST_CHUNKS = 256
-"""Prompts in more batches are bounded together."""
 COUNTS: IntArray = np.arange(1, MOST_CHUNKS + 1, dtype=np.int64)
 MOST_REQUESTS, MOST_PAIRS = 12_000, 2_000_000
 

@@ -13,7 +13,7 @@ from functools import cached_property
 from itertools import accumulate, pairwise
 
 from cspsched.bounds.certificate import Details
-from cspsched.bounds.pair_delay.bound import MOST_CHUNKS, SHARE_UNIT
+from cspsched.bounds.pair_delay.details import MOST_CHUNKS, SHARE_UNIT
 from cspsched.bounds.parts.check import lone_chunk, lone_decode, plain_prefills, plain_solo_times
 from cspsched.bounds.parts.minorant import reachable_maxima
 from cspsched.problem.cost import BatchFeatures, PiecewiseLinear, triangle

@@ -14,7 +14,7 @@ from math import floor, isqrt
 
 from cspsched.bounds.parts.check import PlainPrices
 from cspsched.bounds.parts.price_windows import Idle
-from cspsched.bounds.time_price.bound import CHORDS, FINE, PRICE_UNIT, STRETCH_UNIT, Prices
+from cspsched.bounds.time_price.details import CHORDS, FINE, PRICE_UNIT, STRETCH_UNIT, Prices
 from cspsched.problem.instance import Instance
 from cspsched.problem.request import Request
 from cspsched.units import ceil_div

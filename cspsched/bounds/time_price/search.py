@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from cspsched.bounds.certificate import Certificate
 from cspsched.bounds.parts.price_windows import PriceWindows
 from cspsched.bounds.parts.tables import Tables
-from cspsched.bounds.time_price.bound import PRICE_UNIT, TIME_PRICE, Columns, Prices, bound_ns, columns
+from cspsched.bounds.time_price.bound import Columns, bound_ns, columns
+from cspsched.bounds.time_price.details import PRICE_UNIT, TIME_PRICE, Prices
 from cspsched.bounds.window_price.search import window_price_certificates
 from cspsched.problem.metrics import Objective
 

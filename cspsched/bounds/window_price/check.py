@@ -14,9 +14,9 @@ from itertools import chain
 from math import floor, isqrt
 
 from cspsched.bounds.parts.check import PlainPrices
-from cspsched.bounds.time_price.bound import PRICE_UNIT, STRETCH_UNIT
 from cspsched.bounds.time_price.check import PlainRequest, PlainTokens
-from cspsched.bounds.window_price.bound import DOUBLE_RATE, SLOPE_UNIT, WindowPrices
+from cspsched.bounds.time_price.details import PRICE_UNIT, STRETCH_UNIT
+from cspsched.bounds.window_price.details import DOUBLE_RATE, SLOPE_UNIT, WindowPrices
 from cspsched.problem.instance import Instance
 from cspsched.problem.request import Request
 from cspsched.units import ceil_div

@@ -15,15 +15,10 @@ from cspsched.bounds.certificate import Certificate
 from cspsched.bounds.parts.price_windows import PriceWindows
 from cspsched.bounds.parts.tables import Tables
 from cspsched.bounds.parts.work import WorkTable
-from cspsched.bounds.time_price.bound import PRICE_UNIT, STRETCH_UNIT, Columns, Prices, total
-from cspsched.bounds.window_price.bound import (
-    WINDOW_PRICE,
-    FloatArray,
-    WindowPrices,
-    WindowTable,
-    outcome,
-    window_bound_ns,
-)
+from cspsched.bounds.time_price.bound import Columns, total
+from cspsched.bounds.time_price.details import PRICE_UNIT, STRETCH_UNIT, Prices
+from cspsched.bounds.window_price.bound import FloatArray, WindowTable, outcome, window_bound_ns
+from cspsched.bounds.window_price.details import WINDOW_PRICE, WindowPrices
 from cspsched.problem.cost import IntArray
 from cspsched.problem.metrics import Objective
 
