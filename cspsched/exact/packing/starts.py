@@ -24,8 +24,8 @@ from cspsched.exact.states.best_first import (
     read_number,
     waiting_for,
 )
-from cspsched.exact.states.heuristic import floor_on_rest
-from cspsched.exact.states.heuristic_tables import Floors
+from cspsched.exact.states.heuristic import heuristic_on_rest
+from cspsched.exact.states.heuristic_tables import HeuristicTables
 from cspsched.exact.states.space import Shape
 from cspsched.problem.cost import IntArray
 
@@ -119,13 +119,13 @@ def may_start(shape: Shape, bench: Bench, i: int) -> bool:
 
 
 @outer
-def rest_of(shape: Shape, rests: Rests, floors: Floors, generated: IntArray, bench: Bench) -> int:
+def rest_of(shape: Shape, rests: Rests, floors: HeuristicTables, generated: IntArray, bench: Bench) -> int:
     """Lower bound on what the objective still grows by: the better of the tables and of the other floors."""
     running = 0
     for i in range(len(generated)):
         if 0 < generated[i] < shape.outputs[i]:
             running |= 1 << i
-    rest = floor_on_rest(shape, floors, generated, running, bench.scratch)
+    rest = heuristic_on_rest(shape, floors, generated, running, bench.scratch)
     return int(max(rest, least_rest(rests, generated, bench.scratch[0])))
 
 
@@ -134,7 +134,7 @@ def run_batch(
     shape: Shape,
     prices: CostTables,
     rests: Rests,
-    floors: Floors,
+    floors: HeuristicTables,
     nodes: Nodes,
     bench: Bench,
     label: int,
@@ -174,7 +174,7 @@ def expand(
     shape: Shape,
     prices: CostTables,
     rests: Rests,
-    floors: Floors,
+    floors: HeuristicTables,
     nodes: Nodes,
     bench: Bench,
     label: int,
@@ -210,7 +210,7 @@ def advance_packing(
     shape: Shape,
     prices: CostTables,
     rests: Rests,
-    floors: Floors,
+    floors: HeuristicTables,
     nodes: Nodes,
     bench: Bench,
     upper: int,

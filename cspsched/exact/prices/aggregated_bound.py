@@ -9,8 +9,8 @@ import numpy as np
 from cspsched.bounds.parts.minorant import minorants
 from cspsched.exact.parts.chunk_dominance import chunks_are_dominated
 from cspsched.exact.parts.token_work import Work, work_of
-from cspsched.exact.prices.aggregated_path_prices import level_prices, proven_by
-from cspsched.exact.prices.aggregated_paths import LevelMoves
+from cspsched.exact.prices.aggregated_path_prices import aggregated_path_prices, proven_by
+from cspsched.exact.prices.aggregated_paths import AggregatedMoves
 from cspsched.problem.cost import IntArray
 from cspsched.problem.instance import Instance, Preemption
 from cspsched.problem.lifting import is_swap_idle
@@ -56,7 +56,7 @@ def bound_levels(instance: Instance, go_on: Callable[[int, int], bool]) -> int:
     work = _strongest([work_of(instance, minorant, outputs, 1) for minorant in minorants(instance)], instance)
     own = int(work.cheaper[:, 0].sum())
     least, most = _held(instance)
-    moves = LevelMoves(
+    moves = AggregatedMoves(
         prompts=np.array([request.prompt_tokens for request in instance.requests], dtype=np.int64),
         outputs=outputs,
         capacity=instance.limits.kv_tokens,
@@ -67,7 +67,7 @@ def bound_levels(instance: Instance, go_on: Callable[[int, int], bool]) -> int:
         preemptive=instance.switches.preemption is not Preemption.NONE,
         holding=instance.switches.holding,
     )
-    prices = level_prices(moves, lambda proven, steps: go_on(own + proven, steps))
+    prices = aggregated_path_prices(moves, lambda proven, steps: go_on(own + proven, steps))
     return own + proven_by(moves, prices)
 
 

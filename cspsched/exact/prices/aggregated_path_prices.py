@@ -19,12 +19,12 @@ from cspsched.errors import InternalError
 from cspsched.exact.prices.aggregated_decodes import NEVER, Lines, best_patterns
 from cspsched.exact.prices.aggregated_paths import (
     DECODE,
-    LevelMoves,
-    LevelPrices,
+    AggregatedMoves,
+    AggregatedPrices,
+    CycleTally,
     Levels,
     Offers,
-    Round,
-    follow_round,
+    follow_cycle,
     new_levels,
     settle,
 )
@@ -44,7 +44,7 @@ STEP, LATE_STEP, LATE = 0.3, 0.1, 3
 Vector = npt.NDArray[np.float64]
 
 
-def level_prices(moves: LevelMoves, go_on: Callable[[int, int], bool]) -> LevelPrices:
+def aggregated_path_prices(moves: AggregatedMoves, go_on: Callable[[int, int], bool]) -> AggregatedPrices:
     """The prices that prove the most, of those that were found.
 
     Parameters
@@ -94,12 +94,12 @@ def level_prices(moves: LevelMoves, go_on: Callable[[int, int], bool]) -> LevelP
     return prices
 
 
-def proven_by(moves: LevelMoves, prices: LevelPrices) -> int:
+def proven_by(moves: AggregatedMoves, prices: AggregatedPrices) -> int:
     """What prices say from the start: the sum over all tokens and all who finish."""
     return int(token_prices(moves, prices).sum() + prices.finishes.sum())
 
 
-def token_prices(moves: LevelMoves, prices: LevelPrices) -> IntArray:
+def token_prices(moves: AggregatedMoves, prices: AggregatedPrices) -> IntArray:
     """Prices of all tokens, shape (requests, tokens); 0 behind the last of a request."""
     behind = np.arange(moves.refill.shape[1]) - 1
     table = prices.later.second[:, None] + prices.later.slope[:, None] * behind
@@ -110,7 +110,7 @@ def token_prices(moves: LevelMoves, prices: LevelPrices) -> IntArray:
 class _Forms:
     """How a vector of numbers makes prices: knots of the requests, who finishes, knots of the evictions."""
 
-    def __init__(self, moves: LevelMoves) -> None:
+    def __init__(self, moves: AggregatedMoves) -> None:
         self.moves = moves
         count = len(moves.prompts)
         sizes = np.arange(int((moves.prompts + moves.outputs).max()))
@@ -127,13 +127,13 @@ class _Forms:
             [np.ones(count), *self._ramps.sum(axis=2), np.ones(count), np.zeros(len(self._evictions))]
         )
 
-    def prices(self, numbers: Vector) -> LevelPrices:
+    def prices(self, numbers: Vector) -> AggregatedPrices:
         """Prices of a vector, rounded down; numbers of tokens are at least 0, and so are their prices."""
         count = len(self.moves.prompts)
         rounded = np.floor(numbers[: 4 * count]).astype(np.int64)
         first, second, last, finishes = rounded.reshape(4, count)
         slope = (last - second) // np.maximum(1, self.moves.outputs - 2)
-        return LevelPrices(
+        return AggregatedPrices(
             first=first,
             later=Lines(second, np.maximum(slope, -(second // np.maximum(1, self.moves.outputs - 2)))),
             finishes=finishes,
@@ -144,7 +144,7 @@ class _Forms:
         """What a vector seems to prove."""
         return float(self.weights @ numbers)
 
-    def earned(self, way: Round) -> Vector:
+    def earned(self, way: CycleTally) -> Vector:
         """What a way round earns of each number."""
         return np.concatenate(
             [
@@ -173,7 +173,7 @@ class _Forms:
 class _Search:
     """The kernel's tables; values are kept from the last prices that held."""
 
-    def __init__(self, moves: LevelMoves) -> None:
+    def __init__(self, moves: AggregatedMoves) -> None:
         self.moves, self.forms = moves, _Forms(moves)
         self._levels = new_levels(moves)
         self._steps = 0
@@ -183,7 +183,7 @@ class _Search:
         steps, self._steps = self._steps, 0
         return steps
 
-    def settle(self, prices: LevelPrices) -> list[tuple[Round, int]]:
+    def settle(self, prices: AggregatedPrices) -> list[tuple[CycleTally, int]]:
         """Ways round that earn too much under prices, each with what it costs; none if the prices hold."""
         moves = self.moves
         most = len(moves.least) - 1
@@ -198,13 +198,13 @@ class _Search:
         rounds = []
         for cycle in cycles[:found]:
             sizes = (moves.refill, moves.prompts, prices.evictions)
-            way = Round(*(np.zeros_like(table) for table in sizes))
-            cost = follow_round(moves, offers, prices.later, best, levels, cycle, way)
+            way = CycleTally(*(np.zeros_like(table) for table in sizes))
+            cost = follow_cycle(moves, offers, prices.later, best, levels, cycle, way)
             rounds.append((way, int(cost)))
         return rounds
 
 
-def _offers(moves: LevelMoves, prices: LevelPrices, best: IntArray) -> Offers:
+def _offers(moves: AggregatedMoves, prices: AggregatedPrices, best: IntArray) -> Offers:
     """What prices make of decodes and prefills."""
     emitting = token_prices(moves, prices)
     admit = np.full(int((moves.prompts + moves.outputs).max()), NEVER)
@@ -245,7 +245,7 @@ class _Program:
         for number, weight in zip(self._numbers, forms.weights, strict=True):
             self._objective.SetCoefficient(number, float(weight))
 
-    def add(self, way: Round, cost: int) -> None:
+    def add(self, way: CycleTally, cost: int) -> None:
         """Add a way round, which is not to earn more than it costs."""
         row = self._solver.Constraint(-self._solver.infinity(), cost / self._unit)
         earned = self._forms.earned(way)

@@ -30,7 +30,7 @@ PROCEED = 0
 """Of what can be done at the end of a batch: nothing. Then one number for each request that finishes."""
 
 
-class LevelMoves(NamedTuple):
+class AggregatedMoves(NamedTuple):
     """What batches can do and cost; times in nanoseconds, arrays over (request, tokens generated)."""
 
     prompts: IntArray
@@ -51,7 +51,7 @@ class LevelMoves(NamedTuple):
     holding: bool
 
 
-class LevelPrices(NamedTuple):
+class AggregatedPrices(NamedTuple):
     """What walks earn, in nanoseconds."""
 
     first: IntArray
@@ -90,14 +90,14 @@ class Levels(NamedTuple):
     PROCEED, who finishes + 1, or the number of requests plus the tokens evicted."""
 
 
-def new_levels(moves: LevelMoves) -> Levels:
+def new_levels(moves: AggregatedMoves) -> Levels:
     """Room for the ways from all levels."""
     shape = (3, len(moves.least), moves.capacity + 1)
     return Levels(value=np.zeros(shape, dtype=np.int64), choice=np.zeros(shape, dtype=np.int32))
 
 
 @compiled
-def _admit(moves: LevelMoves, offers: Offers, levels: Levels) -> bool:
+def _admit(moves: AggregatedMoves, offers: Offers, levels: Levels) -> bool:
     """From within a batch at each level: how many tokens to process next, most residents first."""
     value, choice, changed = levels.value, levels.choice, False
     for k in range(len(moves.least) - 2, -1, -1):
@@ -124,7 +124,7 @@ def _admit(moves: LevelMoves, offers: Offers, levels: Levels) -> bool:
 
 
 @compiled
-def _run(moves: LevelMoves, offers: Offers, levels: Levels, k: int, level: int) -> bool:
+def _run(moves: AggregatedMoves, offers: Offers, levels: Levels, k: int, level: int) -> bool:
     """Try every batch from a level."""
     value, last = levels.value, len(moves.least) - 1
     best, chosen = value[BETWEEN, k, level], UNKNOWN
@@ -154,8 +154,8 @@ def _run(moves: LevelMoves, offers: Offers, levels: Levels, k: int, level: int) 
 
 @compiled
 def _leave(
-    moves: LevelMoves,
-    prices: LevelPrices,
+    moves: AggregatedMoves,
+    prices: AggregatedPrices,
     offers: Offers,
     levels: Levels,
     k: int,
@@ -192,7 +192,7 @@ def _leave(
 
 
 @compiled
-def _sweep(moves: LevelMoves, prices: LevelPrices, offers: Offers, levels: Levels) -> bool:
+def _sweep(moves: AggregatedMoves, prices: AggregatedPrices, offers: Offers, levels: Levels) -> bool:
     """Try everything from every level once; whether anything got better."""
     changed = _admit(moves, offers, levels)
     for k in range(len(moves.least)):
@@ -207,7 +207,7 @@ def _sweep(moves: LevelMoves, prices: LevelPrices, offers: Offers, levels: Level
 
 
 @compiled
-def _behind(moves: LevelMoves, levels: Levels, where: int, k: int, level: int) -> tuple[int, int, int]:
+def _behind(moves: AggregatedMoves, levels: Levels, where: int, k: int, level: int) -> tuple[int, int, int]:
     """Where the best way on leads to."""
     choice = levels.choice[where, k, level]
     if where == BETWEEN:
@@ -223,7 +223,7 @@ def _behind(moves: LevelMoves, levels: Levels, where: int, k: int, level: int) -
 
 
 @compiled
-def _find_cycles(moves: LevelMoves, levels: Levels, cycles: IntArray) -> int:
+def _find_cycles(moves: AggregatedMoves, levels: Levels, cycles: IntArray) -> int:
     """Write down one (where, residents, tokens) of every cycle of choices; how many there are."""
     seen = np.zeros(levels.value.shape, dtype=np.int32)
     found, start = 0, 0
@@ -245,7 +245,7 @@ def _find_cycles(moves: LevelMoves, levels: Levels, cycles: IntArray) -> int:
 
 @compiled
 def settle(
-    moves: LevelMoves, prices: LevelPrices, offers: Offers, levels: Levels, cycles: IntArray
+    moves: AggregatedMoves, prices: AggregatedPrices, offers: Offers, levels: Levels, cycles: IntArray
 ) -> tuple[int, int]:
     """Improve values, whatever they are, until nothing changes or ways round are found that earn too much.
 
@@ -262,7 +262,7 @@ def settle(
     return 0, sweeps
 
 
-class Round(NamedTuple):
+class CycleTally(NamedTuple):
     """What a way round does."""
 
     emitted: IntArray
@@ -274,14 +274,14 @@ class Round(NamedTuple):
 
 
 @compiled
-def follow_round(
-    moves: LevelMoves,
+def follow_cycle(
+    moves: AggregatedMoves,
     offers: Offers,
     lines: Lines,
     best: IntArray,
     levels: Levels,
     cycle: IntArray,
-    tally: Round,
+    tally: CycleTally,
 ) -> int:
     """Count what a cycle does, and return what it costs.
 

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cspsched.errors import InternalError
-from cspsched.exact.prices.resident_paths import DECODE, HYBRID, PREFILL, Moves, new_walks, settle
+from cspsched.exact.prices.resident_paths import DECODE, HYBRID, PREFILL, Moves, new_paths, settle
 from cspsched.exact.prices.resident_states import Residents
 from cspsched.problem.cost import IntArray
 
@@ -35,21 +35,21 @@ SHRINK, GROW = 0.95, 1.3
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class WalkPrices:
+class ResidentPathPrices:
     """Prices, shape (requests, tokens), and the cheapest walks under them, shape (states,)."""
 
     prices: IntArray
     value: IntArray
 
 
-def walk_prices(
+def resident_path_prices(
     moves: Moves,
     residents: Residents,
     start: IntArray,
     go_on: Callable[[int, int], bool],
     *,
     waits: bool,
-) -> WalkPrices:
+) -> ResidentPathPrices:
     """The prices that prove the most, of those that were found.
 
     Parameters
@@ -67,7 +67,7 @@ def walk_prices(
     InternalError
         If the prices to start from do not hold.
     """
-    walks, program = new_walks(len(residents.codes)), _Program(moves, waits=waits)
+    walks, program = new_paths(len(residents.codes)), _Program(moves, waits=waits)
     emitted = np.zeros((MOST_CYCLES, *moves.blocks.shape), dtype=np.int64)
     costs = np.zeros(MOST_CYCLES, dtype=np.int64)
     found, sweeps = settle(moves, residents, walks, start, emitted, costs)
@@ -77,7 +77,7 @@ def walk_prices(
             "instance"
         )
     program.add_order(start)
-    best, step = WalkPrices(prices=start, value=walks.value.copy()), FIRST_STEP
+    best, step = ResidentPathPrices(prices=start, value=walks.value.copy()), FIRST_STEP
     while go_on(total := proven_by(best.prices, waits=waits), sweeps * len(residents.codes)):
         proposal = program.solve()
         if proposal is None or proposal[1] - total <= CLOSE * total:
@@ -92,7 +92,10 @@ def walk_prices(
             continue
         news = program.add_order(prices)
         if proven_by(prices, waits=waits) > total:
-            best, step = WalkPrices(prices=prices, value=walks.value.copy()), min(MOST_STEP, step * GROW)
+            best, step = (
+                ResidentPathPrices(prices=prices, value=walks.value.copy()),
+                min(MOST_STEP, step * GROW),
+            )
         elif not news:
             break
     return best

@@ -39,7 +39,7 @@ class Moves(NamedTuple):
     holding: bool
 
 
-class Walks(NamedTuple):
+class ResidentPaths(NamedTuple):
     """Best ways to the end, shapes (states,)."""
 
     value: IntArray
@@ -52,9 +52,9 @@ class Walks(NamedTuple):
     """Who is admitted, as request x width + tokens generated; times 2, plus 1 if somebody else follows."""
 
 
-def new_walks(states: int) -> Walks:
+def new_paths(states: int) -> ResidentPaths:
     """Room for the ways from all states."""
-    return Walks(
+    return ResidentPaths(
         value=np.empty(states, dtype=np.int64),
         admitting=np.empty(states, dtype=np.int64),
         kind=np.empty(states, dtype=np.int8),
@@ -64,7 +64,7 @@ def new_walks(states: int) -> Walks:
 
 
 @compiled
-def _admit(moves: Moves, residents: Residents, walks: Walks, prices: IntArray) -> None:
+def _admit(moves: Moves, residents: Residents, walks: ResidentPaths, prices: IntArray) -> None:
     """From within a batch in each state: whom to admit next, most residents first."""
     width = prices.shape[1]
     for state in range(len(residents.codes) - 1, -1, -1):
@@ -90,7 +90,7 @@ def _admit(moves: Moves, residents: Residents, walks: Walks, prices: IntArray) -
 
 
 @compiled
-def _improve(moves: Moves, residents: Residents, walks: Walks, prices: IntArray) -> bool:
+def _improve(moves: Moves, residents: Residents, walks: ResidentPaths, prices: IntArray) -> bool:
     """Try every batch and eviction from every state once; whether anything got better."""
     changed = False
     for state in range(len(residents.codes)):
@@ -135,7 +135,9 @@ def _improve(moves: Moves, residents: Residents, walks: Walks, prices: IntArray)
 
 
 @compiled
-def _step(moves: Moves, residents: Residents, walks: Walks, state: int, emitted: IntArray) -> tuple[int, int]:
+def _step(
+    moves: Moves, residents: Residents, walks: ResidentPaths, state: int, emitted: IntArray
+) -> tuple[int, int]:
     """Take one step of the best way on, count the tokens emitted; the state behind it, and its cost."""
     code, kind, choice = residents.codes[state], walks.kind[state], walks.choice[state]
     if kind == EVICT:
@@ -161,7 +163,9 @@ def _step(moves: Moves, residents: Residents, walks: Walks, state: int, emitted:
 
 
 @compiled
-def _find_cycles(moves: Moves, residents: Residents, walks: Walks, emitted: IntArray, costs: IntArray) -> int:
+def _find_cycles(
+    moves: Moves, residents: Residents, walks: ResidentPaths, emitted: IntArray, costs: IntArray
+) -> int:
     """Write down ways round along which values have got better; how many there are."""
     seen = np.zeros(len(residents.codes), dtype=np.int32)
     scratch = np.zeros_like(emitted[0])
@@ -188,7 +192,12 @@ def _find_cycles(moves: Moves, residents: Residents, walks: Walks, emitted: IntA
 
 @compiled
 def settle(
-    moves: Moves, residents: Residents, walks: Walks, prices: IntArray, emitted: IntArray, costs: IntArray
+    moves: Moves,
+    residents: Residents,
+    walks: ResidentPaths,
+    prices: IntArray,
+    emitted: IntArray,
+    costs: IntArray,
 ) -> tuple[int, int]:
     """Find the best ways from everywhere under prices, shape (requests, tokens).
 

@@ -17,8 +17,8 @@ import numpy as np
 from cspsched.compiled.batch_time import CostTables, batch_time
 from cspsched.compiled.jit import inner, merged, outer
 from cspsched.exact.parts.label_store import Nodes, find_slot, is_full, label_of, new_label, pop, push, reach
-from cspsched.exact.states.heuristic import floor_on_rest
-from cspsched.exact.states.heuristic_tables import Floors
+from cspsched.exact.states.heuristic import heuristic_on_rest
+from cspsched.exact.states.heuristic_tables import HeuristicTables
 from cspsched.exact.states.space import Shape
 from cspsched.problem.cost import IntArray
 
@@ -219,7 +219,7 @@ def can_finish(shape: Shape, generated: IntArray, processed: int) -> bool:
 def run_batch(
     shape: Shape,
     prices: CostTables,
-    floors: Floors,
+    floors: HeuristicTables,
     nodes: Nodes,
     scratch: Scratch,
     label: int,
@@ -249,7 +249,7 @@ def run_batch(
     else:
         for i in range(n):
             generated[i] += (processed >> i) & 1
-        rest = floor_on_rest(shape, floors, generated, present, scratch.floor)
+        rest = heuristic_on_rest(shape, floors, generated, present, scratch.floor)
         for i in range(n):
             generated[i] -= (processed >> i) & 1
         if cost + rest >= upper:
@@ -263,7 +263,7 @@ def run_batch(
 def expand(
     shape: Shape,
     prices: CostTables,
-    floors: Floors,
+    floors: HeuristicTables,
     nodes: Nodes,
     scratch: Scratch,
     label: int,
@@ -301,7 +301,7 @@ def expand(
 def advance(
     shape: Shape,
     prices: CostTables,
-    floors: Floors,
+    floors: HeuristicTables,
     nodes: Nodes,
     scratch: Scratch,
     upper: int,

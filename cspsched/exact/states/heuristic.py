@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cspsched.compiled.jit import inner, outer
 from cspsched.exact.prices.resident_states import state_of
-from cspsched.exact.states.heuristic_tables import Floors
+from cspsched.exact.states.heuristic_tables import HeuristicTables
 from cspsched.exact.states.space import Shape
 from cspsched.problem.cost import IntArray
 
@@ -20,7 +20,9 @@ def insert_sorted(values: IntArray, size: int, value: int) -> None:
 
 
 @outer
-def floor_on_rest(shape: Shape, floors: Floors, generated: IntArray, resident: int, work: IntArray) -> int:
+def heuristic_on_rest(
+    shape: Shape, floors: HeuristicTables, generated: IntArray, resident: int, work: IntArray
+) -> int:
     """Lower bound on the growth of the objective.
 
     Parameters
@@ -46,7 +48,7 @@ def floor_on_rest(shape: Shape, floors: Floors, generated: IntArray, resident: i
 
 
 @inner
-def _resident_state(shape: Shape, floors: Floors, generated: IntArray, resident: int) -> int:
+def _resident_state(shape: Shape, floors: HeuristicTables, generated: IntArray, resident: int) -> int:
     """Number of the resident state, if there are values for them."""
     if len(floors.walk_values) == 0:
         return 0
@@ -59,7 +61,13 @@ def _resident_state(shape: Shape, floors: Floors, generated: IntArray, resident:
 
 @inner
 def _makespan(
-    floors: Floors, generated: IntArray, resident: int, who: IntArray, waiting: int, absent: int, known: int
+    floors: HeuristicTables,
+    generated: IntArray,
+    resident: int,
+    who: IntArray,
+    waiting: int,
+    absent: int,
+    known: int,
 ) -> int:
     """Batches that are needed times what one takes, and work; or the prices of all tokens to come."""
     batches, prefill_batches = 0, 1 if absent else 0
@@ -95,14 +103,14 @@ def _makespan(
     for m in range(len(floors.walk_values)):
         rest = floors.walk_values[m, known]
         for k in range(waiting):
-            rest += floors.walk_prices[m, who[k], generated[who[k]]]
+            rest += floors.resident_path_prices[m, who[k], generated[who[k]]]
         best = max(best, rest)
     return best
 
 
 @inner
 def _sum_of_waits(
-    floors: Floors,
+    floors: HeuristicTables,
     generated: IntArray,
     resident: int,
     scratch: IntArray,
@@ -147,7 +155,7 @@ def _sum_of_waits(
             times[k] = max(times[k], bound)
     for m in range(len(floors.walk_values)):
         for k in range(waiting):
-            insert_sorted(ordered, k, floors.walk_prices[m, who[k], generated[who[k]]])
+            insert_sorted(ordered, k, floors.resident_path_prices[m, who[k], generated[who[k]]])
         total = floors.walk_values[m, known]
         for k in range(waiting):
             total += ordered[k]

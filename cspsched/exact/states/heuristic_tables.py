@@ -16,7 +16,7 @@ import numpy as np
 from cspsched.bounds.parts.minorant import minorants
 from cspsched.exact.parts.token_work import Work, work_of
 from cspsched.exact.prices.batch_pattern_prices import Tokens, token_prices
-from cspsched.exact.prices.resident_path_prices import WalkPrices, walk_prices
+from cspsched.exact.prices.resident_path_prices import ResidentPathPrices, resident_path_prices
 from cspsched.exact.prices.resident_paths import Moves
 from cspsched.exact.prices.resident_states import Column, Residents, count_residents, list_residents
 from cspsched.problem.cost import IntArray
@@ -33,7 +33,7 @@ PRICE_ORDERS = 2
 """Orders of completion for which prices are optimised, if waits are summed."""
 
 
-class Floors(NamedTuple):
+class HeuristicTables(NamedTuple):
     """Lower bounds on what is left, for the heuristic. Tables have shape (number, requests, tokens + 1)."""
 
     targets: IntArray
@@ -56,7 +56,7 @@ class Floors(NamedTuple):
     """Prices and unavoidable work of the tokens still to come."""
     price_refill: IntArray
     """What is added to them if the request is not on the device."""
-    walk_prices: IntArray
+    resident_path_prices: IntArray
     """Prices of the tokens still to come that no way through the resident states beats."""
     walk_values: IntArray
     """What is added by resident state, shape (number, states)."""
@@ -64,7 +64,9 @@ class Floors(NamedTuple):
     resident_slots: Column
 
 
-def build_floors(instance: Instance, blocks: IntArray, objective: Objective, scale: int) -> Floors:
+def build_heuristic_tables(
+    instance: Instance, blocks: IntArray, objective: Objective, scale: int
+) -> HeuristicTables:
     """Tables of an instance.
 
     Parameters
@@ -79,7 +81,7 @@ def build_floors(instance: Instance, blocks: IntArray, objective: Objective, sca
     strongest = _strongest(works, areas, capacities)
     priced = list(_prices(instance, strongest, blocks, targets, objective))
     empty = np.zeros((0, *blocks.shape), dtype=np.int64)
-    return Floors(
+    return HeuristicTables(
         targets=targets,
         areas=areas,
         sizes=sizes,
@@ -90,30 +92,30 @@ def build_floors(instance: Instance, blocks: IntArray, objective: Objective, sca
         refill=np.stack([work.refill for work in works]),
         prices=np.stack([prices for prices, _ in priced]) if priced else empty,
         price_refill=np.stack([refill for _, refill in priced]) if priced else empty,
-        walk_prices=empty,
+        resident_path_prices=empty,
         walk_values=np.zeros((0, 0), dtype=np.int64),
         resident_codes=np.zeros(0, dtype=np.int64),
         resident_slots=np.zeros(0, dtype=np.int32),
     )
 
 
-def sharpen_floors(
-    floors: Floors,
+def sharpen_heuristic_tables(
+    floors: HeuristicTables,
     instance: Instance,
     blocks: IntArray,
     strides: IntArray,
     objective: Objective,
     scale: int,
     go_on: Callable[[int, int], bool],
-) -> Floors:
-    """Floors with prices from ways through the resident states on top; the same ones if those are too many.
+) -> HeuristicTables:
+    """Tables with prices from paths through the resident states on top; the same ones if those are too many.
 
     Parameters
     ----------
     strides
         Weight of each request's tokens in the code of a resident state.
     go_on
-        As for `walk_prices`.
+        As for `resident_path_prices`.
     """
     preemptive = instance.switches.preemption is not Preemption.NONE
     targets, capacity = floors.targets, instance.limits.kv_blocks
@@ -138,14 +140,14 @@ def sharpen_floors(
     found = list(_walk_prices(moves, residents, -np.diff(start, axis=1, append=0), objective, go_on))
     to_come = [np.cumsum(walks.prices[:, ::-1], axis=1)[:, ::-1] for walks in found]
     return floors._replace(
-        walk_prices=np.stack(to_come),
+        resident_path_prices=np.stack(to_come),
         walk_values=np.stack([walks.value for walks in found]),
         resident_codes=residents.codes,
         resident_slots=residents.slots,
     )
 
 
-def can_sharpen(floors: Floors, instance: Instance, blocks: IntArray, objective: Objective) -> bool:
+def can_sharpen(floors: HeuristicTables, instance: Instance, blocks: IntArray, objective: Objective) -> bool:
     """Whether prices from ways through the resident states hold for the objective and can be afforded."""
     preemptive = instance.switches.preemption is not Preemption.NONE
     # Without evictions a cache kept may also be a burden, which a sum of waits does not take in.
@@ -160,11 +162,11 @@ def _walk_prices(
     start: IntArray,
     objective: Objective,
     go_on: Callable[[int, int], bool],
-) -> Iterator[WalkPrices]:
+) -> Iterator[ResidentPathPrices]:
     """Prices for the time of the last token; where waits are summed, before them those for the sum."""
     if objective is not Objective.MAKESPAN:
-        yield walk_prices(moves, residents, start, go_on, waits=True)
-    yield walk_prices(moves, residents, start, go_on, waits=False)
+        yield resident_path_prices(moves, residents, start, go_on, waits=True)
+    yield resident_path_prices(moves, residents, start, go_on, waits=False)
 
 
 def _strongest(works: list[Work], areas: IntArray, capacities: IntArray) -> Work:

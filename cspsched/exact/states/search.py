@@ -19,7 +19,7 @@ from cspsched.exact.states.best_first import (
     new_scratch,
     number_of,
 )
-from cspsched.exact.states.heuristic import floor_on_rest
+from cspsched.exact.states.heuristic import heuristic_on_rest
 from cspsched.exact.states.space import StateSpace
 from cspsched.problem.result import StopReason
 from cspsched.units import ceil_div
@@ -204,7 +204,7 @@ class StateSearch:
         """Floor of that state."""
         shape = self._space.shape
         nothing = np.zeros_like(shape.outputs)
-        return floor_on_rest(shape, self._space.floors, nothing, 0, self._scratch.floor)
+        return heuristic_on_rest(shape, self._space.floors, nothing, 0, self._scratch.floor)
 
     def _take(self, nodes: Nodes) -> None:
         """Take over a cheaper way to the goal."""

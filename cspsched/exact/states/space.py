@@ -15,7 +15,12 @@ import numpy as np
 
 from cspsched.compiled.batch_time import CostTables, cost_tables
 from cspsched.exact.parts.chunk_dominance import chunks_are_dominated, unrounded_scale
-from cspsched.exact.states.heuristic_tables import Floors, build_floors, can_sharpen, sharpen_floors
+from cspsched.exact.states.heuristic_tables import (
+    HeuristicTables,
+    build_heuristic_tables,
+    can_sharpen,
+    sharpen_heuristic_tables,
+)
 from cspsched.problem.cost import IntArray
 from cspsched.problem.instance import Instance, Preemption
 from cspsched.problem.metrics import Objective
@@ -58,7 +63,7 @@ class StateSpace:
     objective: Objective
     shape: Shape
     prices: CostTables
-    floors: Floors
+    floors: HeuristicTables
     """The strongest so far: a search that takes long has them sharpened, for all searches."""
 
     @property
@@ -67,10 +72,10 @@ class StateSpace:
         return can_sharpen(self.floors, self.instance, self.shape.blocks, self.objective)
 
     def sharpen(self, go_on: Callable[[int, int], bool]) -> None:
-        """Take the time for stronger floors, as long as `go_on` says (see `walk_prices`)."""
+        """Take the time for stronger floors, as long as `go_on` says (see `resident_path_prices`)."""
         shape, objective, scale = self.shape, self.objective, self.prices.scale
         tables = (self.instance, shape.blocks, shape.strides, objective, scale)
-        self.floors = sharpen_floors(self.floors, *tables, go_on)
+        self.floors = sharpen_heuristic_tables(self.floors, *tables, go_on)
 
 
 def build_state_space(instance: Instance, objective: Objective, upper_ns: int) -> StateSpace | None:
@@ -95,7 +100,7 @@ def build_state_space(instance: Instance, objective: Objective, upper_ns: int) -
         objective=objective,
         shape=shape,
         prices=cost_tables(instance.cost, scale),
-        floors=build_floors(instance, shape.blocks, objective, scale),
+        floors=build_heuristic_tables(instance, shape.blocks, objective, scale),
     )
 
 
