@@ -20,7 +20,7 @@ from typing import Any
 from exact_naive import is_naive, solve_naively
 
 from cspsched.errors import CspschedError
-from cspsched.exact.list_schedule import list_schedules
+from cspsched.exact.heuristics.list_schedule import list_schedules
 from cspsched.exact.record import best_incumbent
 from cspsched.exact.search import SearchLimits
 from cspsched.exact.solver import solve_exactly

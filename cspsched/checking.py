@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from cspsched.bounds import Certificate, certificates, check_certificate
 from cspsched.bounds.check import DERIVATIONS
 from cspsched.errors import InputError
-from cspsched.exact.form_bounds import PARTS, closed_form_bound
+from cspsched.exact.closed_form import PARTS, closed_form_bound
 from cspsched.problem.instance import Instance
 from cspsched.problem.metrics import measure
 from cspsched.problem.objectives import AnyObjective, Objective
@@ -330,7 +330,7 @@ def _searched_again(result: Result, stage: int, claim: Claim, limits: SearchLimi
     """The claim of a stage's bound after a search of its own, which starts from the schedule of the file."""
     if claim.verdict is not Verdict.NOT_REDERIVED or not isinstance(claim.stated, int):
         return claim
-    from cspsched.exact.model import Ceiling
+    from cspsched.exact.model.exact_model import Ceiling
     from cspsched.exact.solver import solve_exactly
 
     assert result.schedule is not None

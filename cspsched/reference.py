@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from cspsched.errors import InternalError, UsageError
-from cspsched.exact.list_schedule import list_schedules
+from cspsched.exact.heuristics.list_schedule import list_schedules
 from cspsched.exact.search import Progress, SearchLimits
 from cspsched.exact.solver import solve_exactly
 from cspsched.improve.ends import lower_end

@@ -12,7 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from cspsched.bounds import Certificate, certificates, check_certificate
-from cspsched.bounds.price_windows import Idle
+from cspsched.bounds.parts.price_windows import Idle
 from cspsched.errors import CspschedError
 from cspsched.policies.base import make_policy
 from cspsched.problem.cost import CostModel, PiecewiseLinear

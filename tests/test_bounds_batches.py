@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cspsched.bounds import BatchCount, batch_count_bound
-from cspsched.bounds.batches import consume, earlier_chunks
+from cspsched.bounds.parts.batches import consume, earlier_chunks
 from cspsched.problem.instance import Limits
 from cspsched.problem.request import Request
 from tests.oracles.naive_bounds import chunkings, fewest_blocks

@@ -8,7 +8,7 @@ from fractions import Fraction
 import pytest
 
 from cspsched.bounds import Certificate, best_bound, certificates, check_certificate, solo_ns
-from cspsched.bounds import solo as solo_module
+from cspsched.bounds.parts import solo as solo_module
 from cspsched.errors import InputError, LimitError, UsageError
 from cspsched.problem.cost import CostModel, PiecewiseLinear
 from cspsched.problem.instance import Instance, Limits

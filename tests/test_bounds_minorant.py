@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cspsched.bounds.minorant import (
+from cspsched.bounds.parts.minorant import (
     MAX_SCALE,
     MAX_TANGENTS,
     Minorant,

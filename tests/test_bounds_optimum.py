@@ -17,7 +17,7 @@ from cspsched.bounds import (
     check_certificate,
     solo_ns,
 )
-from cspsched.exact.list_schedule import list_schedules
+from cspsched.exact.heuristics.list_schedule import list_schedules
 from cspsched.problem.cost import CostModel, PiecewiseLinear
 from cspsched.problem.instance import Preemption, Switches
 from cspsched.problem.metrics import Objective, measure

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from cspsched.bounds import certificates, check_certificate
 from cspsched.bounds.critical_path import critical_path
-from cspsched.bounds.entries import least_growth_ns
-from cspsched.bounds.pair_delay import SHARE_UNIT, Company, Hull
-from cspsched.bounds.tables import Tables
+from cspsched.bounds.pair_delay.bound import Company, Hull
+from cspsched.bounds.pair_delay.details import SHARE_UNIT
+from cspsched.bounds.parts.entries import least_growth_ns
+from cspsched.bounds.parts.tables import Tables
 from cspsched.costs.presets import load_cost
 from cspsched.errors import InputError
 from cspsched.policies.base import make_policy

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cspsched.bounds import solo as solo_module
-from cspsched.bounds.check_parts import naive_total_completion
-from cspsched.bounds.chunking import can_search, exact_prefills_ns, minorant_prefills_ns
-from cspsched.bounds.minorant import Minorant, minorants
-from cspsched.bounds.srpt import srpt_total_completion_ns
-from cspsched.bounds.tables import Tables
-from cspsched.bounds.work import WorkTable
+from cspsched.bounds.parts import solo as solo_module
+from cspsched.bounds.parts.check import naive_total_completion
+from cspsched.bounds.parts.chunking import can_search, exact_prefills_ns, minorant_prefills_ns
+from cspsched.bounds.parts.minorant import Minorant, minorants
+from cspsched.bounds.parts.srpt import srpt_total_completion_ns
+from cspsched.bounds.parts.tables import Tables
+from cspsched.bounds.parts.work import WorkTable
 from cspsched.problem.cost import BatchFeatures, CostModel, PiecewiseLinear
 from tests.oracles.naive_bounds import (
     affine_costs,

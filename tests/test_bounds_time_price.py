@@ -11,12 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cspsched.bounds import Certificate, best_bound, check_certificate
-from cspsched.bounds import time_price as time_price_module
-from cspsched.bounds.price_windows import Idle
-from cspsched.bounds.tables import Tables
-from cspsched.bounds.time_price import PRICE_UNIT, TIME_PRICE, Prices, Waits, bound_ns, columns
-from cspsched.bounds.time_price_search import time_price_certificates
-from cspsched.bounds.window_price import WINDOW_PRICE, WindowPrices
+from cspsched.bounds.parts.price_windows import Idle
+from cspsched.bounds.parts.tables import Tables
+from cspsched.bounds.time_price import bound as time_price_bound
+from cspsched.bounds.time_price.bound import Waits, bound_ns, columns
+from cspsched.bounds.time_price.details import PRICE_UNIT, TIME_PRICE, Prices
+from cspsched.bounds.time_price.search import time_price_certificates
+from cspsched.bounds.window_price.details import WINDOW_PRICE, WindowPrices
 from cspsched.errors import InputError
 from cspsched.policies.base import make_policy
 from cspsched.problem.cost import PiecewiseLinear
@@ -120,7 +121,7 @@ def test_no_request_pays_less_than_its_least(drawn, policy):
     instance, chosen = drawn
     tables = Tables(instance)
     waits = Waits(columns(tables, tables.work[-1]), chosen)
-    least = time_price_module._least_costs(waits) - waits.area
+    least = time_price_bound._least_costs(waits) - waits.area
     accounts = TimeAccounts(instance, simulate(instance, make_policy(policy)).schedule, chosen)
     for i, value in enumerate(least.tolist()):
         completion, time, paid = accounts.net(i)
@@ -182,7 +183,7 @@ def test_equal_requests_side_by_side_pay_what_the_bound_says():
     tables = Tables(instance)
     waits = Waits(columns(tables, tables.work[-1]), chosen)
     accounts = TimeAccounts(instance, simulate(instance, make_policy("vllm")).schedule, chosen)
-    for i, least in enumerate(time_price_module._least_costs(waits).tolist()):
+    for i, least in enumerate(time_price_bound._least_costs(waits).tolist()):
         completion, time, paid = accounts.net(i)
         assert completion <= chosen.horizon_ns
         assert 0.97 * (time + paid) <= least <= time + paid
@@ -193,14 +194,14 @@ def test_a_decode_pays_for_the_best_batch():
     tables = Tables(crowd(1, 0, prompt=99, output=2))
     table = columns(tables, tables.work[-1])
     assert table.decodes[100] == 20 + 2 * 99
-    assert time_price_module.token_costs(table, 16, PRICE_UNIT)[100] == 1000 + 218 + 2 * 466
+    assert time_price_bound.token_costs(table, 16, PRICE_UNIT)[100] == 1000 + 218 + 2 * 466
 
 
 def test_a_refill_may_be_cheaper_than_a_decode():
     """10 tokens at 20 and attention 55 are a refill of 255; a decode costs 38 and 2 x 194 of waiting."""
     tables = Tables(crowd(1, 0, prompt=9, output=2))
     table = columns(tables, tables.work[-1])
-    assert time_price_module.token_costs(table, 16, PRICE_UNIT)[10] == 1000 + 255
+    assert time_price_bound.token_costs(table, 16, PRICE_UNIT)[10] == 1000 + 255
 
 
 def test_waiting_prices_fall_from_window_to_window():
@@ -246,7 +247,7 @@ def test_a_request_that_arrives_in_idle_time_has_its_own_batches():
     instance = crowd(2, 5000, prompt=5, output=4)
     early = Prices(price=0, num_windows=10, window_ns=1000, stretch=0, pace=16, idle=(Idle(4, 6),))
     table = columns(Tables(instance), Tables(instance).work[0])
-    first, second = (time_price_module._least_costs(Waits(table, early))).tolist()
+    first, second = (time_price_bound._least_costs(Waits(table, early))).tolist()
     assert second == int(table.least[1] + table.prefill[1])
     assert first >= 4000
 

@@ -14,25 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cspsched.bounds import Certificate, certificates, check_certificate
-from cspsched.bounds.tables import Tables
-from cspsched.bounds.volume import (
-    MEMORY_PRICE,
-    PRICE_UNIT,
-    MemoryPrices,
-    Pause,
-    Rule,
-    latency_ns,
-    least_ends,
-    pause_of,
-    residents,
-)
-from cspsched.bounds.volume_search import (
+from cspsched.bounds.memory_price.bound import Pause, latency_ns, least_ends, pause_of, residents
+from cspsched.bounds.memory_price.details import MEMORY_PRICE, PRICE_UNIT, MemoryPrices, Rule
+from cspsched.bounds.memory_price.search import (
     ascend,
     best_prices,
     candidates,
     memory_price_certificates,
     single_machine,
 )
+from cspsched.bounds.parts.tables import Tables
 from cspsched.errors import InputError
 from cspsched.policies.base import make_policy
 from cspsched.problem.cost import CostModel

@@ -10,18 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cspsched.bounds import Certificate, check_certificate, window_price_search
-from cspsched.bounds.tables import Tables
-from cspsched.bounds.time_price import PRICE_UNIT, columns
-from cspsched.bounds.window_price import (
-    RATE_UNIT,
-    WINDOW_PRICE,
-    WindowPrices,
-    WindowTable,
-    line_tables,
-    outcome,
-    window_bound_ns,
-)
+from cspsched.bounds import Certificate, check_certificate
+from cspsched.bounds.parts.tables import Tables
+from cspsched.bounds.time_price.bound import columns
+from cspsched.bounds.time_price.details import PRICE_UNIT
+from cspsched.bounds.window_price import search
+from cspsched.bounds.window_price.bound import WindowTable, line_tables, outcome, window_bound_ns
+from cspsched.bounds.window_price.details import RATE_UNIT, WINDOW_PRICE, WindowPrices
 from cspsched.errors import InputError
 from cspsched.problem.cost import CostModel, PiecewiseLinear
 from cspsched.problem.instance import Instance, Limits
@@ -268,8 +263,8 @@ def test_work_that_dwarfs_its_batches_is_priced_in_few_windows():
     cost = CostModel(name="dear work", step=Fraction(1), tokens=PiecewiseLinear.linear(10_000))
     instance = replace(crowd(32, 0, prompt=3, output=3), cost=cost)
     for table, _ in tables_of(instance):
-        counts = [len(chosen.prices) for chosen in window_price_search._falling(table)]
-        assert 0 < max(counts) <= window_price_search.MOST_FALLING_WINDOWS + 1
+        counts = [len(chosen.prices) for chosen in search._falling(table)]
+        assert 0 < max(counts) <= search.MOST_FALLING_WINDOWS + 1
     least = min(sums_of_latencies(instance))
     assert 0 < latency_certificates(instance)[WINDOW_PRICE].value_ns <= least
 

@@ -18,14 +18,14 @@ from hypothesis import strategies as st
 from cspsched import checking
 from cspsched.checking import Check, Claim, Verdict, check_result
 from cspsched.errors import InputError
-from cspsched.exact.batch_counts import BATCH_COUNTS
-from cspsched.exact.batch_model import BatchModel
-from cspsched.exact.level_bound import LEVEL_WALKS
-from cspsched.exact.packing_search import PACKING_SEARCH
+from cspsched.exact.model.batch_counts import BATCH_COUNTS
+from cspsched.exact.model.batch_model import BatchModel
+from cspsched.exact.model.start_model import StartModel
+from cspsched.exact.packing.search import PACKING_SEARCH
+from cspsched.exact.prices.aggregated_bound import LEVEL_WALKS
 from cspsched.exact.search import SearchLimits
-from cspsched.exact.start_model import StartModel
-from cspsched.exact.state_search import STATE_SEARCH
-from cspsched.exact.timed_search import TIMED_SEARCH
+from cspsched.exact.states.search import STATE_SEARCH
+from cspsched.exact.timed.search import TIMED_SEARCH
 from cspsched.ladder import climb
 from cspsched.problem.metrics import Objective, measure
 from cspsched.problem.result import Result, Status, StopReason

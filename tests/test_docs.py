@@ -19,7 +19,7 @@ import pytest
 import cspsched
 from cspsched.bounds import certificates
 from cspsched.cli.group import cspsched_group, run
-from cspsched.exact import rules, start_model, timeline
+from cspsched.exact.model import rules, start_model, timeline
 from cspsched.exact.search import SearchLimits
 from cspsched.exact.solver import solve_exactly
 from cspsched.problem import referee
@@ -86,7 +86,7 @@ def test_links_lead_somewhere(page):
 
 
 def test_every_function_named_in_the_model_page_exists():
-    """Names such as `exact.rules.add_budget` are those of the code, whatever they were renamed to."""
+    """Names such as `exact.model.rules.add_budget` are those of the code, whatever they were renamed to."""
     named = {name.removeprefix("cspsched.") for name in DOTTED_NAME.findall(text_of("model.md"))}
 
     assert len(named) > 40

@@ -15,9 +15,12 @@ from cspsched.problem.metrics import Objective
 
 COLD_RUN = """
 import json
-from cspsched.exact import batch_time, best_first, label_store, packing_floor, packing_moves, state_floor
-from cspsched.exact.search import SearchLimits
+from cspsched.compiled import batch_time
+from cspsched.exact.packing import heuristic as packing_heuristic, starts
+from cspsched.exact.parts import label_store
 from cspsched.exact.solver import solve_exactly
+from cspsched.exact.search import SearchLimits
+from cspsched.exact.states import best_first, heuristic
 from cspsched.problem.metrics import Objective
 from tests.instances import RUN_TO_COMPLETION, three_equal
 
@@ -28,7 +31,7 @@ result = solve_exactly(
     SearchLimits(time_limit_s=3),
     on_progress=lambda progress: notes.append(progress.note),
 )
-modules = (batch_time, best_first, label_store, packing_floor, packing_moves, state_floor)
+modules = (batch_time, best_first, label_store, heuristic, packing_heuristic, starts)
 functions = {f for module in modules for f in vars(module).values() if hasattr(f, "signatures")}
 print(json.dumps({
     "primal_ns": result.primal_ns,

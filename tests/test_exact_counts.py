@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cspsched.exact.batch_counts import BATCH_COUNTS, CountSearch, CountTalk, can_count
-from cspsched.exact.list_schedule import list_schedules
-from cspsched.exact.members import run_counts
+from cspsched.exact.heuristics.list_schedule import list_schedules
+from cspsched.exact.members import Clock
+from cspsched.exact.model.batch_counts import BATCH_COUNTS, CountSearch, CountTalk, can_count
+from cspsched.exact.model.count_member import CountMember
 from cspsched.exact.record import Proof, Record, best_incumbent
 from cspsched.exact.search import SearchLimits, Watch
 from cspsched.exact.solver import solve_exactly
@@ -47,7 +48,7 @@ def test_bound_holds_and_the_schedule_is_one(instance):
     """Any cost form, budget, seats, blocks, reservation: the optimum is between bound and value."""
     record = record_of(instance)
     optimum = exhaustive_optimum(instance)
-    run_counts(record, 1.0)
+    CountMember().run(record, Clock(record, SearchLimits()))
     record.check()
 
     assert record.proof.dual_ns <= optimum <= record.incumbent.value_ns
@@ -72,7 +73,7 @@ def test_affine_batch_times_are_settled_up_to_rounding(shapes, spare, budget, se
         switches=RUN_TO_COMPLETION,
     )
     record = record_of(instance)
-    reason, details = run_counts(record, 1.0)
+    reason, details = CountMember().run(record, Clock(record, SearchLimits()))
     rounding = 13 * record.incumbent.schedule.num_batches
 
     assert record.is_closed or reason is StopReason.ROUNDING

@@ -2,10 +2,12 @@
 
 import pytest
 
-from cspsched.exact import solver as solver_module
-from cspsched.exact.list_schedule import list_schedule
+from cspsched.exact.heuristics.list_schedule import list_schedule
+from cspsched.exact.packing.member import PackingMember
 from cspsched.exact.search import SearchLimits
 from cspsched.exact.solver import solve_exactly
+from cspsched.exact.states.member import StateMember
+from cspsched.exact.timed.member import TimedMember
 from cspsched.policies.base import make_policy
 from cspsched.problem.metrics import Objective, measure
 from cspsched.problem.referee import find_violations
@@ -20,6 +22,7 @@ from tests.instances import (
     three_equal,
     waves,
 )
+from tests.members import leave_out
 from tests.oracles.exhaustive import exhaustive_optimum
 
 TOLERANCE_NS = 2_000
@@ -46,8 +49,7 @@ def proven(instance, objective=Objective.MAKESPAN):
 def test_optimum_is_the_published_one(program, instance, expected_ns, batches, evictions, monkeypatch):
     """E2 to E4 by two programs: optimum within 2 us, with the stated number of batches and evictions."""
     if program != "state search":
-        for build in ("build_state_space", "build_timed_space"):
-            monkeypatch.setattr(solver_module, build, lambda *_: None)
+        leave_out(monkeypatch, PackingMember, StateMember, TimedMember)
     result = proven(instance)
 
     assert result.certificate == program

@@ -7,10 +7,13 @@ from dataclasses import replace
 import pytest
 
 from cspsched.errors import InternalError, StuckError
-from cspsched.exact import members, solver
-from cspsched.exact.form_bounds import closed_form_bound
+from cspsched.exact import portfolio, race
+from cspsched.exact.closed_form import closed_form_bound
+from cspsched.exact.heuristics.list_schedule import list_schedules
 from cspsched.exact.lexicographic import solve_in_order
-from cspsched.exact.list_schedule import list_schedules
+from cspsched.exact.members import Clock
+from cspsched.exact.model import member as model_member
+from cspsched.exact.model.member import ModelMember
 from cspsched.exact.record import Proof, Record, best_incumbent
 from cspsched.exact.search import SearchLimits, Watch
 from cspsched.exact.solver import solve_exactly
@@ -25,7 +28,6 @@ from cspsched.solving import solve
 from tests.instances import RUN_TO_COMPLETION, hindsight, instance_of, late_mixed, three_equal
 from tests.test_cli_help import invoke
 
-SEARCHES = ("run_states", "run_descents", "run_timed", "run_levels", "run_counts", "run_local_search")
 TINY_LATE = instance_of([(3, 3), (2, 4, 1), (3, 2)], kv_blocks=8)
 """Small, and not for the search of states without times."""
 BURST = instance_of([(4 + i % 3, 6 + i % 5) for i in range(7)], kv_blocks=30)
@@ -58,8 +60,8 @@ def solved(instance, objective, *, workers, seconds=1.0):
 )
 def test_without_any_member_incumbent_and_closed_form_bound_remain(instance, objective, workers, monkeypatch):
     """Every member fails: the result is that of no search at all, and names them with line and message."""
-    for name in (*SEARCHES, "run_model"):
-        monkeypatch.setattr(solver, name, broken)
+    for row in portfolio.PORTFOLIO:
+        monkeypatch.setattr(row.make, "run", broken)
     result = solved(instance, objective, workers=workers)
     bound = closed_form_bound(instance, objective)
 
@@ -78,15 +80,15 @@ def test_without_any_member_incumbent_and_closed_form_bound_remain(instance, obj
 @pytest.mark.parametrize(
     ("instance", "member", "name"),
     [
-        (three_equal(), "search_states", "state search"),
-        (three_equal(RUN_TO_COMPLETION), "search_packing", "packing search"),
-        (TINY_LATE, "TimedSearch", "timed state search"),
+        (three_equal(), "states.member.search_states", "state search"),
+        (three_equal(RUN_TO_COMPLETION), "packing.member.search_packing", "packing search"),
+        (TINY_LATE, "timed.member.TimedSearch", "timed state search"),
     ],
     ids=["states", "packing", "timed"],
 )
 def test_the_model_proves_what_a_failed_search_would_have(instance, member, name, workers, monkeypatch):
     """A state search that fails leaves its time to the others, which close the gap here."""
-    monkeypatch.setattr(members, member, broken)
+    monkeypatch.setattr(f"cspsched.exact.{member}", broken)
     result = solved(instance, Objective.LATENCY, workers=workers, seconds=60)
 
     assert result.status is Status.OPTIMAL
@@ -96,22 +98,32 @@ def test_the_model_proves_what_a_failed_search_would_have(instance, member, name
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_failed_model_leaves_the_proof_of_the_timed_search(workers, monkeypatch):
     """What runs beside the model, or before it, still proves the optimum."""
-    monkeypatch.setattr(solver, "HEAD_START_S", 0.0)
-    monkeypatch.setattr(members, "complete_hint", broken)
+    monkeypatch.setattr(race, "HEAD_START_S", 0.0)
+    monkeypatch.setattr(model_member, "complete_hint", broken)
     result = solved(TINY_LATE, Objective.LATENCY, workers=workers, seconds=60)
 
     assert (result.status, result.certificate) == (Status.OPTIMAL, "timed state search")
 
 
-@pytest.mark.parametrize("builder", ["_state_space", "prepare_states", "build_timed_space", "_can_dispatch"])
-def test_what_prepares_a_search_may_fail_too(builder, monkeypatch):
-    """Tables that cannot be built cost their search alone."""
-    monkeypatch.setattr(solver, builder, broken)
-    instance = TINY_LATE if builder == "build_timed_space" else BURST
-    result = solved(instance, Objective.LATENCY, workers=2, seconds=1.0)
+@pytest.mark.parametrize(
+    ("builder", "name"),
+    [
+        ("states.member.state_space", "state search"),
+        ("states.member.compile_states", "state search"),
+        ("timed.member.build_timed_space", "timed state search"),
+        ("heuristics.member.can_dispatch", "local search"),
+        ("prices.member.can_bound_levels", "level walks"),
+    ],
+)
+def test_what_prepares_a_search_may_fail_too(builder, name, monkeypatch):
+    """Tables that cannot be built cost their search alone, which is named."""
+    monkeypatch.setattr(f"cspsched.exact.{builder}", broken)
+    instance = TINY_LATE if name == "timed state search" else BURST
+    objective = Objective.MAKESPAN if name == "level walks" else Objective.LATENCY
+    result = solved(instance, objective, workers=2, seconds=1.0)
 
     assert result.violations() == []
-    assert result.provenance["failures"]
+    assert {failure["name"] for failure in result.provenance["failures"]} == {name}
 
 
 def test_ctrl_c_is_no_failure(monkeypatch):
@@ -120,7 +132,7 @@ def test_ctrl_c_is_no_failure(monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(solver, "run_model", interrupted)
+    monkeypatch.setattr(ModelMember, "run", interrupted)
     result = solved(LONG, Objective.MAKESPAN, workers=2)
 
     assert result.stop_reason is StopReason.INTERRUPTED
@@ -176,15 +188,15 @@ def test_the_model_is_of_one_incumbent(moment, monkeypatch):
     single = [[(0, 1)]] * 13 + [[(1, 1)]] * 4
     longer = replace(record.incumbent, schedule=schedule_asap(instance, single, [[] for _ in single]))
     assert longer.schedule.num_batches > record.incumbent.schedule.num_batches
-    build_model = members.build_model
+    build_model = model_member.build_model
 
     def meanwhile(*args):
         monkeypatch.setattr(Record, "incumbent", longer)
         return 1 if moment == "certified_horizon" else build_model(*args)
 
-    monkeypatch.setattr(members, "certified_horizon", lambda *_: 1)
-    monkeypatch.setattr(members, moment, meanwhile)
-    reason, details = members.run_model(record, SearchLimits(time_limit_s=1.0))
+    monkeypatch.setattr(model_member, "certified_horizon", lambda *_: 1)
+    monkeypatch.setattr(model_member, moment, meanwhile)
+    reason, details = ModelMember().run(record, Clock(record, SearchLimits(time_limit_s=1.0)))
 
     assert details["horizon_batches"] < longer.schedule.num_batches
     assert reason in (StopReason.PROVEN, StopReason.TIME_LIMIT)
@@ -192,7 +204,7 @@ def test_the_model_is_of_one_incumbent(moment, monkeypatch):
 
 def test_failures_are_told_in_one_line_each(monkeypatch, capsys, tmp_path):
     """The command says on stderr which search it did without, and prints its verdict as ever."""
-    monkeypatch.setattr(members, "search_states", broken)
+    monkeypatch.setattr("cspsched.exact.states.member.search_states", broken)
     trace = tmp_path / "equal.csv"
     rows = ("request_id,arrival_s,prompt_tokens,output_tokens", "a,0,2,4", "b,0,2,4", "c,0,2,4")
     trace.write_text("\n".join(rows), encoding="utf-8")
@@ -208,7 +220,7 @@ def test_failures_are_told_in_one_line_each(monkeypatch, capsys, tmp_path):
 
 def test_failures_of_every_stage_are_kept(monkeypatch):
     """Of objectives one after the other, those of the earlier ones count too."""
-    monkeypatch.setattr(solver, "run_model", broken)
+    monkeypatch.setattr(ModelMember, "run", broken)
     result = solve_in_order(
         TINY_LATE,
         [Objective.TTFT, Objective.MAKESPAN],

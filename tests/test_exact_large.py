@@ -9,10 +9,10 @@ import pytest
 from ortools.sat.python import cp_model
 
 from cspsched.costs.presets import load_cost
-from cspsched.exact import solver
-from cspsched.exact.batch_model import BatchModel
-from cspsched.exact.first_schedules import first_schedules
-from cspsched.exact.form_bounds import ClosedForm
+from cspsched.exact import portfolio, solver
+from cspsched.exact.closed_form import ClosedForm
+from cspsched.exact.heuristics.first_schedules import first_schedules
+from cspsched.exact.model.batch_model import BatchModel
 from cspsched.exact.record import best_incumbent
 from cspsched.exact.search import (
     InvalidModelError,
@@ -49,11 +49,7 @@ def late(factor, *, switches=None):
 @pytest.fixture
 def only_the_model(monkeypatch):
     """No other member, and no bound that would do without."""
-    monkeypatch.setattr(solver, "_state_space", lambda *_: None)
-    monkeypatch.setattr(solver, "build_timed_space", lambda *_: None)
-    monkeypatch.setattr(solver, "_can_dispatch", lambda *_: False)
-    monkeypatch.setattr(solver, "_can_count", lambda *_: False)
-    monkeypatch.setattr(solver, "_needs_levels", lambda *_: False)
+    monkeypatch.setattr(portfolio, "PORTFOLIO", portfolio.PORTFOLIO[-1:])
     monkeypatch.setattr(solver, "closed_form_bound", lambda *_: ClosedForm(0, "nothing", {}))
 
 

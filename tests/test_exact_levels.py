@@ -9,10 +9,15 @@ from hypothesis import strategies as st
 
 from cspsched.bounds import best_bound
 from cspsched.errors import InternalError
-from cspsched.exact.level_bound import LEVEL_WALKS, bound_levels, can_bound_levels
-from cspsched.exact.level_patterns import NEVER, Lines, best_patterns, trace_pattern
-from cspsched.exact.level_prices import _Search, level_prices, proven_by, token_prices
-from cspsched.exact.level_walks import LevelMoves, LevelPrices
+from cspsched.exact.prices.aggregated_bound import LEVEL_WALKS, bound_levels, can_bound_levels
+from cspsched.exact.prices.aggregated_decodes import NEVER, Lines, best_patterns, trace_pattern
+from cspsched.exact.prices.aggregated_path_prices import (
+    _Search,
+    aggregated_path_prices,
+    proven_by,
+    token_prices,
+)
+from cspsched.exact.prices.aggregated_paths import AggregatedMoves, AggregatedPrices
 from cspsched.exact.search import SearchLimits
 from cspsched.exact.solver import solve_exactly
 from cspsched.problem.instance import Preemption, Switches
@@ -39,7 +44,7 @@ def level_moves(draw):
         for g in range(1, output):
             refill[i, g] = draw(st.integers(0, 60))
     alone = draw(st.integers(1, 200)), draw(st.integers(1, 200))
-    return LevelMoves(
+    return AggregatedMoves(
         prompts=np.array(prompts),
         outputs=np.array(outputs),
         capacity=capacity,
@@ -126,7 +131,7 @@ def prices_of(draw, moves):
         return np.array(draw(st.lists(st.integers(low, high), min_size=count, max_size=count)))
 
     sizes = int((moves.prompts + moves.outputs).max())
-    return LevelPrices(
+    return AggregatedPrices(
         first=column(0, highest),
         later=Lines(column(0, highest), column(-20, 20)),
         finishes=column(-80, 80),
@@ -181,7 +186,7 @@ def test_prices_found_hold_whenever_the_search_is_stopped(moves, tries):
         proven.append(total)
         return len(proven) <= tries
 
-    prices = level_prices(moves, go_on)
+    prices = aggregated_path_prices(moves, go_on)
 
     assert not has_negative_round(arcs_of(moves, prices))
     assert proven == sorted(proven)

@@ -6,12 +6,14 @@ from fractions import Fraction
 
 import pytest
 
-from cspsched.exact import solver as solver_module
-from cspsched.exact.batch_model import BatchModel
-from cspsched.exact.form_bounds import ClosedForm, closed_form_bound
+from cspsched.exact import solver
+from cspsched.exact.closed_form import ClosedForm, closed_form_bound
 from cspsched.exact.lexicographic import solve_in_order
+from cspsched.exact.model.batch_model import BatchModel
+from cspsched.exact.packing.member import PackingMember
 from cspsched.exact.search import SearchLimits, complete_hint
 from cspsched.exact.solver import solve_exactly
+from cspsched.exact.states.member import StateMember
 from cspsched.problem.instance import Preemption, Switches
 from cspsched.problem.linear_form import read_objectives
 from cspsched.problem.metrics import measure
@@ -20,6 +22,7 @@ from cspsched.problem.result import Status
 from cspsched.problem.retiming import ending_at
 from cspsched.problem.timing import schedule_asap
 from tests.instances import instance_of
+from tests.members import leave_out
 from tests.objective_cases import OBJECTIVES, SMALL, random_case
 from tests.oracles.exhaustive import Event, exhaustive_run
 from tests.strategies import make_instance
@@ -34,9 +37,9 @@ CASES = int(os.environ.get("CSPSCHED_OBJECTIVE_CASES", "315"))
 def alone(monkeypatch, case):
     """Every other time leave it to the model: no closed-form bound, and (half of that) no state search."""
     if case // PIECE % 2:
-        monkeypatch.setattr(solver_module, "closed_form_bound", lambda *_: ClosedForm(0, "nothing", {}))
+        monkeypatch.setattr(solver, "closed_form_bound", lambda *_: ClosedForm(0, "nothing", {}))
     if case // PIECE % 4 == 1:
-        monkeypatch.setattr(solver_module, "_state_space", lambda *_: None)
+        leave_out(monkeypatch, PackingMember, StateMember)
 
 
 @pytest.mark.parametrize("first", range(FIRST, FIRST + CASES, PIECE))

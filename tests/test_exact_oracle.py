@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cspsched.exact.horizon import certified_horizon
-from cspsched.exact.members import build_model
+from cspsched.exact.model.horizon import certified_horizon
+from cspsched.exact.model.member import build_model
 from cspsched.exact.search import SearchLimits, complete_hint
 from cspsched.exact.solver import solve_exactly
 from cspsched.problem.cost import CostModel, PiecewiseLinear

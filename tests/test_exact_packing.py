@@ -12,15 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cspsched.costs.presets import load_cost
-from cspsched.exact.list_schedule import list_schedules
-from cspsched.exact.packing_floor import least_rest
-from cspsched.exact.packing_search import PACKING_SEARCH, search_packing
-from cspsched.exact.packing_space import build_packing_space
+from cspsched.exact.heuristics.list_schedule import list_schedules
+from cspsched.exact.packing.heuristic import least_rest
+from cspsched.exact.packing.search import PACKING_SEARCH, search_packing
+from cspsched.exact.packing.space import build_packing_space
 from cspsched.exact.record import best_incumbent
 from cspsched.exact.search import SearchLimits
 from cspsched.exact.solver import solve_exactly
-from cspsched.exact.state_search import Talk
-from cspsched.exact.state_space import build_state_space
+from cspsched.exact.states.search import Talk
+from cspsched.exact.states.space import build_state_space
 from cspsched.problem.cost import BatchFeatures, CostModel, PiecewiseLinear, triangle
 from cspsched.problem.instance import Preemption
 from cspsched.problem.metrics import Objective, measure

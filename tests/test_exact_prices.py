@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cspsched.exact.dispatch import NO_SCHEDULE, Plan, Trace, run_plan
-from cspsched.exact.first_schedules import first_schedules
-from cspsched.exact.local_search import _decisions, _workload, can_dispatch, improve
-from cspsched.exact.pattern_prices import Tokens, token_prices
+from cspsched.compiled.batch_time import cost_tables
+from cspsched.exact.heuristics.first_schedules import first_schedules
+from cspsched.exact.heuristics.local_search import _decisions, _workload, can_dispatch, improve
+from cspsched.exact.heuristics.plan_scheduler import NO_SCHEDULE, Plan, Trace, run_plan
+from cspsched.exact.prices.batch_pattern_prices import Tokens, token_prices
 from cspsched.exact.record import best_incumbent
 from cspsched.exact.search import SearchLimits
 from cspsched.exact.solver import solve_exactly
-from cspsched.exact.state_space import price_tables
 from cspsched.policies.base import make_policy
 from cspsched.problem.linear_form import linear_form, read_objectives
 from cspsched.problem.metrics import Objective, measure
@@ -116,7 +116,7 @@ def test_every_plan_makes_a_feasible_schedule_at_its_price(instance, objective, 
     if not can_dispatch(instance):
         return
     count = len(instance.requests)
-    load, prices = _workload(instance, objective), price_tables(instance, 1)
+    load, prices = _workload(instance, objective), cost_tables(instance.cost, 1)
     plan = Plan(
         order=np.array(data.draw(st.permutations(range(count)))),
         release=load.arrivals
@@ -145,7 +145,7 @@ def test_every_plan_is_priced_as_the_objective_says(case, data):
     count = len(instance.requests)
     order = np.array(data.draw(st.permutations(range(count))))
     for objective in read_objectives(text, instance):
-        load, prices = _workload(instance, objective), price_tables(instance, 1)
+        load, prices = _workload(instance, objective), cost_tables(instance.cost, 1)
         plan = Plan(
             order=order,
             release=load.arrivals.copy(),

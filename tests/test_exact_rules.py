@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cspsched.errors import InternalError
-from cspsched.exact.batch_model import BatchModel
+from cspsched.exact.model.batch_model import BatchModel
 from cspsched.exact.search import InvalidModelError, complete_hint
 from cspsched.problem.instance import Preemption
 from cspsched.problem.metrics import Objective

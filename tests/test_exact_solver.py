@@ -6,11 +6,12 @@ import pytest
 
 from cspsched.bounds import best_bound
 from cspsched.errors import InfeasibleError
-from cspsched.exact import members, solver
-from cspsched.exact.list_schedule import list_schedules, one_at_a_time
+from cspsched.exact.heuristics.list_schedule import list_schedules, one_at_a_time
+from cspsched.exact.model import member as model_member
 from cspsched.exact.record import best_incumbent
 from cspsched.exact.search import SearchLimits
 from cspsched.exact.solver import solve_exactly
+from cspsched.exact.timed.member import TimedMember
 from cspsched.policies.base import make_policy
 from cspsched.problem.instance import Switches
 from cspsched.problem.metrics import Objective, measure
@@ -19,6 +20,7 @@ from cspsched.problem.result import Result, Status, StopReason
 from cspsched.simulate import simulate
 from cspsched.solving import solve
 from tests.instances import NO_PREEMPTION, RUN_TO_COMPLETION, four_mixed, instance_of, late_mixed, three_equal
+from tests.members import leave_out
 
 SHORT = SearchLimits(time_limit_s=5)
 
@@ -50,7 +52,7 @@ def test_candidates_of_another_class_are_not_taken():
 @pytest.fixture
 def no_timed_search(monkeypatch):
     """As if the instance were too large for the timed state search."""
-    monkeypatch.setattr(solver, "build_timed_space", lambda *_: None)
+    leave_out(monkeypatch, TimedMember)
 
 
 def test_time_limit_keeps_the_incumbent_and_says_so():
@@ -70,7 +72,7 @@ def test_interruption_keeps_the_incumbent(monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(members, "complete_hint", interrupted)
+    monkeypatch.setattr(model_member, "complete_hint", interrupted)
     result = solve_exactly(late_mixed(), Objective.LATENCY, SHORT)
 
     assert result.stop_reason is StopReason.INTERRUPTED
@@ -80,7 +82,7 @@ def test_interruption_keeps_the_incumbent(monkeypatch):
 @pytest.mark.usefixtures("no_timed_search")
 def test_a_disagreement_between_model_and_referee_is_said(monkeypatch):
     """If the model prices the incumbent differently from the referee it proves nothing, and is named."""
-    monkeypatch.setattr(members, "complete_hint", lambda *_, **__: (1, []))
+    monkeypatch.setattr(model_member, "complete_hint", lambda *_, **__: (1, []))
     result = solve_exactly(late_mixed(), Objective.LATENCY, SHORT)
 
     assert result.violations() == []
@@ -95,8 +97,8 @@ def test_bound_of_an_uncertified_horizon_is_not_used(monkeypatch):
     instance = late_mixed()
     closed_form = best_bound(instance, Objective.MAKESPAN)
     longest = best_incumbent(instance, Objective.MAKESPAN, list_schedules(instance)).schedule.num_batches
-    monkeypatch.setattr(members, "MOST_CELLS", longest * len(instance.requests))
-    monkeypatch.setattr(members, "certified_horizon", lambda *_: 10**6)
+    monkeypatch.setattr(model_member, "MOST_CELLS", longest * len(instance.requests))
+    monkeypatch.setattr(model_member, "certified_horizon", lambda *_: 10**6)
     result = solve_exactly(instance, Objective.MAKESPAN, SearchLimits(time_limit_s=60))
 
     assert result.provenance["model"]["horizon_certified"] is False
@@ -107,7 +109,7 @@ def test_bound_of_an_uncertified_horizon_is_not_used(monkeypatch):
 @pytest.mark.usefixtures("no_timed_search")
 def test_too_large_instances_get_the_closed_form_bound(monkeypatch):
     """Where no model is affordable the result says so and is still certified."""
-    monkeypatch.setattr(members, "MOST_CELLS", 3)
+    monkeypatch.setattr(model_member, "MOST_CELLS", 3)
     result = solve_exactly(late_mixed(), Objective.LATENCY, SHORT)
 
     assert result.stop_reason is StopReason.TOO_LARGE
@@ -121,8 +123,8 @@ def test_no_horizon_is_certified_for_a_model_that_is_not_built(monkeypatch):
     def too_dear(*_):
         raise AssertionError("certified the horizon of a model that is too large")
 
-    monkeypatch.setattr(members, "MOST_CELLS", 3)
-    monkeypatch.setattr(members, "certified_horizon", too_dear)
+    monkeypatch.setattr(model_member, "MOST_CELLS", 3)
+    monkeypatch.setattr(model_member, "certified_horizon", too_dear)
 
     assert solve_exactly(late_mixed(), Objective.LATENCY, SHORT).stop_reason is StopReason.TOO_LARGE
 

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cspsched.exact.list_schedule import list_schedules
+from cspsched.exact.heuristics.list_schedule import list_schedules
+from cspsched.exact.parts.chunk_dominance import chunks_are_dominated, is_linear
 from cspsched.exact.record import best_incumbent
 from cspsched.exact.search import SearchLimits
 from cspsched.exact.solver import solve_exactly
-from cspsched.exact.state_search import STATE_SEARCH, Talk, search_states
-from cspsched.exact.state_space import build_state_space
-from cspsched.exact.unchunked import chunks_are_dominated, is_linear
+from cspsched.exact.states.search import STATE_SEARCH, Talk, search_states
+from cspsched.exact.states.space import build_state_space
 from cspsched.problem.cost import CostModel, PiecewiseLinear
 from cspsched.problem.metrics import Objective, measure
 from cspsched.problem.referee import find_violations

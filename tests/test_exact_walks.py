@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cspsched.errors import InternalError
-from cspsched.exact.resident_states import count_residents, list_residents, state_of
-from cspsched.exact.resident_walks import DECODE, HYBRID, PREFILL, Moves, new_walks, settle
-from cspsched.exact.walk_prices import proven_by, walk_prices
+from cspsched.exact.prices.resident_path_prices import proven_by, resident_path_prices
+from cspsched.exact.prices.resident_paths import DECODE, HYBRID, PREFILL, Moves, new_paths, settle
+from cspsched.exact.prices.resident_states import count_residents, list_residents, state_of
 
 AWAY = 0
 
@@ -117,7 +117,7 @@ def test_values_are_those_of_the_cheapest_walks(moves, data):
     for i, count in enumerate(moves.counts.tolist()):
         prices[i, :count] = data.draw(st.lists(st.integers(0, 200), min_size=count, max_size=count))
     residents = residents_of(moves)
-    walks = new_walks(len(residents.codes))
+    walks = new_paths(len(residents.codes))
     emitted, costs = np.zeros((20, *prices.shape), dtype=np.int64), np.zeros(20, dtype=np.int64)
     found, _ = settle(moves, residents, walks, prices, emitted, costs)
     expected = cheapest_walks(moves, prices)
@@ -135,7 +135,7 @@ def test_values_are_those_of_the_cheapest_walks(moves, data):
 def test_prices_hold_and_are_no_worse_than_those_to_start_from(moves, waits):
     """Whatever they are, no way round earns more than it costs, and what they prove has not fallen."""
     start = np.zeros_like(moves.blocks)
-    best = walk_prices(moves, residents_of(moves), start, lambda *_: True, waits=waits)
+    best = resident_path_prices(moves, residents_of(moves), start, lambda *_: True, waits=waits)
 
     assert cheapest_walks(moves, best.prices) is not None
     assert (best.prices >= 0).all()
@@ -165,7 +165,7 @@ def test_prices_see_that_requests_grow_together():
     the part at which they are good enough; single batches prove 300,000.
     """
     moves, start = growing_pair(), np.zeros((2, 3), dtype=np.int64)
-    best = walk_prices(moves, residents_of(moves), start, lambda *_: True, waits=False)
+    best = resident_path_prices(moves, residents_of(moves), start, lambda *_: True, waits=False)
 
     assert 389_500 <= best.prices.sum() <= 390_000
 
@@ -175,13 +175,15 @@ def test_prices_that_do_not_hold_are_refused():
     start = np.zeros((2, 3), dtype=np.int64)
     start[0, 0] = 100_001
     with pytest.raises(InternalError, match="prices to start from"):
-        walk_prices(growing_pair(), residents_of(growing_pair()), start, lambda *_: True, waits=False)
+        resident_path_prices(
+            growing_pair(), residents_of(growing_pair()), start, lambda *_: True, waits=False
+        )
 
 
 def test_no_time_means_the_prices_to_start_from():
     """Asked to stop at once, the search for prices gives back what it was given."""
     start = np.zeros((2, 3), dtype=np.int64)
     moves = growing_pair()
-    best = walk_prices(moves, residents_of(moves), start, lambda *_: False, waits=False)
+    best = resident_path_prices(moves, residents_of(moves), start, lambda *_: False, waits=False)
 
     assert best.prices.tolist() == start.tolist()

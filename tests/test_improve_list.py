@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cspsched.errors import InputError, UsageError
-from cspsched.exact.list_schedule import list_schedule
+from cspsched.exact.heuristics.list_schedule import list_schedule
 from cspsched.improve.entries import schedule_parts
 from cspsched.improve.list_scheduler import ListScheduler
 from cspsched.improve.machine import BATCH
@@ -199,7 +199,7 @@ def test_every_plan_is_a_feasible_schedule_of_the_stated_value(drawn):
 
 @pytest.mark.parametrize("arrivals", [False, True])
 def test_one_order_gives_the_schedule_of_the_clear_list_scheduler(arrivals):
-    """With all knobs open and prompts in one piece it is the schedule of `exact.list_schedule`."""
+    """With all knobs open and prompts in one piece it is the schedule of `exact.heuristics.list_schedule`."""
     instance = mixed(arrivals=arrivals, kv_blocks=200)
     scheduler = ListScheduler(instance, Objective.MAKESPAN)
     keys = np.random.default_rng(1).permutation(len(instance.requests))

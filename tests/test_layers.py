@@ -20,8 +20,9 @@ MAY_IMPORT = {
     "problem": {"errors", "units"},
     "trace": {"problem"},
     "costs": {"problem"},
-    "bounds": {"problem", "costs"},
-    "exact": {"problem", "costs", "bounds"},
+    "compiled": {"problem"},
+    "bounds": {"problem", "costs", "compiled"},
+    "exact": {"problem", "costs", "compiled", "bounds"},
     "simulate": {"problem"},
     "policies": {"problem", "simulate"},
     "improve": {"problem", "costs", "bounds", "exact", "simulate", "policies"},
@@ -135,7 +136,9 @@ def test_the_referee_stands_alone():
     assert {module.split(".")[1] for module in reached} == {"problem", "errors", "units"}
 
 
-@pytest.mark.parametrize("package", ["problem", "trace", "costs", "bounds", "simulate", "policies"])
+@pytest.mark.parametrize(
+    "package", ["problem", "compiled", "trace", "costs", "bounds", "simulate", "policies"]
+)
 def test_the_solver_is_loaded_by_the_exact_part_only(package):
     """OR-Tools is imported by nothing that the solver is checked with."""
     users = {
@@ -156,3 +159,40 @@ def test_only_the_profiler_may_import_torch():
     }
 
     assert {name for name in users if name.split(".")[0] != "profiler"} == set()
+
+
+USERS_OF_JIT = [(name, tree) for name, tree in MODULES if "cspsched.compiled.jit" in imports_of(tree)]
+
+
+@pytest.mark.parametrize(("name", "tree"), USERS_OF_JIT, ids=[name for name, _ in USERS_OF_JIT])
+def test_compiled_code_is_from_one_part(name, tree):
+    """Compiled functions call those of their part and of `compiled`: the version on disk covers these."""
+    if name == "exact.solver":
+        return  # it listens to the compiler, and compiles nothing
+    others = parts_of(imports_of(tree)) - {name.split(".")[0], "compiled", "problem"} - BASE
+
+    assert others == set()
+
+
+def test_numba_is_imported_in_two_places():
+    """How functions are compiled is said once for the searches and bounds, and once for the simulator."""
+    users = {
+        name for name, tree in MODULES if any(used.split(".")[0] == "numba" for used in imports_of(tree))
+    }
+
+    assert users == {"compiled.jit", "simulate.kernel.jit"}
+
+
+CHECKS = [(name, tree) for name, tree in MODULES if name.startswith("bounds.") and name.endswith("check")]
+STATED = {"bounds.certificate", "bounds.parts.minorant", "bounds.parts.price_windows"}
+"""What certificates are written in, which a check must read."""
+
+
+@pytest.mark.parametrize(("name", "tree"), CHECKS, ids=[name for name, _ in CHECKS])
+def test_a_check_shares_nothing_with_its_bound(name, tree):
+    """Checks import other checks and what certificates state, and nothing that derives or chooses it."""
+    modules = {module for module, _ in MODULES}
+    used = {one.removeprefix("cspsched.") for one in imports_of(tree) if one.startswith("cspsched.bounds.")}
+    others = {one for one in used & modules - STATED if one.rpartition(".")[2] not in ("check", "details")}
+
+    assert others - {one.rpartition(".")[0] for one in modules} == set()

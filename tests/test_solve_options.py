@@ -16,8 +16,9 @@ from ortools.sat.python import cp_model
 from cspsched.cli.console import LiveLine
 from cspsched.cli.solve import solve_command
 from cspsched.errors import InfeasibleError, InputError, UsageError
-from cspsched.exact import export, model
+from cspsched.exact import export
 from cspsched.exact.export import export_model
+from cspsched.exact.model import exact_model
 from cspsched.exact.search import Progress, SearchLimits
 from cspsched.problem.infeasibility import find_infeasibility
 from cspsched.problem.instance import Instance, Switches
@@ -216,7 +217,7 @@ def test_export_refuses_what_would_help_nobody(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
         export_model(three_equal(), Objective.MAKESPAN, tmp_path / "file" / "model.pb")
-    monkeypatch.setattr(model, "WORST_SUM", 1)
+    monkeypatch.setattr(exact_model, "WORST_SUM", 1)
     with pytest.raises(InputError, match="leave 64 bits"):
         export_model(three_equal(), Objective.MAKESPAN, tmp_path / "model.pb")
     monkeypatch.setattr(export, "MOST_CELLS", 3)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cspsched.exact.batch_model import BatchModel
+from cspsched.exact.model.batch_model import BatchModel
 from cspsched.exact.search import SearchLimits, complete_hint
 from cspsched.exact.solver import solve_exactly
 from cspsched.policies.base import make_policy

@@ -1,11 +1,11 @@
 """Certified lower bounds: one module per bound, and the checker that re-derives each."""
 
 from cspsched.bounds.api import batch_floor, best_bound, certificates, quick_flow_bound_ns, solo_ns
-from cspsched.bounds.batches import BatchCount, batch_count_bound
 from cspsched.bounds.certificate import Certificate
 from cspsched.bounds.check import check_certificate
 from cspsched.bounds.curve import latency_curve, makespan_curve
 from cspsched.bounds.misses import fewest_misses, percentile_ns
+from cspsched.bounds.parts.batches import BatchCount, batch_count_bound
 
 __all__ = [
     "BatchCount",

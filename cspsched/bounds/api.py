@@ -9,7 +9,7 @@ from cspsched.bounds.certificate import Certificate, best_first
 from cspsched.bounds.critical_path import solo_times_ns
 from cspsched.bounds.flow import flow_certificates, quick_flow_certificates
 from cspsched.bounds.makespan import batch_floors, makespan_certificates
-from cspsched.bounds.tables import Tables
+from cspsched.bounds.parts.tables import Tables
 from cspsched.errors import UsageError
 from cspsched.problem.instance import Instance
 from cspsched.problem.metrics import Objective

@@ -13,22 +13,22 @@ from collections.abc import Callable
 from fractions import Fraction
 
 from cspsched.bounds.certificate import Certificate
-from cspsched.bounds.check_pair_delay import plain_pair_delay
-from cspsched.bounds.check_parts import (
+from cspsched.bounds.memory_price.check import plain_memory_price
+from cspsched.bounds.memory_price.details import MEMORY_PRICE, MemoryPrices
+from cspsched.bounds.pair_delay.check import plain_pair_delay
+from cspsched.bounds.pair_delay.details import PAIR_DELAY
+from cspsched.bounds.parts.check import (
     PlainCounts,
     PlainPrices,
     naive_total_completion,
     plain_solo_times,
     point_objections,
 )
-from cspsched.bounds.check_time_price import plain_time_price
-from cspsched.bounds.check_volume import plain_memory_price
-from cspsched.bounds.check_window_price import plain_window_price
-from cspsched.bounds.minorant import Minorant, find_objections, reachable_maxima
-from cspsched.bounds.pair_delay import PAIR_DELAY
-from cspsched.bounds.time_price import TIME_PRICE, Prices
-from cspsched.bounds.volume import MEMORY_PRICE, MemoryPrices
-from cspsched.bounds.window_price import WINDOW_PRICE, WindowPrices
+from cspsched.bounds.parts.minorant import Minorant, find_objections, reachable_maxima
+from cspsched.bounds.time_price.check import plain_time_price
+from cspsched.bounds.time_price.details import TIME_PRICE, Prices
+from cspsched.bounds.window_price.check import plain_window_price
+from cspsched.bounds.window_price.details import WINDOW_PRICE, WindowPrices
 from cspsched.errors import InputError, LimitError
 from cspsched.problem.instance import Instance
 from cspsched.problem.metrics import Objective

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from cspsched.bounds.batches import ExactArray
 from cspsched.bounds.certificate import Certificate
-from cspsched.bounds.tables import Tables
+from cspsched.bounds.parts.batches import ExactArray
+from cspsched.bounds.parts.tables import Tables
 from cspsched.problem.metrics import Objective
 
 CRITICAL_PATH = "critical-path"

@@ -27,16 +27,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cspsched.bounds.batches import Consumption, ExactArray, consume
 from cspsched.bounds.certificate import Certificate, Details
 from cspsched.bounds.critical_path import critical_path
-from cspsched.bounds.minorant import Minorant
-from cspsched.bounds.pair_delay import pair_delay_certificates
-from cspsched.bounds.srpt import srpt_total_completion_ns
-from cspsched.bounds.tables import Tables
-from cspsched.bounds.time_price_search import time_price_certificates
-from cspsched.bounds.volume_search import memory_price_certificates
-from cspsched.bounds.work import WorkTable
+from cspsched.bounds.memory_price.search import memory_price_certificates
+from cspsched.bounds.pair_delay.bound import pair_delay_certificates
+from cspsched.bounds.parts.batches import Consumption, ExactArray, consume
+from cspsched.bounds.parts.minorant import Minorant
+from cspsched.bounds.parts.srpt import srpt_total_completion_ns
+from cspsched.bounds.parts.tables import Tables
+from cspsched.bounds.parts.work import WorkTable
+from cspsched.bounds.time_price.search import time_price_certificates
 from cspsched.problem.cost import IntArray
 from cspsched.problem.instance import Limits
 from cspsched.problem.metrics import Objective

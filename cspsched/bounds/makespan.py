@@ -16,11 +16,11 @@ from fractions import Fraction
 
 import numpy as np
 
-from cspsched.bounds.batches import Consumption, ExactArray, consume, suffix_sums
 from cspsched.bounds.certificate import Certificate, Details
 from cspsched.bounds.critical_path import critical_path
-from cspsched.bounds.tables import Tables
-from cspsched.bounds.work import WorkTable
+from cspsched.bounds.parts.batches import Consumption, ExactArray, consume, suffix_sums
+from cspsched.bounds.parts.tables import Tables
+from cspsched.bounds.parts.work import WorkTable
 from cspsched.problem.cost import INT64_SAFE, IntArray
 from cspsched.problem.metrics import Objective
 from cspsched.units import ceil_div

@@ -19,7 +19,7 @@ import numpy as np
 
 from cspsched.bounds.critical_path import solo_times_ns
 from cspsched.bounds.flow import SPLITS, Heads, Relaxation
-from cspsched.bounds.tables import Tables
+from cspsched.bounds.parts.tables import Tables
 from cspsched.errors import InputError
 from cspsched.problem.instance import Instance
 from cspsched.problem.metrics import Objective

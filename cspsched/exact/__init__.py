@@ -1,1 +1,1 @@
-"""The exact solver: CP-SAT models of the problem."""
+"""The exact solver: a portfolio of searches, one folder for each method."""

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from cspsched.errors import InputError
-from cspsched.exact.batch_model import BatchModel
-from cspsched.exact.horizon import certified_horizon
-from cspsched.exact.list_schedule import list_schedules
+from cspsched.exact.heuristics.list_schedule import list_schedules
+from cspsched.exact.model.batch_model import BatchModel
+from cspsched.exact.model.horizon import certified_horizon
 from cspsched.exact.record import best_incumbent
 from cspsched.problem.instance import Instance
 from cspsched.problem.objectives import AnyObjective

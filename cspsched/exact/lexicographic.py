@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
-from cspsched.exact.model import Ceiling
+from cspsched.exact.model.exact_model import Ceiling
 from cspsched.exact.search import Progress, SearchLimits
 from cspsched.exact.solver import solve_exactly
 from cspsched.problem.instance import Instance

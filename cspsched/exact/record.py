@@ -5,10 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from cspsched.errors import InternalError
-from cspsched.exact.model import Ceiling, Decisions
+from cspsched.exact.model.exact_model import Ceiling, Decisions
 from cspsched.exact.search import Watch
 from cspsched.problem.failure import Failure
 from cspsched.problem.instance import Instance
@@ -92,6 +92,7 @@ class Record:
         self._incumbent, self._proof = incumbent, proof
         self._given, self._proofs = proof, {proof.certificate: proof}
         self._failures: list[Failure] = []
+        self._made: dict[Callable[[Record], Any], Any] = {}
         self._lock = threading.Lock()
 
     @property
@@ -113,6 +114,13 @@ class Record:
     def is_closed(self) -> bool:
         """Whether value and bound are equal."""
         return self._proof.dual_ns >= self._incumbent.value_ns
+
+    def once(self, make: Callable[[Record], Outcome]) -> Outcome:
+        """What `make` gives for this record, made for the first member that asks and shared by all."""
+        if make not in self._made:
+            self._made[make] = make(self)
+        outcome: Outcome = self._made[make]
+        return outcome
 
     def attempt(self, name: str, task: Callable[[], Outcome], otherwise: Outcome) -> Outcome:
         """Do a member's work. If it fails it costs its proof: what others find stands, and it is named."""

@@ -15,7 +15,7 @@ from ortools.sat.python import cp_model
 from ortools.sat.python.cp_model_helper import FlatIntExpr
 
 from cspsched.errors import InternalError, UsageError
-from cspsched.exact.model import ExactModel
+from cspsched.exact.model.exact_model import ExactModel
 from cspsched.problem.result import StopReason
 from cspsched.problem.schedule import Schedule
 

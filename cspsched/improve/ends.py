@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from cspsched.bounds import best_bound
 from cspsched.bounds.certificate import Certificate
-from cspsched.exact.form_bounds import closed_form_bound
+from cspsched.exact.closed_form import closed_form_bound
 from cspsched.problem.instance import Instance
 from cspsched.problem.metrics import Objective
 from cspsched.problem.objectives import AnyObjective, Measure, Mixture

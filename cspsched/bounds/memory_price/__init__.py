@@ -1,0 +1,1 @@
+"""The certificate `memory-price`: prices on the memory of every batch."""

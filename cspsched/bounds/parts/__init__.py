@@ -1,0 +1,1 @@
+"""What several certificates are made of, and slow, plain twins of it."""

@@ -1,0 +1,94 @@
+"""Work that no schedule avoids, priced by a minorant.
+
+Theorem (problem.md, section 5): let s = I + k be the tokens that are resident when token k + 1 of a request
+is emitted. What the request processes between its tokens k and k + 1 costs at least
+
+* k = 0: a prefill of s tokens. Its last complete pass over the prompt processes s tokens with attention W(s),
+  in at least ceil(s / C) chunks; the l-th chunk from the end starts at s - l C or later, so the context read
+  again is at least sum over l >= 1 of max(0, s - l C);
+* k >= 1: the cheaper of one decode (1 token, context s - 1) and a refill, which is a prefill of s tokens.
+
+Both depend on s alone, so one table over s and its running sum price every request.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from cspsched.bounds.parts.batches import ExactArray
+from cspsched.bounds.parts.minorant import Minorant
+from cspsched.problem.cost import INT64_SAFE, IntArray, triangle
+
+
+@dataclass(frozen=True, eq=False)
+class WorkTable:
+    """Prices of tokens under one minorant, in nanoseconds times its scale, for up to `longest` tokens."""
+
+    minorant: Minorant
+    max_batch_tokens: int
+    longest: int
+
+    @cached_property
+    def _resident(self) -> ExactArray:
+        """0..longest, as int64 where no sum over the table can overflow, else as Python integers."""
+        end = np.array([self.longest], dtype=object)
+        worst = int(self._prefills(end)[0]) + int(self._decodes(end)[0])
+        exact = np.int64 if worst * (self.longest + 1) < INT64_SAFE else object
+        return np.arange(self.longest + 1).astype(exact)
+
+    @cached_property
+    def prefills(self) -> ExactArray:
+        """Price of the prefill or refill that emits a token with s tokens resident, shape (longest + 1,)."""
+        prices: ExactArray = self._prefills(self._resident)
+        return prices
+
+    @cached_property
+    def decodes(self) -> ExactArray:
+        """Price of the decode that leaves s tokens resident, shape (longest + 1,); entry 0 means nothing."""
+        prices: ExactArray = self._decodes(self._resident)
+        return prices
+
+    @cached_property
+    def _later(self) -> ExactArray:
+        """Running sum over s of the cheaper of decode and refill."""
+        sums: ExactArray = np.cumsum(np.minimum(self.prefills, self.decodes))
+        return sums
+
+    def until(self, prompts: IntArray, emitted: IntArray) -> ExactArray:
+        """Work of requests up to some output token of each, Python integers, shape (num_requests,)."""
+        return self.compact_until(prompts, emitted).astype(object)
+
+    def compact_until(self, prompts: IntArray, emitted: IntArray) -> ExactArray:
+        """The same as int64 where each number is small enough for that; sums may not be."""
+        work: ExactArray = self.prefills[prompts] + (
+            self._later[prompts + emitted - 1] - self._later[prompts]
+        )
+        return work
+
+    def total(self, prompts: IntArray, emitted: IntArray) -> int:
+        """Sum of the work of all requests."""
+        work = self.compact_until(prompts, emitted)
+        is_safe = work.dtype != object and int(work.max()) * len(work) < INT64_SAFE
+        return int(work.sum()) if is_safe else int(sum(work.tolist()))
+
+    def _prefills(self, resident: ExactArray) -> ExactArray:
+        price, full_chunks = self.minorant.scaled, resident // self.max_batch_tokens
+        context = full_chunks * resident - self.max_batch_tokens * triangle(full_chunks)
+        chunks = -(-resident // self.max_batch_tokens)
+        work: ExactArray = (
+            resident * (price("tokens") + price("prefill_tokens"))
+            + triangle(resident) * price("prefill_attention")
+            + context * price("prefill_context")
+            + chunks * price("prefill_request")
+            + price("head")
+        )
+        return work
+
+    def _decodes(self, resident: ExactArray) -> ExactArray:
+        price = self.minorant.scaled
+        fixed = price("tokens") + price("decode_request") + price("head")
+        work: ExactArray = (resident - 1) * price("decode_context") + fixed
+        return work

@@ -1,0 +1,1 @@
+"""The certificate `time-price`: a price on machine time and one on waiting."""

@@ -1,0 +1,212 @@
+"""Sum of latencies: a price on machine time for each window of time, shared by work and by memory.
+
+Theorem (docs/bounds.md, section 10). Let P(t) >= 0 be a step function in some periods, 0 outside, B in
+[0, 1]. A decode with work w and r resident tokens pays the share (1 - B) w / (V - alpha) + B r / M of the
+time V of its batch without prefills. For every line (s, p), s > 0, with
+
+    lambda(r) = (sqrt(s alpha + p alpha B r / M) + sqrt(p (1 - B) w(r)))^2,
+    h(P)      = max over r of (sqrt(lambda(r)) - sqrt(P (1 - B) w(r)))^2 / alpha - P B r / M   (at least 0),
+
+what the decodes of a request pay and the integral of h(P(t)) over their batches are at least the sum of its
+lambda(r). Everything else is as in `time_price`: prefill work pays P + Q, and mu_i is paid back; but here
+mu_i is S from the arrival for L_i, and 0 after that.
+
+Integers, rounded against the bound: prices in 1 / 1024, slopes in 1 / 64, shares in sixteenths, rates in
+2^-12.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from cspsched.bounds.parts.price_windows import Placed
+from cspsched.bounds.time_price.bound import Columns, integer_root, total
+from cspsched.bounds.time_price.details import PRICE_UNIT, STRETCH_UNIT
+from cspsched.bounds.window_price.details import DOUBLE_RATE, RATE_UNIT, SLOPE_UNIT, WindowPrices
+from cspsched.problem.cost import INT64_SAFE, IntArray
+from cspsched.units import ceil_div
+
+FloatArray = npt.NDArray[np.float64]
+
+ROOT_BITS, INVERSE_BITS = 10, 40
+"""Square roots are in units of 2^-10; 1 / (256 alpha) is in units of 2^-40."""
+MAX_ROOTED = 2**41
+
+
+class Holds(NamedTuple):
+    """mu_i of all requests: how long, and what others pay for it; int64."""
+
+    length: IntArray
+    """L_i, 0 where it would end after the request's period; shape (num_requests,)."""
+    area: IntArray
+    """Integral of mu_i over all time, rounded up; shape (num_requests,)."""
+    everybody: IntArray
+    """Q of those whose mu_i covers the whole window, in 1 / 1024; shape (num_windows,)."""
+
+
+def holds(table: Columns, placed: Placed, chosen: WindowPrices) -> Holds:
+    """Who makes whom wait."""
+    window_ns, count = chosen.window_ns, len(chosen.prices)
+    length = table.least * chosen.pace // STRETCH_UNIT
+    length[placed.arrivals + length > placed.ends] = 0
+    first, end = -(-placed.arrivals // window_ns), (placed.arrivals + length) // window_ns
+    covers = end > first
+    steps = np.bincount(first[covers], minlength=count + 1) - np.bincount(end[covers], minlength=count + 1)
+    return Holds(
+        length=length,
+        area=-(-chosen.height * length // STRETCH_UNIT),
+        everybody=np.cumsum(steps)[:count] * (PRICE_UNIT // STRETCH_UNIT * chosen.height),
+    )
+
+
+class LineTables(NamedTuple):
+    """What the kernel reads of the lines; int64, shape (num_lines, longest + 1) unless said otherwise."""
+
+    costs: IntArray
+    """Running sum over r of lambda(r)."""
+    least_costs: IntArray
+    """The same if a refill may cost as little as the least price of all windows."""
+    needed: IntArray
+    """Price from which on no refill of r or more tokens is cheaper than lambda."""
+    roots: IntArray
+    """sqrt(lambda(r)), rounded up, in 2^-10."""
+    work_roots: IntArray
+    """sqrt((1 - B) w(r)), rounded down, in 2^-10; shape (longest + 1,)."""
+    price_roots: IntArray
+    """sqrt(P) of each window, rounded down, in 2^-10; shape (num_windows,)."""
+
+
+class WindowTable(NamedTuple):
+    """An instance under one minorant, and the shape of the prices."""
+
+    columns: Columns
+    capacity: int
+    """KV cache in tokens."""
+
+
+def line_tables(table: WindowTable, chosen: WindowPrices) -> LineTables | None:
+    """Tables of all lines; None where 64-bit integers might overflow."""
+    columns = table.columns
+    resident = np.arange(len(columns.decodes), dtype=np.int64)
+    if _overflows(table, chosen):
+        return None
+    share = STRETCH_UNIT - chosen.memory
+    work = columns.decodes * share // STRETCH_UNIT
+    more_work = -(-(columns.decodes + 1) * share // STRETCH_UNIT)
+    held = columns.alpha * chosen.memory * resident // (STRETCH_UNIT * table.capacity)
+    more_held = -(-columns.alpha * chosen.memory * resident // (STRETCH_UNIT * table.capacity))
+    cheapest = columns.refills * min(chosen.prices) // PRICE_UNIT
+    rows = []
+    for price in chosen.references:
+        for slope in chosen.slopes:
+            own = columns.alpha * slope // SLOPE_UNIT + held * price // PRICE_UNIT
+            paid = work * price // PRICE_UNIT
+            cost = own + paid + 2 * integer_root(own * paid)
+            # Nobody has 0 resident tokens, and nobody decodes into 1.
+            cost[:2] = 0
+            needed = -(-cost * PRICE_UNIT // np.maximum(columns.refills, 1))
+            above = -(-columns.alpha * slope // SLOPE_UNIT) - (-more_held * price // PRICE_UNIT)
+            root = _root_up(above) + _root_up(-(-more_work * price // PRICE_UNIT))
+            falling = np.maximum.accumulate(needed[::-1])[::-1]
+            rows.append((np.cumsum(cost), np.cumsum(np.minimum(cost, cheapest)), falling, root))
+    if max(int(costs[-1]) for costs, *_ in rows) * 2 * DOUBLE_RATE >= INT64_SAFE:
+        return None
+    sums, least_sums, needed, roots = (
+        np.ascontiguousarray(np.stack(column)) for column in zip(*rows, strict=True)
+    )
+    return LineTables(
+        costs=sums,
+        least_costs=least_sums,
+        needed=needed,
+        roots=roots,
+        work_roots=integer_root(work << (2 * ROOT_BITS)),
+        price_roots=integer_root(np.array(chosen.prices, dtype=np.int64) << ROOT_BITS),
+    )
+
+
+class Outcome(NamedTuple):
+    """The bound under some prices."""
+
+    value_ns: int
+    gradient: FloatArray
+    """What a little more of each price adds, per nanosecond of its window; floats that prove nothing."""
+
+
+def outcome(table: WindowTable, chosen: WindowPrices) -> Outcome | None:
+    """The bound on the sum of latencies; None where 64-bit integers might overflow."""
+    from cspsched.bounds.window_price.kernel import (
+        COST,
+        NUM_ROWS,
+        Given,
+        add_gradient,
+        least_costs,
+    )
+
+    lines = line_tables(table, chosen)
+    if lines is None:
+        return None
+    columns, placed = table.columns, chosen.windows().placed(table.columns.arrivals)
+    held = holds(columns, placed, chosen)
+    prices = np.array(chosen.prices, dtype=np.int64)
+    inverse = ceil_div(2**INVERSE_BITS, 256 * columns.alpha)
+    scalars = [chosen.window_ns, inverse, chosen.height, chosen.memory, table.capacity]
+    given = Given(
+        *lines,
+        prices=prices,
+        tolls=prices + held.everybody,
+        arrivals=placed.arrivals,
+        ends=placed.ends,
+        first=columns.first,
+        last=columns.last,
+        least=columns.least,
+        prefill=columns.prefill,
+        length=held.length,
+        area=held.area,
+        scalars=np.array(scalars, dtype=np.int64),
+    )
+    found = np.empty((NUM_ROWS, len(columns.arrivals)), dtype=np.int64)
+    least_costs(given, found, np.empty((4, len(lines.costs)), dtype=np.int64))
+    gradient = np.zeros(len(prices))
+    add_gradient(given, found, gradient)
+    paid = ceil_div(sum(chosen.prices) * chosen.window_ns, PRICE_UNIT)
+    return Outcome(total(found[COST]) - paid, gradient / chosen.window_ns - 1)
+
+
+def window_bound_ns(table: WindowTable, chosen: WindowPrices) -> int | None:
+    """The bound on the sum of latencies in nanoseconds, or None where 64-bit integers might overflow."""
+    found = outcome(table, chosen)
+    return None if found is None else found.value_ns
+
+
+def _root_up(values: IntArray) -> IntArray:
+    return integer_root(values << (2 * ROOT_BITS)) + 1
+
+
+def _overflows(table: WindowTable, chosen: WindowPrices) -> bool:
+    """Whether a product might not fit into 64 bits."""
+    columns, highest = table.columns, max((*chosen.references, *chosen.prices))
+    alpha, longest = columns.alpha, len(columns.decodes)
+    held = alpha * chosen.memory * longest // (STRETCH_UNIT * table.capacity) + 1
+    own = alpha * max(chosen.slopes) // SLOPE_UNIT + held * highest // PRICE_UNIT + 2
+    paid = (int(columns.decodes.max()) + 1) * highest // PRICE_UNIT + 1
+    cost = 2 * (own + paid)
+    span = len(chosen.prices) * chosen.window_ns
+    length = int(columns.least.max()) * chosen.pace // STRETCH_UNIT
+    toll = highest + PRICE_UNIT * chosen.height // STRETCH_UNIT * len(columns.arrivals)
+    rate = cost * RATE_UNIT // alpha + RATE_UNIT * max(chosen.height, STRETCH_UNIT)
+    products = (
+        span * rate * 4,
+        rate << INVERSE_BITS // 2,
+        cost * longest,
+        int(columns.prefill.max()) * toll * (DOUBLE_RATE // PRICE_UNIT),
+        int(columns.refills.max()) * highest,
+        cost * PRICE_UNIT,
+        alpha * chosen.memory * longest,
+        highest * chosen.memory * longest * 4,
+        max(chosen.height, STRETCH_UNIT) * length * RATE_UNIT,
+        (int(columns.least.max()) + int(columns.prefill.max()) + span) * DOUBLE_RATE * 2,
+    )
+    return max(products) >= INT64_SAFE or max(own, paid, highest) >= MAX_ROOTED

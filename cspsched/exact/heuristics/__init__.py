@@ -1,0 +1,1 @@
+"""Schedules without a proof: list scheduling and local search."""

@@ -1,0 +1,1 @@
+"""The models for CP-SAT: variables, rules, batch times, horizon."""

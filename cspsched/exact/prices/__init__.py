@@ -1,0 +1,1 @@
+"""Dual prices of tokens, from batches and from paths, and the bounds that they give."""
