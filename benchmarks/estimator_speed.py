@@ -28,6 +28,7 @@ from cspsched.costs.models import load_device, load_model
 from cspsched.costs.presets import load_cost
 from cspsched.problem.cost import BatchFeatures, CostModel, IntArray
 from cspsched.simulate.kernel.cost import flatten_cost
+from cspsched.simulate.kernel.jit import compiled
 from cspsched.simulate.kernel.pricing import term_ns
 from cspsched.simulate.kernel.rules import KernelRules
 
@@ -137,12 +138,15 @@ def flat_prices(cost: CostModel) -> IntArray:
     return prices
 
 
+TERM_NS = compiled(term_ns)
+
+
 @nb.njit(nogil=True)
 def sum_of_terms(prices: IntArray, position: int, points: IntArray) -> int:
     """Look a term up at many points, as the kernel does."""
     total = 0
     for point in points:
-        total += term_ns(prices, position, point)
+        total += TERM_NS(prices, position, point)
     return total
 
 

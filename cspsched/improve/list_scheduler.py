@@ -138,11 +138,13 @@ class ListScheduler:
     ) -> Machine:
         """Run a plan, again with longer logs where they are full."""
         from cspsched.improve.machine import LOG_FULL, STUCK, run_list
+        from cspsched.simulate.kernel.jit import compiled
 
+        run = compiled(run_list)
         count = self.num_requests if count is None else count
         while True:
             machine = self._machine(plan, start, count)
-            answer = int(run_list(machine, stop_ns))
+            answer = int(run(machine, stop_ns))
             if answer == STUCK:
                 raise LimitError("list schedule: a request fits no batch; this is a bug, please report")
             if answer != LOG_FULL:
