@@ -48,14 +48,14 @@ class ListScheduler:
 
     def __init__(self, instance: Instance, objective: Objective) -> None:
         refuse_unsuited(instance)
-        requests = instance.requests
-        arrival_ns = np.array([request.arrival_ns for request in requests], dtype=np.int64)
+        columns = instance.columns
+        arrival_ns = columns.arrival_ns
         self.order = np.argsort(arrival_ns, kind="stable")
         self.arrival_ns: IntArray = arrival_ns[self.order]
-        self.num_requests = len(requests)
-        shapes = [(request.prompt_tokens, request.output_tokens) for request in requests]
+        self.num_requests = len(columns)
+        shapes = np.column_stack((columns.prompt_tokens, columns.output_tokens))
         self.table = np.empty((self.num_requests, 4), dtype=np.int32)
-        self.table[:, :2], self.table[:, 2:] = np.array(shapes)[self.order], ALONE
+        self.table[:, :2], self.table[:, 2:] = shapes[self.order], ALONE
         self._instance = instance
         self._objective = objective
         self._prices = _flat_prices(instance)
@@ -237,7 +237,7 @@ def _flat_prices(instance: Instance) -> IntArray:
         max_tokens=limits.max_batch_tokens,
         max_running=limits.max_batch_requests,
     )
-    largest = max(request.peak_kv_tokens for request in instance.requests)
+    largest = int(instance.columns.peak_kv_tokens.max())
     prices = flatten_cost(instance.cost, rules, largest)
     if prices is None:
         raise UsageError("the numbers of the cost model are too large for the improvement search")

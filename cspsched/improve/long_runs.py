@@ -21,7 +21,7 @@ PART_ENTRIES = 2_000_000
 
 def is_long(instance: Instance) -> bool:
     """Whether schedules of an instance are judged in parts."""
-    return sum(request.output_tokens for request in instance.requests) > MOST_ENTRIES
+    return int(instance.columns.output_tokens.sum()) > MOST_ENTRIES
 
 
 def batch_ranges(sizes: IntArray, most_entries: int = PART_ENTRIES) -> Iterator[tuple[int, int]]:

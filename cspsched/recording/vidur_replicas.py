@@ -115,7 +115,7 @@ class Replicas:
         machine = VidurMachine(requests, self.tables, emulate_bugs=self.emulate_bugs)
         simulation = simulate(instance, self.policy, machine=machine)
         return ReplicaRun(
-            requests=instance.requests,
+            requests=tuple(instance.requests),
             simulation=simulation,
             noted=tuple(machine.requests),
             prefill_tokens=tuple(machine.prefill_tokens),

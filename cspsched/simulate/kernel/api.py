@@ -167,8 +167,8 @@ def simulate_fast(instance: Instance, policy: Policy) -> KernelRun:
     if rules is None:
         raise UsageError(f"policy {policy.label} has no kernel rules for its settings; use the clear engine")
     workload = Workload.from_instance(instance)
-    names = [request.request_id for request in instance.requests]
-    return _run(workload, rules, instance.cost, policy.label, names.__getitem__, _asker(instance, policy))
+    name_of = instance.columns.request_id.__getitem__
+    return _run(workload, rules, instance.cost, policy.label, name_of, _asker(instance, policy))
 
 
 def _asker(instance: Instance, policy: Policy) -> Callable[[Kernel], Callable[[int], None]] | None:
