@@ -19,12 +19,13 @@ MAY_IMPORT = {
     "executors": {"errors"},
     "problem": {"errors", "units"},
     "trace": {"problem"},
+    "referee": {"problem"},
     "costs": {"problem"},
     "bounds": {"problem", "costs"},
     "exact": {"problem", "costs", "bounds"},
     "simulate": {"problem"},
     "policies": {"problem", "simulate"},
-    "improve": {"problem", "costs", "bounds", "exact", "simulate", "policies"},
+    "improve": {"problem", "referee", "costs", "bounds", "exact", "simulate", "policies"},
     "cluster": {"problem", "costs", "trace", "simulate", "policies"},
     "search": {"problem", "costs", "trace", "simulate", "policies", "cluster"},
     "profiler": {"problem", "costs", "simulate", "policies"},
@@ -32,7 +33,7 @@ MAY_IMPORT = {
     "recording": {"problem", "costs", "trace", "simulate", "policies", "serving"},
     "solving": {"problem", "costs", "bounds", "exact", "simulate", "policies", "improve"},
     "reference": {"problem", "exact", "improve"},
-    "compare": {"problem", "bounds", "exact", "policies", "improve", "reference"},
+    "compare": {"problem", "referee", "bounds", "exact", "policies", "improve", "reference"},
     "ladder": {"problem", "exact", "policies", "solving"},
     "checking": {"problem", "bounds", "exact"},
     "unused": {"trace", "simulate", "policies"},
@@ -125,14 +126,14 @@ def test_the_command_line_is_imported_by_nobody():
 def test_the_referee_stands_alone():
     """Referee, history and metrics reach, directly or not, nothing but problem, errors and units."""
     trees = {f"cspsched.{name}": tree for name, tree in MODULES}
-    reached, queue = set(), ["cspsched.problem.referee", "cspsched.problem.metrics"]
+    reached, queue = set(), ["cspsched.referee.judge", "cspsched.problem.metrics"]
     while queue:
         module = queue.pop()
         if module in trees and module not in reached:
             reached.add(module)
             queue += imports_of(trees[module])
 
-    assert {module.split(".")[1] for module in reached} == {"problem", "errors", "units"}
+    assert {module.split(".")[1] for module in reached} == {"referee", "problem", "errors", "units"}
 
 
 @pytest.mark.parametrize("package", ["problem", "trace", "costs", "bounds", "simulate", "policies"])

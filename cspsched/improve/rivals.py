@@ -6,19 +6,19 @@ schedule comes from a fixed set of policies, beside those listed and a search th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from cspsched.errors import InputError, InternalError, PolicyError, UsageError
 from cspsched.improve.long_runs import is_long, parts_of_run
 from cspsched.policies.base import make_policy
 from cspsched.problem.instance import Instance
-from cspsched.problem.metrics import Metrics, Objective, measure
+from cspsched.problem.metrics import Metrics, Objective
 from cspsched.problem.objectives import AnyObjective
 from cspsched.problem.parts import judge_parts
-from cspsched.problem.referee import find_violations
 from cspsched.problem.schedule import Schedule
 from cspsched.problem.violation import Violation
+from cspsched.referee.judge import judge
 from cspsched.simulate import Policy
 from cspsched.simulate.kernel import run_policy, simulate_fast
 from cspsched.simulate.kernel.api import kernel_rules
@@ -155,12 +155,12 @@ def _rival(instance: Instance, objective: AnyObjective, policy: Policy) -> Rival
             f"{len(simulation.output_changes)} requests: there is no excess; leave emulate_bugs out, or use "
             "'cspsched simulate'"
         )
-    _refuse(instance, policy, find_violations(instance, simulation.schedule))
-    metrics = measure(instance, simulation.schedule)
+    judged = judge(instance, simulation.schedule)
+    _refuse(instance, policy, judged.violations)
     return Rival(
         policy=policy.label,
-        value_ns=metrics.objective_ns(objective),
-        run=Run(schedule=simulation.schedule, metrics=metrics),
+        value_ns=judged.metrics.objective_ns(objective),
+        run=Run(schedule=simulation.schedule, metrics=judged.metrics),
     )
 
 
@@ -177,7 +177,7 @@ def _long_rival(instance: Instance, objective: AnyObjective, policy: Policy) -> 
     return Rival(policy=policy.label, value_ns=verdict.objective_ns(instance, objective), run=None)
 
 
-def _refuse(instance: Instance, policy: Policy, violations: list[Violation]) -> None:
+def _refuse(instance: Instance, policy: Policy, violations: Sequence[Violation]) -> None:
     """What the instance does not allow is wrong use; any other violation is a bug, of ours or the user's."""
     switched = SWITCHED_RULES | ({"capacity"} if instance.switches.reservation else set())
     if violations and violations[0].rule in switched:
