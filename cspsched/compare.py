@@ -182,7 +182,7 @@ def compare_policies(
         raise UsageError("an error band prices other batch times than the schedules have; give one of them")
     servable, rejections = instance.split_rejected()
     measured = tuple(_given(servable, objective, name, one) for name, one in given.items())
-    policies = run_rivals(servable, objective, texts, tell, whole=True) if texts or not given else ()
+    policies = run_rivals(servable, objective, texts, tell) if texts or not given else ()
     _refuse_twice([one.policy for one in (*measured, *policies)])
     talk: Any = {"on_step": tell, "on_progress": on_progress}
     part = limits if band is None else limits.share(1 / (1 + len(ENDS)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 
 from cspsched.errors import LimitError, UsageError
-from cspsched.improve.long_runs import batch_ranges
 from cspsched.improve.pauses import ALONE, with_pauses
 from cspsched.improve.plan import MOST_DOUBLINGS, SHORTEST_FILL, Plan
 from cspsched.problem.cost import IntArray
@@ -103,13 +101,6 @@ class ListScheduler:
         from cspsched.improve.entries import schedule_of
 
         return schedule_of(self._run(plan), self._order_with(plan))
-
-    def parts(self, plan: Plan) -> Iterator[Schedule]:
-        """The plan's schedule in parts that are not too long to be held."""
-        from cspsched.improve.entries import batch_sizes, schedule_parts
-
-        machine = self._run(plan)
-        return schedule_parts(machine, self._order_with(plan), batch_ranges(batch_sizes(machine)))
 
     def _order_with(self, plan: Plan) -> npt.NDArray[np.intp]:
         """Position in the instance of each request of the machine, second parts at the end."""

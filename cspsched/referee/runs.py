@@ -17,7 +17,7 @@ from cspsched.problem.history import History, follow
 from cspsched.problem.instance import Instance
 from cspsched.problem.metrics import Gaps, Metrics, Times
 from cspsched.problem.runs import Runs, RunSchedule
-from cspsched.problem.walk import BoolArray, Carried
+from cspsched.problem.walk import BoolArray
 from cspsched.referee.run_walk import (
     BEGUN,
     BLOCKS,
@@ -97,7 +97,6 @@ def measure_runs(instance: Instance, schedule: RunSchedule) -> Metrics | None:
     history.__dict__.update(
         instance=instance,
         schedule=schedule,
-        start=Carried.nothing(len(instance.requests)),
         kv_evicted=walked.kv_evicted,
         kv_restored=none,
         hit_carries=none.astype(bool),
