@@ -15,11 +15,11 @@ from cspsched.policies.base import DEFAULT_HEURISTICS
 from cspsched.problem.cost import CostModel
 from cspsched.problem.excess import Excess
 from cspsched.problem.instance import Instance, Rejection
-from cspsched.problem.metrics import Metrics, Objective
-from cspsched.problem.objectives import AnyObjective
+from cspsched.problem.objectives import AnyObjective, Objective
 from cspsched.problem.result import StopReason, tool_versions, unit_of
 from cspsched.problem.schedule import Schedule
 from cspsched.referee.judge import judge
+from cspsched.referee.metrics import Metrics
 from cspsched.reference import Reference, ReferenceLimits, find_reference
 from cspsched.units import NS_PER_S
 

@@ -21,9 +21,9 @@ from cspsched.improve.rivals import Rival, run_reference
 from cspsched.problem.excess import Excess
 from cspsched.problem.failure import Failure
 from cspsched.problem.instance import Instance
-from cspsched.problem.metrics import measure
 from cspsched.problem.objectives import AnyObjective
 from cspsched.problem.result import Status, StopReason
+from cspsched.referee.metrics import measure
 
 SMALL_CELLS = 1_500
 """Requests times batches up to which the exact solver is tried."""

@@ -11,14 +11,14 @@ import pytest
 
 from cspsched.cli.console import LiveLine
 from cspsched.exact.search import Progress, SearchLimits, Watch
-from cspsched.problem.metrics import Objective
+from cspsched.problem.objectives import Objective
 
 COLD_RUN = """
 import json
 from cspsched.exact import batch_time, best_first, label_store, packing_floor, packing_moves, state_floor
 from cspsched.exact.search import SearchLimits
 from cspsched.exact.solver import solve_exactly
-from cspsched.problem.metrics import Objective
+from cspsched.problem.objectives import Objective
 from tests.instances import RUN_TO_COMPLETION, three_equal
 
 notes = []

@@ -7,9 +7,10 @@ from cspsched.exact.list_schedule import list_schedule
 from cspsched.exact.search import SearchLimits
 from cspsched.exact.solver import solve_exactly
 from cspsched.policies.base import make_policy
-from cspsched.problem.metrics import Objective, measure
-from cspsched.problem.referee import find_violations
+from cspsched.problem.objectives import Objective
 from cspsched.problem.result import Status
+from cspsched.referee.metrics import measure
+from cspsched.referee.rules import find_violations
 from cspsched.simulate import simulate
 from tests.instances import (
     NO_PREEMPTION,

@@ -16,7 +16,7 @@ from cspsched.exact.level_walks import LevelMoves, LevelPrices
 from cspsched.exact.search import SearchLimits
 from cspsched.exact.solver import solve_exactly
 from cspsched.problem.instance import Preemption, Switches
-from cspsched.problem.metrics import Objective
+from cspsched.problem.objectives import Objective
 from tests.instances import instance_of
 from tests.oracles.exhaustive import exhaustive_optimum
 from tests.test_exact_oracle import tiny_instances

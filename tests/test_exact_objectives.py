@@ -14,11 +14,11 @@ from cspsched.exact.search import SearchLimits, complete_hint
 from cspsched.exact.solver import solve_exactly
 from cspsched.problem.instance import Preemption, Switches
 from cspsched.problem.linear_form import read_objectives
-from cspsched.problem.metrics import measure
-from cspsched.problem.referee import find_violations
 from cspsched.problem.result import Status
-from cspsched.problem.retiming import ending_at
-from cspsched.problem.timing import schedule_asap
+from cspsched.referee.metrics import measure
+from cspsched.referee.retiming import ending_at
+from cspsched.referee.rules import find_violations
+from cspsched.referee.timing import schedule_asap
 from tests.instances import instance_of
 from tests.objective_cases import OBJECTIVES, SMALL, random_case
 from tests.oracles.exhaustive import Event, exhaustive_run

@@ -17,8 +17,9 @@ from cspsched.improve.pauses import may_pause
 from cspsched.improve.plan import MOST_DOUBLINGS, SHORTEST_FILL, Knobs, Pause, Plan, Shape
 from cspsched.problem.cost import PiecewiseLinear
 from cspsched.problem.instance import Instance, Preemption, Switches
-from cspsched.problem.metrics import Objective, measure
-from cspsched.problem.referee import find_violations
+from cspsched.problem.objectives import Objective
+from cspsched.referee.metrics import measure
+from cspsched.referee.rules import find_violations
 from cspsched.referee.runs import measure_runs
 from tests.instances import instance_of, waves
 

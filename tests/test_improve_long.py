@@ -6,7 +6,7 @@ import pytest
 
 from cspsched.errors import UsageError
 from cspsched.improve import ImproveLimits, improve, long_runs
-from cspsched.problem.metrics import Objective
+from cspsched.problem.objectives import Objective
 from tests.test_improve_list import mixed
 
 STEPS = ImproveLimits(time_limit_s=None, max_steps=30)

@@ -14,7 +14,7 @@ from cspsched.errors import InputError, UsageError
 from cspsched.policies.base import make_policy
 from cspsched.problem.cost import BatchFeatures, CostModel, PiecewiseLinear
 from cspsched.problem.instance import Instance
-from cspsched.problem.metrics import measure
+from cspsched.referee.metrics import measure
 from cspsched.simulate import LivelockError, PolicyError, simulate
 from cspsched.simulate.kernel import (
     KernelRules,
@@ -153,7 +153,7 @@ def test_ranks_of_the_queue() -> None:
         prompt_tokens=np.array([4, 3, 2, 1], dtype=np.int32),
         output_tokens=np.array([1, 2, 2, 9], dtype=np.int32),
         priority=np.array([1, 2, 1, 0]),
-        name_rank=np.array([3, 0, 1, 2]),
+        names=["d", "a", "b", "c"],
     )
     rules = KernelRules(kv_blocks=9, block_tokens=1, max_tokens=9, max_running=9)
 

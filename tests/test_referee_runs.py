@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 
 from cspsched.errors import InputError, InternalError
 from cspsched.policies.base import make_policy
-from cspsched.problem.history import History, follow
 from cspsched.problem.instance import Instance
-from cspsched.problem.metrics import Gaps, measure, summary_s
-from cspsched.problem.referee import find_violations, occupied_blocks
 from cspsched.problem.runs import Runs, RunSchedule
 from cspsched.problem.schedule import COLUMNS, Schedule
 from cspsched.referee import runs as referee_runs
+from cspsched.referee.history import History, follow
 from cspsched.referee.judge import judge
+from cspsched.referee.metrics import Gaps, measure, summary_s
+from cspsched.referee.rules import find_violations, occupied_blocks
 from cspsched.simulate.kernel import simulate_fast
 from tests.oracles.naive_referee import broken_rules
 from tests.strategies import check, feasible_runs, make_instance

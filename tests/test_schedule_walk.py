@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cspsched.policies.base import make_policy
-from cspsched.problem.walk import walk_columns, walk_entries
+from cspsched.referee.walk import walk_columns, walk_entries
 from cspsched.simulate import simulate
 from tests.instances import instance_of
 from tests.strategies import check, feasible_runs

@@ -31,7 +31,7 @@ from cspsched.bounds.volume import MEMORY_PRICE, MemoryPrices
 from cspsched.bounds.window_price import WINDOW_PRICE, WindowPrices
 from cspsched.errors import InputError, LimitError
 from cspsched.problem.instance import Instance
-from cspsched.problem.metrics import Objective
+from cspsched.problem.objectives import Objective
 from cspsched.problem.request import Request
 from cspsched.units import round_up
 

@@ -39,7 +39,7 @@ from cspsched.bounds.volume_search import memory_price_certificates
 from cspsched.bounds.work import WorkTable
 from cspsched.problem.cost import IntArray
 from cspsched.problem.instance import Limits
-from cspsched.problem.metrics import Objective
+from cspsched.problem.objectives import Objective
 from cspsched.units import ceil_div
 
 SRPT, SRPT_TAIL = "srpt", "srpt-tail"

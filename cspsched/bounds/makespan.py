@@ -22,7 +22,7 @@ from cspsched.bounds.critical_path import critical_path
 from cspsched.bounds.tables import Tables
 from cspsched.bounds.work import WorkTable
 from cspsched.problem.cost import INT64_SAFE, IntArray
-from cspsched.problem.metrics import Objective
+from cspsched.problem.objectives import Objective
 from cspsched.units import ceil_div
 
 ARRIVAL_SUFFIX = "arrival-suffix"

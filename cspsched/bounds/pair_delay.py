@@ -26,7 +26,7 @@ from cspsched.bounds.pair_conflicts import Conflict, conflicts
 from cspsched.bounds.tables import Tables
 from cspsched.bounds.time_price import total
 from cspsched.problem.cost import INT64_SAFE, IntArray
-from cspsched.problem.metrics import Objective
+from cspsched.problem.objectives import Objective
 from cspsched.units import ceil_div
 
 PAIR_DELAY = "pair-delay"

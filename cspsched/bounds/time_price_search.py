@@ -13,7 +13,7 @@ from cspsched.bounds.price_windows import PriceWindows
 from cspsched.bounds.tables import Tables
 from cspsched.bounds.time_price import PRICE_UNIT, TIME_PRICE, Columns, Prices, bound_ns, columns
 from cspsched.bounds.window_price_search import window_price_certificates
-from cspsched.problem.metrics import Objective
+from cspsched.problem.objectives import Objective
 
 FEWEST_REQUESTS = 8
 """With fewer, there is next to nobody to wait for."""

@@ -27,7 +27,7 @@ from cspsched.bounds.volume import (
     least_ends,
     residents,
 )
-from cspsched.problem.metrics import Objective
+from cspsched.problem.objectives import Objective
 
 FloatArray = npt.NDArray[np.float64]
 

@@ -25,7 +25,7 @@ from cspsched.bounds.window_price import (
 )
 from cspsched.bounds.work import WorkTable
 from cspsched.problem.cost import IntArray
-from cspsched.problem.metrics import Objective
+from cspsched.problem.objectives import Objective
 
 FEWEST_REQUESTS, MOST_REQUESTS = 32, 12_000
 """With fewer there is hardly a crowd; with more the search takes minutes."""

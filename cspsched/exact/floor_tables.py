@@ -20,7 +20,7 @@ from cspsched.exact.token_work import Work, work_of
 from cspsched.exact.walk_prices import WalkPrices, walk_prices
 from cspsched.problem.cost import IntArray
 from cspsched.problem.instance import Instance, Preemption
-from cspsched.problem.metrics import Objective
+from cspsched.problem.objectives import Objective
 
 MOST_CUTS = 16
 MOST_ROUNDINGS = 8

@@ -16,7 +16,7 @@ from cspsched.exact.packing_floor import Rests, fill_tables, list_thirds
 from cspsched.exact.state_space import StateSpace
 from cspsched.problem.cost import BatchFeatures, CostModel, IntArray
 from cspsched.problem.instance import Instance
-from cspsched.problem.metrics import Objective
+from cspsched.problem.objectives import Objective
 from cspsched.problem.request import Request
 
 MOST_REQUESTS = 16

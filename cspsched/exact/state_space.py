@@ -18,7 +18,7 @@ from cspsched.exact.floor_tables import Floors, build_floors, can_sharpen, sharp
 from cspsched.exact.unchunked import LINEAR_TERMS, chunks_are_dominated, unrounded_scale
 from cspsched.problem.cost import FUNCTION_FEATURES, MIXED_FEATURES, BatchFeatures, IntArray, PiecewiseLinear
 from cspsched.problem.instance import Instance, Preemption
-from cspsched.problem.metrics import Objective
+from cspsched.problem.objectives import Objective
 
 MOST_REQUESTS = 20
 MOST_SCALE = 10**6

@@ -10,7 +10,8 @@ from cspsched.bounds.curve import bound_curve
 from cspsched.improve.outcome import Improvement
 from cspsched.problem.cost import IntArray
 from cspsched.problem.excess import Excess
-from cspsched.problem.metrics import Metrics, Objective, measure
+from cspsched.problem.objectives import Objective
+from cspsched.referee.metrics import Metrics, measure
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -19,11 +19,11 @@ from cspsched.improve.search import Search, SearchState, new_state
 from cspsched.improve.state import read_state, write_state
 from cspsched.policies.base import DEFAULT_HEURISTICS
 from cspsched.problem.instance import Instance
-from cspsched.problem.metrics import Objective, measure
-from cspsched.problem.objectives import AnyObjective, Mixture
+from cspsched.problem.objectives import AnyObjective, Mixture, Objective
 from cspsched.problem.result import StopReason
-from cspsched.problem.violation import Violation
 from cspsched.referee.judge import judge
+from cspsched.referee.metrics import measure
+from cspsched.referee.violation import Violation
 
 SECONDS_BETWEEN_STATES = 30.0
 STATE_COST_S = 1.5

@@ -13,7 +13,7 @@ from cspsched.improve.pauses import ALONE, with_pauses
 from cspsched.improve.plan import MOST_DOUBLINGS, SHORTEST_FILL, Plan
 from cspsched.problem.cost import IntArray
 from cspsched.problem.instance import Instance
-from cspsched.problem.metrics import Objective
+from cspsched.problem.objectives import Objective
 from cspsched.problem.schedule import Schedule
 from cspsched.simulate.kernel.cost import flatten_cost
 from cspsched.simulate.kernel.rules import KernelRules

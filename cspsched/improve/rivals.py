@@ -13,11 +13,11 @@ from cspsched.errors import InputError, InternalError, PolicyError, UsageError
 from cspsched.improve.long_runs import is_long
 from cspsched.policies.base import make_policy
 from cspsched.problem.instance import Instance
-from cspsched.problem.metrics import Metrics
 from cspsched.problem.objectives import AnyObjective
 from cspsched.problem.schedule import Schedule
-from cspsched.problem.violation import Violation
 from cspsched.referee.judge import judge
+from cspsched.referee.metrics import Metrics
+from cspsched.referee.violation import Violation
 from cspsched.simulate import Policy
 from cspsched.simulate.kernel import run_policy
 from cspsched.simulate.kernel.api import kernel_rules

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cspsched.errors import InternalError
-from cspsched.problem.history import History, follow
 from cspsched.problem.instance import Instance
-from cspsched.problem.metrics import Metrics
-from cspsched.problem.referee import check_form, violations_of
 from cspsched.problem.runs import RunSchedule
 from cspsched.problem.schedule import Schedule
-from cspsched.problem.violation import Violation
+from cspsched.referee.history import History, follow
+from cspsched.referee.metrics import Metrics
+from cspsched.referee.rules import check_form, violations_of
+from cspsched.referee.violation import Violation
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

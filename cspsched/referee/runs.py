@@ -1,6 +1,6 @@
 """The referee on a schedule of runs: it says that all is right, or leaves the schedule to the entries.
 
-Each rule has the same name as in `cspsched.problem.referee`, where the sentences are.
+Each rule has the same name as in `cspsched.referee.rules`, where the sentences are.
 """
 
 from __future__ import annotations
@@ -13,11 +13,10 @@ import numpy as np
 
 from cspsched.errors import CostError
 from cspsched.problem.cost import BatchFeatures, IntArray
-from cspsched.problem.history import History, follow
 from cspsched.problem.instance import Instance
-from cspsched.problem.metrics import Gaps, Metrics, Times
 from cspsched.problem.runs import Runs, RunSchedule
-from cspsched.problem.walk import BoolArray
+from cspsched.referee.history import History, follow
+from cspsched.referee.metrics import Gaps, Metrics, Times
 from cspsched.referee.run_walk import (
     BEGUN,
     BLOCKS,
@@ -31,6 +30,7 @@ from cspsched.referee.run_walk import (
     TOKENS,
     walk_runs,
 )
+from cspsched.referee.walk import BoolArray
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -9,7 +9,7 @@ from typing import Any
 
 from cspsched.compare import CLAIRVOYANT, Comparison, PolicyRow
 from cspsched.problem.excess import Excess
-from cspsched.problem.metrics import Objective
+from cspsched.problem.objectives import Objective
 from cspsched.problem.result import Status, StopReason
 from cspsched.units import NS_PER_S
 

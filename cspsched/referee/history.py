@@ -14,7 +14,7 @@ import numpy as np
 from cspsched.problem.cost import BatchFeatures, IntArray, triangle
 from cspsched.problem.instance import Instance
 from cspsched.problem.schedule import Schedule
-from cspsched.problem.walk import BoolArray, walk_columns, walk_entries
+from cspsched.referee.walk import BoolArray, walk_columns, walk_entries
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

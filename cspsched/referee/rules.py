@@ -13,14 +13,14 @@ import numpy.typing as npt
 
 from cspsched.errors import CostError
 from cspsched.problem.cost import INT64_SAFE, IntArray
-from cspsched.problem.history import History, follow
 from cspsched.problem.instance import Instance
-from cspsched.problem.referee_boundary import check_preemption, check_prefix_cache, check_swap
-from cspsched.problem.referee_prefix import shared_occupancy
 from cspsched.problem.request import MAX_TOKENS
 from cspsched.problem.schedule import Schedule
-from cspsched.problem.violation import Violation, about, count_rest, first, report, report_batches
-from cspsched.problem.walk import BoolArray
+from cspsched.referee.boundary import check_preemption, check_prefix_cache, check_swap
+from cspsched.referee.history import History, follow
+from cspsched.referee.prefix import shared_occupancy
+from cspsched.referee.violation import Violation, about, count_rest, first, report, report_batches
+from cspsched.referee.walk import BoolArray
 
 __all__ = ["Violation", "find_violations"]
 

@@ -10,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from cspsched.problem.cost import INT64_SAFE, IntArray
-from cspsched.problem.history import History, follow
 from cspsched.problem.instance import Instance
 from cspsched.problem.linear_form import linear_form
 from cspsched.problem.objectives import AnyObjective
 from cspsched.problem.objectives import Objective as Objective
 from cspsched.problem.schedule import Schedule
+from cspsched.referee.history import History, follow
 from cspsched.units import NS_PER_S
 
 PERCENTILES = (50, 90, 95, 99)
@@ -232,7 +232,7 @@ def summary_s(times_ns: npt.NDArray[Any]) -> dict[str, float] | None:
 def measure(instance: Instance, schedule: Schedule) -> Metrics:
     """Metrics of a complete schedule.
 
-    The schedule must be free of violations (see `cspsched.problem.referee`): a request without all its tokens
+    The schedule must be free of violations (see `cspsched.referee.rules`): a request without all its tokens
     has no latency.
     """
     return Metrics(history=follow(instance, schedule))
