@@ -140,6 +140,8 @@ def _simulated(instance: Instance, policy: Policy, rejections: tuple[Rejection, 
                 f"policy {simulation.policy} does what the instance does not allow: {violation.message}; "
                 "allow it (--preemption) or choose another policy"
             )
+    if judged.violations:
+        tell(f"the referee objects to the schedule of {simulation.policy}: {judged.violations[0].message}")
     return Run(
         policy=simulation.policy,
         metrics=judged.metrics,
