@@ -33,7 +33,7 @@ from cspsched.improve import ImproveLimits, find_better
 from cspsched.policies.base import make_policy
 from cspsched.problem.cost import CostModel, PiecewiseLinear
 from cspsched.problem.instance import Instance, Limits
-from cspsched.problem.metrics import Objective
+from cspsched.problem.objectives import Objective
 from cspsched.problem.request import Request
 from cspsched.simulate.kernel import KernelRun, simulate_fast
 

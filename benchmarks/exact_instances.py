@@ -27,8 +27,8 @@ from cspsched.costs.presets import load_cost
 from cspsched.policies.base import make_policy
 from cspsched.problem.cost import CostModel
 from cspsched.problem.instance import Instance, Limits, Preemption, Switches
-from cspsched.problem.metrics import measure
 from cspsched.problem.request import Request
+from cspsched.referee.metrics import measure
 from cspsched.simulate import simulate
 from cspsched.trace.generate import CHAT, generate_trace
 from cspsched.units import NS_PER_S

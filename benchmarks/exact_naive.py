@@ -13,7 +13,7 @@ from ortools.linear_solver import pywraplp
 
 from cspsched.problem.cost import FUNCTION_FEATURES, BatchFeatures
 from cspsched.problem.instance import Instance, Preemption
-from cspsched.problem.metrics import Objective
+from cspsched.problem.objectives import Objective
 from cspsched.units import NS_PER_S
 
 MILLISECOND = NS_PER_S // 1000

@@ -22,7 +22,7 @@ from exact_suite import instances, keep_best
 
 from cspsched.improve.improvement import ImproveLimits, improve
 from cspsched.problem.instance import Instance
-from cspsched.problem.metrics import Objective
+from cspsched.problem.objectives import Objective
 
 
 @dataclass(frozen=True, kw_only=True)

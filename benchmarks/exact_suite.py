@@ -26,7 +26,7 @@ from cspsched.exact.search import SearchLimits
 from cspsched.exact.solver import solve_exactly
 from cspsched.policies.base import make_policy, policy_names
 from cspsched.problem.instance import Instance
-from cspsched.problem.metrics import Objective
+from cspsched.problem.objectives import Objective
 from cspsched.problem.result import tool_versions
 from cspsched.problem.schedule import Schedule
 from cspsched.simulate import simulate

@@ -19,7 +19,7 @@ import numpy as np
 from cspsched.costs.presets import load_cost
 from cspsched.improve import ImproveLimits, find_better
 from cspsched.problem.instance import Instance, Limits, Preemption, Switches
-from cspsched.problem.metrics import Objective
+from cspsched.problem.objectives import Objective
 from cspsched.problem.request import Request
 
 UNKNOWN_NS = 2**62

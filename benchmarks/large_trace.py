@@ -6,7 +6,7 @@ Usage: python benchmarks/large_trace.py {makespan,latency,ttft,improve} [--reque
 The workload is that of benchmarks/simulator_speed.py: Poisson arrivals at a share of what vLLM serves when
 all requests are there at once, lognormal lengths of about 512 and 128 tokens, Llama-3.1-8B on an H100.
 `improve` simulates
-the policies, bounds, searches, and lets the referee judge all of it in parts. One step a run, so
+the policies, bounds, searches, and lets the referee judge all of it. One step a run, so
 that the peak is that of the step; it holds the instance (its own share is printed, too).
 """
 
@@ -25,7 +25,7 @@ from simulator_speed import calibrated_rate, device_of, draw_workload, instance_
 from cspsched.bounds import best_bound
 from cspsched.improve import ImproveLimits, improve
 from cspsched.problem.instance import Instance
-from cspsched.problem.metrics import Objective
+from cspsched.problem.objectives import Objective
 
 SEED = 1
 

@@ -22,8 +22,9 @@ from cspsched.errors import CspschedError
 from cspsched.improve.improvement import ImproveLimits, find_better
 from cspsched.policies.base import make_policy, policy_names
 from cspsched.problem.instance import Instance
-from cspsched.problem.metrics import Objective, measure
-from cspsched.problem.referee import find_violations
+from cspsched.problem.objectives import Objective
+from cspsched.referee.metrics import measure
+from cspsched.referee.rules import find_violations
 from cspsched.reference import MOST_STEPS
 from cspsched.serving import Serving, make_instance
 from cspsched.simulate.kernel import run_policy

@@ -26,8 +26,8 @@ import numpy as np
 from cspsched.costs.presets import load_cost
 from cspsched.policies.base import BatchMode, DecisionPolicy, View, make_policy
 from cspsched.problem.instance import Instance, Limits
-from cspsched.problem.referee import find_violations
 from cspsched.problem.request import Request
+from cspsched.referee.rules import find_violations
 from cspsched.simulate import Simulation, simulate
 from cspsched.simulate.kernel import KernelRun, Workload, layout, run_workload, simulate_fast
 from cspsched.simulate.kernel.each.rules import AnyRules

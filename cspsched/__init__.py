@@ -29,12 +29,12 @@ if TYPE_CHECKING:
     from cspsched.problem.instance import Limits as Limits
     from cspsched.problem.instance import Preemption as Preemption
     from cspsched.problem.instance import Switches as Switches
-    from cspsched.problem.metrics import Objective as Objective
-    from cspsched.problem.metrics import measure as measure
-    from cspsched.problem.referee import find_violations as find_violations
+    from cspsched.problem.objectives import Objective as Objective
     from cspsched.problem.request import Request as Request
     from cspsched.problem.result import Result as Result
     from cspsched.problem.schedule import Schedule as Schedule
+    from cspsched.referee.metrics import measure as measure
+    from cspsched.referee.rules import find_violations as find_violations
     from cspsched.reference import ReferenceLimits as ReferenceLimits
     from cspsched.serving import Serving as Serving
     from cspsched.serving import make_instance as make_instance
@@ -56,9 +56,9 @@ _HOME = {
     "Limits": "problem.instance",
     "Preemption": "problem.instance",
     "Switches": "problem.instance",
-    "Objective": "problem.metrics",
-    "measure": "problem.metrics",
-    "find_violations": "problem.referee",
+    "Objective": "problem.objectives",
+    "measure": "referee.metrics",
+    "find_violations": "referee.rules",
     "Request": "problem.request",
     "Result": "problem.result",
     "Schedule": "problem.schedule",

@@ -18,10 +18,10 @@ from cspsched.bounds.check import DERIVATIONS
 from cspsched.errors import InputError
 from cspsched.exact.closed_form import PARTS, closed_form_bound
 from cspsched.problem.instance import Instance
-from cspsched.problem.metrics import measure
 from cspsched.problem.objectives import AnyObjective, Objective
-from cspsched.problem.referee import Violation, find_violations
 from cspsched.problem.result import Result, Status, StopReason, status_of, unit_of
+from cspsched.referee.metrics import measure
+from cspsched.referee.rules import Violation, find_violations
 
 if TYPE_CHECKING:
     from cspsched.exact.search import SearchLimits

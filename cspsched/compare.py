@@ -15,11 +15,11 @@ from cspsched.policies.base import DEFAULT_HEURISTICS
 from cspsched.problem.cost import CostModel
 from cspsched.problem.excess import Excess
 from cspsched.problem.instance import Instance, Rejection
-from cspsched.problem.metrics import Metrics, Objective, measure
-from cspsched.problem.objectives import AnyObjective
-from cspsched.problem.referee import find_violations
+from cspsched.problem.objectives import AnyObjective, Objective
 from cspsched.problem.result import StopReason, tool_versions, unit_of
 from cspsched.problem.schedule import Schedule
+from cspsched.referee.judge import judge
+from cspsched.referee.metrics import Metrics
 from cspsched.reference import Reference, ReferenceLimits, find_reference
 from cspsched.units import NS_PER_S
 
@@ -89,7 +89,7 @@ class Comparison:
             "versions": tool_versions(),
             "num_requests": len(self.instance.requests),
             "rejected": [rejection.reason for rejection in self.rejections],
-            "limits": self.instance.to_json()["limits"],
+            "limits": self.instance.limits.to_json(),
             "cost": self.instance.cost.name,
             "seed": self.limits.seed,
             "repeats": self.limits.repeats,
@@ -182,7 +182,7 @@ def compare_policies(
         raise UsageError("an error band prices other batch times than the schedules have; give one of them")
     servable, rejections = instance.split_rejected()
     measured = tuple(_given(servable, objective, name, one) for name, one in given.items())
-    policies = run_rivals(servable, objective, texts, tell, whole=True) if texts or not given else ()
+    policies = run_rivals(servable, objective, texts, tell) if texts or not given else ()
     _refuse_twice([one.policy for one in (*measured, *policies)])
     talk: Any = {"on_step": tell, "on_progress": on_progress}
     part = limits if band is None else limits.share(1 / (1 + len(ENDS)))
@@ -225,12 +225,12 @@ def _given(instance: Instance, objective: AnyObjective, name: str, schedule: Sch
             f"schedule {name!r} uses the prefix cache, which the bounds do not know yet; "
             "record the engine with prefix caching off"
         )
-    violations = find_violations(instance, schedule)
-    if violations:
-        raise InputError(f"schedule {name!r} breaks a rule: {violations[0].message}; see 'cspsched check'")
-    metrics = measure(instance, schedule)
-    run = Run(schedule=schedule, metrics=metrics)
-    return Rival(policy=name, value_ns=metrics.objective_ns(objective), run=run)
+    judged = judge(instance, schedule)
+    if judged.violations:
+        message = judged.violations[0].message
+        raise InputError(f"schedule {name!r} breaks a rule: {message}; see 'cspsched check'")
+    run = Run(schedule=schedule, metrics=judged.metrics)
+    return Rival(policy=name, value_ns=judged.metrics.objective_ns(objective), run=run)
 
 
 def _refuse_twice(names: list[str]) -> None:

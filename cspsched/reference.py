@@ -21,9 +21,9 @@ from cspsched.improve.rivals import Rival, run_reference
 from cspsched.problem.excess import Excess
 from cspsched.problem.failure import Failure
 from cspsched.problem.instance import Instance
-from cspsched.problem.metrics import measure
 from cspsched.problem.objectives import AnyObjective
 from cspsched.problem.result import Status, StopReason
+from cspsched.referee.metrics import measure
 
 SMALL_CELLS = 1_500
 """Requests times batches up to which the exact solver is tried."""
@@ -164,7 +164,7 @@ def find_reference(
 def _is_small(instance: Instance, reference: Sequence[Rival]) -> bool:
     """Whether the exact solver has a chance, by the reference: the policies asked about may not decide."""
     runs = [one.run.schedule.num_batches for one in reference if one.run is not None]
-    batches = min(runs, default=sum(request.output_tokens for request in instance.requests))
+    batches = min(runs, default=int(instance.columns.output_tokens.sum()))
     return batches * len(instance.requests) <= SMALL_CELLS
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
@@ -19,6 +20,7 @@ from cspsched.costs.presets import (
     usual_name,
 )
 from cspsched.errors import InputError, UsageError
+from cspsched.problem.columns import Requests
 from cspsched.problem.cost import CostModel
 from cspsched.problem.instance import Instance, Limits, Switches
 from cspsched.problem.request import Request
@@ -101,8 +103,19 @@ def make_instance(trace: Trace, serving: Serving | None = None) -> Instance:
         host_kv_blocks=_host_kv_blocks(serving, block_bytes),
     )
     cost = _with_swap(cost, serving, block_bytes)
-    requests = tuple(_with_slo(request, serving) for request in trace.requests)
+    requests = _with_slos(trace.requests, serving)
     return Instance(requests=requests, limits=limits, cost=cost, switches=serving.switches)
+
+
+def _with_slos(requests: Sequence[Request], serving: Serving) -> Sequence[Request]:
+    """The requests with the limits of the set-up, as far as they have none."""
+    if not isinstance(requests, Requests):
+        return tuple(_with_slo(request, serving) for request in requests)
+    limits_ns = {
+        f"{name}_limit_ns": None if limit_s is None else round(limit_s * NS_PER_S)
+        for name, limit_s in (("ttft", serving.ttft_limit_s), ("tpot", serving.tpot_limit_s))
+    }
+    return Requests(requests.columns.with_limits(**limits_ns))
 
 
 def _with_slo(request: Request, serving: Serving) -> Request:

@@ -18,9 +18,9 @@ from cspsched.problem.json_io import read_json
 from cspsched.problem.lifting import without_swap
 from cspsched.problem.linear_form import read_objectives
 from cspsched.problem.objectives import AnyObjective, Objective
-from cspsched.problem.referee import find_violations
 from cspsched.problem.result import FIRST_SCHEMA, RESULT_SCHEMA, Result
 from cspsched.problem.schedule import SCHEDULE_SCHEMA, Schedule
+from cspsched.referee.rules import find_violations
 from cspsched.simulate.kernel import run_policy
 
 WARM_START = "warm start"

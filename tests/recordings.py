@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from cspsched.policies.base import make_policy
-from cspsched.problem.history import follow
 from cspsched.problem.instance import Instance, Limits
 from cspsched.problem.request import Request
 from cspsched.recording.engines import cost_of
+from cspsched.referee.history import follow
 from cspsched.simulate import Simulation, simulate
 from cspsched.units import NS_PER_S, ns_to_seconds
 

@@ -8,10 +8,10 @@ import numpy as np
 
 from cspsched.policies.base import make_policy
 from cspsched.problem.instance import Instance, Preemption
-from cspsched.problem.metrics import measure
-from cspsched.problem.referee import occupied_blocks
 from cspsched.problem.schedule import Schedule
-from cspsched.problem.timing import schedule_asap
+from cspsched.referee.metrics import measure
+from cspsched.referee.rules import occupied_blocks
+from cspsched.referee.timing import schedule_asap
 from cspsched.report.run import Run
 from cspsched.simulate import simulate
 from tests.strategies import make_instance

@@ -17,7 +17,7 @@ from cspsched.problem.cost import CONSTANT_TERMS, FUNCTION_TERMS, CostModel, Pie
 from cspsched.problem.instance import Instance, Limits, Preemption, Switches
 from cspsched.problem.request import Request
 from cspsched.problem.schedule import Schedule
-from cspsched.problem.timing import schedule_asap
+from cspsched.referee.timing import schedule_asap
 
 EXAMPLES = int(os.environ.get("CSPSCHED_ORACLE_EXAMPLES", "200"))
 """Examples of each property; a long run sets thousands."""

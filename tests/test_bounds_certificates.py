@@ -13,7 +13,7 @@ from cspsched.errors import InputError, LimitError, UsageError
 from cspsched.problem.cost import CostModel, PiecewiseLinear
 from cspsched.problem.instance import Instance, Limits
 from cspsched.problem.linear_form import read_objectives
-from cspsched.problem.metrics import Objective
+from cspsched.problem.objectives import Objective
 from cspsched.problem.request import Request
 
 COST = CostModel(

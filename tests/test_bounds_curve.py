@@ -14,8 +14,9 @@ from cspsched.errors import UsageError
 from cspsched.policies.base import make_policy
 from cspsched.problem.cost import CostModel, PiecewiseLinear
 from cspsched.problem.instance import Instance, Limits
-from cspsched.problem.metrics import Objective, measure
+from cspsched.problem.objectives import Objective
 from cspsched.problem.request import Request
+from cspsched.referee.metrics import measure
 from cspsched.simulate import simulate
 from tests.oracles.exhaustive import exhaustive_optimum
 from tests.oracles.naive_bounds import tiny_instances

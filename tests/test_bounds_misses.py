@@ -13,7 +13,8 @@ from cspsched.bounds import fewest_misses, percentile_ns
 from cspsched.bounds.misses import late_requests
 from cspsched.errors import InputError
 from cspsched.exact.heuristics.list_schedule import list_schedules
-from cspsched.problem.metrics import Objective, measure
+from cspsched.problem.objectives import Objective
+from cspsched.referee.metrics import measure
 from tests.oracles.naive_bounds import tiny_instances
 from tests.test_bounds_certificates import instance_of
 

@@ -20,8 +20,9 @@ from cspsched.bounds import (
 from cspsched.exact.heuristics.list_schedule import list_schedules
 from cspsched.problem.cost import CostModel, PiecewiseLinear
 from cspsched.problem.instance import Preemption, Switches
-from cspsched.problem.metrics import Objective, measure
-from cspsched.problem.timing import schedule_asap
+from cspsched.problem.objectives import Objective
+from cspsched.referee.metrics import measure
+from cspsched.referee.timing import schedule_asap
 from tests.oracles.exhaustive import exhaustive_optimum, exhaustive_schedule
 from tests.oracles.naive_bounds import affine_costs, tiny_instances
 from tests.strategies import make_instance

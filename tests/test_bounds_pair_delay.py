@@ -23,7 +23,7 @@ from cspsched.errors import InputError
 from cspsched.policies.base import make_policy
 from cspsched.problem.cost import CostModel, PiecewiseLinear
 from cspsched.problem.instance import Instance, Limits
-from cspsched.problem.metrics import Objective
+from cspsched.problem.objectives import Objective
 from cspsched.problem.request import Request
 from cspsched.simulate.kernel import simulate_fast
 from tests.oracles.exhaustive import exhaustive_optimum

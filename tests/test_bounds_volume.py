@@ -28,8 +28,9 @@ from cspsched.errors import InputError
 from cspsched.policies.base import make_policy
 from cspsched.problem.cost import CostModel
 from cspsched.problem.instance import Instance, Preemption, Switches
-from cspsched.problem.metrics import Objective, measure
+from cspsched.problem.objectives import Objective
 from cspsched.problem.request import Request
+from cspsched.referee.metrics import measure
 from cspsched.simulate import simulate
 from tests.crowds import assert_derived_again, crowds, examples, sums_of_latencies
 from tests.instances import NO_PREEMPTION, RUN_TO_COMPLETION, hindsight, instance_of

@@ -20,7 +20,7 @@ from cspsched.bounds.window_price.details import RATE_UNIT, WINDOW_PRICE, Window
 from cspsched.errors import InputError
 from cspsched.problem.cost import CostModel, PiecewiseLinear
 from cspsched.problem.instance import Instance, Limits
-from cspsched.problem.metrics import Objective
+from cspsched.problem.objectives import Objective
 from tests.crowds import (
     AFFINE,
     assert_derived_again,

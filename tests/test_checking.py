@@ -27,9 +27,10 @@ from cspsched.exact.search import SearchLimits
 from cspsched.exact.states.search import STATE_SEARCH
 from cspsched.exact.timed.search import TIMED_SEARCH
 from cspsched.ladder import climb
-from cspsched.problem.metrics import Objective, measure
+from cspsched.problem.objectives import Objective
 from cspsched.problem.result import Result, Status, StopReason
-from cspsched.problem.timing import schedule_asap
+from cspsched.referee.metrics import measure
+from cspsched.referee.timing import schedule_asap
 from cspsched.solving import solve
 from tests.instances import instance_of, three_equal
 from tests.strategies import instances, make_instance, one_after_another

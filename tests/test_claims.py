@@ -18,7 +18,7 @@ from cspsched.improve.curve import curve_of
 from cspsched.improve.rivals import run_reference
 from cspsched.problem.cost import CostModel, PiecewiseLinear
 from cspsched.problem.excess import Excess
-from cspsched.problem.metrics import Objective
+from cspsched.problem.objectives import Objective
 from cspsched.reference import ReferenceLimits, find_reference
 from cspsched.report import bracket as bracket_report
 from cspsched.report import table

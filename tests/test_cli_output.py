@@ -12,7 +12,7 @@ import pytest
 from cspsched.cli.console import LiveLine
 from cspsched.exact.search import Progress
 from cspsched.policies.base import policy_names
-from cspsched.problem.metrics import Objective
+from cspsched.problem.objectives import Objective
 from tests.test_cli_help import invoke
 
 TINY = ("tiny-12", "--objective", "makespan")

@@ -12,10 +12,11 @@ from cspsched.errors import InputError, UsageError
 from cspsched.exact.search import SearchLimits
 from cspsched.improve.rivals import REFERENCE_SET
 from cspsched.problem.instance import Instance, Limits, Preemption, Switches
-from cspsched.problem.metrics import Objective, measure
-from cspsched.problem.referee import find_violations
+from cspsched.problem.objectives import Objective
 from cspsched.problem.request import Request
 from cspsched.problem.result import StopReason
+from cspsched.referee.metrics import measure
+from cspsched.referee.rules import find_violations
 from cspsched.reference import SMALL_CELLS, ReferenceLimits
 from cspsched.solving import solve
 from tests.strategies import UNIT, make_instance

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from cspsched.policies.vllm_v1 import VllmV1
-from cspsched.problem.referee import find_violations
 from cspsched.recording.cases import RecordedCase, find_cases
 from cspsched.recording.imported import import_recording
 from cspsched.recording.log import hash_of
 from cspsched.recording.replay import Verdict, replay_case, simulated_rows
 from cspsched.recording.setup import make_setup
+from cspsched.referee.rules import find_violations
 from cspsched.simulate.kernel import Engine, run_policy
 
 RECORDINGS = Path(__file__).parents[2] / "shared" / "data" / "vllm_conformance"

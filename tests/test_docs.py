@@ -22,10 +22,10 @@ from cspsched.cli.group import cspsched_group, run
 from cspsched.exact.model import rules, start_model, timeline
 from cspsched.exact.search import SearchLimits
 from cspsched.exact.solver import solve_exactly
-from cspsched.problem import referee
 from cspsched.problem.cost import COST_SCHEMA, CostModel
-from cspsched.problem.metrics import Objective
+from cspsched.problem.objectives import Objective
 from cspsched.problem.result import Status, StopReason
+from cspsched.referee import rules as referee
 from cspsched.trace import read_trace
 from cspsched.trace.azure import parse_timestamp
 from cspsched.trace.read import FORMATS

@@ -10,10 +10,10 @@ from cspsched.compare import compare_policies
 from cspsched.errors import UsageError
 from cspsched.policies.base import add_setting, make_policy
 from cspsched.problem.instance import Instance
-from cspsched.problem.referee import find_violations
 from cspsched.recording.cases import RecordedCase, find_cases
 from cspsched.recording.engines import Engine, with_bugs
 from cspsched.recording.setup import make_setup
+from cspsched.referee.rules import find_violations
 from cspsched.simulate import PolicyError, Simulation, simulate
 from cspsched.simulate.served import as_served
 from tests.strategies import make_instance

@@ -11,7 +11,7 @@ import pytest
 
 from cspsched.cli.console import LiveLine
 from cspsched.exact.search import Progress, SearchLimits, Watch
-from cspsched.problem.metrics import Objective
+from cspsched.problem.objectives import Objective
 
 COLD_RUN = """
 import json
@@ -21,7 +21,7 @@ from cspsched.exact.parts import label_store
 from cspsched.exact.solver import solve_exactly
 from cspsched.exact.search import SearchLimits
 from cspsched.exact.states import best_first, heuristic
-from cspsched.problem.metrics import Objective
+from cspsched.problem.objectives import Objective
 from tests.instances import RUN_TO_COMPLETION, three_equal
 
 notes = []

@@ -16,7 +16,7 @@ from cspsched.exact.search import SearchLimits, Watch
 from cspsched.exact.solver import solve_exactly
 from cspsched.problem.cost import CostModel, PiecewiseLinear
 from cspsched.problem.instance import Switches
-from cspsched.problem.metrics import Objective
+from cspsched.problem.objectives import Objective
 from cspsched.problem.result import StopReason
 from tests.instances import NO_PREEMPTION, RUN_TO_COMPLETION, instance_of
 from tests.oracles.exhaustive import exhaustive_optimum

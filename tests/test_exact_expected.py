@@ -9,9 +9,10 @@ from cspsched.exact.solver import solve_exactly
 from cspsched.exact.states.member import StateMember
 from cspsched.exact.timed.member import TimedMember
 from cspsched.policies.base import make_policy
-from cspsched.problem.metrics import Objective, measure
-from cspsched.problem.referee import find_violations
+from cspsched.problem.objectives import Objective
 from cspsched.problem.result import Status
+from cspsched.referee.metrics import measure
+from cspsched.referee.rules import find_violations
 from cspsched.simulate import simulate
 from tests.instances import (
     NO_PREEMPTION,

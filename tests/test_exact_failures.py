@@ -20,9 +20,9 @@ from cspsched.exact.solver import solve_exactly
 from cspsched.ladder import climb
 from cspsched.policies.base import make_policy
 from cspsched.problem.instance import Switches
-from cspsched.problem.metrics import Objective
+from cspsched.problem.objectives import Objective
 from cspsched.problem.result import Result, Status, StopReason
-from cspsched.problem.timing import schedule_asap
+from cspsched.referee.timing import schedule_asap
 from cspsched.simulate import simulate
 from cspsched.solving import solve
 from tests.instances import RUN_TO_COMPLETION, hindsight, instance_of, late_mixed, three_equal

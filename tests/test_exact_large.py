@@ -26,9 +26,9 @@ from cspsched.exact.search import (
 from cspsched.exact.solver import solve_exactly
 from cspsched.problem.cost import CostModel
 from cspsched.problem.linear_form import read_objectives
-from cspsched.problem.metrics import Objective
-from cspsched.problem.referee import find_violations
+from cspsched.problem.objectives import Objective
 from cspsched.problem.result import Status, StopReason
+from cspsched.referee.rules import find_violations
 from tests.instances import RUN_TO_COMPLETION, instance_of
 
 MODERATE = SearchLimits(time_limit_s=60)

@@ -21,7 +21,7 @@ from cspsched.exact.prices.aggregated_paths import AggregatedMoves, AggregatedPr
 from cspsched.exact.search import SearchLimits
 from cspsched.exact.solver import solve_exactly
 from cspsched.problem.instance import Preemption, Switches
-from cspsched.problem.metrics import Objective
+from cspsched.problem.objectives import Objective
 from tests.instances import instance_of
 from tests.oracles.exhaustive import exhaustive_optimum
 from tests.test_exact_oracle import tiny_instances

@@ -16,11 +16,11 @@ from cspsched.exact.solver import solve_exactly
 from cspsched.exact.states.member import StateMember
 from cspsched.problem.instance import Preemption, Switches
 from cspsched.problem.linear_form import read_objectives
-from cspsched.problem.metrics import measure
-from cspsched.problem.referee import find_violations
 from cspsched.problem.result import Status
-from cspsched.problem.retiming import ending_at
-from cspsched.problem.timing import schedule_asap
+from cspsched.referee.metrics import measure
+from cspsched.referee.retiming import ending_at
+from cspsched.referee.rules import find_violations
+from cspsched.referee.timing import schedule_asap
 from tests.instances import instance_of
 from tests.members import leave_out
 from tests.objective_cases import OBJECTIVES, SMALL, random_case

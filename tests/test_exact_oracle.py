@@ -13,9 +13,10 @@ from cspsched.exact.search import SearchLimits, complete_hint
 from cspsched.exact.solver import solve_exactly
 from cspsched.problem.cost import CostModel, PiecewiseLinear
 from cspsched.problem.instance import Preemption, Switches
-from cspsched.problem.metrics import Objective, measure
+from cspsched.problem.objectives import Objective
 from cspsched.problem.result import Status
-from cspsched.problem.timing import schedule_asap
+from cspsched.referee.metrics import measure
+from cspsched.referee.timing import schedule_asap
 from tests.instances import instance_of
 from tests.oracles.exhaustive import exhaustive_optimum, exhaustive_schedule
 

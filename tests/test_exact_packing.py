@@ -23,10 +23,11 @@ from cspsched.exact.states.search import Talk
 from cspsched.exact.states.space import build_state_space
 from cspsched.problem.cost import BatchFeatures, CostModel, PiecewiseLinear, triangle
 from cspsched.problem.instance import Preemption
-from cspsched.problem.metrics import Objective, measure
-from cspsched.problem.referee import find_violations
+from cspsched.problem.objectives import Objective
 from cspsched.problem.result import Status, StopReason
-from cspsched.problem.timing import schedule_asap
+from cspsched.referee.metrics import measure
+from cspsched.referee.rules import find_violations
+from cspsched.referee.timing import schedule_asap
 from tests.instances import RUN_TO_COMPLETION, hindsight, instance_of
 from tests.oracles.exhaustive import exhaustive_optimum
 from tests.test_exact_oracle import FLAT, STAIRS, run_to_completion, tiny_instances

@@ -11,7 +11,7 @@ from cspsched.exact.model.member import ModelMember
 from cspsched.exact.race import NOWHERE, Row
 from cspsched.exact.search import SearchLimits
 from cspsched.exact.solver import solve_exactly
-from cspsched.problem.metrics import Objective
+from cspsched.problem.objectives import Objective
 from cspsched.problem.result import StopReason
 from tests.instances import RUN_TO_COMPLETION, instance_of
 

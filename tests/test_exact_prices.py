@@ -18,9 +18,10 @@ from cspsched.exact.search import SearchLimits
 from cspsched.exact.solver import solve_exactly
 from cspsched.policies.base import make_policy
 from cspsched.problem.linear_form import linear_form, read_objectives
-from cspsched.problem.metrics import Objective, measure
-from cspsched.problem.referee import find_violations
-from cspsched.problem.timing import schedule_asap
+from cspsched.problem.objectives import Objective
+from cspsched.referee.metrics import measure
+from cspsched.referee.rules import find_violations
+from cspsched.referee.timing import schedule_asap
 from cspsched.simulate import simulate
 from tests.instances import instance_of, late_mixed
 from tests.objective_cases import random_case

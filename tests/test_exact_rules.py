@@ -11,9 +11,9 @@ from cspsched.errors import InternalError
 from cspsched.exact.model.batch_model import BatchModel
 from cspsched.exact.search import InvalidModelError, complete_hint
 from cspsched.problem.instance import Preemption
-from cspsched.problem.metrics import Objective
-from cspsched.problem.referee import find_violations
-from cspsched.problem.timing import schedule_asap
+from cspsched.problem.objectives import Objective
+from cspsched.referee.rules import find_violations
+from cspsched.referee.timing import schedule_asap
 from tests.instances import NO_PREEMPTION, instance_of
 from tests.oracles.exhaustive import _apply, _batches
 from tests.strategies import instances, make_instance, random_decisions

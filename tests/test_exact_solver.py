@@ -14,9 +14,10 @@ from cspsched.exact.solver import solve_exactly
 from cspsched.exact.timed.member import TimedMember
 from cspsched.policies.base import make_policy
 from cspsched.problem.instance import Switches
-from cspsched.problem.metrics import Objective, measure
-from cspsched.problem.referee import find_violations
+from cspsched.problem.objectives import Objective
 from cspsched.problem.result import Result, Status, StopReason
+from cspsched.referee.metrics import measure
+from cspsched.referee.rules import find_violations
 from cspsched.simulate import simulate
 from cspsched.solving import solve
 from tests.instances import NO_PREEMPTION, RUN_TO_COMPLETION, four_mixed, instance_of, late_mixed, three_equal

@@ -16,10 +16,11 @@ from cspsched.exact.solver import solve_exactly
 from cspsched.exact.states.search import STATE_SEARCH, Talk, search_states
 from cspsched.exact.states.space import build_state_space
 from cspsched.problem.cost import CostModel, PiecewiseLinear
-from cspsched.problem.metrics import Objective, measure
-from cspsched.problem.referee import find_violations
+from cspsched.problem.objectives import Objective
 from cspsched.problem.result import Status, StopReason
-from cspsched.problem.timing import schedule_asap
+from cspsched.referee.metrics import measure
+from cspsched.referee.rules import find_violations
+from cspsched.referee.timing import schedule_asap
 from tests.instances import NO_PREEMPTION, four_mixed, instance_of, three_equal
 from tests.oracles.exhaustive import exhaustive_optimum
 from tests.test_exact_oracle import FLAT, tiny_instances

@@ -14,9 +14,10 @@ from cspsched.exact.timed.moves import Event, LocalStates
 from cspsched.exact.timed.search import TIMED_SEARCH, TimedSearch, TimedTalk, build_timed_space
 from cspsched.problem.instance import Preemption, Switches
 from cspsched.problem.linear_form import linear_form, read_objectives
-from cspsched.problem.metrics import Objective, measure
-from cspsched.problem.referee import find_violations
+from cspsched.problem.objectives import Objective
 from cspsched.problem.result import Status, StopReason
+from cspsched.referee.metrics import measure
+from cspsched.referee.rules import find_violations
 from tests.instances import NO_PREEMPTION, instance_of
 from tests.objective_cases import random_case
 from tests.oracles.exhaustive import exhaustive_optimum

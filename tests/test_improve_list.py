@@ -11,17 +11,16 @@ from hypothesis import strategies as st
 
 from cspsched.errors import InputError, UsageError
 from cspsched.exact.heuristics.list_schedule import list_schedule
-from cspsched.improve.entries import schedule_parts
 from cspsched.improve.list_scheduler import ListScheduler
-from cspsched.improve.machine import BATCH
 from cspsched.improve.moves import Moves, plan_of, ranked, start_shapes, steady_pace
 from cspsched.improve.pauses import may_pause
 from cspsched.improve.plan import MOST_DOUBLINGS, SHORTEST_FILL, Knobs, Pause, Plan, Shape
 from cspsched.problem.cost import PiecewiseLinear
 from cspsched.problem.instance import Instance, Preemption, Switches
-from cspsched.problem.metrics import Objective, measure
-from cspsched.problem.parts import judge_parts
-from cspsched.problem.referee import find_violations
+from cspsched.problem.objectives import Objective
+from cspsched.referee.metrics import measure
+from cspsched.referee.rules import find_violations
+from cspsched.referee.runs import measure_runs
 from tests.instances import instance_of, waves
 
 OPEN = Knobs(seats=10**6, fill_tokens=10**6, longest_chunk=10**6)
@@ -112,23 +111,12 @@ def test_every_plan_with_preemptions_is_a_feasible_schedule_of_the_stated_value(
         assert may_pause(instance)
         assert find_violations(instance, schedule) == []
         assert measure(instance, schedule).objective_ns(objective) == value_ns
+        metrics = measure_runs(instance, schedule)
+        assert metrics is not None
+        assert metrics.objective_ns(objective) == value_ns
         evicted = sorted(schedule.evicted_request.tolist())
         assert evicted == sorted(scheduler.order[[pause.request for pause in plan.pauses]].tolist())
         assert np.all(np.diff(schedule.evicted_batch) >= 0)
-
-
-@given(paused_plans())
-def test_preempting_plans_are_judged_in_parts_alike(drawn):
-    """The parts of a schedule with preemptions have the same value, and nothing to object to."""
-    instance, plan = drawn
-    scheduler = ListScheduler(instance, Objective.LATENCY)
-    machine = scheduler._run(plan)
-    num_batches = int(machine.now[BATCH])
-    ranges = [(first, min(first + 3, num_batches)) for first in range(0, num_batches, 3)]
-    verdict = judge_parts(instance, schedule_parts(machine, scheduler._order_with(plan), ranges))
-
-    assert verdict.violations == []
-    assert verdict.objective_ns(instance, Objective.LATENCY) == scheduler.value_ns(plan)
 
 
 def test_a_preempted_request_sits_out_as_long_as_others_run():

@@ -15,7 +15,7 @@ from cspsched.improve import improvement as improvement_module
 from cspsched.improve.search import RESHAPINGS, WINDOW, WINDOW_STEPS, Search, new_state
 from cspsched.improve.state import STATE_SCHEMA, read_state, write_state
 from cspsched.problem.instance import Preemption, Switches
-from cspsched.problem.metrics import Objective
+from cspsched.problem.objectives import Objective
 from cspsched.problem.result import Status, StopReason
 from tests.instances import four_mixed, hindsight, instance_of, three_equal
 from tests.oracles.exhaustive import exhaustive_optimum

@@ -12,7 +12,7 @@ from cspsched.costs.presets import load_cost
 from cspsched.improve import ImproveLimits, improve
 from cspsched.improve.rivals import run_rivals
 from cspsched.problem.instance import Instance, Limits
-from cspsched.problem.metrics import Objective
+from cspsched.problem.objectives import Objective
 from cspsched.trace import read_trace
 from tests.instances import RUN_TO_COMPLETION, instance_of
 

@@ -14,7 +14,7 @@ from cspsched.errors import InputError, UsageError
 from cspsched.policies.base import make_policy
 from cspsched.problem.cost import BatchFeatures, CostModel, PiecewiseLinear
 from cspsched.problem.instance import Instance
-from cspsched.problem.metrics import measure
+from cspsched.referee.metrics import measure
 from cspsched.simulate import LivelockError, PolicyError, simulate
 from cspsched.simulate.kernel import (
     KernelRules,
@@ -153,7 +153,7 @@ def test_ranks_of_the_queue() -> None:
         prompt_tokens=np.array([4, 3, 2, 1], dtype=np.int32),
         output_tokens=np.array([1, 2, 2, 9], dtype=np.int32),
         priority=np.array([1, 2, 1, 0]),
-        name_rank=np.array([3, 0, 1, 2]),
+        names=["d", "a", "b", "c"],
     )
     rules = KernelRules(kv_blocks=9, block_tokens=1, max_tokens=9, max_running=9)
 
@@ -303,3 +303,14 @@ def test_policies_and_rules_load_no_compiler() -> None:
     )
 
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_small_run_loads_no_compiler() -> None:
+    """Simulated, judged and measured in plain Python: numba alone takes longer to load."""
+    code = (
+        "import sys; from cspsched.cli import main; "
+        "sys.argv = ['cspsched', 'simulate', 'tiny-12', '--policy', 'vllm', '--json']\n"
+        "try: main()\nexcept SystemExit: pass\nsys.exit('numba' in sys.modules)"
+    )
+
+    assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode == 0

@@ -18,9 +18,9 @@ from cspsched.exact.search import SearchLimits
 from cspsched.ladder import Ladder, Rung, Saving, climb, hand_down_bounds, ladder_steps, saving
 from cspsched.problem.lifting import Restriction, lift, lift_all
 from cspsched.problem.linear_form import read_objectives
-from cspsched.problem.metrics import Objective
-from cspsched.problem.referee import find_violations
+from cspsched.problem.objectives import Objective
 from cspsched.problem.result import Result, Status, StopReason
+from cspsched.referee.rules import find_violations
 from cspsched.report.ladder import HEADER, PROVEN, ladder_figure, markdown, rows, sentences, write_ladder
 from cspsched.solving import solve
 from tests.instances import NO_PREEMPTION, RUN_TO_COMPLETION, instance_of, three_equal

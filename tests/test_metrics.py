@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 
 from cspsched.problem.cost import CostModel
-from cspsched.problem.metrics import PERCENTILES, Metrics, Objective, measure, summary_s
+from cspsched.problem.objectives import Objective
 from cspsched.problem.schedule import Schedule
-from cspsched.problem.timing import schedule_asap
+from cspsched.referee.metrics import PERCENTILES, Metrics, measure, summary_s
+from cspsched.referee.timing import schedule_asap
 from tests.strategies import check, check_briefly, feasible_runs, make_instance
 
 SECOND = CostModel(name="second", step=Fraction(10**9))

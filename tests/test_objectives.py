@@ -13,11 +13,11 @@ from cspsched.exact import lexicographic
 from cspsched.exact.lexicographic import solve_in_order
 from cspsched.exact.search import SearchLimits
 from cspsched.problem.linear_form import linear_form, read_objectives
-from cspsched.problem.metrics import measure
 from cspsched.problem.objectives import Measure, Mixture, Objective, Term, parse_stages
-from cspsched.problem.referee import find_violations
 from cspsched.problem.result import Result, Status, StopReason, unit_of
-from cspsched.problem.retiming import timings
+from cspsched.referee.metrics import measure
+from cspsched.referee.retiming import timings
+from cspsched.referee.rules import find_violations
 from cspsched.solving import solve
 from tests.objective_cases import OBJECTIVES, random_case
 from tests.strategies import check_briefly, feasible_runs, make_instance

@@ -17,9 +17,9 @@ import pytest
 from hypothesis import given
 
 from cspsched.problem.instance import Instance
-from cspsched.problem.referee import occupied_blocks
 from cspsched.problem.schedule import Schedule
-from cspsched.problem.timing import schedule_asap
+from cspsched.referee.rules import occupied_blocks
+from cspsched.referee.timing import schedule_asap
 from cspsched.report.perfetto import MOST_REQUEST_IDS, trace_events, write_perfetto
 from cspsched.report.phases import Phase, request_spans
 from cspsched.report.run import Run

@@ -17,7 +17,7 @@ from cspsched.policies import base
 from cspsched.policies.base import BUILT_IN, make_policy
 from cspsched.policies.catalogue import SOURCES, Source, describe_policy
 from cspsched.problem.instance import Instance, Switches
-from cspsched.problem.referee import find_violations
+from cspsched.referee.rules import find_violations
 from cspsched.serving import make_instance
 from cspsched.simulate import simulate
 from cspsched.trace import read_trace

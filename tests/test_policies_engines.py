@@ -15,7 +15,7 @@ from cspsched.policies.sglang import RetractionPolicy, SchedulePolicy, Sglang, S
 from cspsched.policies.tensorrt_llm import CapacityPolicy, ChunkingPolicy, TensorrtLlm, TensorrtLlmSettings
 from cspsched.policies.tgi import Tgi, TgiSettings
 from cspsched.problem.instance import Instance, Preemption, Switches
-from cspsched.problem.referee import find_violations
+from cspsched.referee.rules import find_violations
 from cspsched.simulate import Policy, simulate
 from cspsched.simulate.kernel import run_policy
 from tests.instances import schedule_unless_stuck

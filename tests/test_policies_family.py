@@ -19,7 +19,7 @@ from cspsched.policies.simple_chunking import SimpleChunking, SimpleChunkingSett
 from cspsched.policies.vllm_v0 import VllmV0, VllmV0Settings
 from cspsched.policies.vllm_v1 import QueueOrder
 from cspsched.problem.instance import Instance, Switches
-from cspsched.problem.referee import find_violations
+from cspsched.referee.rules import find_violations
 from cspsched.simulate import LivelockError, Policy, PolicyError, Simulation, simulate
 from tests.oracles.naive_family import (
     NaiveDynamicSarathi,

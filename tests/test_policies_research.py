@@ -25,9 +25,10 @@ from cspsched.policies.srpt import Srpt, Trail, TrailSettings
 from cspsched.policies.vtc import Vtc, VtcSettings
 from cspsched.problem.cost import CostModel, PiecewiseLinear
 from cspsched.problem.instance import Instance, Preemption, Switches
-from cspsched.problem.metrics import Objective, measure
-from cspsched.problem.referee import find_violations
+from cspsched.problem.objectives import Objective
 from cspsched.problem.schedule import Schedule
+from cspsched.referee.metrics import measure
+from cspsched.referee.rules import find_violations
 from cspsched.simulate import LivelockError, Policy, simulate
 from tests.instances import (
     RUN_TO_COMPLETION,

@@ -13,8 +13,8 @@ import pytest
 from cspsched.policies.base import make_policy
 from cspsched.problem.cost import CostModel, PiecewiseLinear
 from cspsched.problem.instance import Instance, Limits, Switches
-from cspsched.problem.referee import find_violations
 from cspsched.problem.request import Request
+from cspsched.referee.rules import find_violations
 from cspsched.simulate import LivelockError, PolicyError, Simulation, simulate
 
 UNIT = CostModel(name="unit", step=Fraction(1))

@@ -18,7 +18,7 @@ from cspsched.errors import UsageError
 from cspsched.policies import base
 from cspsched.policies.base import make_policy, policy_names
 from cspsched.problem.instance import Instance, Switches
-from cspsched.problem.referee import find_violations
+from cspsched.referee.rules import find_violations
 from cspsched.simulate import Policy, simulate
 from tests.strategies import check, instances
 from tests.test_policies_rules import batches, evictions, instance_of

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from cspsched.policies.vllm_v1 import VllmSettings, VllmV1
-from cspsched.problem.history import follow
 from cspsched.problem.instance import Instance
 from cspsched.problem.prefix import BlockContents
-from cspsched.problem.referee import find_violations, occupied_blocks
 from cspsched.problem.schedule import Schedule
+from cspsched.referee.history import follow
+from cspsched.referee.rules import find_violations, occupied_blocks
 from cspsched.simulate import CachedPrefix, PolicyError, Step, simulate
 from cspsched.simulate.pool import PoolError
 from cspsched.simulate.prefix_cache import PrefixCachePool

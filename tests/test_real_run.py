@@ -15,10 +15,10 @@ import pytest
 
 from cspsched.costs.presets import load_cost
 from cspsched.policies.base import make_policy
-from cspsched.problem.history import follow
 from cspsched.problem.instance import Instance, Limits
-from cspsched.problem.referee import find_violations
 from cspsched.problem.request import Request
+from cspsched.referee.history import follow
+from cspsched.referee.rules import find_violations
 from cspsched.simulate import Simulation, simulate
 from cspsched.units import NS_PER_S
 

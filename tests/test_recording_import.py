@@ -11,12 +11,12 @@ import pytest
 
 from cspsched.compare import compare_policies
 from cspsched.errors import InputError, UsageError
-from cspsched.problem.metrics import Objective
-from cspsched.problem.referee import find_violations
+from cspsched.problem.objectives import Objective
 from cspsched.problem.result import Result
 from cspsched.problem.schedule import Schedule
 from cspsched.recording.imported import ImportedSchedule, Times, import_recording
 from cspsched.recording.log import read_recording
+from cspsched.referee.rules import find_violations
 from cspsched.reference import ReferenceLimits
 from cspsched.simulate import Simulation
 from tests.recordings import TIGHT, log_lines, requests_of, simulated, write_log, write_trace

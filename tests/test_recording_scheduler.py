@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 from cspsched.errors import UsageError
-from cspsched.problem.history import follow
 from cspsched.problem.instance import Instance
 from cspsched.recording import vllm_scheduler
 from cspsched.recording.cases import find_cases
@@ -22,6 +21,7 @@ from cspsched.recording.imported import import_recording
 from cspsched.recording.log import read_recording
 from cspsched.recording.recorder import recording_class
 from cspsched.recording.replay import Verdict, replay_case
+from cspsched.referee.history import follow
 from cspsched.simulate import Simulation
 from cspsched.units import ns_to_seconds
 from tests.recordings import TIGHT, log_lines, simulated

@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cspsched.problem.cost import CostModel
-from cspsched.problem.history import follow
 from cspsched.problem.instance import Instance, Preemption
-from cspsched.problem.referee import find_violations, occupied_blocks
 from cspsched.problem.schedule import Schedule
-from cspsched.problem.timing import schedule_asap
-from cspsched.problem.violation import SHOWN_PER_RULE
+from cspsched.referee.history import follow
+from cspsched.referee.rules import find_violations, occupied_blocks
+from cspsched.referee.timing import schedule_asap
+from cspsched.referee.violation import SHOWN_PER_RULE
 from tests.oracles.naive_referee import broken_rules, naive_duration
 from tests.strategies import Batches, Evictions, check, check_briefly, feasible_runs, make_instance
 

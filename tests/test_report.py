@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from cspsched.compare import Comparison, compare_policies
 from cspsched.errors import InputError
 from cspsched.problem.excess import Excess
-from cspsched.problem.metrics import Objective
+from cspsched.problem.objectives import Objective
 from cspsched.problem.request import Request
 from cspsched.problem.result import StopReason
 from cspsched.reference import ReferenceLimits

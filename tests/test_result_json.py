@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from cspsched.errors import InputError
 from cspsched.problem.instance import Instance
 from cspsched.problem.json_io import read_json
-from cspsched.problem.metrics import Objective, measure
+from cspsched.problem.objectives import Objective
 from cspsched.problem.result import RESULT_SCHEMA, Result, Status, StopReason, tool_versions
 from cspsched.problem.schedule import Schedule
-from cspsched.problem.timing import schedule_asap
+from cspsched.referee.metrics import measure
+from cspsched.referee.timing import schedule_asap
 from tests.strategies import check, check_briefly, feasible_runs, instances, make_instance
 
 maybe_text = st.none() | st.text(max_size=5)

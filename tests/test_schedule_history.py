@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from cspsched.errors import InputError
 from cspsched.problem.cost import BatchFeatures, CostModel
-from cspsched.problem.history import History, follow
-from cspsched.problem.metrics import measure
-from cspsched.problem.referee import find_violations, occupied_blocks
 from cspsched.problem.schedule import COLUMNS, REQUIRED_COLUMNS, Schedule
-from cspsched.problem.timing import schedule_asap
+from cspsched.referee.history import History, follow
+from cspsched.referee.metrics import measure
+from cspsched.referee.rules import find_violations, occupied_blocks
+from cspsched.referee.timing import schedule_asap
 from tests.strategies import (
     Batches,
     Evictions,

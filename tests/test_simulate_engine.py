@@ -11,8 +11,8 @@ import pytest
 from cspsched.errors import InputError
 from cspsched.problem.cost import CostModel
 from cspsched.problem.instance import Instance, Limits
-from cspsched.problem.referee import find_violations
 from cspsched.problem.request import Request
+from cspsched.referee.rules import find_violations
 from cspsched.simulate import PolicyError, Step, simulate
 
 

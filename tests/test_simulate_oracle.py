@@ -16,10 +16,10 @@ from cspsched.policies.base import make_policy
 from cspsched.policies.sarathi import Sarathi, SarathiSettings
 from cspsched.policies.vllm_v1 import QueueOrder, VllmSettings, VllmV1
 from cspsched.problem.cost import CostModel
-from cspsched.problem.history import follow
 from cspsched.problem.instance import Instance, Limits
-from cspsched.problem.referee import find_violations, occupied_blocks
 from cspsched.problem.request import Request
+from cspsched.referee.history import follow
+from cspsched.referee.rules import find_violations, occupied_blocks
 from cspsched.simulate import LivelockError, Policy, Simulation, simulate
 from tests.oracles.naive_simulator import NaiveSarathi, NaiveVllm, naive_simulate
 from tests.strategies import EVERY_TERM

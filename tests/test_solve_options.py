@@ -22,10 +22,10 @@ from cspsched.exact.model import exact_model
 from cspsched.exact.search import Progress, SearchLimits
 from cspsched.problem.infeasibility import find_infeasibility
 from cspsched.problem.instance import Instance, Switches
-from cspsched.problem.metrics import Objective
-from cspsched.problem.referee import find_violations
+from cspsched.problem.objectives import Objective
 from cspsched.problem.result import Result
-from cspsched.problem.timing import schedule_asap
+from cspsched.referee.rules import find_violations
+from cspsched.referee.timing import schedule_asap
 from cspsched.solving import read_warm_start, solve
 from tests.instances import NO_PREEMPTION, instance_of, late_mixed, three_equal
 from tests.oracles.exhaustive import exhaustive_optimum

@@ -14,10 +14,11 @@ from cspsched.exact import lexicographic
 from cspsched.exact.search import SearchLimits
 from cspsched.ladder import Rung, climb, hand_down_bounds
 from cspsched.problem.cost import BatchFeatures, CostModel
-from cspsched.problem.metrics import Objective, measure
+from cspsched.problem.objectives import Objective
 from cspsched.problem.piecewise import PiecewiseLinear
 from cspsched.problem.result import Result, Status, StopReason, most_rounding_ns, status_of
-from cspsched.problem.timing import schedule_asap
+from cspsched.referee.metrics import measure
+from cspsched.referee.timing import schedule_asap
 from cspsched.report.ladder import ladder_figure, rows
 from cspsched.report.ladder import sentences as ladder_sentences
 from cspsched.solving import solve

@@ -14,12 +14,12 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from cspsched.errors import InputError
-from cspsched.problem.history import follow
 from cspsched.problem.instance import Instance, Limits, Preemption
-from cspsched.problem.metrics import measure
-from cspsched.problem.referee import find_violations
 from cspsched.problem.schedule import Schedule
-from cspsched.problem.timing import schedule_asap
+from cspsched.referee.history import follow
+from cspsched.referee.metrics import measure
+from cspsched.referee.rules import find_violations
+from cspsched.referee.timing import schedule_asap
 from cspsched.simulate import PolicyError, Simulation, Step, simulate
 from cspsched.simulate.state import State
 from tests.oracles.naive_referee import broken_rules

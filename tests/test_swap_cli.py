@@ -14,7 +14,7 @@ from cspsched.cli.options import Rate, Size
 from cspsched.compare import compare_policies
 from cspsched.errors import UsageError
 from cspsched.problem.instance import Preemption
-from cspsched.problem.metrics import Objective
+from cspsched.problem.objectives import Objective
 from cspsched.reference import ReferenceLimits
 from tests.test_cli_help import invoke
 from tests.test_policies_rules import instance_of as plain_instance

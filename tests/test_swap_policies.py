@@ -14,8 +14,9 @@ from cspsched.errors import CspschedError
 from cspsched.policies.base import make_policy
 from cspsched.policies.fastserve import Fastserve, FastserveSettings
 from cspsched.problem.instance import Instance, Preemption
-from cspsched.problem.metrics import Objective, measure
-from cspsched.problem.referee import find_violations
+from cspsched.problem.objectives import Objective
+from cspsched.referee.metrics import measure
+from cspsched.referee.rules import find_violations
 from cspsched.simulate import LivelockError, PolicyError, simulate
 from tests.strategies import check, feasible_runs
 from tests.test_policies_family import schedule_or_error

@@ -14,7 +14,7 @@ from cspsched.policies.base import make_policy
 from cspsched.policies.vllm_v0 import PreemptionMode, VllmV0, VllmV0Settings
 from cspsched.policies.vllm_v1 import QueueOrder
 from cspsched.problem.instance import Instance, Preemption
-from cspsched.problem.referee import find_violations
+from cspsched.referee.rules import find_violations
 from cspsched.simulate import PolicyError, simulate
 from tests.oracles.naive_family import NaiveV0, NaiveV0Chunked, RefusedError
 from tests.oracles.naive_simulator import NaivePolicy, naive_simulate

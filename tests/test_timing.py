@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cspsched.problem.cost import CostModel
-from cspsched.problem.referee import find_violations
-from cspsched.problem.timing import schedule_asap
+from cspsched.referee.rules import find_violations
+from cspsched.referee.timing import schedule_asap
 from cspsched.units import NS_PER_S, ceil_div, ns_to_seconds, round_up, seconds_to_ns
 from tests.strategies import check, check_briefly, feasible_runs, make_instance
 

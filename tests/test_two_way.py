@@ -10,7 +10,8 @@ from cspsched.exact.search import SearchLimits, complete_hint
 from cspsched.exact.solver import solve_exactly
 from cspsched.policies.base import make_policy
 from cspsched.problem.instance import Switches
-from cspsched.problem.metrics import Objective, measure
+from cspsched.problem.objectives import Objective
+from cspsched.referee.metrics import measure
 from cspsched.simulate import Step, simulate
 from tests.test_exact_oracle import tiny_instances
 

@@ -17,12 +17,12 @@ from cspsched.costs.vidur_tables import VidurTables
 from cspsched.errors import InputError, UsageError
 from cspsched.policies.base import make_policy
 from cspsched.problem.instance import Instance, Switches
-from cspsched.problem.referee import find_violations
 from cspsched.recording.engines import NotSimulatedError
 from cspsched.recording.vidur import VidurReplay, make_setup, replay_vidur_case
 from cspsched.recording.vidur_case import VidurCase, find_vidur_cases
 from cspsched.recording.vidur_machine import FS_PER_S
 from cspsched.recording.vidur_replicas import Replicas
+from cspsched.referee.rules import find_violations
 from cspsched.serving import Serving, make_instance
 from cspsched.simulate import PolicyError, simulate
 from cspsched.trace.read import read_trace

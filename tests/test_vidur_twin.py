@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from cspsched.policies.base import make_policy
 from cspsched.problem.instance import Instance, Limits
-from cspsched.problem.referee import find_violations
 from cspsched.problem.request import Request
+from cspsched.referee.rules import find_violations
 from cspsched.simulate import PolicyError, simulate
 from tests.test_policies_rules import UNIT
 from tests.test_simulate_oracle import check

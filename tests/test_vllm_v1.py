@@ -13,7 +13,7 @@ from cspsched.errors import UsageError
 from cspsched.policies.base import make_policy
 from cspsched.policies.vllm_v1 import QueueOrder, VllmSettings, VllmV1
 from cspsched.problem.instance import Instance
-from cspsched.problem.referee import find_violations
+from cspsched.referee.rules import find_violations
 from cspsched.simulate import PolicyError, Simulation, simulate
 from tests.oracles.naive_vllm import NaiveVllmV1
 from tests.strategies import EXAMPLES, make_instance

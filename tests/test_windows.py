@@ -15,8 +15,9 @@ from cspsched.costs.presets import load_cost
 from cspsched.errors import UsageError
 from cspsched.policies.base import make_policy
 from cspsched.problem.cost import BatchFeatures, PiecewiseLinear
-from cspsched.problem.metrics import Objective, measure
+from cspsched.problem.objectives import Objective
 from cspsched.problem.result import Status
+from cspsched.referee.metrics import measure
 from cspsched.simulate import simulate
 from cspsched.windows import WindowShape, sample_windows, study_windows
 from cspsched.windows.background import Background, beyond

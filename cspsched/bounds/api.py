@@ -12,7 +12,7 @@ from cspsched.bounds.makespan import batch_floors, makespan_certificates
 from cspsched.bounds.parts.tables import Tables
 from cspsched.errors import UsageError
 from cspsched.problem.instance import Instance
-from cspsched.problem.metrics import Objective
+from cspsched.problem.objectives import Objective
 
 
 def certificates(

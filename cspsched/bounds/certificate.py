@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cspsched.problem.metrics import Objective
+from cspsched.problem.objectives import Objective
 
 Details = dict[str, int | str]
 

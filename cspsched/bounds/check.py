@@ -31,7 +31,7 @@ from cspsched.bounds.window_price.check import plain_window_price
 from cspsched.bounds.window_price.details import WINDOW_PRICE, WindowPrices
 from cspsched.errors import InputError, LimitError
 from cspsched.problem.instance import Instance
-from cspsched.problem.metrics import Objective
+from cspsched.problem.objectives import Objective
 from cspsched.problem.request import Request
 from cspsched.units import round_up
 

@@ -13,7 +13,7 @@ import numpy as np
 from cspsched.bounds.certificate import Certificate
 from cspsched.bounds.parts.batches import ExactArray
 from cspsched.bounds.parts.tables import Tables
-from cspsched.problem.metrics import Objective
+from cspsched.problem.objectives import Objective
 
 CRITICAL_PATH = "critical-path"
 

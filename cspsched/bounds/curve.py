@@ -16,7 +16,7 @@ from cspsched.bounds.api import best_bound
 from cspsched.errors import UsageError
 from cspsched.problem.cost import IntArray
 from cspsched.problem.instance import Instance
-from cspsched.problem.metrics import Objective
+from cspsched.problem.objectives import Objective
 
 NUM_POINTS = 20
 

@@ -39,7 +39,7 @@ from cspsched.bounds.parts.work import WorkTable
 from cspsched.bounds.time_price.search import time_price_certificates
 from cspsched.problem.cost import IntArray
 from cspsched.problem.instance import Limits
-from cspsched.problem.metrics import Objective
+from cspsched.problem.objectives import Objective
 from cspsched.units import ceil_div
 
 SRPT, SRPT_TAIL = "srpt", "srpt-tail"

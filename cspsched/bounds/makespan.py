@@ -22,7 +22,7 @@ from cspsched.bounds.parts.batches import Consumption, ExactArray, consume, suff
 from cspsched.bounds.parts.tables import Tables
 from cspsched.bounds.parts.work import WorkTable
 from cspsched.problem.cost import INT64_SAFE, IntArray
-from cspsched.problem.metrics import Objective
+from cspsched.problem.objectives import Objective
 from cspsched.units import ceil_div
 
 ARRIVAL_SUFFIX = "arrival-suffix"

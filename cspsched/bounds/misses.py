@@ -22,7 +22,7 @@ from cspsched.bounds.flow import SPLITS, Heads, Relaxation
 from cspsched.bounds.parts.tables import Tables
 from cspsched.errors import InputError
 from cspsched.problem.instance import Instance
-from cspsched.problem.metrics import Objective
+from cspsched.problem.objectives import Objective
 
 FIRST_STEPS = 1_000
 """A percentile is looked for from what requests take alone, first in steps of such a part of it."""

@@ -44,7 +44,7 @@ def bound_command(
     """  # noqa: D301 - click's marker for text that is not to be wrapped
     from cspsched.bounds import certificates
     from cspsched.improve.ends import lower_end
-    from cspsched.problem.metrics import Objective
+    from cspsched.problem.objectives import Objective
     from cspsched.serving import make_instance
     from cspsched.unused import warnings_for
 

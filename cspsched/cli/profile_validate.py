@@ -128,7 +128,7 @@ def validate_command(
         model=load_model(name),
         device=device,
         limits=_limits(device, options),
-        requests=trace.requests,
+        requests=tuple(trace.requests),
         unified=options.pop("attention") == "unified",
         time_budget_s=options.pop("time_budget"),
         **options,

@@ -124,8 +124,7 @@ def _require_outputs(
 
 
 def _simulated(instance: Instance, policy: Policy, rejections: tuple[Rejection, ...]) -> Run:
-    from cspsched.problem.metrics import measure
-    from cspsched.problem.referee_boundary import check_preemption
+    from cspsched.referee.judge import judge
     from cspsched.report.run import Run
     from cspsched.simulate.kernel import run_policy
     from cspsched.simulate.served import as_served
@@ -134,15 +133,18 @@ def _simulated(instance: Instance, policy: Policy, rejections: tuple[Rejection, 
     if simulation.output_changes:
         count = counted(len(simulation.output_changes), "request")
         tell(f"emulated bugs change what {count} generate; the metrics are of what was generated")
-    metrics = measure(*as_served(instance, simulation))
-    for violation in check_preemption(metrics.history):
-        raise UsageError(
-            f"policy {simulation.policy} does what the instance does not allow: {violation.message}; "
-            "allow it (--preemption) or choose another policy"
-        )
+    judged = judge(*as_served(instance, simulation))
+    for violation in judged.violations:
+        if violation.rule == "preemption":
+            raise UsageError(
+                f"policy {simulation.policy} does what the instance does not allow: {violation.message}; "
+                "allow it (--preemption) or choose another policy"
+            )
+    if judged.violations:
+        tell(f"the referee objects to the schedule of {simulation.policy}: {judged.violations[0].message}")
     return Run(
         policy=simulation.policy,
-        metrics=metrics,
+        metrics=judged.metrics,
         held_blocks=simulation.held_blocks,
         num_waiting=simulation.num_waiting,
         rejections=rejections,

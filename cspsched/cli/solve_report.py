@@ -83,7 +83,7 @@ def _print_rungs(ladder: Ladder) -> None:
 
 def _summary(solution: Solution) -> dict[str, Any]:
     """The result without its instance and schedule, which are in schedule.json."""
-    from cspsched.problem.metrics import measure
+    from cspsched.referee.metrics import measure
 
     result = solution.result
     data = {key: value for key, value in result.to_json().items() if key not in ("instance", "schedule")}
@@ -111,8 +111,8 @@ def _stage_sentence(stage: Stage, count: int) -> str:
 
 def _verdict(solution: Solution) -> str:
     """What is proven, and the schedule in numbers."""
-    from cspsched.problem.metrics import measure
     from cspsched.problem.result import Status
+    from cspsched.referee.metrics import measure
     from cspsched.report.table import percent, seconds
 
     result = solution.result

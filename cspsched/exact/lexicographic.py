@@ -10,10 +10,10 @@ from cspsched.exact.model.exact_model import Ceiling
 from cspsched.exact.search import Progress, SearchLimits
 from cspsched.exact.solver import solve_exactly
 from cspsched.problem.instance import Instance
-from cspsched.problem.metrics import measure
 from cspsched.problem.objectives import AnyObjective
 from cspsched.problem.result import Result, Stage, Status, StopReason, status_of
 from cspsched.problem.schedule import Schedule
+from cspsched.referee.metrics import measure
 
 
 def solve_in_order(

@@ -13,13 +13,13 @@ from cspsched.exact.search import Watch
 from cspsched.problem.failure import Failure
 from cspsched.problem.instance import Instance
 from cspsched.problem.linear_form import linear_form
-from cspsched.problem.metrics import measure
 from cspsched.problem.objectives import AnyObjective
-from cspsched.problem.referee import find_violations
 from cspsched.problem.result import StopReason
-from cspsched.problem.retiming import timings
 from cspsched.problem.schedule import Schedule
-from cspsched.problem.timing import schedule_asap
+from cspsched.referee.metrics import measure
+from cspsched.referee.retiming import timings
+from cspsched.referee.rules import find_violations
+from cspsched.referee.timing import schedule_asap
 
 Details = Mapping[str, str | int | bool]
 Ending = tuple[StopReason, Details]

@@ -6,13 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from cspsched.bounds.curve import bound_curve
 from cspsched.improve.outcome import Improvement
 from cspsched.problem.cost import IntArray
 from cspsched.problem.excess import Excess
-from cspsched.problem.metrics import Metrics, Objective, measure
+from cspsched.problem.objectives import Objective
+from cspsched.referee.metrics import Metrics, measure
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -82,7 +81,7 @@ def curve_of(
         time_left=time_left,
         on_moment=on_moment,
     )
-    arrivals_ns = np.array([request.arrival_ns for request in found.instance.requests], dtype=np.int64)
+    arrivals_ns = found.instance.columns.arrival_ns
     counts = [int((arrivals_ns <= time_ns).sum()) for time_ns in times_ns]
     policies_ns = {
         policy: _values(metrics, arrivals_ns, times_ns, Objective(objective))

@@ -9,8 +9,7 @@ from cspsched.bounds import best_bound
 from cspsched.bounds.certificate import Certificate
 from cspsched.exact.closed_form import closed_form_bound
 from cspsched.problem.instance import Instance
-from cspsched.problem.metrics import Objective
-from cspsched.problem.objectives import AnyObjective, Measure, Mixture
+from cspsched.problem.objectives import AnyObjective, Measure, Mixture, Objective
 
 
 @dataclass(frozen=True, kw_only=True)

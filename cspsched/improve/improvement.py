@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,12 +19,11 @@ from cspsched.improve.search import Search, SearchState, new_state
 from cspsched.improve.state import read_state, write_state
 from cspsched.policies.base import DEFAULT_HEURISTICS
 from cspsched.problem.instance import Instance
-from cspsched.problem.metrics import Objective, measure
-from cspsched.problem.objectives import AnyObjective, Mixture
-from cspsched.problem.parts import judge_parts
-from cspsched.problem.referee import find_violations
+from cspsched.problem.objectives import AnyObjective, Mixture, Objective
 from cspsched.problem.result import StopReason
-from cspsched.problem.violation import Violation
+from cspsched.referee.judge import judge
+from cspsched.referee.metrics import measure
+from cspsched.referee.violation import Violation
 
 SECONDS_BETWEEN_STATES = 30.0
 STATE_COST_S = 1.5
@@ -125,7 +124,8 @@ def improve(
         outcomes = [search_once(task, state=state, state_file=state_file, on_progress=on_progress)]
     else:
         outcomes = search_seeds(task, seeds, executor, workers, tell)
-    policy = Found(schedule=best.schedule, value_ns=best.value_ns, found_by=best.policy)
+    kept = None if is_long(servable) else best.schedule
+    policy = Found(schedule=kept, value_ns=best.value_ns, found_by=best.policy)
     found = min([policy, *(one.found for one in outcomes if one.found)], key=lambda one: one.value_ns)
     stop_reason = next(
         (one.stop_reason for one in outcomes if one.stop_reason is StopReason.INTERRUPTED),
@@ -327,17 +327,14 @@ def _better(search: Search, instance: Instance, objective: Objective, known_ns: 
     state = search.state
     if state.best is None or state.best_ns is None or state.best_ns >= known_ns:
         return None
-    if is_long(instance):
-        verdict = judge_parts(instance, search.scheduler.parts(state.best))
-        _require(verdict.violations, state.best_ns, lambda: verdict.objective_ns(instance, objective))
-        return Found(schedule=None, value_ns=state.best_ns, found_by=state.found_by)
     schedule = search.scheduler.schedule(state.best)
-    violations = find_violations(instance, schedule)
-    _require(violations, state.best_ns, lambda: measure(instance, schedule).objective_ns(objective))
-    return Found(schedule=schedule, value_ns=state.best_ns, found_by=state.found_by)
+    judged = judge(instance, schedule)
+    _require(judged.violations, state.best_ns, lambda: judged.metrics.objective_ns(objective))
+    kept = None if is_long(instance) else schedule
+    return Found(schedule=kept, value_ns=state.best_ns, found_by=state.found_by)
 
 
-def _require(violations: list[Violation], value_ns: int, measure_ns: Callable[[], int]) -> None:
+def _require(violations: Sequence[Violation], value_ns: int, measure_ns: Callable[[], int]) -> None:
     """The referee's word on what the search found."""
     if violations:
         raise InternalError(f"the improvement search breaks a rule: {violations[0].message}; please report")

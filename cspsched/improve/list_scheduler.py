@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,12 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from cspsched.errors import LimitError, UsageError
-from cspsched.improve.long_runs import batch_ranges
 from cspsched.improve.pauses import ALONE, with_pauses
 from cspsched.improve.plan import MOST_DOUBLINGS, SHORTEST_FILL, Plan
 from cspsched.problem.cost import IntArray
 from cspsched.problem.instance import Instance
-from cspsched.problem.metrics import Objective
+from cspsched.problem.objectives import Objective
 from cspsched.problem.schedule import Schedule
 from cspsched.simulate.kernel.cost import flatten_cost
 from cspsched.simulate.kernel.rules import KernelRules
@@ -48,14 +46,14 @@ class ListScheduler:
 
     def __init__(self, instance: Instance, objective: Objective) -> None:
         refuse_unsuited(instance)
-        requests = instance.requests
-        arrival_ns = np.array([request.arrival_ns for request in requests], dtype=np.int64)
+        columns = instance.columns
+        arrival_ns = columns.arrival_ns
         self.order = np.argsort(arrival_ns, kind="stable")
         self.arrival_ns: IntArray = arrival_ns[self.order]
-        self.num_requests = len(requests)
-        shapes = [(request.prompt_tokens, request.output_tokens) for request in requests]
+        self.num_requests = len(columns)
+        shapes = np.column_stack((columns.prompt_tokens, columns.output_tokens))
         self.table = np.empty((self.num_requests, 4), dtype=np.int32)
-        self.table[:, :2], self.table[:, 2:] = np.array(shapes)[self.order], ALONE
+        self.table[:, :2], self.table[:, 2:] = shapes[self.order], ALONE
         self._instance = instance
         self._objective = objective
         self._prices = _flat_prices(instance)
@@ -103,13 +101,6 @@ class ListScheduler:
         from cspsched.improve.entries import schedule_of
 
         return schedule_of(self._run(plan), self._order_with(plan))
-
-    def parts(self, plan: Plan) -> Iterator[Schedule]:
-        """The plan's schedule in parts that are not too long to be held."""
-        from cspsched.improve.entries import batch_sizes, schedule_parts
-
-        machine = self._run(plan)
-        return schedule_parts(machine, self._order_with(plan), batch_ranges(batch_sizes(machine)))
 
     def _order_with(self, plan: Plan) -> npt.NDArray[np.intp]:
         """Position in the instance of each request of the machine, second parts at the end."""
@@ -239,7 +230,7 @@ def _flat_prices(instance: Instance) -> IntArray:
         max_tokens=limits.max_batch_tokens,
         max_running=limits.max_batch_requests,
     )
-    largest = max(request.peak_kv_tokens for request in instance.requests)
+    largest = int(instance.columns.peak_kv_tokens.max())
     prices = flatten_cost(instance.cost, rules, largest)
     if prices is None:
         raise UsageError("the numbers of the cost model are too large for the improvement search")

@@ -10,7 +10,7 @@ import numpy as np
 from cspsched.improve.list_scheduler import ListScheduler
 from cspsched.improve.plan import MOST_DOUBLINGS, SHORTEST_FILL, Int8Array, Knobs, Pause, Plan, Shape
 from cspsched.problem.instance import Limits
-from cspsched.problem.metrics import Objective
+from cspsched.problem.objectives import Objective
 
 FLOW_POWERS = ((1.0, 1.0), (1.0, 0.0), (0.5, 0.5), (0.0, 1.0), (0.0, 0.0), (0.3, 1.0), (1.0, 0.5))
 MAKESPAN_POWERS = ((-1.0, 0.0), (0.0, 0.0), (-1.0, -1.0), (0.0, -1.0), (1.0, 1.0), (1.0, 0.0))

@@ -1,4 +1,4 @@
-"""Schedules of policies, judged by the referee, whole or in parts: those asked for, and the reference's.
+"""Schedules of policies, judged by the referee: those asked for, and the reference's.
 
 What a policy is measured against may not depend on which others are listed beside it. So the best known
 schedule comes from a fixed set of policies, beside those listed and a search that knows neither.
@@ -6,21 +6,20 @@ schedule comes from a fixed set of policies, beside those listed and a search th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from cspsched.errors import InputError, InternalError, PolicyError, UsageError
-from cspsched.improve.long_runs import is_long, parts_of_run
+from cspsched.improve.long_runs import is_long
 from cspsched.policies.base import make_policy
 from cspsched.problem.instance import Instance
-from cspsched.problem.metrics import Metrics, Objective, measure
 from cspsched.problem.objectives import AnyObjective
-from cspsched.problem.parts import judge_parts
-from cspsched.problem.referee import find_violations
 from cspsched.problem.schedule import Schedule
-from cspsched.problem.violation import Violation
+from cspsched.referee.judge import judge
+from cspsched.referee.metrics import Metrics
+from cspsched.referee.violation import Violation
 from cspsched.simulate import Policy
-from cspsched.simulate.kernel import run_policy, simulate_fast
+from cspsched.simulate.kernel import run_policy
 from cspsched.simulate.kernel.support import kernel_rules
 
 REFERENCE_SET = ("sarathi", "vidur-vllm", "smallest-volume", "fastserve")
@@ -49,7 +48,7 @@ class Rival:
     value_ns
         In nanoseconds, or what the objective counts.
     run
-        None where the schedule is too long to be held whole; the referee has judged it in parts then.
+        None if it was judged and dropped, of a trace so long that it takes much memory.
     """
 
     policy: str
@@ -58,7 +57,7 @@ class Rival:
 
     @property
     def schedule(self) -> Schedule | None:
-        """The schedule, if it is held whole."""
+        """The schedule, if it is kept."""
         return None if self.run is None else self.run.schedule
 
     @property
@@ -82,15 +81,8 @@ def run_rivals(
     objective: AnyObjective,
     heuristics: Iterable[str],
     tell: Callable[[str], None],
-    *,
-    whole: bool = False,
 ) -> tuple[Rival, ...]:
     """Schedules of policies that the referee accepts, in the order in which they are named.
-
-    Parameters
-    ----------
-    whole
-        Hold schedules whole, however long they are.
 
     Raises
     ------
@@ -102,8 +94,7 @@ def run_rivals(
     labels = [policy.label for policy in policies]
     if not labels or len(set(labels)) < len(labels):
         raise UsageError(f"name at least one policy, and each once; got: {', '.join(labels) or 'none'}")
-    in_parts = is_long(instance) and not whole
-    return tuple(_judged(instance, objective, policy, tell, in_parts=in_parts) for policy in policies)
+    return tuple(_judged(instance, objective, policy, tell) for policy in policies)
 
 
 def run_reference(
@@ -117,13 +108,12 @@ def run_reference(
         Rivals of the same instance; who is among them does not run again.
     """
     found = {rival.policy: rival for rival in known}
-    in_parts, reference = is_long(instance), []
+    reference = []
     for name in REFERENCE_SET:
         try:
-            rival = found.get(name) or _judged(
-                instance, objective, make_policy(name), tell, in_parts=in_parts
-            )
-            reference.append(rival)
+            rival = found.get(name) or _judged(instance, objective, make_policy(name), tell)
+            # Of a million requests each run is some hundred megabytes.
+            reference.append(replace(rival, run=None) if is_long(instance) else rival)
         except (UsageError, InputError, PolicyError) as reason:
             tell(f"the reference goes without {name}: {reason}")
     return tuple(reference)
@@ -134,8 +124,6 @@ def _judged(
     objective: AnyObjective,
     policy: Policy,
     tell: Callable[[str], None],
-    *,
-    in_parts: bool,
 ) -> Rival:
     """What a policy reaches; refused if the bounds would say nothing about it."""
     if getattr(getattr(policy, "settings", None), "enable_prefix_caching", False):
@@ -144,10 +132,11 @@ def _judged(
             "enable_prefix_caching out, or use 'cspsched simulate'"
         )
     tell(f"simulating {policy.label} on {len(instance.requests)} requests")
-    return (_long_rival if in_parts else _rival)(instance, objective, policy)
-
-
-def _rival(instance: Instance, objective: AnyObjective, policy: Policy) -> Rival:
+    if is_long(instance) and kernel_rules(instance, policy) is None:
+        raise UsageError(
+            f"policy {policy.label} runs in the clear engine only, which takes hours on a trace this long; "
+            "leave it out or shorten the trace (--limit)"
+        )
     simulation = run_policy(instance, policy)
     if simulation.output_changes:
         raise UsageError(
@@ -155,29 +144,16 @@ def _rival(instance: Instance, objective: AnyObjective, policy: Policy) -> Rival
             f"{len(simulation.output_changes)} requests: there is no excess; leave emulate_bugs out, or use "
             "'cspsched simulate'"
         )
-    _refuse(instance, policy, find_violations(instance, simulation.schedule))
-    metrics = measure(instance, simulation.schedule)
+    judged = judge(instance, simulation.schedule)
+    _refuse(instance, policy, judged.violations)
     return Rival(
         policy=policy.label,
-        value_ns=metrics.objective_ns(objective),
-        run=Run(schedule=simulation.schedule, metrics=metrics),
+        value_ns=judged.metrics.objective_ns(objective),
+        run=Run(schedule=simulation.schedule, metrics=judged.metrics),
     )
 
 
-def _long_rival(instance: Instance, objective: AnyObjective, policy: Policy) -> Rival:
-    if not isinstance(objective, Objective):
-        raise UsageError(f"objective {objective} needs whole schedules; shorten the trace (--limit)")
-    if kernel_rules(instance, policy) is None:
-        raise UsageError(
-            f"policy {policy.label} runs in the clear engine only, which takes hours on a trace this long; "
-            "leave it out or shorten the trace (--limit)"
-        )
-    verdict = judge_parts(instance, parts_of_run(simulate_fast(instance, policy)))
-    _refuse(instance, policy, verdict.violations)
-    return Rival(policy=policy.label, value_ns=verdict.objective_ns(instance, objective), run=None)
-
-
-def _refuse(instance: Instance, policy: Policy, violations: list[Violation]) -> None:
+def _refuse(instance: Instance, policy: Policy, violations: Sequence[Violation]) -> None:
     """What the instance does not allow is wrong use; any other violation is a bug, of ours or the user's."""
     switched = SWITCHED_RULES | ({"capacity"} if instance.switches.reservation else set())
     if violations and violations[0].rule in switched:

@@ -15,7 +15,7 @@ from cspsched.improve.moves import Moves, mean_wait_ns, plan_of, ranked, start_s
 from cspsched.improve.pauses import may_pause
 from cspsched.improve.plan import Plan, Shape
 from cspsched.problem.instance import Instance
-from cspsched.problem.metrics import Objective
+from cspsched.problem.objectives import Objective
 
 RESHAPINGS = 300
 """Steps spent on shapes."""

@@ -14,7 +14,7 @@ from cspsched.improve.plan import Plan, Shape
 from cspsched.improve.search import LocalState, SearchState
 from cspsched.problem.instance import Instance
 from cspsched.problem.json_io import read_json, require_int, require_keys, require_schema, require_text
-from cspsched.problem.metrics import Objective
+from cspsched.problem.objectives import Objective
 
 STATE_SCHEMA = "cspsched/improve-state/3"
 PLANS, VALUES = ("plan", "best", "anchor"), ("value_ns", "best_ns", "window", "steps")

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from cspsched.errors import InfeasibleError, InputError
+from cspsched.problem.columns import Positions, RequestColumns, Requests, canonical, columns_of
 from cspsched.problem.cost import INT64_SAFE, CostModel
 from cspsched.problem.json_io import require_int, require_keys, require_schema
 from cspsched.problem.request import Request
@@ -71,6 +75,15 @@ class Limits:
     def blocks_of(self, tokens: int) -> int:
         """KV blocks that a number of resident tokens occupies."""
         return ceil_div(tokens, self.block_tokens)
+
+    def to_json(self) -> dict[str, int | None]:
+        """Plain values."""
+        return {
+            limit.name: getattr(self, limit.name)
+            for limit in fields(Limits)
+            # Instances without swap keep the fingerprint that they had before there was any.
+            if limit.name != "host_kv_blocks" or self.host_kv_blocks
+        }
 
 
 POLICY_CLASS_OF_PREEMPTION = {
@@ -134,7 +147,8 @@ INSTANCE_SCHEMA = "cspsched/instance/1"
 class Instance:
     """Requests in arrival-file order, the limits, the switches and the cost model of one replica."""
 
-    requests: tuple[Request, ...]
+    requests: Sequence[Request]
+    """A tuple, or `Requests`, which are columns and equal to the tuple."""
     limits: Limits
     cost: CostModel
     switches: Switches = field(default_factory=Switches)
@@ -142,11 +156,24 @@ class Instance:
     def __post_init__(self) -> None:
         if not self.requests:
             raise InputError("the trace has no requests")
+        repeated = self._repeated_name()
+        if repeated is not None:
+            raise InputError(f"request_id {repeated!r} appears twice, expected unique names")
+
+    def _repeated_name(self) -> str | None:
+        if isinstance(self.requests, Requests):
+            return self.requests.columns.repeated_name
         seen: set[str] = set()
         for request in self.requests:
             if request.request_id in seen:
-                raise InputError(f"request_id {request.request_id!r} appears twice, expected unique names")
+                return request.request_id
             seen.add(request.request_id)
+        return None
+
+    @cached_property
+    def columns(self) -> RequestColumns:
+        """The requests in columns."""
+        return columns_of(self.requests)
 
     def rejection_of(self, request: Request) -> Rejection | None:
         """Why a request can never be served under the limits, or None if it can."""
@@ -180,31 +207,53 @@ class Instance:
         InfeasibleError
             If no request remains.
         """
-        rejections = tuple(filter(None, map(self.rejection_of, self.requests)))
+        return self._split
+
+    @cached_property
+    def _split(self) -> tuple[Instance, tuple[Rejection, ...]]:
+        unfit = np.flatnonzero(self._may_be_unfit)
+        found = {i: self.rejection_of(self.requests[i]) for i in unfit.tolist()}
+        rejections = tuple(filter(None, found.values()))
         if not rejections:
             return self, ()
-        names = {rejection.request.request_id for rejection in rejections}
-        kept = tuple(request for request in self.requests if request.request_id not in names)
-        if not kept:
+        is_kept = np.ones(len(self.requests), dtype=bool)
+        is_kept[[i for i, rejection in found.items() if rejection]] = False
+        if not is_kept.any():
             raise InfeasibleError(f"no request can be served; the first: {rejections[0].reason}")
-        early_ns = min(request.arrival_ns for request in kept) - min(
-            request.arrival_ns for request in self.requests
-        )
-        if early_ns:
-            kept = tuple(replace(request, arrival_ns=request.arrival_ns - early_ns) for request in kept)
-        return replace(self, requests=kept), rejections
+        arrival_ns = self.columns.arrival_ns
+        early_ns = int(arrival_ns[is_kept].min() - arrival_ns.min())
+        return replace(self, requests=self._kept(np.flatnonzero(is_kept), early_ns)), rejections
+
+    @property
+    def _may_be_unfit(self) -> npt.NDArray[np.bool_]:
+        """Requests of which `rejection_of` decides; it takes all others."""
+        limits, columns = self.limits, self.columns
+        unfit = columns.peak_kv_tokens > limits.kv_tokens
+        if limits.max_model_len is not None:
+            unfit |= columns.peak_kv_tokens > limits.max_model_len
+        if not self.switches.chunked_prefill:
+            unfit |= columns.prompt_tokens > limits.max_batch_tokens
+        return unfit
+
+    def _kept(self, positions: Positions, early_ns: int) -> Sequence[Request]:
+        """Some of the requests, arriving so much earlier."""
+        if isinstance(self.requests, Requests):
+            return Requests(self.columns.taken(positions).earlier(early_ns))
+        kept = tuple(self.requests[i] for i in positions.tolist())
+        if not early_ns:
+            return kept
+        return tuple(replace(request, arrival_ns=request.arrival_ns - early_ns) for request in kept)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values with a schema version."""
+        return self._around() | {"requests": [request.to_json() for request in self.requests]}
+
+    def _around(self) -> dict[str, Any]:
+        """The JSON without the requests."""
         return {
             "schema": INSTANCE_SCHEMA,
-            "requests": [request.to_json() for request in self.requests],
-            "limits": {
-                limit.name: getattr(self.limits, limit.name)
-                for limit in fields(Limits)
-                # Instances without swap keep the fingerprint that they had before there was any.
-                if limit.name != "host_kv_blocks" or self.limits.host_kv_blocks
-            },
+            "requests": [],
+            "limits": self.limits.to_json(),
             "switches": {switch.name: getattr(self.switches, switch.name) for switch in fields(Switches)},
             "cost": self.cost.to_json(),
         }
@@ -237,8 +286,21 @@ class Instance:
 
     @cached_property
     def _fingerprint(self) -> str:
-        canonical = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
-        return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
+        sha = hashlib.sha256()
+        for piece in self._canonical():
+            sha.update(piece.encode())
+        return "sha256:" + sha.hexdigest()
+
+    def _canonical(self) -> Iterator[str]:
+        """The JSON with sorted keys and no blanks, in pieces."""
+        if not isinstance(self.requests, Requests):
+            yield canonical(self.to_json())
+            return
+        around = self._around()
+        for number, key in enumerate(sorted(around)):
+            yield ("," if number else "{") + f'"{key}":'
+            yield from self.columns.canonical_json() if key == "requests" else (canonical(around[key]),)
+        yield "}"
 
 
 def _limits_from_json(data: Any, where: str) -> Limits:

@@ -8,17 +8,18 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cspsched.errors import InputError
 from cspsched.problem.failure import Failure
 from cspsched.problem.instance import Instance
 from cspsched.problem.json_io import require_int, require_keys, require_schema, require_text
 from cspsched.problem.linear_form import read_objectives
-from cspsched.problem.metrics import measure
 from cspsched.problem.objectives import AnyObjective, Mixture, Objective
-from cspsched.problem.referee import Violation, find_violations
 from cspsched.problem.schedule import Schedule
+
+if TYPE_CHECKING:
+    from cspsched.referee.violation import Violation
 
 RESULT_SCHEMA = "cspsched/result/2"
 FIRST_SCHEMA = "cspsched/result/1"
@@ -337,10 +338,15 @@ class Result:
         """What the referee objects to: broken rules, and an objective value that is not the schedule's."""
         if self.schedule is None:
             return []
-        broken = find_violations(self.instance, self.schedule)
-        if broken:
-            return broken
-        metrics = measure(self.instance, self.schedule)
+        # The referee stands above the problem; here a result asks it, when it is asked.
+        from cspsched.referee.judge import judge
+        from cspsched.referee.violation import Violation
+
+        judged = judge(self.instance, self.schedule)
+        if judged.violations:
+            return list(judged.violations)
+        broken: list[Violation] = []
+        metrics = judged.metrics
         value, unit = metrics.objective_ns(self.objective), unit_of(self.objective)
         for stage in self.earlier:
             reached = metrics.objective_ns(stage.objective)

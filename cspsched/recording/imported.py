@@ -17,16 +17,17 @@ import numpy as np
 
 from cspsched.errors import InputError, UsageError
 from cspsched.problem.cost import CostModel
-from cspsched.problem.history import follow
 from cspsched.problem.instance import Instance
-from cspsched.problem.metrics import Metrics, Objective, measure
-from cspsched.problem.referee import find_violations
+from cspsched.problem.objectives import Objective
 from cspsched.problem.request import Request
 from cspsched.problem.result import Result, Status, StopReason, tool_versions
 from cspsched.problem.schedule import Schedule
 from cspsched.recording.decisions import Decisions
 from cspsched.recording.engines import cost_of, engine_of, limits_of, switches_of
 from cspsched.recording.log import Recording
+from cspsched.referee.history import follow
+from cspsched.referee.metrics import Metrics, measure
+from cspsched.referee.rules import find_violations
 from cspsched.units import ns_to_seconds
 
 NO_PREFIXES = (

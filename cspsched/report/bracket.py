@@ -13,8 +13,7 @@ from cspsched.errors import InputError
 from cspsched.improve.bracket import Bracket
 from cspsched.improve.curve import Curve
 from cspsched.improve.ends import why_open
-from cspsched.problem.metrics import Objective
-from cspsched.problem.objectives import Mixture
+from cspsched.problem.objectives import Mixture, Objective
 from cspsched.report.table import between, excess, percent
 from cspsched.units import NS_PER_S
 

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from cspsched.problem.history import History
-from cspsched.problem.referee import occupied_blocks
+from cspsched.referee.history import History
+from cspsched.referee.rules import occupied_blocks
 from cspsched.report.table import UNITS, excess
 from cspsched.units import NS_PER_S
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from cspsched.compare import Comparison
-    from cspsched.problem.metrics import Metrics
+    from cspsched.referee.metrics import Metrics
 
 MOST_COLOURED_REQUESTS = 20
 MOST_COLOURED_BATCHES = 400

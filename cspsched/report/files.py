@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from cspsched.compare import Comparison
-from cspsched.problem.metrics import measure
 from cspsched.problem.result import Result
+from cspsched.referee.metrics import measure
 from cspsched.report import figures, table
 from cspsched.report.output import write_files
 

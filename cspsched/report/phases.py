@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cspsched.problem.cost import IntArray
-from cspsched.problem.history import History
+from cspsched.referee.history import History
 
 
 class Phase(StrEnum):

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from cspsched.problem.cost import IntArray
-from cspsched.problem.history import History
 from cspsched.problem.instance import Rejection
-from cspsched.problem.metrics import Metrics
 from cspsched.problem.result import tool_versions
+from cspsched.referee.history import History
+from cspsched.referee.metrics import Metrics
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

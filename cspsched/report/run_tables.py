@@ -16,7 +16,7 @@ import pyarrow.parquet
 
 from cspsched.problem.cost import IntArray
 from cspsched.problem.instance import Rejection
-from cspsched.problem.metrics import Metrics
+from cspsched.referee.metrics import Metrics
 from cspsched.report.output import write_files
 from cspsched.report.run import Run
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from cspsched.compare import CLAIRVOYANT, Comparison, PolicyRow
 from cspsched.problem.excess import Excess
-from cspsched.problem.metrics import Objective
+from cspsched.problem.objectives import Objective
 from cspsched.problem.result import Status, StopReason
 from cspsched.units import NS_PER_S
 
@@ -122,7 +122,7 @@ def _ends(comparison: Comparison) -> list[str]:
 
 def arrival_note(comparison: Comparison) -> list[str]:
     """A warning where the makespan says little, because the last arrivals decide it."""
-    last_s = max(request.arrival_ns for request in comparison.instance.requests) / NS_PER_S
+    last_s = int(comparison.instance.columns.arrival_ns.max()) / NS_PER_S
     best_s = comparison.reference.best_known_ns / NS_PER_S
     if comparison.objective is not Objective.MAKESPAN or last_s < ARRIVAL_DOMINATED * best_s:
         return []

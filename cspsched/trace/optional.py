@@ -7,13 +7,18 @@ is no client, no limit or no prefix.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from cspsched.errors import TraceError
 from cspsched.problem.request import Request
 from cspsched.trace.cells import limit_in_seconds, name_or_none, priority, shared_tokens
 from cspsched.trace.table import Table
 from cspsched.units import NS_PER_S
+
+if TYPE_CHECKING:
+    from cspsched.problem.cost import IntArray
+
+Rows: TypeAlias = "Sequence[int] | IntArray"
 
 _CELLS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "priority": ("priority", priority),
@@ -27,7 +32,7 @@ OPTIONAL_COLUMNS = (*_CELLS, *PREFIX_COLUMNS)
 
 
 def read_optional(
-    table: Table, rows: Sequence[int], columns: Sequence[str], prompts: Sequence[int], *, remedy: str
+    table: Table, rows: Rows, columns: Sequence[str], prompts: Sequence[int], *, remedy: str
 ) -> list[dict[str, Any]]:
     """Fields of each request that come from optional columns of a format.
 
@@ -47,6 +52,16 @@ def read_optional(
     TraceError
         If a cell is wrong, a prefix has only one of its two columns or cells, or is longer than the prompt.
     """
+    values = read_optional_fields(table, rows, columns, prompts, remedy=remedy)
+    return [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)] or [{}] * len(
+        rows
+    )
+
+
+def read_optional_fields(
+    table: Table, rows: Rows, columns: Sequence[str], prompts: Sequence[int], *, remedy: str
+) -> dict[str, Sequence[Any]]:
+    """The same as columns: values of all rows by field of a request."""
     present = [name for name in columns if name in table.header]
     values: dict[str, Sequence[Any]] = {}
     for name in present:
@@ -55,13 +70,11 @@ def read_optional(
             values[field] = table.parse(name, parse, rows, remedy=remedy)
     if any(name in present for name in PREFIX_COLUMNS):
         values["prefix"] = _prefixes(table, rows, prompts, remedy)
-    return [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)] or [{}] * len(
-        rows
-    )
+    return values
 
 
 def _prefixes(
-    table: Table, rows: Sequence[int], prompts: Sequence[int], remedy: str
+    table: Table, rows: Rows, prompts: Sequence[int], remedy: str
 ) -> list[tuple[tuple[str, int], ...]]:
     for name, other in (PREFIX_COLUMNS, PREFIX_COLUMNS[::-1]):
         if name not in table.header:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from cspsched.errors import TraceError
 from cspsched.problem.json_io import read_text
+
+if TYPE_CHECKING:
+    from cspsched.problem.cost import IntArray
 
 Value = TypeVar("Value")
 
@@ -25,11 +28,26 @@ class Table:
     header_line: int
     header: tuple[str, ...]
     rows: list[list[str]]
-    lines: list[int]
+    lines: Sequence[int] | IntArray
     """Line of the file, counted from 1, on which each row begins."""
 
+    @property
+    def num_rows(self) -> int:
+        """Rows below the header."""
+        return len(self.rows)
+
+    def cells(self, column: str, rows: Sequence[int] | IntArray) -> list[str]:
+        """Texts of a column in the given rows."""
+        index = self.header.index(column)
+        return [self.rows[row][index] for row in rows]
+
     def parse(
-        self, column: str, parse_cell: Callable[[str], Value], rows: Iterable[int], *, remedy: str
+        self,
+        column: str,
+        parse_cell: Callable[[str], Value],
+        rows: Sequence[int] | IntArray,
+        *,
+        remedy: str,
     ) -> list[Value]:
         """Values of a column in the given rows.
 
@@ -39,7 +57,7 @@ class Table:
             Name of a column of the header.
         parse_cell : Callable[[str], Value]
             Raises ValueError with what was expected.
-        rows : Iterable[int]
+        rows : Sequence[int]
             Row numbers from 0, in the order of the result.
         remedy : str
             What the user can do about a cell that is wrong.
@@ -49,20 +67,31 @@ class Table:
         TraceError
             If a cell is wrong, with file, line, column, value, expectation and remedy.
         """
-        index = self.header.index(column)
-        values: list[Value] = []
-        for row in rows:
-            cell = self.rows[row][index]
-            try:
-                values.append(parse_cell(cell))
-            except ValueError as error:
-                where = self.where(row)
-                raise TraceError(f"{where}: {column} is {_shown(cell)}, {error} ({remedy})") from None
-        return values
+        return parse_cells(self, column, self.cells(column, rows), parse_cell, rows, remedy=remedy)
 
     def where(self, row: int) -> str:
         """File and line of a row, for messages."""
         return f"{self.path} line {self.lines[row]}"
+
+
+def parse_cells(
+    table: Table,
+    column: str,
+    cells: Sequence[str],
+    parse_cell: Callable[[str], Value],
+    rows: Sequence[int] | IntArray,
+    *,
+    remedy: str,
+) -> list[Value]:
+    """Values of the cells of a column in the given rows; see `Table.parse`."""
+    values: list[Value] = []
+    for row, cell in zip(rows, cells, strict=True):
+        try:
+            values.append(parse_cell(cell))
+        except ValueError as error:
+            where = table.where(row)
+            raise TraceError(f"{where}: {column} is {_shown(cell)}, {error} ({remedy})") from None
+    return values
 
 
 def read_table(path: Path) -> Table:

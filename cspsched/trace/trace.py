@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -31,12 +32,16 @@ class Trace:
     """The file's name without its suffix, or the generator's profile."""
     format: str
     """`native`, `azure`, `vidur` or `generated`."""
-    requests: tuple[Request, ...]
+    requests: Sequence[Request]
+    """A tuple, or of a large file `cspsched.problem.columns.Requests`, which are equal to the tuple."""
     unused_columns: tuple[UnusedColumn, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.requests:
             raise TraceError(f"trace {self.name!r} has no requests, expected at least one")
+        columns = getattr(self.requests, "columns", None)
+        if columns is not None and (columns.arrival_ns[1:] >= columns.arrival_ns[:-1]).all():
+            return
         for before, after in pairwise(self.requests):
             if after.arrival_ns < before.arrival_ns:
                 raise TraceError(

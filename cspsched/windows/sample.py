@@ -8,9 +8,9 @@ import numpy as np
 
 from cspsched.errors import UsageError
 from cspsched.problem.cost import IntArray
-from cspsched.problem.history import History
 from cspsched.problem.instance import Instance
 from cspsched.problem.request import Request
+from cspsched.referee.history import History
 from cspsched.windows.background import Background
 
 

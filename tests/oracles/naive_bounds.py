@@ -8,10 +8,10 @@ from functools import cache
 from hypothesis import strategies as st
 
 from cspsched.problem.cost import BatchFeatures, CostModel, PiecewiseLinear
-from cspsched.problem.history import follow
 from cspsched.problem.instance import Instance, Limits
 from cspsched.problem.piecewise import NOTHING
 from cspsched.problem.request import Request
+from cspsched.referee.history import follow
 
 FUNCTIONS = (
     "tokens", "prefill_attention", "prefill_tokens", "prefill_context", "decode_context", "head",

@@ -18,7 +18,7 @@ from cspsched.bounds.certificate import Certificate
 from cspsched.bounds.memory_price.bound import Pause, Residents, latency_ns, least_ends, residents
 from cspsched.bounds.memory_price.details import MEMORY_PRICE, PRICE_UNIT, MemoryPrices, Rule
 from cspsched.bounds.parts.tables import Tables
-from cspsched.problem.metrics import Objective
+from cspsched.problem.objectives import Objective
 
 FloatArray = npt.NDArray[np.float64]
 

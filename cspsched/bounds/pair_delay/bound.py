@@ -27,7 +27,7 @@ from cspsched.bounds.parts.minorant import reachable_maxima
 from cspsched.bounds.parts.tables import Tables
 from cspsched.bounds.time_price.bound import total
 from cspsched.problem.cost import INT64_SAFE, IntArray
-from cspsched.problem.metrics import Objective
+from cspsched.problem.objectives import Objective
 from cspsched.units import ceil_div
 
 SHARES = (0, 1, 2, 4)

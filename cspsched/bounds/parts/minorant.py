@@ -111,7 +111,7 @@ def reachable_maxima(instance: Instance) -> BatchFeatures[int]:
     """
     limits = instance.limits
     # A million requests have few lengths.
-    peaks = Counter(request.peak_kv_tokens for request in instance.requests)
+    peaks = Counter(instance.columns.peak_kv_tokens.tolist())
     count, volume, longest = len(instance.requests), sum(k * n for k, n in peaks.items()), max(peaks)
     tokens = min(limits.max_batch_tokens, limits.kv_tokens, volume)
     processed = min(limits.max_batch_requests, limits.max_batch_tokens, count)

@@ -23,17 +23,17 @@ class Tables:
     @cached_property
     def prompts(self) -> IntArray:
         """Prompt tokens, shape (num_requests,)."""
-        return np.array([request.prompt_tokens for request in self.instance.requests], dtype=np.int64)
+        return self.instance.columns.prompt_tokens
 
     @cached_property
     def outputs(self) -> IntArray:
         """Output tokens, shape (num_requests,)."""
-        return np.array([request.output_tokens for request in self.instance.requests], dtype=np.int64)
+        return self.instance.columns.output_tokens
 
     @cached_property
     def arrivals_ns(self) -> IntArray:
         """Arrivals, shape (num_requests,)."""
-        return np.array([request.arrival_ns for request in self.instance.requests], dtype=np.int64)
+        return self.instance.columns.arrival_ns
 
     @cached_property
     def first_tokens(self) -> IntArray:

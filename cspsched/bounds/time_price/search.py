@@ -14,7 +14,7 @@ from cspsched.bounds.parts.tables import Tables
 from cspsched.bounds.time_price.bound import Columns, bound_ns, columns
 from cspsched.bounds.time_price.details import PRICE_UNIT, TIME_PRICE, Prices
 from cspsched.bounds.window_price.search import window_price_certificates
-from cspsched.problem.metrics import Objective
+from cspsched.problem.objectives import Objective
 
 FEWEST_REQUESTS = 8
 """With fewer, there is next to nobody to wait for."""

@@ -20,7 +20,7 @@ from cspsched.bounds.time_price.details import PRICE_UNIT, STRETCH_UNIT, Prices
 from cspsched.bounds.window_price.bound import FloatArray, WindowTable, outcome, window_bound_ns
 from cspsched.bounds.window_price.details import WINDOW_PRICE, WindowPrices
 from cspsched.problem.cost import IntArray
-from cspsched.problem.metrics import Objective
+from cspsched.problem.objectives import Objective
 
 FEWEST_REQUESTS, MOST_REQUESTS = 32, 12_000
 """With fewer there is hardly a crowd; with more the search takes minutes."""

@@ -16,7 +16,7 @@ from cspsched.problem.cost import BatchFeatures, IntArray, triangle
 from cspsched.problem.instance import Instance
 from cspsched.problem.request import Request
 from cspsched.problem.schedule import Schedule
-from cspsched.problem.timing import schedule_asap
+from cspsched.referee.timing import schedule_asap
 from cspsched.units import ceil_div
 
 ORDERS: dict[str, Callable[[Request], tuple[int, ...]]] = {

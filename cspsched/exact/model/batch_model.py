@@ -19,9 +19,9 @@ from cspsched.problem.cost import triangle
 from cspsched.problem.instance import Instance
 from cspsched.problem.linear_form import LinearForm, linear_form
 from cspsched.problem.objectives import AnyObjective
-from cspsched.problem.retiming import ending_at
 from cspsched.problem.schedule import Schedule
-from cspsched.problem.timing import schedule_asap
+from cspsched.referee.retiming import ending_at
+from cspsched.referee.timing import schedule_asap
 
 
 class BatchModel(ExactModel):
@@ -89,7 +89,7 @@ class BatchModel(ExactModel):
         """Schedule of a solution; batches end when the model says only where later may be better.
 
         Where the model knows no arrivals and the instance has some, batches are still as early as possible;
-        see `cspsched.problem.retiming.timings` for the times that are worth more.
+        see `cspsched.referee.retiming.timings` for the times that are worth more.
         """
         batches, evicted = self.decisions(value)
         swapped, restored = (

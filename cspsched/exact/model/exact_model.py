@@ -12,7 +12,7 @@ from cspsched.exact.model.timeline import WORST_SUM, Timeline
 from cspsched.problem.instance import Instance
 from cspsched.problem.objectives import AnyObjective
 from cspsched.problem.schedule import Schedule
-from cspsched.problem.timing import schedule_asap
+from cspsched.referee.timing import schedule_asap
 
 Decisions = tuple[list[list[tuple[int, int]]], list[list[int]]]
 """For each batch its (request, tokens), and the requests evicted before it."""

@@ -18,7 +18,7 @@ from cspsched.exact.model.exact_model import Decisions, ExactModel, identical_re
 from cspsched.exact.model.timeline import Waiting, add_timeline, objective_expression, worst_sum
 from cspsched.problem.cost import BatchFeatures
 from cspsched.problem.instance import Instance
-from cspsched.problem.metrics import Objective
+from cspsched.problem.objectives import Objective
 from cspsched.problem.schedule import Schedule
 
 

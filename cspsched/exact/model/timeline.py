@@ -10,7 +10,7 @@ from ortools.sat.python import cp_model
 from cspsched.exact.model.batch_duration import Amount, BatchExpressions, add_duration
 from cspsched.problem.cost import CostModel
 from cspsched.problem.instance import Instance
-from cspsched.problem.metrics import Objective
+from cspsched.problem.objectives import Objective
 
 WORST_SUM = 2**60
 """A model whose sums could pass this is not built: 64-bit arithmetic would be at risk."""

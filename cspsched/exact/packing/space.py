@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import accumulate, combinations
@@ -16,7 +16,7 @@ from cspsched.exact.packing.heuristic import Rests, fill_tables, list_thirds
 from cspsched.exact.states.space import StateSpace
 from cspsched.problem.cost import BatchFeatures, CostModel, IntArray
 from cspsched.problem.instance import Instance
-from cspsched.problem.metrics import Objective
+from cspsched.problem.objectives import Objective
 from cspsched.problem.request import Request
 
 MOST_REQUESTS = 16
@@ -194,7 +194,7 @@ class _Prices:
         times = self._cost.batch_times_ns(batches.features)
         return times, times * batches.counted - batches.taken
 
-    def _total(self, minorant: Minorant, requests: tuple[Request, ...]) -> Fraction:
+    def _total(self, minorant: Minorant, requests: Sequence[Request]) -> Fraction:
         """Guess of what the minorant says about all: as if each batch had two requests."""
         tokens = [share(request, age) for request in requests for age in range(request.output_tokens)]
         return minorant.batch * len(tokens) / 2 + sum(_work(minorant, token) for token in tokens)

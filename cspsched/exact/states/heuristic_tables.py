@@ -21,7 +21,7 @@ from cspsched.exact.prices.resident_paths import Moves
 from cspsched.exact.prices.resident_states import Column, Residents, count_residents, list_residents
 from cspsched.problem.cost import IntArray
 from cspsched.problem.instance import Instance, Preemption
-from cspsched.problem.metrics import Objective
+from cspsched.problem.objectives import Objective
 
 MOST_CUTS = 16
 MOST_ROUNDINGS = 8

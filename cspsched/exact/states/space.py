@@ -23,7 +23,7 @@ from cspsched.exact.states.heuristic_tables import (
 )
 from cspsched.problem.cost import IntArray
 from cspsched.problem.instance import Instance, Preemption
-from cspsched.problem.metrics import Objective
+from cspsched.problem.objectives import Objective
 
 MOST_REQUESTS = 20
 MOST_SCALE = 10**6

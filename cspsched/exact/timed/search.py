@@ -26,7 +26,7 @@ from cspsched.problem.linear_form import linear_form
 from cspsched.problem.objectives import AnyObjective
 from cspsched.problem.result import StopReason
 from cspsched.problem.schedule import Schedule
-from cspsched.problem.timing import schedule_asap
+from cspsched.referee.timing import schedule_asap
 
 TIMED_SEARCH = "timed state search"
 MOST_CHOICES = 100_000

@@ -28,13 +28,12 @@ def new_loop(instance: Instance, policy: Policy, *, plain: bool = False) -> Kern
     rules = kernel_rules(instance, policy)
     if rules is None:
         raise UsageError(f"policy {policy.label} has no kernel rules for its settings; use the clear engine")
-    names = [request.request_id for request in instance.requests]
     return KernelLoop(
         Workload.from_instance(instance),
         rules,
         instance.cost,
         label=policy.label,
-        name_of=names.__getitem__,
+        name_of=instance.columns.request_id.__getitem__,
         asker=_asker(instance, policy),
         plain=plain,
     )

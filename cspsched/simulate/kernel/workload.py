@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cspsched.errors import InputError
+from cspsched.problem.columns import NO_LIMIT
 from cspsched.problem.cost import IntArray
 from cspsched.problem.instance import Instance
 from cspsched.problem.request import MAX_ARRIVAL_NS, MAX_TOKENS
@@ -31,8 +33,8 @@ class Workload:
         int32, at least 1.
     priority
         int64, smaller is served first; None: all alike.
-    name_rank
-        Position of each request's name among all names; None: names rise with the position.
+    names
+        Names of the requests; None: names rise with the position.
     client
         Number of each request's client, from 0; None: all are of one client.
     ttft_limit_ns, tpot_limit_ns
@@ -43,7 +45,7 @@ class Workload:
     prompt_tokens: Int32Array
     output_tokens: Int32Array
     priority: IntArray | None = None
-    name_rank: IntArray | None = None
+    names: Sequence[str] | None = None
     client: Int32Array | None = None
     ttft_limit_ns: FloatArray | None = None
     tpot_limit_ns: FloatArray | None = None
@@ -68,21 +70,16 @@ class Workload:
     @classmethod
     def from_instance(cls, instance: Instance) -> Workload:
         """Columns of an instance's requests."""
-        requests = instance.requests
-        names = [request.request_id for request in requests]
-        by_name = sorted(range(len(names)), key=names.__getitem__)
-        name_rank = np.empty(len(names), dtype=np.int64)
-        name_rank[by_name] = np.arange(len(names))
-        numbers = {client: number for number, client in enumerate({r.client_id: None for r in requests})}
+        columns = instance.columns
         return cls(
-            arrival_ns=np.array([request.arrival_ns for request in requests], dtype=np.int64),
-            prompt_tokens=np.array([request.prompt_tokens for request in requests], dtype=np.int32),
-            output_tokens=np.array([request.output_tokens for request in requests], dtype=np.int32),
-            priority=np.array([request.priority for request in requests], dtype=np.int64),
-            name_rank=name_rank,
-            client=np.array([numbers[request.client_id] for request in requests], dtype=np.int32),
-            ttft_limit_ns=_limits([request.ttft_limit_ns for request in requests]),
-            tpot_limit_ns=_limits([request.tpot_limit_ns for request in requests]),
+            arrival_ns=columns.arrival_ns,
+            prompt_tokens=columns.prompt_tokens.astype(np.int32),
+            output_tokens=columns.output_tokens.astype(np.int32),
+            priority=columns.priority,
+            names=columns.request_id,
+            client=None if columns.client_id is None else _numbered(columns.client_id),
+            ttft_limit_ns=_limits(columns.ttft_limit_ns),
+            tpot_limit_ns=_limits(columns.tpot_limit_ns),
         )
 
     @property
@@ -105,8 +102,8 @@ class Workload:
         if rules.order is Order.ARRIVAL:
             return submission
         if rules.order is Order.PRIORITY:
-            names = np.arange(self.num_requests) if self.name_rank is None else self.name_rank
-            return np.lexsort((names, self.arrival_ns, self.priorities)).astype(np.int32)
+            rank = np.arange(self.num_requests) if self.names is None else _rank(self.names)
+            return np.lexsort((rank, self.arrival_ns, self.priorities)).astype(np.int32)
         key = self.output_tokens.astype(np.int64)
         if rules.order is Order.VOLUME:
             key = key * self.prompt_tokens + key * (key - 1) // 2
@@ -162,7 +159,18 @@ class Workload:
         return self.priority
 
 
-def _limits(limits_ns: list[int | None]) -> FloatArray | None:
-    if all(limit is None for limit in limits_ns):
-        return None
-    return np.array(limits_ns, dtype=np.float64)
+def _rank(names: Sequence[str]) -> IntArray:
+    """Position of each name among all."""
+    rank = np.empty(len(names), dtype=np.int64)
+    rank[sorted(range(len(names)), key=names.__getitem__)] = np.arange(len(names))
+    return rank
+
+
+def _numbered(clients: Sequence[str]) -> Int32Array:
+    """Number of each client, in the order of the first."""
+    numbers = {client: number for number, client in enumerate(dict.fromkeys(clients))}
+    return np.array([numbers[client] for client in clients], dtype=np.int32)
+
+
+def _limits(limits_ns: IntArray | None) -> FloatArray | None:
+    return None if limits_ns is None else np.where(limits_ns == NO_LIMIT, np.nan, limits_ns)

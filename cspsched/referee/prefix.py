@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from cspsched.problem.cost import IntArray
-from cspsched.problem.history import History
 from cspsched.problem.prefix import BlockContents, Content
+from cspsched.referee.history import History
 from cspsched.units import ceil_div
 
 

@@ -8,7 +8,6 @@ is what the rule says; where it does not fit, nothing is returned.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -20,37 +19,6 @@ from cspsched.problem.schedule import Schedule
 
 BoolArray = npt.NDArray[np.bool_]
 Value = TypeVar("Value", np.int64, np.bool_)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Carried:
-    """What earlier batches left behind, shape (num_requests,) each; zeros at the beginning.
-
-    Attributes
-    ----------
-    kv
-        KV entries on the device; 0 of who is finished.
-    generated
-        Output tokens generated.
-    decoding
-        The request generated when it was last processed, and was not evicted since.
-    clock_ns
-        End of the last batch.
-    """
-
-    kv: IntArray
-    generated: IntArray
-    decoding: BoolArray
-    clock_ns: int = 0
-
-    @classmethod
-    def nothing(cls, num_requests: int) -> Carried:
-        """Before the first batch."""
-        return cls(
-            kv=np.zeros(num_requests, dtype=np.int64),
-            generated=np.zeros(num_requests, dtype=np.int64),
-            decoding=np.zeros(num_requests, dtype=bool),
-        )
 
 
 class Walk(NamedTuple):
@@ -66,10 +34,10 @@ class Walk(NamedTuple):
     on_host: BoolArray
 
 
-def walk_entries(instance: Instance, schedule: Schedule, start: Carried) -> Walk:
+def walk_entries(instance: Instance, schedule: Schedule) -> Walk:
     """The walk entry by entry; the schedule may break rules, and 1 to 3 are applied to whatever is there."""
-    prompts = [request.prompt_tokens for request in instance.requests]
-    kv, generated, decoding = start.kv.tolist(), start.generated.tolist(), start.decoding.tolist()
+    prompts = instance.columns.prompt_tokens.tolist()
+    kv, generated, decoding = [0] * len(prompts), [0] * len(prompts), [False] * len(prompts)
     before: list[int] = []
     generated_before: list[int] = []
     generates: list[bool] = []
@@ -129,11 +97,11 @@ def _by_batch(batches: IntArray, requests: IntArray) -> dict[int, list[tuple[int
     return grouped
 
 
-def walk_columns(instance: Instance, schedule: Schedule, start: Carried) -> Walk | None:
+def walk_columns(instance: Instance, schedule: Schedule) -> Walk | None:
     """The walk in whole columns; None with swap or prefix cache, or if the schedule breaks rule 1 or 2."""
     if len(schedule.restored_batch) or len(schedule.hit_batch) or np.any(schedule.evicted_to_host):
         return None
-    prompts = np.array([request.prompt_tokens for request in instance.requests], dtype=np.int64)
+    prompts = instance.columns.prompt_tokens
     order = _by_request(schedule.request, len(prompts))
     request, tokens = schedule.request[order], schedule.tokens[order]
     first = _differs_from_last(request)
@@ -141,24 +109,23 @@ def walk_columns(instance: Instance, schedule: Schedule, start: Carried) -> Walk
     broken = np.zeros(len(request), dtype=bool)
     ahead = np.minimum(evicted_at, len(request) - 1)
     broken[ahead[(evicted_at == ahead) & (request[ahead] == schedule.evicted_request)]] = True
-    kv_after = _running_sum(tokens, first | broken, np.where(first & ~broken, start.kv[request], 0))
-    record = np.where(start.generated > 0, prompts + start.generated - 1, 0)
-    most_before = _most_before(kv_after, first, record[request])
+    kv_after = _running_sum(tokens, first | broken)
+    most_before = _most_before(kv_after, first)
     if most_before is None:
         return None
     generates = (kv_after >= prompts[request]) & (kv_after > most_before)
     ones = generates.astype(np.int64)
-    generated_before = _running_sum(ones, first, np.where(first, start.generated[request], 0)) - ones
+    generated_before = _running_sum(ones, first) - ones
     if not np.array_equal(generates, kv_after == prompts[request] + generated_before):
         return None
     decodes = np.concatenate((np.zeros(1, dtype=bool), generates))[:-1]
-    decodes = np.where(first, start.decoding[request], decodes) & ~broken
+    decodes &= ~first & ~broken
     return Walk(
         kv_before=_put_back(kv_after - tokens, order),
         generated_before=_put_back(generated_before, order),
         generates=_put_back(generates, order),
         decodes=_put_back(decodes, order),
-        kv_evicted=_lost(schedule, evicted_at, comes_first, request, kv_after, start),
+        kv_evicted=_lost(schedule, evicted_at, comes_first, request, kv_after),
         kv_restored=np.zeros(0, dtype=np.int64),
         hit_carries=np.zeros(0, dtype=bool),
         on_host=np.zeros(len(request), dtype=bool),
@@ -209,7 +176,6 @@ def _lost(
     comes_first: BoolArray,
     request: IntArray,
     kv_after: IntArray,
-    start: Carried,
 ) -> IntArray:
     """KV entries that each evicted request held."""
     evicted = schedule.evicted_request
@@ -217,30 +183,30 @@ def _lost(
         return np.zeros(0, dtype=np.int64)
     before = np.maximum(place - 1, 0)
     is_own = (place > 0) & (request[before] == evicted)
-    held: IntArray = np.where(is_own, kv_after[before], start.kv[evicted]) * comes_first
+    held: IntArray = np.where(is_own, kv_after[before], 0) * comes_first
     return held
 
 
-def _running_sum(values: IntArray, begins: BoolArray, base: IntArray) -> IntArray:
-    """Sum of the values since the last beginning, plus the base given there."""
+def _running_sum(values: IntArray, begins: BoolArray) -> IntArray:
+    """Sum of the values since the last beginning."""
     total = np.cumsum(values)
-    origin = np.where(begins, total - values - base, 0)
+    origin = np.where(begins, total - values, 0)
     origin = origin[np.maximum.accumulate(np.where(begins, np.arange(len(values)), 0))]
     running: IntArray = total - origin
     return running
 
 
-def _most_before(kv_after: IntArray, first: BoolArray, record: IntArray) -> IntArray | None:
+def _most_before(kv_after: IntArray, first: BoolArray) -> IntArray | None:
     """Most KV entries that the request had after any earlier batch; None if the numbers are too large."""
     if not len(kv_after):
         return kv_after
-    step = int(max(kv_after.max(), record.max())) + 1
+    step = int(kv_after.max()) + 1
     rank = np.cumsum(first)
     if step * int(rank[-1] + 1) >= INT64_SAFE:
         return None
     level = rank * step
-    most = np.maximum.accumulate(np.where(first, np.maximum(kv_after, record), kv_after) + level)
-    before: IntArray = np.where(first, record, np.concatenate((most[:1], most[:-1])) - level)
+    most = np.maximum.accumulate(kv_after + level)
+    before: IntArray = np.where(first, 0, np.concatenate((most[:1], most[:-1])) - level)
     return before
 
 

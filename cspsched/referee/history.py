@@ -14,7 +14,7 @@ import numpy as np
 from cspsched.problem.cost import BatchFeatures, IntArray, triangle
 from cspsched.problem.instance import Instance
 from cspsched.problem.schedule import Schedule
-from cspsched.problem.walk import BoolArray, Carried, walk_columns, walk_entries
+from cspsched.referee.walk import BoolArray, walk_columns, walk_entries
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -39,10 +39,6 @@ class History:
     """The request holds KV entries already where the prefix cache is said to help, shape (num_hits,)."""
     on_host: BoolArray
     """The request is processed although its KV cache is in host memory."""
-    start: Carried
-    """What was there before the first batch."""
-    is_last: bool = True
-    """Nothing follows, so that every request must be finished."""
 
     @property
     def kv_lost(self) -> IntArray:
@@ -77,24 +73,9 @@ class History:
     @cached_property
     def finishes(self) -> BoolArray:
         """The batch generates the last output token of the request."""
-        outputs = np.array([request.output_tokens for request in self.instance.requests], dtype=np.int64)
+        outputs = self.instance.columns.output_tokens
         last: BoolArray = self.generated_before + 1 == outputs[self.schedule.request]
         return self.generates & last
-
-    def carried(self) -> Carried:
-        """What the batches leave behind for those that follow; without swap."""
-        schedule, start = self.schedule, self.start
-        kv, generated = start.kv.copy(), start.generated.copy()
-        decoding = start.decoding.copy()
-        last = np.full(len(kv), -1, dtype=np.int64)
-        # Of equal indices the last one is written.
-        last[schedule.request] = schedule.batch_of_entry
-        kv[schedule.request], decoding[schedule.request] = self.kv_after, self.generates
-        generated += np.bincount(schedule.request[self.generates], minlength=len(kv))
-        gone = schedule.evicted_request[schedule.evicted_batch > last[schedule.evicted_request]]
-        gone = np.concatenate((gone, schedule.request[self.finishes]))
-        kv[gone], decoding[gone] = 0, False
-        return Carried(kv=kv, generated=generated, decoding=decoding, clock_ns=int(schedule.end_ns[-1]))
 
     @cached_property
     def features(self) -> BatchFeatures[IntArray]:
@@ -118,18 +99,11 @@ class History:
         return total[self.schedule.first_entry[1:]] - total[self.schedule.first_entry[:-1]]
 
 
-def follow(instance: Instance, schedule: Schedule, start: Carried | None = None) -> History:
+def follow(instance: Instance, schedule: Schedule) -> History:
     """Walk through a schedule and derive what each entry implies.
 
     The schedule may break rules: the walk applies rules 1 to 3 to whatever is there. Requests and batches
     that do not exist are the referee's first check and must be refused before.
-
-    Parameters
-    ----------
-    start
-        What earlier batches left behind, if the schedule is a later part of one; without swap and prefix
-        cache.
     """
-    start = start or Carried.nothing(len(instance.requests))
-    walk = walk_columns(instance, schedule, start) or walk_entries(instance, schedule, start)
-    return History(instance=instance, schedule=schedule, start=start, **walk._asdict())
+    walk = walk_columns(instance, schedule) or walk_entries(instance, schedule)
+    return History(instance=instance, schedule=schedule, **walk._asdict())

@@ -12,9 +12,9 @@ from dataclasses import replace
 import numpy as np
 
 from cspsched.problem.cost import IntArray
-from cspsched.problem.history import follow
 from cspsched.problem.instance import Instance
 from cspsched.problem.schedule import Schedule
+from cspsched.referee.history import follow
 
 
 def ending_at(schedule: Schedule, end_ns: Sequence[int]) -> Schedule:

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from cspsched.problem.history import History
-from cspsched.problem.referee_prefix import missing_hits
-from cspsched.problem.violation import Violation, about, count_rest, first, report, report_batches
-from cspsched.problem.walk import BoolArray
+from cspsched.referee.history import History
+from cspsched.referee.prefix import missing_hits
+from cspsched.referee.violation import Violation, about, count_rest, first, report, report_batches
+from cspsched.referee.walk import BoolArray
 
 
 def check_preemption(history: History) -> Iterator[Violation]:

@@ -13,14 +13,14 @@ import numpy.typing as npt
 
 from cspsched.errors import CostError
 from cspsched.problem.cost import INT64_SAFE, IntArray
-from cspsched.problem.history import History, follow
 from cspsched.problem.instance import Instance
-from cspsched.problem.referee_boundary import check_preemption, check_prefix_cache, check_swap
-from cspsched.problem.referee_prefix import shared_occupancy
 from cspsched.problem.request import MAX_TOKENS
 from cspsched.problem.schedule import Schedule
-from cspsched.problem.violation import Violation, about, count_rest, first, report, report_batches
-from cspsched.problem.walk import BoolArray
+from cspsched.referee.boundary import check_preemption, check_prefix_cache, check_swap
+from cspsched.referee.history import History, follow
+from cspsched.referee.prefix import shared_occupancy
+from cspsched.referee.violation import Violation, about, count_rest, first, report, report_batches
+from cspsched.referee.walk import BoolArray
 
 __all__ = ["Violation", "find_violations"]
 
@@ -132,17 +132,13 @@ def occupied_blocks(history: History) -> IntArray:
     before = -(-history.kv_before // block)
     lost = -(-history.kv_evicted // block)
     restored = -(-history.kv_restored // block)
-    held = -(-history.start.kv // block)
     if history.instance.switches.reservation:
-        peaks = np.array([request.peak_kv_tokens for request in history.instance.requests], dtype=np.int64)
+        peaks = history.instance.columns.peak_kv_tokens
         after = -(-peaks[history.schedule.request] // block)
         before = after * (history.kv_before > 0)
         lost = -(-peaks[history.schedule.evicted_request] // block) * (history.kv_evicted > 0)
         restored = -(-peaks[history.schedule.restored_request] // block) * (history.kv_restored > 0)
-        held = -(-peaks // block) * (history.start.kv > 0)
-    total = _resident_total(history, gained=after - before, released=after, lost=lost, restored=restored)
-    occupied: IntArray = total + held.sum()
-    return occupied
+    return _resident_total(history, gained=after - before, released=after, lost=lost, restored=restored)
 
 
 def _resident_total(
@@ -176,11 +172,9 @@ def check_budget(history: History) -> Iterator[Violation]:
 
 def check_completion(history: History) -> Iterator[Violation]:
     """Rules 2 and 6: every request generates exactly O tokens, and is not processed after that."""
-    requests = history.instance.requests
-    here = np.bincount(history.schedule.request[history.generates], minlength=len(requests))
-    generated = history.start.generated + here
-    outputs = np.array([request.output_tokens for request in requests], dtype=np.int64)
-    wrong = generated != outputs if history.is_last else generated > outputs
+    outputs = history.instance.columns.output_tokens
+    generated = np.bincount(history.schedule.request[history.generates], minlength=len(outputs))
+    wrong = generated != outputs
     for i in first(wrong):
         message = f"generates {generated[i]} tokens, expected {outputs[i]}"
         yield about(history, "completion", message, request=i)
@@ -191,18 +185,20 @@ def check_completion(history: History) -> Iterator[Violation]:
 
 def check_time(history: History) -> Iterator[Violation]:
     """Rules 7 and 8: batches wait for each other, for swaps and arrivals, and take their time."""
-    schedule, requests = history.schedule, history.instance.requests
-    cost = history.instance.cost
-    swap_ns = [min(cost.swap_time_ns(blocks), INT64_SAFE) for blocks in history.moved_blocks.tolist()]
-    ready = np.concatenate(([history.start.clock_ns], schedule.end_ns[:-1]))
-    earliest = ready + np.array(swap_ns, dtype=np.int64)
+    schedule, cost = history.schedule, history.instance.cost
+    moved = history.moved_blocks
+    swap_ns = np.zeros(len(moved), dtype=np.int64)
+    for j in np.flatnonzero(moved).tolist():
+        swap_ns[j] = min(cost.swap_time_ns(int(moved[j])), INT64_SAFE)
+    ready = np.concatenate(([0], schedule.end_ns[:-1]))
+    earliest = ready + swap_ns
     yield from report_batches(
         "time",
         schedule.start_ns < earliest,
         lambda j: f"batch {j} starts at {schedule.start_ns[j]} ns, before {earliest[j]} ns",
     )
     yield from _check_durations(history)
-    arrivals = np.array([request.arrival_ns for request in requests], dtype=np.int64)[schedule.request]
+    arrivals = history.instance.columns.arrival_ns[schedule.request]
     starts = schedule.start_ns[schedule.batch_of_entry]
     yield from report(
         "time",
@@ -265,7 +261,6 @@ def check_holding(history: History) -> Iterator[Violation]:
             lost=(history.kv_evicted > 0).astype(np.int64),
             restored=(history.kv_restored > 0).astype(np.int64),
         )
-        residents = residents + np.count_nonzero(history.start.kv)
         processed = np.diff(history.schedule.first_entry)
         yield from report_batches(
             "holding",
@@ -291,8 +286,7 @@ CHECKS: tuple[Callable[[History], Iterator[Violation]], ...] = (
 
 
 def _prompts(history: History) -> IntArray:
-    prompts = np.array([request.prompt_tokens for request in history.instance.requests], dtype=np.int64)
-    return prompts[history.schedule.request]
+    return history.instance.columns.prompt_tokens[history.schedule.request]
 
 
 def _entries_where(

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from cspsched.problem.history import follow
 from cspsched.problem.instance import Instance
 from cspsched.problem.schedule import Schedule
+from cspsched.referee.history import follow
 
 
 def schedule_asap(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cspsched.problem.history import History
+from cspsched.referee.history import History
 
 SHOWN_PER_RULE = 20
 

@@ -1,0 +1,284 @@
+"""Requests as columns, and the requests themselves as views that are made when asked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from cspsched.problem.cost import IntArray
+from cspsched.problem.request import MAX_ARRIVAL_NS, MAX_TOKENS, Request
+
+Prefix = tuple[tuple[str, int], ...]
+Positions = npt.NDArray[np.intp]
+NO_LIMIT = 0
+"""In a column of limits: the request has none. A limit is at least 1."""
+_ROWS_AT_ONCE = 65_536
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RequestColumns:
+    """The fields of `Request`, one column each, shape (num_requests,); int64 where they are numbers.
+
+    Attributes
+    ----------
+    client_id, prefix
+        None if no request has any.
+    ttft_limit_ns, tpot_limit_ns
+        `NO_LIMIT` of who has none; None if no request has any.
+
+    Raises
+    ------
+    TraceError
+        If a value makes no sense, in the words of `Request`.
+    """
+
+    request_id: Sequence[str]
+    arrival_ns: IntArray
+    prompt_tokens: IntArray
+    output_tokens: IntArray
+    priority: IntArray
+    client_id: Sequence[str] | None = None
+    ttft_limit_ns: IntArray | None = None
+    tpot_limit_ns: IntArray | None = None
+    prefix: Sequence[Prefix] | None = None
+
+    def __post_init__(self) -> None:
+        wrong = (self.prompt_tokens < 1) | (self.prompt_tokens > MAX_TOKENS)
+        wrong |= (self.output_tokens < 1) | (self.output_tokens > MAX_TOKENS)
+        wrong |= (self.arrival_ns < 0) | (self.arrival_ns > MAX_ARRIVAL_NS)
+        for limit_ns in (self.ttft_limit_ns, self.tpot_limit_ns):
+            if limit_ns is not None:
+                wrong |= limit_ns < NO_LIMIT
+        for i in np.flatnonzero(wrong).tolist():
+            self.request(i)
+        if self.prefix is not None:
+            for i, prefix in enumerate(self.prefix):
+                if prefix:
+                    self.request(i)
+
+    @classmethod
+    def of(cls, requests: Sequence[Request]) -> RequestColumns:
+        """Columns of requests."""
+        return cls.of_fields(
+            request_id=[request.request_id for request in requests],
+            arrival_ns=np.array([request.arrival_ns for request in requests], dtype=np.int64),
+            prompt_tokens=np.array([request.prompt_tokens for request in requests], dtype=np.int64),
+            output_tokens=np.array([request.output_tokens for request in requests], dtype=np.int64),
+            priority=[request.priority for request in requests],
+            client_id=[request.client_id for request in requests],
+            ttft_limit_ns=[request.ttft_limit_ns for request in requests],
+            tpot_limit_ns=[request.tpot_limit_ns for request in requests],
+            prefix=[request.prefix for request in requests],
+        )
+
+    @classmethod
+    def of_fields(
+        cls,
+        *,
+        request_id: Sequence[str],
+        arrival_ns: IntArray,
+        prompt_tokens: IntArray,
+        output_tokens: IntArray,
+        priority: Sequence[int] = (),
+        client_id: Sequence[str] = (),
+        ttft_limit_ns: Sequence[int | None] = (),
+        tpot_limit_ns: Sequence[int | None] = (),
+        prefix: Sequence[Prefix] = (),
+    ) -> RequestColumns:
+        """Columns from the fields of requests, without those that are left out."""
+        return cls(
+            request_id=request_id,
+            arrival_ns=arrival_ns,
+            prompt_tokens=prompt_tokens,
+            output_tokens=output_tokens,
+            priority=np.array(priority, dtype=np.int64)
+            if len(priority)
+            else np.zeros(len(arrival_ns), dtype=np.int64),
+            client_id=_if_any(client_id),
+            ttft_limit_ns=_limits(ttft_limit_ns),
+            tpot_limit_ns=_limits(tpot_limit_ns),
+            prefix=_if_any(prefix),
+        )
+
+    def __len__(self) -> int:
+        return len(self.arrival_ns)
+
+    @property
+    def peak_kv_tokens(self) -> IntArray:
+        """I + O - 1 of every request."""
+        return self.prompt_tokens + self.output_tokens - 1
+
+    @cached_property
+    def repeated_name(self) -> str | None:
+        """The first name that another request has already, None if all are unique."""
+        if len(set(self.request_id)) == len(self):
+            return None
+        seen: set[str] = set()
+        for name in self.request_id:
+            if name in seen:
+                return name
+            seen.add(name)
+        return None
+
+    def request(self, i: int) -> Request:
+        """The request at a position, made anew."""
+        ttft_ns = NO_LIMIT if self.ttft_limit_ns is None else int(self.ttft_limit_ns[i])
+        tpot_ns = NO_LIMIT if self.tpot_limit_ns is None else int(self.tpot_limit_ns[i])
+        return Request(
+            request_id=self.request_id[i],
+            arrival_ns=int(self.arrival_ns[i]),
+            prompt_tokens=int(self.prompt_tokens[i]),
+            output_tokens=int(self.output_tokens[i]),
+            priority=int(self.priority[i]),
+            client_id="" if self.client_id is None else self.client_id[i],
+            ttft_limit_ns=None if ttft_ns == NO_LIMIT else ttft_ns,
+            tpot_limit_ns=None if tpot_ns == NO_LIMIT else tpot_ns,
+            prefix=() if self.prefix is None else self.prefix[i],
+        )
+
+    def taken(self, positions: Positions | slice) -> RequestColumns:
+        """Columns of some of the requests, each named once at most."""
+        taken = RequestColumns(
+            request_id=_taken(self.request_id, positions),
+            arrival_ns=self.arrival_ns[positions],
+            prompt_tokens=self.prompt_tokens[positions],
+            output_tokens=self.output_tokens[positions],
+            priority=self.priority[positions],
+            client_id=None if self.client_id is None else _taken(self.client_id, positions),
+            ttft_limit_ns=None if self.ttft_limit_ns is None else self.ttft_limit_ns[positions],
+            tpot_limit_ns=None if self.tpot_limit_ns is None else self.tpot_limit_ns[positions],
+            prefix=None if self.prefix is None else _taken(self.prefix, positions),
+        )
+        return taken._knowing_names_of(self)
+
+    def earlier(self, ns: int) -> RequestColumns:
+        """The same requests, each arriving so much earlier."""
+        return replace(self, arrival_ns=self.arrival_ns - ns)._knowing_names_of(self)
+
+    def with_limits(self, *, ttft_limit_ns: int | None, tpot_limit_ns: int | None) -> RequestColumns:
+        """The same requests with SLO limits where they have none of their own."""
+        given = {"ttft_limit_ns": ttft_limit_ns, "tpot_limit_ns": tpot_limit_ns}
+        changed: dict[str, Any] = {
+            name: _filled(getattr(self, name), limit_ns, len(self))
+            for name, limit_ns in given.items()
+            if limit_ns is not None
+        }
+        return replace(self, **changed)._knowing_names_of(self) if changed else self
+
+    def _knowing_names_of(self, other: RequestColumns) -> RequestColumns:
+        """Mark the names as unique if those of another set, which holds them all, are known to be."""
+        if other.__dict__.get("repeated_name", "") is None:
+            self.__dict__["repeated_name"] = None
+        return self
+
+    def canonical_json(self) -> Iterator[str]:
+        """The list of `Request.to_json` of all requests as canonical JSON, in pieces."""
+        has_extra = any(
+            column is not None
+            for column in (self.client_id, self.ttft_limit_ns, self.tpot_limit_ns, self.prefix)
+        )
+        for first in range(0, len(self), _ROWS_AT_ONCE):
+            some = slice(first, first + _ROWS_AT_ONCE)
+            if has_extra:
+                rows = (canonical(self.request(i).to_json()) for i in range(len(self))[some])
+            else:
+                columns = (self.arrival_ns, self.output_tokens, self.priority, self.prompt_tokens)
+                names = map(json.dumps, self.request_id[some])
+                numbers = zip(*(column[some].tolist() for column in columns), names, strict=True)
+                rows = (
+                    f'{{"arrival_ns":{arrival},"output_tokens":{output},"priority":{priority},'
+                    f'"prompt_tokens":{prompt},"request_id":{name}}}'
+                    for arrival, output, priority, prompt, name in numbers
+                )
+            yield ("," if first else "[") + ",".join(rows)
+        yield "]" if len(self) else "[]"
+
+
+class Requests(Sequence[Request]):
+    """Requests that are columns; each is made when it is asked for, all of them once when all are.
+
+    Equal to a tuple of the same requests, and hashed like it.
+    """
+
+    __slots__ = ("_made", "columns")
+
+    def __init__(self, columns: RequestColumns) -> None:
+        self.columns = columns
+        self._made: tuple[Request, ...] | None = None
+
+    def __add__(self, others: tuple[Request, ...]) -> tuple[Request, ...]:
+        return self._all() + others
+
+    def _all(self) -> tuple[Request, ...]:
+        if self._made is None:
+            self._made = tuple(map(self.columns.request, range(len(self))))
+        return self._made
+
+    def __len__(self) -> int:
+        return len(self.columns)
+
+    @overload
+    def __getitem__(self, index: int) -> Request: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Requests: ...
+
+    def __getitem__(self, index: int | slice) -> Request | Requests:
+        if isinstance(index, slice):
+            return Requests(self.columns.taken(index))
+        return self._made[index] if self._made is not None else self.columns.request(index)
+
+    def __iter__(self) -> Iterator[Request]:
+        return iter(self._all())
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Requests):
+            return self is other or self._all() == other._all()
+        return self._all() == other if isinstance(other, tuple) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._all())
+
+    def __repr__(self) -> str:
+        return repr(self._all())
+
+    def __reduce__(self) -> tuple[type[Requests], tuple[RequestColumns]]:
+        return Requests, (self.columns,)
+
+
+def columns_of(requests: Sequence[Request]) -> RequestColumns:
+    """Columns of requests, those that they are views of if they are views."""
+    return requests.columns if isinstance(requests, Requests) else RequestColumns.of(requests)
+
+
+def canonical(data: Any) -> str:
+    """JSON with sorted keys and no blanks."""
+    return json.dumps(data, sort_keys=True, separators=(",", ":"))
+
+
+def _if_any(values: Sequence[Any]) -> Sequence[Any] | None:
+    return values if any(values) else None
+
+
+def _limits(limits_ns: Sequence[int | None]) -> IntArray | None:
+    if all(limit_ns is None for limit_ns in limits_ns):
+        return None
+    return np.array([limit_ns or NO_LIMIT for limit_ns in limits_ns], dtype=np.int64)
+
+
+def _filled(limits_ns: IntArray | None, limit_ns: int, count: int) -> IntArray:
+    if limits_ns is None:
+        return np.full(count, limit_ns, dtype=np.int64)
+    return np.where(limits_ns == NO_LIMIT, limit_ns, limits_ns)
+
+
+def _taken(values: Sequence[Any], positions: Positions | slice) -> Sequence[Any]:
+    if isinstance(positions, slice):
+        return values[positions]
+    return [values[i] for i in positions.tolist()]
