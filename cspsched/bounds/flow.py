@@ -47,7 +47,7 @@ TAIL_SHARES = (Fraction(0), Fraction(1, 4), Fraction(1, 2), Fraction(3, 4))
 """Shares of the output tokens, at least one token, after which `srpt-tail` counts a request as alone."""
 FINALISTS = 3
 """Relaxations that are evaluated exactly, from each of two rankings."""
-RANKED_REQUESTS = 20_000
+RANKED_REQUESTS = 4_000
 """Of more requests than these, only every so manieth counts for the rankings."""
 
 
