@@ -11,6 +11,7 @@ from cspsched.problem.instance import Instance
 from cspsched.simulate.engine import PlainReplica, simulate
 from cspsched.simulate.kernel.each.rules import AnyRules, EachRules, Loop
 from cspsched.simulate.kernel.replica import KernelReplica
+from cspsched.simulate.kernel.rules import Order
 from cspsched.simulate.kernel.run import KernelRun
 from cspsched.simulate.kernel.running import KernelLoop, fitting_prices
 from cspsched.simulate.kernel.support import kernel_rules, new_loop
@@ -125,5 +126,11 @@ def _chosen(instance: Instance, policy: Policy, engine: Engine | str) -> Engine:
         return Engine.CLEAR
     if len(instance.requests) >= FEWEST_FOR_KERNEL:
         return Engine.KERNEL
-    visits_all = isinstance(rules, EachRules) and rules.loop in (Loop.RANKED, Loop.DECIDED)
-    return Engine.CLEAR if visits_all else Engine.PLAIN
+    return Engine.PLAIN if _runs_well_plain(rules) else Engine.CLEAR
+
+
+def _runs_well_plain(rules: AnyRules) -> bool:
+    """Whether plain Python gains by the kernel: not where each step looks at every request in its arrays."""
+    if isinstance(rules, EachRules):
+        return rules.loop not in (Loop.RANKED, Loop.DECIDED) and not rules.clients
+    return rules.order is not Order.QUALITY
