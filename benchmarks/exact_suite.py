@@ -22,8 +22,8 @@ from exact_naive import is_naive, solve_naively
 from cspsched.errors import CspschedError
 from cspsched.exact.heuristics.list_schedule import list_schedules
 from cspsched.exact.record import best_incumbent
-from cspsched.exact.search import SearchLimits
 from cspsched.exact.solver import solve_exactly
+from cspsched.exact.watch import SearchLimits
 from cspsched.policies.base import make_policy, policy_names
 from cspsched.problem.instance import Instance
 from cspsched.problem.objectives import Objective

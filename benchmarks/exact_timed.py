@@ -15,9 +15,9 @@ from unittest.mock import patch
 
 from cspsched.costs.presets import load_cost
 from cspsched.exact import portfolio
-from cspsched.exact.search import SearchLimits
 from cspsched.exact.solver import solve_exactly
 from cspsched.exact.timed.member import TimedMember
+from cspsched.exact.watch import SearchLimits
 from cspsched.problem.instance import Instance, Limits, Preemption, Switches
 from cspsched.problem.linear_form import read_objectives
 from cspsched.problem.request import Request

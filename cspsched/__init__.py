@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from cspsched.compare import Comparison as Comparison
     from cspsched.compare import compare_policies as compare_policies
     from cspsched.errors import CspschedError as CspschedError
-    from cspsched.exact.search import SearchLimits as SearchLimits
+    from cspsched.exact.watch import SearchLimits as SearchLimits
     from cspsched.policies.base import make_policy as make_policy
     from cspsched.problem.excess import Excess as Excess
     from cspsched.problem.instance import Instance as Instance
@@ -49,7 +49,7 @@ _HOME = {
     "Comparison": "compare",
     "compare_policies": "compare",
     "CspschedError": "errors",
-    "SearchLimits": "exact.search",
+    "SearchLimits": "exact.watch",
     "make_policy": "policies.base",
     "Excess": "problem.excess",
     "Instance": "problem.instance",

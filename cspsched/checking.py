@@ -24,7 +24,7 @@ from cspsched.referee.metrics import measure
 from cspsched.referee.rules import Violation, find_violations
 
 if TYPE_CHECKING:
-    from cspsched.exact.search import SearchLimits
+    from cspsched.exact.watch import SearchLimits
 
 CHECK_SCHEMA = "cspsched/check/2"
 MOST_REQUESTS, MOST_TOKENS = 500, 20_000

@@ -9,7 +9,7 @@ from typing import Any
 
 from cspsched.bounds.misses import percentile_ns
 from cspsched.errors import InputError, UsageError
-from cspsched.exact.search import Progress
+from cspsched.exact.watch import Progress
 from cspsched.improve.rivals import Rival, Run, run_rivals
 from cspsched.policies.base import DEFAULT_HEURISTICS
 from cspsched.problem.cost import CostModel

@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import Any
 
 from cspsched.errors import InternalError, UsageError
-from cspsched.exact.search import Progress, SearchLimits
+from cspsched.exact.watch import Progress, SearchLimits
 from cspsched.policies.base import DEFAULT_HEURISTICS
 from cspsched.problem.instance import Instance, Preemption, Rejection
 from cspsched.problem.lifting import Restriction, lift, lift_all, without_swap

@@ -13,8 +13,7 @@ from dataclasses import dataclass, replace
 
 from cspsched.errors import InternalError, UsageError
 from cspsched.exact.heuristics.list_schedule import list_schedules
-from cspsched.exact.search import Progress, SearchLimits
-from cspsched.exact.solver import solve_exactly
+from cspsched.exact.watch import Progress, SearchLimits
 from cspsched.improve.ends import lower_end
 from cspsched.improve.improvement import UNKNOWN_NS, ImproveLimits, find_better
 from cspsched.improve.rivals import Rival, run_reference
@@ -176,6 +175,8 @@ def _exact(
     on_step: Callable[[str], None],
     on_progress: Callable[[Progress], None] | None,
 ) -> Reference:
+    from cspsched.exact.solver import solve_exactly
+
     on_step("solving")
     candidates = [(one.policy, one.run.schedule) for one in reference if one.run is not None]
     result = solve_exactly(

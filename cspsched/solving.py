@@ -8,8 +8,8 @@ from pathlib import Path
 
 from cspsched.errors import InfeasibleError, InputError, PolicyCrashError, PolicyError
 from cspsched.exact.lexicographic import solve_in_order
-from cspsched.exact.search import Progress, SearchLimits
 from cspsched.exact.solver import solve_exactly
+from cspsched.exact.watch import Progress, SearchLimits
 from cspsched.policies.base import DEFAULT_HEURISTICS, make_policy
 from cspsched.problem.failure import Failure
 from cspsched.problem.infeasibility import find_infeasibility

@@ -23,9 +23,9 @@ from cspsched.exact.model.batch_model import BatchModel
 from cspsched.exact.model.start_model import StartModel
 from cspsched.exact.packing.search import PACKING_SEARCH
 from cspsched.exact.prices.aggregated_bound import LEVEL_WALKS
-from cspsched.exact.search import SearchLimits
 from cspsched.exact.states.search import STATE_SEARCH
 from cspsched.exact.timed.search import TIMED_SEARCH
+from cspsched.exact.watch import SearchLimits
 from cspsched.ladder import climb
 from cspsched.problem.objectives import Objective
 from cspsched.problem.result import Result, Status, StopReason

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cspsched.cli.console import LiveLine
-from cspsched.exact.search import Progress
+from cspsched.exact.watch import Progress
 from cspsched.policies.base import policy_names
 from cspsched.problem.objectives import Objective
 from tests.test_cli_help import invoke

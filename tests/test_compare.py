@@ -9,7 +9,7 @@ import pytest
 from cspsched.compare import COMPARISON_SCHEMA, Comparison, compare_policies
 from cspsched.costs.presets import load_cost
 from cspsched.errors import InputError, UsageError
-from cspsched.exact.search import SearchLimits
+from cspsched.exact.watch import SearchLimits
 from cspsched.improve.rivals import REFERENCE_SET
 from cspsched.problem.instance import Instance, Limits, Preemption, Switches
 from cspsched.problem.objectives import Objective

@@ -20,8 +20,8 @@ import cspsched
 from cspsched.bounds import certificates
 from cspsched.cli.group import cspsched_group, run
 from cspsched.exact.model import rules, start_model, timeline
-from cspsched.exact.search import SearchLimits
 from cspsched.exact.solver import solve_exactly
+from cspsched.exact.watch import SearchLimits
 from cspsched.problem.cost import COST_SCHEMA, CostModel
 from cspsched.problem.objectives import Objective
 from cspsched.problem.result import Status, StopReason

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cspsched.cli.console import LiveLine
-from cspsched.exact.search import Progress, SearchLimits, Watch
+from cspsched.exact.watch import Progress, SearchLimits, Watch
 from cspsched.problem.objectives import Objective
 
 COLD_RUN = """

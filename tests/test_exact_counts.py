@@ -12,8 +12,8 @@ from cspsched.exact.members import Clock
 from cspsched.exact.model.batch_counts import BATCH_COUNTS, CountSearch, CountTalk, can_count
 from cspsched.exact.model.count_member import CountMember
 from cspsched.exact.record import Proof, Record, best_incumbent
-from cspsched.exact.search import SearchLimits, Watch
 from cspsched.exact.solver import solve_exactly
+from cspsched.exact.watch import SearchLimits, Watch
 from cspsched.problem.cost import CostModel, PiecewiseLinear
 from cspsched.problem.instance import Switches
 from cspsched.problem.objectives import Objective

@@ -4,10 +4,10 @@ import pytest
 
 from cspsched.exact.heuristics.list_schedule import list_schedule
 from cspsched.exact.packing.member import PackingMember
-from cspsched.exact.search import SearchLimits
 from cspsched.exact.solver import solve_exactly
 from cspsched.exact.states.member import StateMember
 from cspsched.exact.timed.member import TimedMember
+from cspsched.exact.watch import SearchLimits
 from cspsched.policies.base import make_policy
 from cspsched.problem.objectives import Objective
 from cspsched.problem.result import Status

@@ -15,8 +15,8 @@ from cspsched.exact.members import Clock
 from cspsched.exact.model import member as model_member
 from cspsched.exact.model.member import ModelMember
 from cspsched.exact.record import Proof, Record, best_incumbent
-from cspsched.exact.search import SearchLimits, Watch
 from cspsched.exact.solver import solve_exactly
+from cspsched.exact.watch import SearchLimits, Watch
 from cspsched.ladder import climb
 from cspsched.policies.base import make_policy
 from cspsched.problem.instance import Switches

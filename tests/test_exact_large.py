@@ -14,16 +14,9 @@ from cspsched.exact.closed_form import ClosedForm
 from cspsched.exact.heuristics.first_schedules import first_schedules
 from cspsched.exact.model.batch_model import BatchModel
 from cspsched.exact.record import best_incumbent
-from cspsched.exact.search import (
-    InvalidModelError,
-    SearchLimits,
-    Watch,
-    complete_hint,
-    safe_bound,
-    search,
-    solve_briefly,
-)
+from cspsched.exact.search import InvalidModelError, complete_hint, safe_bound, search, solve_briefly
 from cspsched.exact.solver import solve_exactly
+from cspsched.exact.watch import SearchLimits, Watch
 from cspsched.problem.cost import CostModel
 from cspsched.problem.linear_form import read_objectives
 from cspsched.problem.objectives import Objective

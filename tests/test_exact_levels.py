@@ -18,8 +18,8 @@ from cspsched.exact.prices.aggregated_path_prices import (
     token_prices,
 )
 from cspsched.exact.prices.aggregated_paths import AggregatedMoves, AggregatedPrices
-from cspsched.exact.search import SearchLimits
 from cspsched.exact.solver import solve_exactly
+from cspsched.exact.watch import SearchLimits
 from cspsched.problem.instance import Preemption, Switches
 from cspsched.problem.objectives import Objective
 from tests.instances import instance_of

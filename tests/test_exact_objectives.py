@@ -11,9 +11,10 @@ from cspsched.exact.closed_form import ClosedForm, closed_form_bound
 from cspsched.exact.lexicographic import solve_in_order
 from cspsched.exact.model.batch_model import BatchModel
 from cspsched.exact.packing.member import PackingMember
-from cspsched.exact.search import SearchLimits, complete_hint
+from cspsched.exact.search import complete_hint
 from cspsched.exact.solver import solve_exactly
 from cspsched.exact.states.member import StateMember
+from cspsched.exact.watch import SearchLimits
 from cspsched.problem.instance import Preemption, Switches
 from cspsched.problem.linear_form import read_objectives
 from cspsched.problem.result import Status

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from cspsched.exact.model.horizon import certified_horizon
 from cspsched.exact.model.member import build_model
-from cspsched.exact.search import SearchLimits, complete_hint
+from cspsched.exact.search import complete_hint
 from cspsched.exact.solver import solve_exactly
+from cspsched.exact.watch import SearchLimits
 from cspsched.problem.cost import CostModel, PiecewiseLinear
 from cspsched.problem.instance import Preemption, Switches
 from cspsched.problem.objectives import Objective

@@ -17,10 +17,10 @@ from cspsched.exact.packing.heuristic import least_rest
 from cspsched.exact.packing.search import PACKING_SEARCH, search_packing
 from cspsched.exact.packing.space import build_packing_space
 from cspsched.exact.record import best_incumbent
-from cspsched.exact.search import SearchLimits
 from cspsched.exact.solver import solve_exactly
 from cspsched.exact.states.search import Talk
 from cspsched.exact.states.space import build_state_space
+from cspsched.exact.watch import SearchLimits
 from cspsched.problem.cost import BatchFeatures, CostModel, PiecewiseLinear, triangle
 from cspsched.problem.instance import Preemption
 from cspsched.problem.objectives import Objective

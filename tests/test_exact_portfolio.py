@@ -9,8 +9,8 @@ from cspsched.exact.closed_form import ClosedForm
 from cspsched.exact.members import Company, Leader
 from cspsched.exact.model.member import ModelMember
 from cspsched.exact.race import NOWHERE, Row
-from cspsched.exact.search import SearchLimits
 from cspsched.exact.solver import solve_exactly
+from cspsched.exact.watch import SearchLimits
 from cspsched.problem.objectives import Objective
 from cspsched.problem.result import StopReason
 from tests.instances import RUN_TO_COMPLETION, instance_of

@@ -14,8 +14,8 @@ from cspsched.exact.heuristics.local_search import _decisions, _workload, can_di
 from cspsched.exact.heuristics.plan_scheduler import NO_SCHEDULE, Plan, Trace, run_plan
 from cspsched.exact.prices.batch_pattern_prices import Tokens, token_prices
 from cspsched.exact.record import best_incumbent
-from cspsched.exact.search import SearchLimits
 from cspsched.exact.solver import solve_exactly
+from cspsched.exact.watch import SearchLimits
 from cspsched.policies.base import make_policy
 from cspsched.problem.linear_form import linear_form, read_objectives
 from cspsched.problem.objectives import Objective

@@ -9,9 +9,9 @@ from cspsched.errors import InfeasibleError
 from cspsched.exact.heuristics.list_schedule import list_schedules, one_at_a_time
 from cspsched.exact.model import member as model_member
 from cspsched.exact.record import best_incumbent
-from cspsched.exact.search import SearchLimits
 from cspsched.exact.solver import solve_exactly
 from cspsched.exact.timed.member import TimedMember
+from cspsched.exact.watch import SearchLimits
 from cspsched.policies.base import make_policy
 from cspsched.problem.instance import Switches
 from cspsched.problem.objectives import Objective

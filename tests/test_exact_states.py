@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from cspsched.exact.heuristics.list_schedule import list_schedules
 from cspsched.exact.parts.chunk_dominance import chunks_are_dominated, is_linear
 from cspsched.exact.record import best_incumbent
-from cspsched.exact.search import SearchLimits
 from cspsched.exact.solver import solve_exactly
 from cspsched.exact.states.search import STATE_SEARCH, Talk, search_states
 from cspsched.exact.states.space import build_state_space
+from cspsched.exact.watch import SearchLimits
 from cspsched.problem.cost import CostModel, PiecewiseLinear
 from cspsched.problem.objectives import Objective
 from cspsched.problem.result import Status, StopReason

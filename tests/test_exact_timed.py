@@ -7,11 +7,11 @@ from fractions import Fraction
 
 import pytest
 
-from cspsched.exact.search import SearchLimits
 from cspsched.exact.solver import solve_exactly
 from cspsched.exact.timed.heuristic import earliest_ends
 from cspsched.exact.timed.moves import Event, LocalStates
 from cspsched.exact.timed.search import TIMED_SEARCH, TimedSearch, TimedTalk, build_timed_space
+from cspsched.exact.watch import SearchLimits
 from cspsched.problem.instance import Preemption, Switches
 from cspsched.problem.linear_form import linear_form, read_objectives
 from cspsched.problem.objectives import Objective

@@ -14,7 +14,7 @@ from matplotlib.colors import to_hex
 
 from cspsched import ladder as ladder_module
 from cspsched.errors import InfeasibleError, InternalError, UsageError
-from cspsched.exact.search import SearchLimits
+from cspsched.exact.watch import SearchLimits
 from cspsched.ladder import Ladder, Rung, Saving, climb, hand_down_bounds, ladder_steps, saving
 from cspsched.problem.lifting import Restriction, lift, lift_all
 from cspsched.problem.linear_form import read_objectives

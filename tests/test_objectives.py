@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from cspsched.errors import InputError
 from cspsched.exact import lexicographic
 from cspsched.exact.lexicographic import solve_in_order
-from cspsched.exact.search import SearchLimits
+from cspsched.exact.watch import SearchLimits
 from cspsched.problem.linear_form import linear_form, read_objectives
 from cspsched.problem.objectives import Measure, Mixture, Objective, Term, parse_stages
 from cspsched.problem.result import Result, Status, StopReason, unit_of

@@ -19,7 +19,7 @@ from cspsched.errors import InfeasibleError, InputError, UsageError
 from cspsched.exact import export
 from cspsched.exact.export import export_model
 from cspsched.exact.model import exact_model
-from cspsched.exact.search import Progress, SearchLimits
+from cspsched.exact.watch import Progress, SearchLimits
 from cspsched.problem.infeasibility import find_infeasibility
 from cspsched.problem.instance import Instance, Switches
 from cspsched.problem.objectives import Objective

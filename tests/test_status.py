@@ -11,7 +11,7 @@ from hypothesis import given
 
 from cspsched.cli.group import cspsched_group, run
 from cspsched.exact import lexicographic
-from cspsched.exact.search import SearchLimits
+from cspsched.exact.watch import SearchLimits
 from cspsched.ladder import Rung, climb, hand_down_bounds
 from cspsched.problem.cost import BatchFeatures, CostModel
 from cspsched.problem.objectives import Objective

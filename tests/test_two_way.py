@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cspsched.exact.model.batch_model import BatchModel
-from cspsched.exact.search import SearchLimits, complete_hint
+from cspsched.exact.search import complete_hint
 from cspsched.exact.solver import solve_exactly
+from cspsched.exact.watch import SearchLimits
 from cspsched.policies.base import make_policy
 from cspsched.problem.instance import Switches
 from cspsched.problem.objectives import Objective

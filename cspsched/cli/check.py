@@ -14,7 +14,7 @@ from cspsched.cli.options import Duration, json_option
 
 if TYPE_CHECKING:
     from cspsched.checking import Check
-    from cspsched.exact.search import SearchLimits
+    from cspsched.exact.watch import SearchLimits
 
 GATE_FAILED = 3
 FILES = (
@@ -67,7 +67,7 @@ def _limits(prove: float | None) -> SearchLimits | None:
     """Limits of a search, which is loaded only if there is one."""
     if prove is None:
         return None
-    from cspsched.exact.search import SearchLimits
+    from cspsched.exact.watch import SearchLimits
 
     return SearchLimits(time_limit_s=prove)
 

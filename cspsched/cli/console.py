@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Self
 import click
 
 if TYPE_CHECKING:
-    from cspsched.exact.search import Progress
+    from cspsched.exact.watch import Progress
     from cspsched.problem.instance import Rejection
     from cspsched.problem.objectives import AnyObjective
 

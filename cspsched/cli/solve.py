@@ -30,7 +30,7 @@ from cspsched.cli.solve_report import report_ladder, report_solution
 
 if TYPE_CHECKING:
     from cspsched.exact.export import ExportedModel
-    from cspsched.exact.search import SearchLimits
+    from cspsched.exact.watch import SearchLimits
     from cspsched.problem.instance import Instance
     from cspsched.problem.lifting import Restriction
     from cspsched.problem.objectives import AnyObjective
@@ -222,7 +222,7 @@ def _refuse_contradictions(*, ladder: bool, relax: tuple[Restriction, ...] | Non
 
 def _limits(time_limit: float, workers: int, seed: int, *, deterministic: bool) -> SearchLimits:
     """Limits of the search; a deterministic one has a single worker, and refuses to be told otherwise."""
-    from cspsched.exact.search import SearchLimits
+    from cspsched.exact.watch import SearchLimits
 
     source = click.get_current_context().get_parameter_source("workers")
     if deterministic and source is not ParameterSource.COMMANDLINE:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from cspsched.exact.model.exact_model import Ceiling
-from cspsched.exact.search import Progress, SearchLimits
 from cspsched.exact.solver import solve_exactly
+from cspsched.exact.watch import Progress, SearchLimits
 from cspsched.problem.instance import Instance
 from cspsched.problem.objectives import AnyObjective
 from cspsched.problem.result import Result, Stage, Status, StopReason, status_of

@@ -6,7 +6,7 @@ from enum import Enum, auto
 from typing import Protocol, runtime_checkable
 
 from cspsched.exact.record import Ending, Record
-from cspsched.exact.search import SearchLimits
+from cspsched.exact.watch import SearchLimits
 
 
 class Clock:

@@ -11,7 +11,7 @@ from functools import cached_property
 from cspsched.exact.members import Clock, Company, Leader, Member
 from cspsched.exact.model.member import is_affordable
 from cspsched.exact.record import Ending, Record
-from cspsched.exact.search import SearchLimits
+from cspsched.exact.watch import SearchLimits
 from cspsched.problem.result import StopReason
 
 HEAD_START_S = 2.0

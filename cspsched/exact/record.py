@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from cspsched.errors import InternalError
 from cspsched.exact.model.exact_model import Ceiling, Decisions
-from cspsched.exact.search import Watch
+from cspsched.exact.watch import Watch
 from cspsched.problem.failure import Failure
 from cspsched.problem.instance import Instance
 from cspsched.problem.linear_form import linear_form

@@ -12,7 +12,7 @@ from cspsched.exact.heuristics.first_schedules import first_schedules
 from cspsched.exact.model.exact_model import Ceiling
 from cspsched.exact.race import Race
 from cspsched.exact.record import Details, Ending, Proof, Record, best_incumbent
-from cspsched.exact.search import Progress, SearchLimits, Watch
+from cspsched.exact.watch import Progress, SearchLimits, Watch
 from cspsched.problem.instance import Instance
 from cspsched.problem.objectives import AnyObjective
 from cspsched.problem.result import Result, StopReason, short_details, status_of, tool_versions

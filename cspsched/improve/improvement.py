@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cspsched.errors import InternalError, UsageError
-from cspsched.exact.search import Progress
+from cspsched.exact.watch import Progress
 from cspsched.executors import Executor, run_all
 from cspsched.improve.ends import lower_end
 from cspsched.improve.list_scheduler import refuse_unsuited

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cspsched.errors import InternalError, UsageError
-from cspsched.exact.search import SearchLimits
+from cspsched.exact.watch import SearchLimits
 from cspsched.executors import Executor, run_all
 from cspsched.improve.rivals import REFERENCE_SET, Rival, run_rivals
 from cspsched.problem.excess import Excess

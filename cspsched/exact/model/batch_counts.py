@@ -34,7 +34,8 @@ from cspsched.exact.model.start_model import (
     started_decisions,
 )
 from cspsched.exact.parts.token_work import Work, work_of
-from cspsched.exact.search import Watch, solve_briefly
+from cspsched.exact.search import solve_briefly
+from cspsched.exact.watch import Watch
 from cspsched.problem.instance import Instance
 from cspsched.units import ceil_div
 

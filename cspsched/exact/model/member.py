@@ -11,7 +11,8 @@ from cspsched.exact.model.exact_model import Ceiling, ExactModel
 from cspsched.exact.model.horizon import certified_horizon
 from cspsched.exact.model.start_model import StartModel
 from cspsched.exact.record import Details, Ending, Incumbent, Record
-from cspsched.exact.search import SearchLimits, add_hint, complete_hint, search
+from cspsched.exact.search import add_hint, complete_hint, search
+from cspsched.exact.watch import SearchLimits
 from cspsched.problem.instance import Instance
 from cspsched.problem.objectives import AnyObjective, Objective
 from cspsched.problem.result import StopReason
