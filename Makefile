@@ -9,7 +9,14 @@ TIGHT := --cost infermax-70b --kv-tokens 64 --block-tokens 1 --objective latency
 MEASURED := demo-report/profile-cpu
 SMALL := --model tiny-llama --cost $(MEASURED)/validation/cost.json --max-batch-tokens 512 --max-batch-requests 32
 
-.PHONY: demo test lint profile-cpu clean
+# Tests of every floor that take a minute together.
+QUICK := compare docs executors fit kernel_records kernel_run kv_capacity layers metrics models \
+	policies_labels policies_registry policies_rules policies_user_file prefix_cache real_run \
+	recording_import recording_log recording_replay referee request_instance schedule_history serving \
+	simulate_engine simulate_step status timing trace_generate trace_read trace_statistics unused \
+	vllm_v1 cli_debug cli_errors cli_help cli_values
+
+.PHONY: demo test quick lint profile-cpu clean
 
 $(BIN)/cspsched: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -34,6 +41,9 @@ lint: $(BIN)/cspsched
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+quick: lint
+	$(BIN)/pytest -q -n 2 $(QUICK:%=tests/test_%.py)
 
 test: lint
 	$(BIN)/pytest -n 2
