@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from dataclasses import fields, replace
@@ -313,4 +314,7 @@ def test_a_small_run_loads_no_compiler() -> None:
         "try: main()\nexcept SystemExit: pass\nsys.exit('numba' in sys.modules)"
     )
 
-    assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode == 0
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+
+    assert json.loads(done.stdout)["policy"] == "vllm"
+    assert done.returncode == 0

@@ -12,12 +12,12 @@ import pytest
 from cspsched.errors import InfeasibleError, StuckError, UsageError
 from cspsched.policies.base import make_policy
 from cspsched.problem.instance import Instance, Preemption
-from cspsched.simulate import PlainReplica, Policy, Replica, ReplicaView, Simulation, simulate
+from cspsched.simulate import Policy, Replica, ReplicaView, Simulation, StepReplica, simulate
 from cspsched.simulate.kernel import Engine, KernelReplica, new_replica
 from tests.kernel_cases import BY_REQUEST, SETTINGS, digest, draw_case, draw_instance, outcome
 from tests.strategies import EXAMPLES, make_instance
 
-ENGINES = [PlainReplica, KernelReplica]
+ENGINES = [StepReplica, KernelReplica]
 PLAIN_ONLY = [
     "vllm:enable_prefix_caching=true",
     "vllm:enable_prefix_caching=true,async_scheduling=true",
@@ -82,7 +82,7 @@ def test_pieces_make_the_whole_of_what_only_plain_python_runs(text: str) -> None
         if instance is not None:
             tried += serves(instance, policy)
 
-            assert not pieces_differ(instance, policy, PlainReplica, seed), seed
+            assert not pieces_differ(instance, policy, StepReplica, seed), seed
     assert tried
 
 
@@ -190,6 +190,21 @@ def test_an_idle_replica_has_no_event(engine: str) -> None:
     assert (replica.next_event_ns, replica.view) == (None, free)
     replica.submit(1)
     assert replica.finish().schedule.start_ns[-1] == 500
+
+
+@pytest.mark.parametrize("engine", ["clear", "plain", "kernel"])
+def test_who_waits_for_a_later_arrival_is_seen_beside_an_idle_device(engine: str) -> None:
+    """It was submitted early; nothing runs until it comes, whatever the last batch held."""
+    instance = make_instance((3, 2), (4, 1), arrivals_ns=[10, 500], kv_blocks=20)
+    replica = new_replica(instance, make_policy("vllm"), Engine(engine))
+    replica.submit(0)
+    replica.submit(1)
+    replica.advance(400)
+
+    assert replica.next_event_ns == 500
+    assert replica.view == ReplicaView(
+        num_running=0, num_waiting=1, free_blocks=20, outstanding=(1,), outstanding_tokens=5
+    )
 
 
 @pytest.mark.parametrize("engine", ["clear", "kernel"])

@@ -17,7 +17,7 @@ from cspsched.problem.request import Request
 from cspsched.recording.engines import NotSimulatedError
 from cspsched.recording.vidur_case import BatchRow
 from cspsched.recording.vidur_machine import VidurMachine, VidurRequest
-from cspsched.simulate import PlainReplica, Policy, ReplicaView, Simulation
+from cspsched.simulate import Policy, ReplicaView, Simulation, StepReplica
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,7 @@ class Replicas:
         def count(view: ReplicaView) -> int:
             return view.num_waiting if self.emulate_bugs else len(view.outstanding)
 
-        def choose(number: int, replicas: Sequence[PlainReplica]) -> int:
+        def choose(number: int, replicas: Sequence[StepReplica]) -> int:
             for replica in replicas:
                 replica.advance(requests[number].arrival_ns)
             counts = [count(replica.view) for replica in replicas]
@@ -104,7 +104,7 @@ class Replicas:
         return self._run(requests, choose)
 
     def _run(
-        self, requests: Sequence[Request], choose: Callable[[int, Sequence[PlainReplica]], int]
+        self, requests: Sequence[Request], choose: Callable[[int, Sequence[StepReplica]], int]
     ) -> list[ReplicaRun]:
         # The machine prices the batches; an instance has to have a cost all the same.
         cost = CostModel(name="vidur-tables", step=Fraction(1))
@@ -115,7 +115,7 @@ class Replicas:
         machines = [
             VidurMachine(requests, self.tables, emulate_bugs=self.emulate_bugs) for _ in range(self.count)
         ]
-        replicas = [PlainReplica(instance, self.policy, machine=machine) for machine in machines]
+        replicas = [StepReplica(instance, self.policy, machine=machine) for machine in machines]
         parts: list[list[int]] = [[] for _ in replicas]
         for number in range(len(requests)):
             chosen = choose(number, replicas)

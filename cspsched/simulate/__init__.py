@@ -1,7 +1,7 @@
 """The event simulator: engine, KV block pool, what a policy may see and do, the recorded schedule."""
 
 from cspsched.errors import PolicyCrashError, PolicyError, StuckError
-from cspsched.simulate.engine import LivelockError, PlainReplica, simulate
+from cspsched.simulate.engine import LivelockError, StepReplica, simulate
 from cspsched.simulate.prefix_cache import CachedPrefix
 from cspsched.simulate.protocol import Machine, Policy, PolicyRun
 from cspsched.simulate.replica import Replica, ReplicaView
@@ -12,7 +12,6 @@ __all__ = [
     "CachedPrefix",
     "LivelockError",
     "Machine",
-    "PlainReplica",
     "Policy",
     "PolicyCrashError",
     "PolicyError",
@@ -21,6 +20,7 @@ __all__ = [
     "ReplicaView",
     "Simulation",
     "Step",
+    "StepReplica",
     "StuckError",
     "simulate",
 ]

@@ -57,7 +57,7 @@ def simulate(instance: Instance, policy: Policy, *, machine: Machine | None = No
     rejections = instance.split_rejected()[1]
     if rejections:
         raise InputError(f"{rejections[0].reason}; remove such requests first (Instance.split_rejected)")
-    replica = PlainReplica(instance, policy, machine=machine)
+    replica = StepReplica(instance, policy, machine=machine)
     arrivals = [request.arrival_ns for request in instance.requests]
     for request in sorted(range(len(arrivals)), key=arrivals.__getitem__):
         replica.submit(request)
@@ -77,14 +77,15 @@ class _InFlight(NamedTuple):
 class _Decision(NamedTuple):
     """What a policy left when it last decided on a batch."""
 
+    end_ns: int
     num_submitted: int
     num_running: int
     num_waiting: int
     free_blocks: int
 
 
-class PlainReplica:
-    """A replica in plain Python: clock, arrivals that are known, state, log. Runs every policy.
+class StepReplica:
+    """A replica in the step engine: clock, arrivals that are known, state, log. Runs every policy.
 
     Parameters
     ----------
@@ -118,7 +119,7 @@ class PlainReplica:
         self._finish_ns = [-1] * len(self._arrival_ns)
         self._to_come: deque[int] = deque()
         self._submissions = Submissions(instance.requests)
-        self._decision = _Decision(0, 0, 0, self._state.pool.free)
+        self._decision = self._decided(0)
 
     def submit(self, request: int) -> None:
         """Let a request come at its arrival."""
@@ -161,10 +162,10 @@ class PlainReplica:
     @property
     def view(self) -> ReplicaView:
         """What a router may look at."""
-        state, seen = self._state, self._decision
-        if self._clock_ns <= self._until_ns:
-            seen = _Decision(state.num_submitted, state.pool.num_holders, state.num_waiting, state.pool.free)
-        num_to_come = state.num_submitted + len(self._to_come) - seen.num_submitted
+        seen = self._decision
+        if min(self._clock_ns, seen.end_ns) <= self._until_ns:
+            seen = self._decided(self._clock_ns)
+        num_to_come = self._state.num_submitted + len(self._to_come) - seen.num_submitted
         return self._submissions.look(
             self._finish_ns.__getitem__,
             int(self._until_ns),
@@ -172,6 +173,10 @@ class PlainReplica:
             num_waiting=seen.num_waiting + num_to_come,
             free_blocks=seen.free_blocks,
         )
+
+    def _decided(self, end_ns: int) -> _Decision:
+        state, pool = self._state, self._state.pool
+        return _Decision(end_ns, state.num_submitted, pool.num_holders, state.num_waiting, pool.free)
 
     def _goes_on(self) -> bool:
         """Whether there is a decision to make: somebody is unfinished, and it is time."""
@@ -276,10 +281,7 @@ class PlainReplica:
             held_blocks=self._state.pool.used,
             num_waiting=self._state.num_waiting,
         )
-        state = self._state
-        self._decision = _Decision(
-            state.num_submitted, state.pool.num_holders, state.num_waiting, state.pool.free
-        )
+        self._decision = self._decided(end_ns)
         for request in outcome.finished:
             self._finish_ns[request] = end_ns
         if outcome.features.num_generating:

@@ -50,8 +50,8 @@ class Replica(Protocol):
     Raises
     ------
     PolicyError, LivelockError
-        From `advance` and `finish`, as `simulate`; StuckError from `finish` alone, since before that
-        something may still arrive.
+        From `advance` and `finish`, as `simulate`. That nothing more can arrive is known to `finish` alone,
+        so a policy that waits for an arrival is stuck there.
     """
 
     def submit(self, request: int) -> None:

@@ -8,7 +8,7 @@ from enum import StrEnum
 from cspsched.errors import UsageError
 from cspsched.problem.cost import CostModel
 from cspsched.problem.instance import Instance
-from cspsched.simulate.engine import PlainReplica, simulate
+from cspsched.simulate.engine import StepReplica, simulate
 from cspsched.simulate.kernel.each.rules import AnyRules, EachRules, Loop
 from cspsched.simulate.kernel.replica import KernelReplica
 from cspsched.simulate.kernel.rules import Order
@@ -110,7 +110,7 @@ def new_replica(instance: Instance, policy: Policy, engine: Engine | str = Engin
     """
     engine = _chosen(instance, policy, engine)
     if engine is Engine.CLEAR:
-        return PlainReplica(instance, policy)
+        return StepReplica(instance, policy)
     return KernelReplica(instance, policy, plain=engine is Engine.PLAIN)
 
 

@@ -92,13 +92,13 @@ class Logs:
         rows = max(MOST_ROWS, 2 * len(kernel.slots))
         return kernel._replace(**_new_logs(rows, kernel.batch_ns.shape[1]))
 
-    def last_counts(self, kernel: Kernel) -> list[int]:
-        """Counts of the last batch; empty if there was none."""
-        if kernel.now.batch_row:
-            last: list[int] = kernel.batch_counts[kernel.now.batch_row - 1].tolist()
-            return last
-        full = [counts for counts in self._full["batch_counts"] if len(counts)]
-        return full[-1][-1].tolist() if full else []
+    def last_batch(self, kernel: Kernel) -> tuple[int, list[int]]:
+        """End and counts of the last batch; (-1, []) if there was none."""
+        row, times, counts = kernel.now.batch_row, kernel.batch_ns, kernel.batch_counts
+        if not row and self._full["batch_ns"]:
+            times, counts = self._full["batch_ns"][-1], self._full["batch_counts"][-1]
+            row = len(times)
+        return (int(times[row - 1, 1]), counts[row - 1].tolist()) if row else (-1, [])
 
     def column(self, name: str) -> npt.NDArray[Any]:
         """All rows of a log in order; they are given away."""

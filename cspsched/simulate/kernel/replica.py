@@ -83,7 +83,8 @@ class KernelReplica:
         """What a router may look at."""
         now, blocks = self._now, self._instance.limits.kv_blocks
         num_running, num_waiting, free_blocks = now.num_running, now.num_waiting, now.free_blocks
-        if now.clock_ns > now.until_ns and (counts := self._loop.last_counts()):
+        end_ns, counts = self._loop.last_batch()
+        if min(now.clock_ns, end_ns) > now.until_ns:
             num_running, num_waiting, free_blocks = counts[RUNNING], counts[WAITING], blocks - counts[HELD]
         return self._submissions.look(
             self._finish_ns,

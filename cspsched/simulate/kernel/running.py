@@ -93,9 +93,9 @@ class KernelLoop:
     def _failure(self, answer: int) -> Exception:
         return failure(answer, self.kernel, self.rules, self._label, self._name_of)
 
-    def last_counts(self) -> list[int]:
-        """Counts of the last batch, columns as in the log; empty if there was none."""
-        return self._logs.last_counts(self.kernel)
+    def last_batch(self) -> tuple[int, list[int]]:
+        """End and counts of the last batch, columns as in the log; (-1, []) if there was none."""
+        return self._logs.last_batch(self.kernel)
 
     def result(self) -> KernelRun:
         """What has been done; the kernel is given away, so nothing follows."""
