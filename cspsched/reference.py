@@ -27,7 +27,7 @@ from cspsched.referee.metrics import measure
 SMALL_CELLS = 1_500
 """Requests times batches up to which the exact solver is tried."""
 WORK_S = 1.0
-"""Work of the exact solver where no clock limits it, in its own units (docs/solve.md); 5 to 10 CPU s."""
+"""Work of the exact solver where no clock limits it, in its own units (docs/solve.md)."""
 MOST_STEPS = 200
 """Steps of the search: its starts, and some changes of their shape (docs/brackets.md has what they bring)."""
 STEP_REQUESTS = 1_000_000
