@@ -6,13 +6,14 @@ import hashlib
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
 from cspsched.errors import CspschedError
 from cspsched.policies.base import make_policy
-from cspsched.problem.instance import Instance, Limits, Switches
+from cspsched.problem.instance import Instance, Limits, Preemption, Switches
 from cspsched.problem.request import Request
 from cspsched.simulate import Policy, PolicyError, Simulation, simulate
 from cspsched.simulate.kernel import simulate_fast
@@ -285,9 +286,72 @@ BY_REQUEST: dict[str, Callable[[random.Random], Settings]] = {
 """Settings of every policy that the kernel runs by visiting every request; the name is the first word."""
 
 
+def _vllm_prefix(rng: random.Random) -> Settings:
+    settings = _vllm_by_request(rng) if rng.random() < 0.5 else _vllm(rng)
+    return {**settings, "async_scheduling": rng.random() < 0.3, "enable_prefix_caching": True}
+
+
+def _vllm_v0_swap(rng: random.Random) -> Settings:
+    settings = {**_vllm_v0_by_request(rng), "preemption_mode": "swap"}
+    return settings | {"policy": "fcfs"} if rng.random() < 0.5 else settings
+
+
+def _vllm_v0_partial(rng: random.Random) -> Settings:
+    return {
+        **_vllm_v0(rng),
+        "enable_chunked_prefill": True,
+        "max_num_partial_prefills": rng.choice([2, 3]),
+        "max_long_partial_prefills": rng.choice([1, 2]),
+        "long_prefill_token_threshold": rng.choice([0, 4, 10]),
+        "preemption_mode": rng.choice(["recompute", "recompute", "swap"]),
+    }
+
+
+def _with_bugs(draw: Callable[[random.Random], Settings]) -> Callable[[random.Random], Settings]:
+    return lambda rng: {**draw(rng), "emulate_bugs": True}
+
+
+def _with_stages(draw: Callable[[random.Random], Settings]) -> Callable[[random.Random], Settings]:
+    def settings(rng: random.Random) -> Settings:
+        stages = rng.choice([1, 2, 3, 4])
+        return {**draw(rng), "num_pipeline_stages": stages, "emulate_bugs": rng.random() < 0.5}
+
+    return settings
+
+
+def _sglang_rest(rng: random.Random) -> Settings:
+    settings = _sglang_priority(rng) if rng.random() < 0.5 else _sglang(rng)
+    return {
+        **settings,
+        "ignore_eos": rng.random() < 0.5,
+        "retraction_policy": rng.choice(["length", "priority"]),
+        "schedule_policy": rng.choice([settings["schedule_policy"], "random"]),
+        "random_seed": rng.randint(0, 5),
+    }
+
+
+REST: dict[str, Callable[[random.Random], Settings]] = {
+    "vllm prefix": _vllm_prefix,
+    "vllm-v0 swap": _vllm_v0_swap,
+    "vllm-v0 partial": _vllm_v0_partial,
+    "vllm-v0 bugs": _with_bugs(_vllm_v0_by_request),
+    "sarathi bugs": _with_bugs(_sarathi),
+    "sarathi dynamic bugs": _with_bugs(_sarathi_dynamic),
+    "sarathi-vllm bugs": _with_bugs(_sarathi_vllm),
+    "simple-chunking bugs": _with_bugs(_simple_chunking),
+    "sglang rest": _sglang_rest,
+    "fastserve swap": _fastserve,
+    "vidur-vllm stages": _with_stages(_vidur_vllm),
+    "vidur-sarathi stages": _with_stages(_vidur_sarathi),
+    "vidur-orca stages": _with_stages(_vidur_reserving),
+    "vidur-faster-transformer stages": _with_stages(_vidur_reserving),
+}
+"""Settings that need more of the engine: prefixes, host memory, pipelines, bugs of real engines."""
+
+
 def draw_policy(rng: random.Random, name: str) -> Policy:
     """A policy with random settings."""
-    draw, name = (SETTINGS | BY_REQUEST)[name], name.partition(" ")[0]
+    draw, name = (SETTINGS | BY_REQUEST | REST)[name], name.partition(" ")[0]
     settings = {key: value for key, value in draw(rng).items() if value is not None}
     text = ",".join(f"{key}={str(value).lower()}" for key, value in settings.items())
     return make_policy(f"{name}:{text}" if text else name)
@@ -335,12 +399,41 @@ def _with_limits(rng: random.Random, instance: Instance) -> Instance:
     return replace(instance, requests=requests)
 
 
+def _with_prefixes(rng: random.Random, instance: Instance) -> Instance:
+    """The same requests, most of which begin with what others begin with."""
+
+    def prefix(prompt_tokens: int) -> tuple[tuple[str, int], ...]:
+        first = rng.randint(0, prompt_tokens)
+        second = rng.randint(0, prompt_tokens - first)
+        segments = (rng.choice("ab"), first), (rng.choice("cd"), second)
+        return tuple((stream, tokens) for stream, tokens in segments if tokens)
+
+    requests = tuple(replace(request, prefix=prefix(request.prompt_tokens)) for request in instance.requests)
+    return replace(instance, requests=requests)
+
+
+def _with_host(rng: random.Random, instance: Instance) -> Instance:
+    """The same instance with some host memory, to which moving takes time or none."""
+    host_kv_blocks = rng.choice([1, 2, 4, 1]) * instance.limits.kv_blocks // rng.choice([1, 1, 2])
+    preemption = rng.choice([Preemption.SWAP, Preemption.EITHER, Preemption.EITHER])
+    return replace(
+        instance,
+        limits=replace(instance.limits, host_kv_blocks=host_kv_blocks),
+        switches=replace(instance.switches, preemption=preemption),
+        cost=replace(instance.cost, swap_block=Fraction(rng.choice([0, 1, 7]), 3)),
+    )
+
+
 def draw_case(name: str, seed: int) -> tuple[Instance, Policy] | None:
     """A servable instance and a policy that the kernel knows there; None where the draw gave none."""
     rng = random.Random(f"{name} {seed}")
     instance, policy = draw_instance(rng), draw_policy(rng, name)
     if name == "niyama":
         instance = _with_limits(rng, instance)
+    if name == "vllm prefix":
+        instance = _with_prefixes(rng, instance)
+    if "swap" in name or "partial" in name:
+        instance = _with_host(rng, instance)
     try:
         instance = instance.split_rejected()[0]
         known = kernel_rules(instance, policy) is not None

@@ -19,7 +19,8 @@ def flatten_cost(cost: CostModel, rules: AnyRules, largest_peak: int) -> IntArra
     Rows of four numbers, int64: step, b_p and b_d rounded up, in nanoseconds, and the row of the first knot;
     each non-zero term (feature, denominator, rows from and to of its knots; features of terms that only
     batches with a prefill pay come after all others, as -1 - feature); each knot (where, value there and
-    slope from there, both times the denominator, 0).
+    slope from there, both times the denominator, 0); last the time of a block that is swapped (numerator,
+    denominator, 0, 0).
 
     Parameters
     ----------
@@ -43,7 +44,11 @@ def flatten_cost(cost: CostModel, rules: AnyRules, largest_peak: int) -> IntArra
         knots += list(zip(*(column[:reached] for column in columns), strict=True))
     if max(constants) >= LARGEST_TERM or any(max(knot) >= LARGEST_TERM for knot in knots):
         return None
-    return np.array([(*constants, 1 + len(functions)), *terms, *knots], dtype=np.int64)
+    swap = cost.swap_block.numerator, cost.swap_block.denominator, 0, 0
+    most_moved = max(rules.kv_blocks, 1) * 4
+    if max(swap[0] * most_moved + swap[1], swap[1]) >= LARGEST_TERM:
+        return None
+    return np.array([(*constants, 1 + len(functions)), *terms, *knots, swap], dtype=np.int64)
 
 
 def _functions(cost: CostModel) -> list[tuple[int, PiecewiseLinear]]:

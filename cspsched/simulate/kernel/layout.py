@@ -23,11 +23,12 @@ SUBMISSION, BY_RANK, HEAP = range(3)
 BY_PEAK, CHOSEN, BEST, IS_BEST, ENDS, HELD_TOKENS, AT_END = range(3, 10)
 # Columns of `slots`.
 LISTED, STARTED, STARTED_TOKENS, GENERATING, STACK, SORTED, NEW_TO_COME, NEW_TOKENS, ENOUGH_WAIT = range(9)
-# Column of `batch_ns` that is there if batches are decided ahead.
+# Column of `batch_ns` that is there if batches are decided before they start.
 DECIDED_NS = 2
-# Columns of `spans`, and kinds: a chunk before the last, a last chunk, a run of decodes, an eviction.
+# Columns of `spans`, and kinds: a chunk before the last, a last chunk, a run of decodes; an eviction, one to host
+# memory, a return from there.
 KIND, SPAN_REQUEST, SPAN_NUMBER, FIRST, AMOUNT, BEFORE = range(6)
-CHUNK_SPAN, LAST_CHUNK_SPAN, RUN_SPAN, EVICTION_SPAN = range(4)
+CHUNK_SPAN, LAST_CHUNK_SPAN, RUN_SPAN, EVICTION_SPAN, SWAP_SPAN, RETURN_SPAN = range(6)
 
 ALL_SERVED = 2**62
 """`Now.served_end` while nobody sits out."""

@@ -24,9 +24,9 @@ ROWS_A_REQUEST, MOST_ROWS = 32, 1 << 22
 def new_kernel(workload: Workload, rules: AnyRules, prices: IntArray, *, plain: bool = False) -> Kernel:
     """Memory of a run at its beginning, nothing submitted yet; with plain objects for plain Python."""
     most = layout.most_running(rules, workload.num_requests)
-    rows = max(min(ROWS_A_REQUEST * workload.num_requests, MOST_ROWS), 4 * most + 4)
-    ahead = isinstance(rules, EachRules) and rules.decides_ahead
-    logs = _new_logs(rows, layout.DECIDED_NS + ahead)
+    rows = max(min(ROWS_A_REQUEST * workload.num_requests, MOST_ROWS), 6 * most + 6)
+    notes_decisions = isinstance(rules, EachRules) and rules.notes_decisions
+    logs = _new_logs(rows, layout.DECIDED_NS + notes_decisions)
     if isinstance(rules, EachRules):
         return Kernel(prices=prices, **each_arrays(workload, rules, most, plain=plain), **logs)
     return Kernel(
@@ -89,7 +89,7 @@ class Logs:
         """Take over what is logged and give the kernel new arrays."""
         self.keep(kernel)
         kernel.now.batch_row = kernel.now.span_row = 0
-        rows = max(MOST_ROWS, 2 * len(kernel.slots))
+        rows = max(MOST_ROWS, 3 * len(kernel.slots))
         return kernel._replace(**_new_logs(rows, kernel.batch_ns.shape[1]))
 
     def last_batch(self, kernel: Kernel) -> tuple[int, list[int]]:

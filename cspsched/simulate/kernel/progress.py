@@ -42,7 +42,7 @@ def next_arrival_ns(k: Kernel) -> int:
 def has_room(k: Kernel) -> bool:
     """Whether the logs hold whatever one more decision can bring."""
     now, most = k.now, len(k.slots) // 2
-    return bool(now.batch_row < len(k.batch_ns) and now.span_row + 4 * most <= len(k.spans))
+    return bool(now.batch_row < len(k.batch_ns) and now.span_row + 6 * most <= len(k.spans))
 
 
 @inner
@@ -63,7 +63,7 @@ def await_arrival(k: Kernel) -> int:
     now = k.now
     if now.num_submitted < now.num_arrivals:
         now.clock_ns = next_arrival_ns(k)
-    elif now.is_open:
+    elif now.is_open or not now.num_unfinished:
         now.is_idle = 1
     else:
         return STUCK

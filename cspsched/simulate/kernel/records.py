@@ -43,6 +43,8 @@ class Now:
         What a context has to be increased by so that its residue by the block is that of `Kernel.residues`.
     num_decode_steps
         Batches with decodes so far.
+    num_restored, moved_blocks
+        Requests that came back from host memory in this step; blocks to be moved before the next batch.
     kv_blocks
         From here on: fields of `KernelRules` and `EachRules` by their names.
     """
@@ -74,6 +76,9 @@ class Now:
     num_prefills: int = 0
     num_generating: int = 0
     num_evictions: int = 0
+    num_restored: int = 0
+    moved_blocks: int = 0
+    free_host_blocks: int = 0
     num_fruitless: int = 0
     num_batches: int = 0
     batch_row: int = 0
@@ -180,6 +185,9 @@ class Now:
     decides_ahead: int = 0
     retracts_for: int = 0
     threshold: int = 0
+    host_blocks: int = 0
+    restarts_output: int = 0
+    drops_above: int = 0
     starvation_period: int = 0
     asks: int = 0
     ratio: float = 0.0
@@ -238,6 +246,8 @@ class RequestNotes:
         service that it got.
     priority, is_victim
         Whom it may retract, and whether it is to go.
+    host_tokens, host_blocks, decodes_on_host
+        What it has in host memory, and whether it decodes when it comes back.
     level, spent, idle_since_ns
         FastServe: queue, time in it, and since when it has not run.
     is_queued, is_relegated, submitted_as
@@ -255,6 +265,9 @@ class RequestNotes:
     is_victim: Int32 = 0
     is_queued: Int32 = 0
     is_relegated: Int32 = 0
+    host_tokens: Int32 = 0
+    host_blocks: Int32 = 0
+    decodes_on_host: Int32 = 0
     level: int = 0
     spent: int = 0
     idle_since_ns: int = 0

@@ -112,7 +112,8 @@ class KernelRun:
         from cspsched.simulate.kernel.spans import expand_spans
 
         schedule = expand_spans(self.rules, self.batch_ns, self.batch_counts, self.spans)
-        preempted = self.spans[self.spans[:, layout.KIND] == layout.EVICTION_SPAN]
+        kind = self.spans[:, layout.KIND]
+        preempted = self.spans[(kind == layout.EVICTION_SPAN) | (kind == layout.SWAP_SPAN)]
         return Simulation(
             policy=self.policy,
             schedule=schedule,

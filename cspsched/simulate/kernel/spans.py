@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from cspsched.problem.cost import IntArray
 from cspsched.problem.runs import Column, Runs, RunSchedule
+from cspsched.problem.schedule import Schedule
 from cspsched.simulate.kernel.each.rules import AnyRules, EachRules
 from cspsched.simulate.kernel.layout import (
     AMOUNT,
@@ -13,9 +16,11 @@ from cspsched.simulate.kernel.layout import (
     EVICTION_SPAN,
     FIRST,
     KIND,
+    RETURN_SPAN,
     RUN_SPAN,
     SPAN_NUMBER,
     SPAN_REQUEST,
+    SWAP_SPAN,
 )
 from cspsched.simulate.kernel.rules import Batch
 from cspsched.simulate.kernel.workload import Int32Array
@@ -23,15 +28,16 @@ from cspsched.simulate.kernel.workload import Int32Array
 
 def expand_spans(
     rules: AnyRules, batch_ns: IntArray, batch_counts: Int32Array, spans: Int32Array
-) -> RunSchedule:
+) -> Schedule:
     """The schedule of a run from the kernel's logs (see `Kernel`), entries in the policy's order.
 
     Within a batch vLLM V1 goes by admission, the Sarathi family takes prefills first, the others decodes;
     within each kind, too, the order is that of admission. Of `EachRules` the numbers are the order.
     """
     # Without blocks: preempted with the last token in flight, so nothing is lost.
-    evictions = spans[(spans[:, KIND] == EVICTION_SPAN) & (spans[:, AMOUNT] > 0)]
-    served = spans[spans[:, KIND] != EVICTION_SPAN]
+    kind = spans[:, KIND]
+    evictions = spans[((kind == EVICTION_SPAN) & (spans[:, AMOUNT] > 0)) | (kind == SWAP_SPAN)]
+    served = spans[kind <= RUN_SPAN]
     is_run = served[:, KIND] == RUN_SPAN
     tokens = np.where(is_run, 1, served[:, AMOUNT]).astype(np.int32)
     runs = Runs(
@@ -44,12 +50,21 @@ def expand_spans(
         rank=_rank(rules, served),
         step_batch=np.flatnonzero(batch_counts[:, 1]),
     )
-    return RunSchedule.of(
+    schedule = RunSchedule.of(
         runs,
         start_ns=np.ascontiguousarray(batch_ns[:, 0]),
         end_ns=np.ascontiguousarray(batch_ns[:, 1]),
         evicted_batch=evictions[:, FIRST].astype(np.int64),
         evicted_request=evictions[:, SPAN_REQUEST].astype(np.int64),
+    )
+    if not (kind > EVICTION_SPAN).any():
+        return schedule
+    returns = spans[kind == RETURN_SPAN]
+    return replace(
+        schedule,
+        evicted_to_host=(evictions[:, KIND] == SWAP_SPAN).astype(np.int64),
+        restored_batch=returns[:, FIRST].astype(np.int64),
+        restored_request=returns[:, SPAN_REQUEST].astype(np.int64),
     )
 
 

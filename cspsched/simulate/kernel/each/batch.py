@@ -16,6 +16,7 @@ from cspsched.simulate.kernel.each.runs import (
     process_chunk,
     process_decode,
 )
+from cspsched.simulate.kernel.each.swap import await_moves
 from cspsched.simulate.kernel.jit import inner
 from cspsched.simulate.kernel.layout import (
     DECODES,
@@ -77,6 +78,7 @@ def begin(k: Kernel) -> None:
     now = k.now
     now.decision += 1
     now.used_tokens = now.num_in_batch = now.num_batched = now.num_evictions = now.decode_now = 0
+    now.num_restored = 0
 
 
 @inner
@@ -144,13 +146,15 @@ def conclude(k: Kernel) -> int:
         return answer
     if now.num_in_batch:
         return execute(k)
-    return FINISHED if now.num_evictions else await_arrival(k)
+    return FINISHED if now.num_evictions or now.num_restored else await_arrival(k)
 
 
 @inner
 def execute(k: Kernel) -> int:
     """Run the batch: price it, log it, move the clock, generate and finish; TOO_LONG if that takes long."""
-    now, start_ns, last = k.now, int(k.now.clock_ns), 0
+    now, last = k.now, 0
+    await_moves(k)
+    start_ns = int(now.clock_ns)
     add_up(k)
     end_ns = price_batch(k)
     for position in range(now.num_batched):
@@ -228,7 +232,7 @@ def generate(k: Kernel, request: int, end_ns: int) -> None:
         return
     row.generated += 1
     row.phase = DECODES
-    if row.generated == 1:
+    if row.generated == 1 and row.first_token_ns < 0:
         k.requests[request].first_token_ns = end_ns
     if row.generated == row.output_tokens:
         finish(k, request, end_ns)

@@ -50,6 +50,7 @@ def _first_state(workload: Workload, rules: EachRules, *, plain: bool) -> Now:
     now.last_prefill_step = -rules.interval
     now.calendar_mask = calendar_steps(workload) - 1
     now.share = rules.ratio
+    now.free_host_blocks = rules.host_blocks
     return now
 
 
@@ -65,7 +66,7 @@ def _requests(workload: Workload, rules: EachRules, *, plain: bool) -> Any:
 
 def _notes(workload: Workload, rules: EachRules, *, plain: bool) -> Any:
     with_deadlines = rules.mode in (Mode.DEADLINES, Mode.RELEGATING)
-    if not (rules.clients or rules.mode is Mode.SGLANG or rules.loop is Loop.RANKED):
+    if not (rules.clients or rules.mode is Mode.SGLANG or rules.loop is Loop.RANKED or rules.host_blocks):
         return new_records(RequestNotes, 1, plain=plain)
     notes = new_records(RequestNotes, workload.num_requests, plain=plain)
     if rules.clients:

@@ -115,6 +115,11 @@ class EachRules:
         Questions that a policy in Python answers, a bit each.
     stages
         Chunks by the stage of a prompt.
+    host_blocks
+        KV blocks in host memory, if victims may move there.
+    restarts_output, drops_above
+        Emulated bugs (FAMILY): a preempted request generates its whole output again; a longer request, or
+        one that the watermark keeps out for ever, is dropped (0: none is).
     """
 
     kv_blocks: int
@@ -160,12 +165,20 @@ class EachRules:
     decides_ahead: bool = False
     retracts_for: bool = False
     threshold: int = 0
+    host_blocks: int = 0
+    restarts_output: bool = False
+    drops_above: int = 0
     starvation_period: int = 0
     asks: int = 0
     ratio: float = 0.0
     price: float = 0.0
     output_price: float = 0.0
     stages: tuple[int, ...] = ()
+
+    @property
+    def notes_decisions(self) -> bool:
+        """Whether a batch may start later than it was decided."""
+        return self.decides_ahead or self.host_blocks > 0
 
 
 AnyRules = KernelRules | EachRules

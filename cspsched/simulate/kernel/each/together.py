@@ -18,6 +18,7 @@ from cspsched.simulate.kernel.each.lists import drop_listed
 from cspsched.simulate.kernel.each.lockstep import join_new, lock, part, unlock
 from cspsched.simulate.kernel.each.rules import Loop
 from cspsched.simulate.kernel.each.runs import process_chunk
+from cspsched.simulate.kernel.each.swap import await_moves
 from cspsched.simulate.kernel.jit import inner, merged
 from cspsched.simulate.kernel.layout import (
     DECODES,
@@ -59,7 +60,7 @@ def conclude_together(k: Kernel) -> int:
         return answer
     if now.num_in_batch:
         return execute_together(k)
-    return FINISHED if now.num_evictions else await_arrival(k)
+    return FINISHED if now.num_evictions or now.num_restored else await_arrival(k)
 
 
 @inner
@@ -78,7 +79,9 @@ def execute_together(k: Kernel) -> int:
 @merged
 def _execute_locked(k: Kernel) -> int:
     """Run the batch: decodes all together, chunks one by one."""
-    now, start_ns = k.now, int(k.now.clock_ns)
+    now = k.now
+    await_moves(k)
+    start_ns = int(now.clock_ns)
     add_up(k)
     if now.decode_now:
         now.num_decodes, now.decode_context = now.num_locked, now.locked_context
