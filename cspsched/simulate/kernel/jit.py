@@ -50,9 +50,8 @@ def outer(function: Function) -> Function:
     """Mark a function that Python calls, and whose machine code is kept on disk.
 
     Numba renews what it keeps when the file of this one function changes. The name under which it is kept
-    says which state of all the sources it was compiled from.
+    says which state of all our sources it was compiled from.
     """
-    function.__qualname__ += f"_{source_version(Path(__file__).parent)}"
     _options[function] = {"cache": True}
     return function
 
@@ -74,7 +73,16 @@ def _linked(function: Callable[..., Any]) -> FunctionType:
     cells = tuple(CellType(_link(cell.cell_contents)) for cell in plain.__closure__ or ())
     copy = FunctionType(plain.__code__, {**values, **linked}, plain.__name__, plain.__defaults__, cells)
     copy.__qualname__, copy.__module__ = plain.__qualname__, plain.__module__
+    if "cache" in _options[function]:
+        copy.__qualname__ += f"_{_version()}"
     return copy
+
+
+@cache
+def _version() -> str:
+    """State of the sources that compiled functions may come from."""
+    package = Path(__file__).parents[2]
+    return source_version(package / "simulate", package / "policies")
 
 
 def _link(value: Any) -> Any:

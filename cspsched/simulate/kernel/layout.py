@@ -9,7 +9,7 @@ per request every step can work on the same records with `HELD` in place of `DEC
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cspsched.problem.cost import IntArray
 from cspsched.simulate.kernel.each.rules import AnyRules, EachRules
@@ -25,8 +25,8 @@ BY_PEAK, CHOSEN, BEST, IS_BEST, ENDS, HELD_TOKENS, AT_END = range(3, 10)
 LISTED, STARTED, STARTED_TOKENS, GENERATING, STACK, SORTED, NEW_TO_COME, NEW_TOKENS, ENOUGH_WAIT = range(9)
 # Column of `batch_ns` that is there if batches are decided before they start.
 DECIDED_NS = 2
-# Columns of `spans`, and kinds: a chunk before the last, a last chunk, a run of decodes; an eviction, one to host
-# memory, a return from there.
+# Columns of `spans`, and kinds: a chunk before the last, a last chunk, a run of decodes; an eviction, one to
+# host memory, a return from there.
 KIND, SPAN_REQUEST, SPAN_NUMBER, FIRST, AMOUNT, BEFORE = range(6)
 CHUNK_SPAN, LAST_CHUNK_SPAN, RUN_SPAN, EVICTION_SPAN, SWAP_SPAN, RETURN_SPAN = range(6)
 
@@ -34,7 +34,7 @@ ALL_SERVED = 2**62
 """`Now.served_end` while nobody sits out."""
 
 # Answers of the loop.
-FINISHED, LOG_FULL, STUCK, LIVELOCK, PROMPT_REFUSED, TOO_LONG = range(6)
+FINISHED, LOG_FULL, STUCK, LIVELOCK, PROMPT_REFUSED, TOO_LONG, NO_HOST_ROOM = range(7)
 FIRST_QUESTION = 16
 """From here on the answer is a question to a policy in Python."""
 LAST_CLOCK_NS = 2**61
@@ -53,6 +53,8 @@ class Kernel(NamedTuple):
     """The state as a whole, and the rules."""
     requests: Sequence[RequestState]
     """A record for each request; times that have not come are -1."""
+    own: Any
+    """What the policy alone reads and writes (`EachRules.own`)."""
     notes: Sequence[RequestNotes]
     """A record for each request, or a single one where the policy keeps nothing of them."""
     orders: Int32Array

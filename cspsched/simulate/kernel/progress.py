@@ -11,7 +11,6 @@ from cspsched.simulate.kernel.layout import (
     FINISHED,
     LIVELOCK,
     MAX_FRUITLESS,
-    PROMPT_REFUSED,
     STUCK,
     SUBMISSION,
     Kernel,
@@ -50,7 +49,7 @@ def refusal(k: Kernel) -> int:
     """Why what was decided cannot be gone on with; FINISHED if it can."""
     now = k.now
     if now.refused != NOBODY:
-        return PROMPT_REFUSED
+        return int(now.refusal)
     now.num_fruitless += now.num_evictions
     if now.num_fruitless > MAX_FRUITLESS * (now.num_running + now.num_waiting):
         return LIVELOCK
