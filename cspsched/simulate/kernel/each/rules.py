@@ -99,6 +99,8 @@ class EachRules:
         Whether the policy keeps `RequestNotes`.
     host_blocks
         KV blocks in host memory, if victims may move there.
+    caches_prefixes
+        Whether requests start with full blocks that others have left on the device.
     restarts_output, drops_above
         Emulated bugs (FAMILY): a preempted request generates its whole output again; a longer request, or
         one that the watermark keeps out for ever, is dropped (0: none is).
@@ -140,6 +142,7 @@ class EachRules:
     decides_ahead: bool = False
     most_new_tokens: int = 0
     host_blocks: int = 0
+    caches_prefixes: bool = False
     restarts_output: bool = False
     drops_above: int = 0
     starvation_period: int = 0
