@@ -23,6 +23,8 @@ counts are atomic, and cost several times what the kernel does in an iteration."
 
 INNER: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
+KERNEL = Path(__file__).parent
+
 _options: dict[Callable[..., Any], Mapping[str, Any]] = {}
 """Options of every marked function."""
 
@@ -50,9 +52,8 @@ def outer(function: Function) -> Function:
     """Mark a function that Python calls, and whose machine code is kept on disk.
 
     Numba renews what it keeps when the file of this one function changes. The name under which it is kept
-    says which state of all the sources it was compiled from.
+    says which state it was compiled from of the kernel's sources and, of a policy, of those beside it.
     """
-    function.__qualname__ += f"_{source_version(Path(__file__).parent)}"
     _options[function] = {"cache": True}
     return function
 
@@ -62,7 +63,16 @@ def compiled(function: Function) -> Function:
     """A marked function as machine code, made at its first call."""
     import numba as nb
 
-    return cast(Function, nb.njit(**COMMON, **_options[function])(_linked(function)))
+    linked, options = _linked(function), _options[function]
+    if options.get("cache"):
+        linked.__qualname__ += f"_{source_version(*_folders(linked))}"
+    return cast(Function, nb.njit(**COMMON, **options)(linked))
+
+
+def _folders(function: FunctionType) -> list[Path]:
+    """Folders of sources that a function is compiled from; of others' code numba watches the file alone."""
+    own = function.__module__.startswith("cspsched.")
+    return [KERNEL, Path(function.__code__.co_filename).parent] if own else [KERNEL]
 
 
 def _linked(function: Callable[..., Any]) -> FunctionType:

@@ -25,8 +25,8 @@ BY_PEAK, CHOSEN, BEST, IS_BEST, ENDS, HELD_TOKENS, AT_END = range(3, 10)
 LISTED, STARTED, STARTED_TOKENS, GENERATING, STACK, SORTED, NEW_TO_COME, NEW_TOKENS, ENOUGH_WAIT = range(9)
 # Column of `batch_ns` that is there if batches are decided before they start.
 DECIDED_NS = 2
-# Columns of `spans`, and kinds: a chunk before the last, a last chunk, a run of decodes; an eviction, one to host
-# memory, a return from there.
+# Columns of `spans`, and kinds: a chunk before the last, a last chunk, a run of decodes; an eviction, one to
+# host memory, a return from there.
 KIND, SPAN_REQUEST, SPAN_NUMBER, FIRST, AMOUNT, BEFORE = range(6)
 CHUNK_SPAN, LAST_CHUNK_SPAN, RUN_SPAN, EVICTION_SPAN, SWAP_SPAN, RETURN_SPAN = range(6)
 

@@ -10,7 +10,7 @@ from cspsched.errors import InputError, UsageError
 from cspsched.problem.cost import CostModel, IntArray
 from cspsched.simulate.kernel import layout
 from cspsched.simulate.kernel.cost import flatten_cost
-from cspsched.simulate.kernel.each.rules import AnyRules, EachRules
+from cspsched.simulate.kernel.each.rules import AnyRules, EachRules, Program
 from cspsched.simulate.kernel.failures import failure
 from cspsched.simulate.kernel.jit import compiled
 from cspsched.simulate.kernel.layout import Kernel
@@ -66,8 +66,8 @@ class KernelLoop:
             )
         self.rules = rules
         self._workload, self._label, self._name_of = workload, label, name_of
-        loop = _loop(rules)
-        self._run, self._logs = loop if plain else compiled(loop), Logs()
+        program = program_of(rules)
+        self._run, self._logs = program if plain else compiled(program), Logs()
         self.kernel = new_kernel(workload, rules, prices, plain=plain)
         self._tell = asker(self.kernel) if asker else None
 
@@ -126,9 +126,11 @@ def fitting_prices(workload: Workload, rules: AnyRules, cost: CostModel) -> IntA
     return flatten_cost(cost, rules, workload.largest_peak) if fits else None
 
 
-def _loop(rules: AnyRules) -> Callable[[Kernel], int]:
+def program_of(rules: AnyRules) -> Program:
     """The loop that runs the rules; the others are not loaded."""
     if isinstance(rules, EachRules):
+        if rules.program is not None:
+            return rules.program
         from cspsched.simulate.kernel.each.loops import loop_of
 
         return loop_of(rules)

@@ -6,10 +6,18 @@ So a decision may look at anything: ranks that change, whoever arrived last, wha
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
 from cspsched.simulate.kernel.rules import Admit, Chunk, KernelRules, Order, Reserve
+
+if TYPE_CHECKING:
+    from cspsched.simulate.kernel.layout import Kernel
+
+Program = Callable[["Kernel"], int]
+"""Runs a kernel until all is done, a log is full, or something is wrong; the answer says which."""
 
 
 class Loop(IntEnum):
@@ -115,6 +123,8 @@ class EachRules:
         Questions that a policy in Python answers, a bit each.
     stages
         Chunks by the stage of a prompt.
+    program
+        The policy's own loop over decisions, marked `outer`; None: that of `loop` and `mode`.
     host_blocks
         KV blocks in host memory, if victims may move there.
     restarts_output, drops_above
@@ -174,6 +184,7 @@ class EachRules:
     price: float = 0.0
     output_price: float = 0.0
     stages: tuple[int, ...] = ()
+    program: Program | None = None
 
     @property
     def notes_decisions(self) -> bool:
