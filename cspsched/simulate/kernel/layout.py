@@ -34,7 +34,7 @@ ALL_SERVED = 2**62
 """`Now.served_end` while nobody sits out."""
 
 # Answers of the loop.
-FINISHED, LOG_FULL, STUCK, LIVELOCK, PROMPT_REFUSED, TOO_LONG = range(6)
+FINISHED, LOG_FULL, STUCK, LIVELOCK, PROMPT_REFUSED, TOO_LONG, HOST_FULL = range(7)
 FIRST_QUESTION = 16
 """From here on the answer is a question to a policy in Python."""
 LAST_CLOCK_NS = 2**61

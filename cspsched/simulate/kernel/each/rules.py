@@ -127,6 +127,11 @@ class EachRules:
         The policy's own loop over decisions, marked `outer`; None: that of `loop` and `mode`.
     host_blocks
         KV blocks in host memory, if victims may move there.
+    swaps
+        Whether victims move to host memory, or the policy refuses to go on if that is full (FAMILY).
+    most_partial, most_long, long_prefill
+        Prefills among which the budget of a batch is split, how many of them may be long, and tokens above
+        which one is long (CHUNKED). Elsewhere `long_prefill` is the longest chunk.
     restarts_output, drops_above
         Emulated bugs (FAMILY): a preempted request generates its whole output again; a longer request, or
         one that the watermark keeps out for ever, is dropped (0: none is).
@@ -176,6 +181,9 @@ class EachRules:
     retracts_for: bool = False
     threshold: int = 0
     host_blocks: int = 0
+    swaps: bool = False
+    most_partial: int = 1
+    most_long: int = 1
     restarts_output: bool = False
     drops_above: int = 0
     starvation_period: int = 0
