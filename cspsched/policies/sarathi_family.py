@@ -98,7 +98,7 @@ class FamilyRun:
 
     def _base_rules(self) -> KernelRules | None:
         """Rules for the loop over aggregated state; None where an emulated bug is beyond it."""
-        if self._own.restarts_output or self._own.drops_above is not None:
+        if self._own.drops_above is not None:
             return None
         return KernelRules(
             kv_blocks=self.kv_blocks,
@@ -109,6 +109,7 @@ class FamilyRun:
             longest_prompt=self._longest_prompt,
             chunk=Chunk.TOO_LONG,
             need=Need.ONE_SPARE,
+            restarts_output=self._own.restarts_output,
         )
 
     def _each_rules(self, **decisions: Any) -> EachRules:
@@ -124,6 +125,8 @@ class FamilyRun:
             batch_tokens=self.max_tokens,
             watermark_blocks=self.watermark_blocks,
             longest_prompt=self._longest_prompt,
+            restarts_output=self._own.restarts_output,
+            drops_above=self._own.drops_above or 0,
         )
         return replace(rules, **decisions)
 

@@ -45,6 +45,7 @@ class V0Run(FamilyRun):
         super().__init__(instance, own)
         self.swapped: deque[int] = deque()
         self._swaps = swaps
+        self._host_blocks = instance.limits.host_kv_blocks if swaps else 0
 
     def in_order(self) -> Iterable[int]:
         """As it is: the last one is preempted first."""
@@ -103,11 +104,11 @@ class V0DefaultRun(V0Run):
     def kernel_rules(self) -> AnyRules | None:
         """Without swap; by request with delay or priority."""
         rules = self._base_rules()
-        if rules is None or self._swaps:
-            return None
-        if self._delay_factor or self._by_priority:
+        if self._swaps or self._delay_factor or self._by_priority or rules is None:
             return self._each_rules(
                 mode=Mode.PREFILL_ONLY,
+                swaps=self._swaps,
+                host_blocks=self._host_blocks,
                 ratio=float(self._delay_factor),
                 by_importance=self._by_priority,
                 order=Order.PRIORITY if self._by_priority else Order.ARRIVAL,
@@ -197,9 +198,16 @@ class V0ChunkedRun(V0Run):
 
     def kernel_rules(self) -> AnyRules | None:
         """Without swap, and with one partial prefill at a time."""
-        if self._base_rules() is None or self._swaps or self._partial.most > 1:
-            return None
-        return self._each_rules(run=run_chunked, mode=Mode.CHUNKED, longest_prompt=0)
+        return self._each_rules(
+            run=run_chunked,
+            mode=Mode.CHUNKED,
+            longest_prompt=0,
+            swaps=self._swaps,
+            host_blocks=self._host_blocks,
+            most_partial=self._partial.most,
+            most_long=self._partial.most_long,
+            long_prefill=self._partial.long_tokens,
+        )
 
     def schedule(self, step: Step) -> None:
         """Visit the running requests, restore, admit, hand over: new prefills, started ones, decodes."""

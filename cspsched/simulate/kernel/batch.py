@@ -185,8 +185,18 @@ def evict(k: Kernel, request: int) -> None:
     row.num_preemptions += 1
     row.kv_tokens = 0
     row.phase = QUEUED
+    if now.restarts_output:
+        restart_output(k, request)
     _leave(k, request)
     queue_again(k, request)
+
+
+@inner
+def restart_output(k: Kernel, request: int) -> None:
+    """Let a preempted request generate its whole output again: what it has counts as prompt."""
+    row = k.requests[request]
+    row.prompt_tokens += row.generated
+    row.generated = 0
 
 
 @inner

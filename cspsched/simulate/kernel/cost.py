@@ -60,6 +60,8 @@ def _functions(cost: CostModel) -> list[tuple[int, PiecewiseLinear]]:
 def _largest_features(rules: AnyRules, largest_peak: int) -> BatchFeatures[int]:
     """No batch has more of anything."""
     kv_tokens = rules.kv_blocks * rules.block_tokens
+    if rules.restarts_output:
+        largest_peak = kv_tokens
     tokens = min(rules.max_tokens + rules.max_running, kv_tokens)
     if isinstance(rules, EachRules):
         # Some price a prompt alone before it is cut.

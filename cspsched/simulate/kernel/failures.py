@@ -9,6 +9,7 @@ from cspsched.simulate.engine import LivelockError
 from cspsched.simulate.kernel import layout
 from cspsched.simulate.kernel.each.rules import AnyRules
 from cspsched.simulate.kernel.layout import Kernel
+from cspsched.units import ceil_div
 
 
 def failure(
@@ -34,11 +35,17 @@ def failure(
         )
     if answer == layout.STUCK:
         return StuckError(f"policy {label} schedules nothing although nothing more can arrive: {situation}")
-    if answer == layout.PROMPT_REFUSED:
-        request = int(now.refused)
-        known = int(kernel.requests[request].prompt_tokens) + int(kernel.requests[request].generated)
+    if answer in (layout.PROMPT_REFUSED, layout.HOST_FULL):
+        row, name = kernel.requests[now.refused], name_of(int(now.refused))
+        known = int(row.prompt_tokens) + int(row.generated)
+        if answer == layout.HOST_FULL:
+            return StuckError(
+                f"policy {label}: request {name!r} needs {ceil_div(known, rules.block_tokens)} KV blocks in "
+                f"host memory to be swapped out, {now.free_host_blocks} are free (vLLM stops there, too); "
+                "give more host memory, or preemption_mode=recompute"
+            )
         return StuckError(
-            f"policy {label}: request {name_of(request)!r} has {known} tokens to prefill in one batch, which "
+            f"policy {label}: request {name!r} has {known} tokens to prefill in one batch, which "
             f"holds {rules.longest_prompt}; raise the policy's token budget, or the instance's"
         )
     if answer == layout.NO_HOST_ROOM:

@@ -41,7 +41,7 @@ ALL_SERVED = 2**62
 """`Now.served_end` while nobody sits out."""
 
 # Answers of the loop.
-FINISHED, LOG_FULL, STUCK, LIVELOCK, PROMPT_REFUSED, TOO_LONG, NO_HOST_ROOM = range(7)
+FINISHED, LOG_FULL, STUCK, LIVELOCK, PROMPT_REFUSED, TOO_LONG, NO_HOST_ROOM, HOST_FULL = range(8)
 FIRST_QUESTION = 16
 """From here on the answer is a question to a policy in Python."""
 LAST_CLOCK_NS = 2**61

@@ -191,6 +191,8 @@ def _admit_waiting(k: Kernel, used: int) -> None:
             fits = blocks + promised + now.watermark_blocks <= now.free_blocks
             if not (future_fits(k, request) if now.admit == FUTURE else fits):
                 return
+        elif blocks > now.free_blocks:
+            return
         used += tokens
         if not admit(k, request, tokens, blocks):
             k.slots[0, STARTED] = request

@@ -46,6 +46,10 @@ class Now:
         Batches with decodes so far.
     num_restored, moved_blocks
         Requests that came back from host memory in this step; blocks to be moved before the next batch.
+    swapped_start, num_swapped
+        vLLM V0: where the queue of swapped requests begins in its ring, and its length.
+    long_left, slot_tokens
+        vLLM V0: long prompts that may start in this step, and the share of a prefill in the budget.
     kv_blocks
         From here on: fields of `KernelRules` and `EachRules` by their names.
     """
@@ -80,6 +84,10 @@ class Now:
     num_restored: int = 0
     moved_blocks: int = 0
     free_host_blocks: int = 0
+    swapped_start: int = 0
+    num_swapped: int = 0
+    long_left: int = 0
+    slot_tokens: int = 0
     num_fruitless: int = 0
     num_batches: int = 0
     batch_row: int = 0
@@ -182,6 +190,9 @@ class Now:
     first_free: int = 0
     last_free: int = 0
     num_unseen: int = 0
+    swaps: int = 0
+    most_partial: int = 0
+    most_long: int = 0
     restarts_output: int = 0
     lockstep: int = 0
     keeps_order: int = 0

@@ -159,6 +159,8 @@ class KernelRules:
         The loop that runs the rules, an `outer` function; None: that of `batch`.
     exact_requests
         Most waiting requests among which the best set is found exactly (`Order.QUALITY`).
+    restarts_output
+        Emulated bug: a preempted request generates its whole output again.
     prefills_first
         Whether prefills stand before decodes in the log of a batch.
     """
@@ -184,6 +186,7 @@ class KernelRules:
     future_spare: int = 0
     future_extra: int = 0
     exact_requests: int = 0
+    restarts_output: bool = False
     waiting_ratio: float = 0.0
     prefills_first: bool = True
     run: Callable[[Kernel], int] | None = None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -36,6 +37,8 @@ class KernelRun:
     spans
         int32, shape (num_spans, 6): prefill chunks, runs of decodes, evictions; columns as in `Kernel`. A run
         of decodes is one row, however long it is.
+    output_changes
+        As of `Simulation`.
     """
 
     policy: str
@@ -46,6 +49,7 @@ class KernelRun:
     batch_ns: IntArray
     batch_counts: Int32Array
     spans: Int32Array
+    output_changes: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def num_batches(self) -> int:
@@ -124,4 +128,5 @@ class KernelRun:
                 (batch, request)
                 for batch, request in preempted[:, [layout.FIRST, layout.SPAN_REQUEST]].tolist()
             ),
+            output_changes=self.output_changes,
         )

@@ -7,8 +7,9 @@ from cspsched.simulate.kernel.each.batch import decodes, known_tokens, missing_b
 from cspsched.simulate.kernel.each.family_parts import (
     admit_waiting,
     continue_prefills,
-    front,
+    give_way,
     preempt_to_front,
+    queued,
 )
 from cspsched.simulate.kernel.each.layout import (
     FIRST_LIST,
@@ -20,6 +21,7 @@ from cspsched.simulate.kernel.each.lists import append_listed, sort_by_key
 from cspsched.simulate.kernel.each.lockstep import can_decode_all, decode_all, locked_growth
 from cspsched.simulate.kernel.each.rules import Mode
 from cspsched.simulate.kernel.each.together import unlock_listed
+from cspsched.simulate.kernel.each.v0_swap import bring_back, may_return
 from cspsched.simulate.kernel.jit import inner, merged
 from cspsched.simulate.kernel.layout import HEAP, Kernel
 
@@ -64,8 +66,23 @@ def _prompts_first(k: Kernel) -> None:
     if not now.num_in_batch:
         if now.by_importance:
             _prefer_important(k)
+        if now.num_swapped:
+            unlock_listed(k)
+        num_preferred = int(now.num_evictions)
         _keep_decodes(k)
         _schedule_decodes(k, int(now.num_idle))
+        if now.num_evictions == num_preferred:
+            _return(k)
+
+
+@inner
+def _return(k: Kernel) -> None:
+    """Bring back from host memory, in order, what fits; decodes go on at the end of the batch."""
+    while may_return(k, int(k.now.free_blocks)):
+        request = bring_back(k)
+        append_listed(k, request)
+        if decodes(k, request):
+            schedule(k, request, 1, missing_blocks(k, request, 1))
 
 
 @inner
@@ -92,9 +109,9 @@ def _keep_decodes(k: Kernel) -> int:
             continue
         while now.free_blocks == promised and start < end:
             end -= 1
-            preempt_to_front(k, int(k.slots[end, SORTED_LIST]))
+            give_way(k, int(k.slots[end, SORTED_LIST]))
         if now.free_blocks == promised:
-            preempt_to_front(k, request)
+            give_way(k, request)
             continue
         k.slots[num_decodes, FIRST_LIST] = request
         num_decodes += 1
@@ -129,7 +146,7 @@ def _prefer_important(k: Kernel) -> None:
     unlock_listed(k)
     _sort_running(k)
     if now.heap_size:
-        request = front(k)
+        request = queued(k, 0)
         blocks = blocks_of(k, known_tokens(k, request)) + now.watermark_blocks
         while now.num_listed:
             last = int(k.slots[now.num_listed - 1, LISTED])
@@ -150,7 +167,7 @@ def _is_surpassed(k: Kernel) -> bool:
         return True
     if not now.heap_size:
         return False
-    request = front(k)
+    request = queued(k, 0)
     blocks = blocks_of(k, known_tokens(k, request)) + now.watermark_blocks
     has_room = now.num_running < now.max_running and blocks <= now.free_blocks
     return bool(now.last_rank > k.requests[request].importance and not has_room)

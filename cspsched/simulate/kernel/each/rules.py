@@ -101,6 +101,11 @@ class EachRules:
         KV blocks in host memory, if victims may move there.
     caches_prefixes
         Whether requests start with full blocks that others have left on the device.
+    swaps
+        Whether victims move to host memory, or the policy refuses to go on if that is full (FAMILY).
+    most_partial, most_long, long_prefill
+        Prefills among which the budget of a batch is split, how many of them may be long, and tokens above
+        which one is long (CHUNKED). Elsewhere `long_prefill` is the longest chunk.
     restarts_output, drops_above
         Emulated bugs (FAMILY): a preempted request generates its whole output again; a longer request, or
         one that the watermark keeps out for ever, is dropped (0: none is).
@@ -143,6 +148,9 @@ class EachRules:
     most_new_tokens: int = 0
     host_blocks: int = 0
     caches_prefixes: bool = False
+    swaps: bool = False
+    most_partial: int = 1
+    most_long: int = 1
     restarts_output: bool = False
     drops_above: int = 0
     starvation_period: int = 0
