@@ -30,7 +30,7 @@ from cspsched.trace import read_trace
 from cspsched.trace.azure import parse_timestamp
 from cspsched.trace.read import FORMATS
 from cspsched.trace.shipped import shipped_trace_path
-from tests.instances import three_equal
+from tests.support.instances import three_equal
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
