@@ -6,7 +6,6 @@ import json
 from dataclasses import replace
 from fractions import Fraction
 from itertools import combinations_with_replacement, product
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -36,9 +35,10 @@ from tests.oracles.exhaustive import exhaustive_optimum
 from tests.oracles.naive_bounds import best_total_completion, tiny_instances
 from tests.support.crowds import assert_derived_again, crowds, examples, sums_of_latencies
 from tests.support.instances import NO_PREEMPTION, RUN_TO_COMPLETION, hindsight, instance_of
+from tests.support.places import ROOT
 
 UNIT = CostModel(name="unit", step=Fraction(1))
-SUITE = Path(__file__).parents[2] / "benchmarks/instances"
+SUITE = ROOT / "benchmarks/instances"
 STAYING = (NO_PREEMPTION, RUN_TO_COMPLETION, replace(NO_PREEMPTION, reservation=True))
 
 

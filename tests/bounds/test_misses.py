@@ -15,8 +15,8 @@ from cspsched.errors import InputError
 from cspsched.exact.heuristics.list_schedule import list_schedules
 from cspsched.problem.objectives import Objective
 from cspsched.referee.metrics import measure
-from tests.bounds.test_certificates import instance_of
 from tests.oracles.naive_bounds import tiny_instances
+from tests.support.bound_cases import instance_of
 
 
 def fewest_late(processing, due):

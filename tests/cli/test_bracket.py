@@ -7,8 +7,8 @@ import json
 import pytest
 
 from cspsched.improve.rivals import REFERENCE_SET
-from tests.cli.test_help import invoke
-from tests.test_docs import undocumented
+from tests.support.command_line import invoke
+from tests.support.pages import undocumented
 
 SMALL = (
     "chat-2000",

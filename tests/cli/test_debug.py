@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cspsched.problem.instance import Instance
-from tests.cli.test_help import invoke
+from tests.support.command_line import invoke
 
 
 @pytest.mark.parametrize("debug", [False, True])

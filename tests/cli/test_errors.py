@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cspsched.resources import shipped_file
-from tests.cli.test_help import Outcome, invoke
+from tests.support.command_line import Outcome, invoke
 
 SIGN_OF_LIFE = re.compile(r"[a-z-]+: \d+ s\n")
 HEADER = "request_id,arrival_s,prompt_tokens,output_tokens\n"

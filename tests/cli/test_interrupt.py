@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_help import invoke
+from tests.support.command_line import invoke
 
 LONG = [
     *("tiny-12", "--limit", "5", "--scale-rate", "100", "--kv-tokens", "48", "--block-tokens", "1"),

@@ -13,7 +13,7 @@ from cspsched.cli.console import LiveLine
 from cspsched.exact.watch import Progress
 from cspsched.policies.base import policy_names
 from cspsched.problem.objectives import Objective
-from tests.cli.test_help import invoke
+from tests.support.command_line import invoke
 
 TINY = ("tiny-12", "--objective", "makespan")
 PNG = b"\x89PNG\r\n\x1a\n"

@@ -7,14 +7,13 @@ import os
 import platform
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from cspsched.cli.group import cspsched_group, run
 from cspsched.costs.presets import describe_cost, load_cost
+from tests.support.places import ROOT
 
-ROOT = Path(__file__).parents[2]
 CAMPAIGN = ROOT / "profiling/campaign_h200.sh"
 SMALL = (
     "--batches", 24, "--repeats", 1, "--max-batch-tokens", 64, "--max-batch-requests", 8, "--max-context", 200

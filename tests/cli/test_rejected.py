@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cspsched.problem.request import Request
-from tests.cli.test_help import invoke
+from tests.support.command_line import invoke
 from tests.support.strategies import check_briefly, instances
 
 HEADER = "request_id,arrival_s,prompt_tokens,output_tokens"

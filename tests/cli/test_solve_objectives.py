@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cspsched.problem.objectives import Measure
-from tests.cli.test_help import invoke
+from tests.support.command_line import invoke
 
 HEADER = "request_id,arrival_s,prompt_tokens,output_tokens,priority,ttft_limit_s,tpot_limit_s\n"
 ROWS = "a,0,2,3,0,0.05,0.03\nb,0.01,3,2,1,0.05,0.03\n"

@@ -27,11 +27,11 @@ from cspsched.problem.result import Result
 from cspsched.referee.rules import find_violations
 from cspsched.referee.timing import schedule_asap
 from cspsched.solving import read_warm_start, solve
-from tests.cli.test_help import invoke
 from tests.oracles.exhaustive import exhaustive_optimum
+from tests.support.command_line import invoke
 from tests.support.instances import NO_PREEMPTION, instance_of, late_mixed, three_equal
+from tests.support.pages import code_blocks, text_of, undocumented
 from tests.support.strategies import check_briefly, instances, one_after_another
-from tests.test_docs import code_blocks, text_of, undocumented
 
 NO_SEARCH = SearchLimits(time_limit_s=0)
 EXACT = SearchLimits(time_limit_s=60)

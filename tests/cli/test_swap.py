@@ -16,9 +16,9 @@ from cspsched.errors import UsageError
 from cspsched.problem.instance import Preemption
 from cspsched.problem.objectives import Objective
 from cspsched.reference import ReferenceLimits
-from tests.cli.test_help import invoke
-from tests.policies.test_rules import instance_of as plain_instance
-from tests.policies.test_swap_v0 import SWAP, instance_of
+from tests.support.command_line import invoke
+from tests.support.policy_runs import instance_of as plain_instance
+from tests.support.swap_cases import SWAP, instance_of
 
 Capture = pytest.CaptureFixture[str]
 TIGHT = "--kv-blocks 5 --block-tokens 4 --cost unit --json"

@@ -9,7 +9,7 @@ import click
 import pytest
 
 from cspsched.cli.options import Duration, ManyValuesCommand, Window
-from tests.cli.test_help import invoke
+from tests.support.command_line import invoke
 
 
 @pytest.fixture(autouse=True)

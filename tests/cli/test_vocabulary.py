@@ -16,7 +16,7 @@ from cspsched.cli.console import Talk
 from cspsched.cli.options import Count, Duration, Size
 from cspsched.costs.models import model_name
 from cspsched.policies.base import split_policies
-from tests.cli.test_help import ALL_COMMANDS, invoke
+from tests.support.command_line import ALL_COMMANDS, invoke
 
 TIGHT = ("burst-6", "--cost", "infermax-70b", "--kv-tokens", "64", "--block-tokens", "1")
 

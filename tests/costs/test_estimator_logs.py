@@ -15,7 +15,7 @@ from cspsched.costs.step_log import read_iteration_log
 from cspsched.errors import InputError
 from cspsched.recording.log import read_recording
 from cspsched.recording.step_times import step_times
-from tests.costs.test_estimator_profile import all_rows
+from tests.support.profile_rows import all_rows
 
 LINE = (
     "INFO 09-01 Iteration({at}): {p} context requests, {c} context tokens, {d} generation requests, "

@@ -24,8 +24,9 @@ from cspsched.costs.importers.vidur import import_vidur
 from cspsched.costs.models import load_device, load_model
 from cspsched.costs.rows import COLUMNS, OPERATORS, make_rows, read_rows, write_rows
 from cspsched.errors import InputError
+from tests.support.places import DATA
 
-TABLES = Path(__file__).parents[3] / "shared" / "data" / "profiles"
+TABLES = DATA / "profiles"
 needs_tables = pytest.mark.skipif(not TABLES.is_dir(), reason="needs the public tables of ../shared/data")
 MODEL = load_model("llama-3.1-8b")
 MLP = {"n_head": 32, "n_kv_head": 8, "n_embd": 4096, "num_tokens": 64, "num_tensor_parallel_workers": 2,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -19,8 +18,9 @@ from cspsched.costs.kv_capacity import (
 )
 from cspsched.costs.models import device_names, load_device, load_model, model_names
 from cspsched.errors import InputError
+from tests.support.places import DATA
 
-REAL_RUN = Path(__file__).parents[3] / "shared/data/real_runs/rtx4090_llama-3.1-8b_vllm-0.19/meta.json"
+REAL_RUN = DATA / "real_runs/rtx4090_llama-3.1-8b_vllm-0.19/meta.json"
 
 
 def plan(model: str = "llama-3.1-8b", device: str = "h100", **options) -> KvPlan:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from cspsched.costs.vidur_tables import VidurModel, VidurTables
 from cspsched.errors import InputError
-from tests.simulate.test_oracle import check
+from tests.support.tight_instances import check
 
 NAMES = (
     "attn_pre_proj", "attn_post_proj", "attn_rope", "attn_kv_cache_save", "input_layernorm", "mlp_up_proj",

@@ -5,13 +5,13 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from cspsched.cli.console import LiveLine
 from cspsched.exact.watch import Progress, SearchLimits, Watch
 from cspsched.problem.objectives import Objective
+from tests.support.places import ROOT
 
 COLD_RUN = """
 import json
@@ -47,11 +47,10 @@ WIDTHS_OF_LABELS = {"reach", "push"}
 @pytest.fixture(scope="module")
 def cold(tmp_path_factory):
     """What a run says that finds nothing compiled; it takes longer than its time limit."""
-    folder = Path(__file__).parents[2]
-    env = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path_factory.mktemp("cold")), "PYTHONPATH": str(folder)}
+    env = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path_factory.mktemp("cold")), "PYTHONPATH": str(ROOT)}
     env.pop("NUMBA_DISABLE_JIT", None)
     run = subprocess.run(
-        [sys.executable, "-c", COLD_RUN], cwd=folder, env=env, capture_output=True, text=True, check=True
+        [sys.executable, "-c", COLD_RUN], cwd=ROOT, env=env, capture_output=True, text=True, check=True
     )
     return json.loads(run.stdout.splitlines()[-1])
 

@@ -18,8 +18,8 @@ from cspsched.problem.cost import CostModel, PiecewiseLinear
 from cspsched.problem.instance import Switches
 from cspsched.problem.objectives import Objective
 from cspsched.problem.result import StopReason
-from tests.exact.test_oracle import run_to_completion, tiny_instances
 from tests.oracles.exhaustive import exhaustive_optimum
+from tests.support.exact_cases import run_to_completion, tiny_instances
 from tests.support.instances import NO_PREEMPTION, RUN_TO_COMPLETION, instance_of
 
 AFFINE = CostModel(

@@ -25,7 +25,7 @@ from cspsched.problem.result import Result, Status, StopReason
 from cspsched.referee.timing import schedule_asap
 from cspsched.simulate import simulate
 from cspsched.solving import solve
-from tests.cli.test_help import invoke
+from tests.support.command_line import invoke
 from tests.support.instances import RUN_TO_COMPLETION, hindsight, instance_of, late_mixed, three_equal
 
 TINY_LATE = instance_of([(3, 3), (2, 4, 1), (3, 2)], kv_blocks=8)

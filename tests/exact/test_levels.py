@@ -22,8 +22,8 @@ from cspsched.exact.solver import solve_exactly
 from cspsched.exact.watch import SearchLimits
 from cspsched.problem.instance import Preemption, Switches
 from cspsched.problem.objectives import Objective
-from tests.exact.test_oracle import tiny_instances
 from tests.oracles.exhaustive import exhaustive_optimum
+from tests.support.exact_cases import tiny_instances
 from tests.support.instances import instance_of
 
 BETWEEN, WITHIN, BEHIND = "between", "within", "behind"

@@ -28,8 +28,8 @@ from cspsched.problem.result import Status, StopReason
 from cspsched.referee.metrics import measure
 from cspsched.referee.rules import find_violations
 from cspsched.referee.timing import schedule_asap
-from tests.exact.test_oracle import FLAT, STAIRS, run_to_completion, tiny_instances
 from tests.oracles.exhaustive import exhaustive_optimum
+from tests.support.exact_cases import FLAT, STAIRS, run_to_completion, tiny_instances
 from tests.support.instances import RUN_TO_COMPLETION, hindsight, instance_of
 
 EXAMPLES = max(100, int(os.environ.get("CSPSCHED_ORACLE_EXAMPLES", "0")))

@@ -23,7 +23,7 @@ from cspsched.referee.metrics import measure
 from cspsched.referee.rules import find_violations
 from cspsched.referee.timing import schedule_asap
 from cspsched.simulate import simulate
-from tests.exact.test_oracle import tiny_instances
+from tests.support.exact_cases import tiny_instances
 from tests.support.instances import instance_of, late_mixed
 from tests.support.objective_cases import random_case
 

@@ -14,8 +14,8 @@ from cspsched.problem.instance import Preemption
 from cspsched.problem.objectives import Objective
 from cspsched.referee.rules import find_violations
 from cspsched.referee.timing import schedule_asap
-from tests.exact.test_oracle import tiny_instances
 from tests.oracles.exhaustive import _apply, _batches
+from tests.support.exact_cases import tiny_instances
 from tests.support.instances import NO_PREEMPTION, instance_of
 from tests.support.strategies import instances, make_instance, random_decisions
 

@@ -21,8 +21,8 @@ from cspsched.problem.result import Status, StopReason
 from cspsched.referee.metrics import measure
 from cspsched.referee.rules import find_violations
 from cspsched.referee.timing import schedule_asap
-from tests.exact.test_oracle import FLAT, tiny_instances
 from tests.oracles.exhaustive import exhaustive_optimum
+from tests.support.exact_cases import FLAT, tiny_instances
 from tests.support.instances import NO_PREEMPTION, four_mixed, instance_of, three_equal
 
 EXAMPLES = max(150, int(os.environ.get("CSPSCHED_ORACLE_EXAMPLES", "0")))

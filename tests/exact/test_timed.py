@@ -18,8 +18,8 @@ from cspsched.problem.objectives import Objective
 from cspsched.problem.result import Status, StopReason
 from cspsched.referee.metrics import measure
 from cspsched.referee.rules import find_violations
-from tests.exact.test_oracle import FLAT, STAIRS
 from tests.oracles.exhaustive import exhaustive_optimum
+from tests.support.exact_cases import FLAT, STAIRS
 from tests.support.instances import NO_PREEMPTION, instance_of
 from tests.support.objective_cases import random_case
 

@@ -14,7 +14,7 @@ from cspsched.problem.instance import Switches
 from cspsched.problem.objectives import Objective
 from cspsched.referee.metrics import measure
 from cspsched.simulate import Step, simulate
-from tests.exact.test_oracle import tiny_instances
+from tests.support.exact_cases import tiny_instances
 
 full_class = st.just(Switches())
 

@@ -16,24 +16,14 @@ from cspsched.improve.moves import Moves, plan_of, ranked, start_shapes, steady_
 from cspsched.improve.pauses import may_pause
 from cspsched.improve.plan import MOST_DOUBLINGS, SHORTEST_FILL, Knobs, Pause, Plan, Shape
 from cspsched.problem.cost import PiecewiseLinear
-from cspsched.problem.instance import Instance, Preemption, Switches
+from cspsched.problem.instance import Preemption, Switches
 from cspsched.problem.objectives import Objective
 from cspsched.referee.metrics import measure
 from cspsched.referee.rules import find_violations
 from cspsched.referee.runs import measure_runs
-from tests.support.instances import instance_of, waves
+from tests.support.instances import instance_of, mixed, waves
 
 OPEN = Knobs(seats=10**6, fill_tokens=10**6, longest_chunk=10**6)
-
-
-def mixed(*, arrivals: bool, count: int = 40, seed: int = 3, **limits: int) -> Instance:
-    """Requests of mixed lengths that fill the device several times."""
-    rng = np.random.default_rng(seed)
-    shapes = [
-        (int(rng.integers(1, 60)), int(rng.integers(1, 40)), int(rng.integers(0, 10**10)) if arrivals else 0)
-        for _ in range(count)
-    ]
-    return instance_of(shapes, **({"kv_blocks": 300, "max_batch_tokens": 64} | limits))
 
 
 def plan_with(scheduler: ListScheduler, knobs: Knobs, keys=None, delay_ns=None, doublings=None) -> Plan:

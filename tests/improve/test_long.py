@@ -7,7 +7,7 @@ import pytest
 from cspsched.errors import UsageError
 from cspsched.improve import ImproveLimits, improve, long_runs
 from cspsched.problem.objectives import Objective
-from tests.improve.test_list import mixed
+from tests.support.instances import mixed
 
 STEPS = ImproveLimits(time_limit_s=None, max_steps=30)
 

@@ -17,9 +17,8 @@ from cspsched.improve.state import STATE_SCHEMA, read_state, write_state
 from cspsched.problem.instance import Preemption, Switches
 from cspsched.problem.objectives import Objective
 from cspsched.problem.result import Status, StopReason
-from tests.improve.test_list import mixed
 from tests.oracles.exhaustive import exhaustive_optimum
-from tests.support.instances import four_mixed, hindsight, instance_of, three_equal
+from tests.support.instances import four_mixed, hindsight, instance_of, mixed, three_equal
 
 RIVALS = ("vllm", "mc-sf")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -15,8 +14,9 @@ from cspsched.problem.instance import Instance, Limits
 from cspsched.problem.objectives import Objective
 from cspsched.trace import read_trace
 from tests.support.instances import RUN_TO_COMPLETION, instance_of
+from tests.support.places import DATA
 
-CONVERSATIONS = Path(__file__).parents[3] / "shared" / "data" / "traces" / "azure2023_conv.csv"
+CONVERSATIONS = DATA / "traces" / "azure2023_conv.csv"
 
 
 @pytest.mark.skipif(not CONVERSATIONS.exists(), reason="needs the Azure trace in shared/data")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, fields, replace
 from importlib.metadata import EntryPoint, EntryPoints
-from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -21,10 +20,11 @@ from cspsched.referee.rules import find_violations
 from cspsched.serving import make_instance
 from cspsched.simulate import simulate
 from cspsched.trace import read_trace
+from tests.support.places import DATA
 from tests.support.strategies import check, instances
 
-DATA = Path(__file__).parents[3] / "shared" / "data" / "traces"
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the public traces are not beside the checkout")
+TRACES = DATA / "traces"
+needs_data = pytest.mark.skipif(not TRACES.is_dir(), reason="the public traces are not beside the checkout")
 
 
 def test_every_built_in_policy_has_a_source() -> None:
@@ -69,7 +69,7 @@ def test_every_policy_finishes_the_azure_traces(trace: str, limit: int) -> None:
 
     Fewer of the conversations, whose long outputs make many batches: the suite is to stay short.
     """
-    instance = make_instance(read_trace(DATA / f"{trace}.csv", limit=limit))
+    instance = make_instance(read_trace(TRACES / f"{trace}.csv", limit=limit))
     violations = {
         name: find_violations(instance, simulate(instance, make_policy(name)).schedule) for name in BUILT_IN
     }
@@ -80,7 +80,7 @@ def test_every_policy_finishes_the_azure_traces(trace: str, limit: int) -> None:
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_too_long_requests_are_rejected_alike(name: str) -> None:
     """The instance rejects what is longer than max_model_len; every policy serves the same rest."""
-    instance = make_instance(read_trace(DATA / "azure2023_conv.csv", limit=40))
+    instance = make_instance(read_trace(TRACES / "azure2023_conv.csv", limit=40))
     limited = replace(instance, limits=replace(instance.limits, max_model_len=1000))
     kept, rejections = limited.split_rejected()
     served = set(simulate(kept, make_policy(name)).schedule.request.tolist())

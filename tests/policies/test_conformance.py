@@ -17,8 +17,9 @@ from cspsched.recording.replay import Verdict, replay_case, simulated_rows
 from cspsched.recording.setup import make_setup
 from cspsched.referee.rules import find_violations
 from cspsched.simulate.kernel import Engine, run_policy
+from tests.support.places import DATA
 
-RECORDINGS = Path(__file__).parents[3] / "shared" / "data" / "vllm_conformance"
+RECORDINGS = DATA / "vllm_conformance"
 FOLDERS = [RECORDINGS, RECORDINGS.with_name("vllm_conformance_more")]
 CASES = [case for folder in FOLDERS if folder.is_dir() for case in find_cases(folder)]
 NOT_IN_THE_KERNEL = re.compile("enable_prefix_caching=true|emulate_bugs=true")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from cspsched.compare import compare_policies
@@ -16,9 +14,10 @@ from cspsched.recording.setup import make_setup
 from cspsched.referee.rules import find_violations
 from cspsched.simulate import PolicyError, Simulation, simulate
 from cspsched.simulate.served import as_served
+from tests.support.places import DATA
 from tests.support.strategies import make_instance
 
-RECORDINGS = Path(__file__).parents[3] / "shared" / "data" / "vllm_conformance"
+RECORDINGS = DATA / "vllm_conformance"
 PREEMPTING = ("sarathi", "sarathi-vllm", "simple-chunking")
 
 

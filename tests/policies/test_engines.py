@@ -18,8 +18,8 @@ from cspsched.problem.instance import Instance, Preemption, Switches
 from cspsched.referee.rules import find_violations
 from cspsched.simulate import Policy, simulate
 from cspsched.simulate.kernel import run_policy
-from tests.policies.test_rules import batches, evictions, instance_of, run
 from tests.support.instances import schedule_unless_stuck
+from tests.support.policy_runs import batches, evictions, instance_of, run
 from tests.support.strategies import check, instances
 
 sglang = st.builds(

@@ -11,7 +11,7 @@ from cspsched.errors import PolicyCrashError, PolicyError
 from cspsched.policies.base import make_policy
 from cspsched.simulate import simulate
 from cspsched.simulate.kernel import run_policy
-from tests.cli.test_help import Outcome, invoke
+from tests.support.command_line import Outcome, invoke
 from tests.support.strategies import make_instance
 
 TRACE = "request_id,arrival_s,prompt_tokens,output_tokens\na,0,20,3\nb,0.001,9,6\n"

@@ -20,7 +20,7 @@ from cspsched.policies.vllm_v0 import VllmV0, VllmV0Settings
 from cspsched.policies.vllm_v1 import QueueOrder
 from cspsched.problem.instance import Instance, Switches
 from cspsched.referee.rules import find_violations
-from cspsched.simulate import LivelockError, Policy, PolicyError, Simulation, simulate
+from cspsched.simulate import LivelockError, Policy, PolicyError, simulate
 from tests.oracles.naive_family import (
     NaiveDynamicSarathi,
     NaiveReserving,
@@ -31,8 +31,9 @@ from tests.oracles.naive_family import (
     RefusedError,
 )
 from tests.oracles.naive_simulator import NaivePolicy, NaiveRequest, naive_simulate
-from tests.policies.test_rules import batches, evictions, instance_of, run
-from tests.simulate.test_oracle import EXAMPLES, check, instances
+from tests.support.policy_runs import batches, evictions, instance_of, run, schedule_or_error
+from tests.support.tight_instances import EXAMPLES, check, instances
+from tests.support.v0_cases import budgets, limits_of, seqs, v0_chunked_settings, v0_settings, watermarks
 
 NO_CHUNKS = Switches(chunked_prefill=False)
 PREFILL_FIRST = ("vllm-v0:watermark=0", "sarathi-vllm:watermark=0")
@@ -385,44 +386,6 @@ def test_wrong_settings_are_refused(text: str, message: str) -> None:
 
 
 # Slow twins.
-
-seqs = st.integers(1, 8)
-watermarks = st.sampled_from([0.0, 0.01, 0.1, 0.3])
-budgets = st.none() | st.integers(1, 60)
-v0_settings = st.builds(
-    VllmV0Settings,
-    max_num_seqs=seqs,
-    max_num_batched_tokens=budgets,
-    delay_factor=st.sampled_from([0.0, 0.0, 0.5, 2.0]),
-    watermark=watermarks,
-    policy=st.sampled_from(QueueOrder),
-)
-v0_chunked_settings = st.builds(
-    VllmV0Settings,
-    enable_chunked_prefill=st.just(True),
-    max_num_seqs=seqs,
-    max_num_batched_tokens=st.integers(1, 60),
-    watermark=watermarks,
-    max_num_partial_prefills=st.integers(1, 3),
-    max_long_partial_prefills=st.integers(1, 3),
-    long_prefill_token_threshold=st.integers(1, 20),
-)
-
-
-def limits_of(instance: Instance, max_num_seqs: int, own_tokens: int | None) -> dict[str, int]:
-    """Limits of a twin: whichever are tighter."""
-    limits = instance.limits
-    tokens = min(limits.max_batch_tokens, own_tokens or limits.max_batch_tokens)
-    longest = (own_tokens or 10**9) if instance.switches.chunked_prefill else tokens
-    seqs = min(max_num_seqs, limits.max_batch_requests, limits.max_batch_tokens)
-    return {"max_tokens": tokens, "max_seqs": seqs, "longest_prompt": longest}
-
-
-def schedule_or_error(instance: Instance, policy: Policy) -> Simulation | CspschedError:
-    try:
-        return simulate(instance, policy)
-    except CspschedError as error:
-        return error
 
 
 def assert_same(instance: Instance, policy: Policy, twin: NaivePolicy) -> None:

@@ -21,7 +21,7 @@ from cspsched.simulate.decisions import DecisionPolicy
 from cspsched.simulate.kernel import run_policy
 from cspsched.simulate.kernel.support import kernel_rules
 from cspsched.solving import policy_candidates
-from tests.cli.test_help import Outcome, invoke
+from tests.support.command_line import Outcome, invoke
 from tests.support.strategies import make_instance
 
 INSTANCE = make_instance((4, 9), (5, 3), (9, 2))

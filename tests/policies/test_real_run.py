@@ -21,8 +21,9 @@ from cspsched.referee.history import follow
 from cspsched.referee.rules import find_violations
 from cspsched.simulate import Simulation, simulate
 from cspsched.units import NS_PER_S
+from tests.support.places import DATA, ROOT
 
-RUN = Path(__file__).parents[3] / "shared" / "data" / "real_runs" / "rtx4090_llama-3.1-8b_vllm-0.19"
+RUN = DATA / "real_runs" / "rtx4090_llama-3.1-8b_vllm-0.19"
 COST = "rtx-4090-llama-3.1-8b"
 
 pytestmark = pytest.mark.skipif(not RUN.is_dir(), reason=f"the measured run is not at {RUN}")
@@ -137,12 +138,11 @@ def test_the_schedule_is_feasible() -> None:
 
 def test_the_cost_model_is_fitted_to_the_profile_alone(tmp_path: Path) -> None:
     """The shipped file is, byte by byte, what the script makes of the operator profile."""
-    root = Path(__file__).parents[2]
-    script, profiles = root / "benchmarks" / "fit_rtx4090_tables.py", RUN.parents[1] / "profiles"
+    script, profiles = ROOT / "benchmarks" / "fit_rtx4090_tables.py", RUN.parents[1] / "profiles"
     subprocess.run([sys.executable, script, profiles, "--out", tmp_path], check=True, capture_output=True)
 
     written = (tmp_path / f"{COST}.toml").read_bytes()
-    assert written == (root / "models" / "costs" / f"{COST}.toml").read_bytes()
+    assert written == (ROOT / "models" / "costs" / f"{COST}.toml").read_bytes()
 
 
 def test_requests_are_served_in_the_measured_order() -> None:

@@ -30,7 +30,6 @@ from cspsched.problem.schedule import Schedule
 from cspsched.referee.metrics import measure
 from cspsched.referee.rules import find_violations
 from cspsched.simulate import LivelockError, Policy, simulate
-from tests.policies.test_rules import UNIT, batches, evictions, instance_of, run
 from tests.support.instances import (
     RUN_TO_COMPLETION,
     four_mixed,
@@ -39,7 +38,8 @@ from tests.support.instances import (
     three_equal,
 )
 from tests.support.instances import instance_of as requests_at_zero
-from tests.support.strategies import check, instances
+from tests.support.policy_runs import batches, evictions, instance_of, run
+from tests.support.strategies import UNIT, check, instances
 
 infermax = st.builds(
     Infermax,

@@ -6,71 +6,14 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from fractions import Fraction
-from itertools import pairwise
 
 import pytest
 
 from cspsched.policies.base import make_policy
 from cspsched.problem.cost import CostModel, PiecewiseLinear
-from cspsched.problem.instance import Instance, Limits, Switches
-from cspsched.problem.request import Request
-from cspsched.referee.rules import find_violations
-from cspsched.simulate import LivelockError, PolicyError, Simulation, simulate
-
-UNIT = CostModel(name="unit", step=Fraction(1))
-
-Row = tuple[int, ...]
-"""Prompt, output, arrival (default 0), priority (default 0)."""
-
-
-def instance_of(
-    *rows: Row,
-    kv_blocks: int = 100,
-    block_tokens: int = 1,
-    max_batch_tokens: int = 100,
-    max_batch_requests: int = 100,
-    cost: CostModel = UNIT,
-    switches: Switches | None = None,
-) -> Instance:
-    requests = []
-    for i, row in enumerate(rows):
-        prompt, output, arrival, priority = (*row, 0, 0)[:4]
-        requests.append(
-            Request(
-                request_id=f"r{i}",
-                arrival_ns=arrival,
-                prompt_tokens=prompt,
-                output_tokens=output,
-                priority=priority,
-            )
-        )
-    limits = Limits(
-        kv_blocks=kv_blocks,
-        block_tokens=block_tokens,
-        max_batch_tokens=max_batch_tokens,
-        max_batch_requests=max_batch_requests,
-    )
-    return Instance(requests=tuple(requests), limits=limits, cost=cost, switches=switches or Switches())
-
-
-def run(text: str, instance: Instance) -> Simulation:
-    simulation = simulate(instance, make_policy(text))
-    assert find_violations(instance, simulation.schedule) == []
-    return simulation
-
-
-def batches(simulation: Simulation) -> list[list[tuple[int, int]]]:
-    """[(request, tokens), ...] of every batch."""
-    schedule = simulation.schedule
-    entries = list(zip(schedule.request.tolist(), schedule.tokens.tolist(), strict=True))
-    bounds = schedule.first_entry.tolist()
-    return [entries[start:end] for start, end in pairwise(bounds)]
-
-
-def evictions(simulation: Simulation) -> list[tuple[int, int]]:
-    """[(batch, request), ...]."""
-    schedule = simulation.schedule
-    return list(zip(schedule.evicted_batch.tolist(), schedule.evicted_request.tolist(), strict=True))
+from cspsched.problem.instance import Switches
+from cspsched.simulate import LivelockError, PolicyError, simulate
+from tests.support.policy_runs import batches, evictions, instance_of, run
 
 
 def infermax_70b_linear() -> CostModel:

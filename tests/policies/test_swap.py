@@ -18,11 +18,10 @@ from cspsched.problem.objectives import Objective
 from cspsched.referee.metrics import measure
 from cspsched.referee.rules import find_violations
 from cspsched.simulate import LivelockError, PolicyError, simulate
-from tests.policies.test_family import schedule_or_error
-from tests.policies.test_rules import run
-from tests.policies.test_swap_v0 import instance_of, with_swap
-from tests.simulate.test_oracle import instances
+from tests.support.policy_runs import run, schedule_or_error
 from tests.support.strategies import check, feasible_runs
+from tests.support.swap_cases import instance_of, with_swap
+from tests.support.tight_instances import instances
 
 QUICK = "fastserve:quantum_ms=0.000001"
 """A quantum of 1 ns, a batch of the tests."""

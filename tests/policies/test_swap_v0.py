@@ -18,32 +18,13 @@ from cspsched.referee.rules import find_violations
 from cspsched.simulate import PolicyError, simulate
 from tests.oracles.naive_family import NaiveV0, NaiveV0Chunked, RefusedError
 from tests.oracles.naive_simulator import NaivePolicy, naive_simulate
-from tests.policies.test_family import limits_of, schedule_or_error, v0_chunked_settings, v0_settings
-from tests.policies.test_rules import batches, evictions, run
-from tests.policies.test_rules import instance_of as plain_instance
-from tests.simulate.test_oracle import check, instances
+from tests.support.policy_runs import batches, evictions, run, schedule_or_error
+from tests.support.policy_runs import instance_of as plain_instance
+from tests.support.swap_cases import SWAP, instance_of, with_swap
+from tests.support.tight_instances import check, instances
+from tests.support.v0_cases import limits_of, v0_chunked_settings, v0_settings
 
-SWAP = "vllm-v0:preemption_mode=swap,watermark=0"
 CHUNKED = f"{SWAP},enable_chunked_prefill=true"
-
-
-def instance_of(
-    *rows: tuple[int, ...], host: int = 100, preemption: Preemption = Preemption.EITHER, **limits: int
-) -> Instance:
-    """Requests (prompt, output, arrival, priority) on a device with host memory; every batch takes 1 ns."""
-    return with_swap(plain_instance(*rows, **limits), host, preemption)
-
-
-def with_swap(
-    instance: Instance, host: int, preemption: Preemption = Preemption.EITHER, swap_block: Fraction | int = 0
-) -> Instance:
-    """The instance with host memory."""
-    return replace(
-        instance,
-        limits=replace(instance.limits, host_kv_blocks=host),
-        switches=replace(instance.switches, preemption=preemption),
-        cost=replace(instance.cost, swap_block=Fraction(swap_block)),
-    )
 
 
 def restorations(instance: Instance, text: str) -> list[tuple[int, int]]:

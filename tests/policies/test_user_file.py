@@ -20,10 +20,11 @@ from cspsched.policies.base import make_policy, policy_names
 from cspsched.problem.instance import Instance, Switches
 from cspsched.referee.rules import find_violations
 from cspsched.simulate import Policy, simulate
-from tests.policies.test_rules import batches, evictions, instance_of
+from tests.support.places import DOCS
+from tests.support.policy_runs import batches, evictions, instance_of
 from tests.support.strategies import check, instances
 
-PAGE = Path(__file__).parents[2] / "docs" / "adding_a_policy.md"
+PAGE = DOCS / "adding_a_policy.md"
 TRACE = "request_id,arrival_s,prompt_tokens,output_tokens\na,0,9,3\nb,0,3,6\n"
 
 

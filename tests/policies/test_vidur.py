@@ -26,9 +26,9 @@ from cspsched.referee.rules import find_violations
 from cspsched.serving import Serving, make_instance
 from cspsched.simulate import PolicyError, simulate
 from cspsched.trace.read import read_trace
-from tests.policies.test_rules import batches, evictions, instance_of, run
+from tests.support.places import DATA, DOCS
+from tests.support.policy_runs import batches, evictions, instance_of, run
 
-DATA = Path(__file__).parents[3] / "shared" / "data"
 RUNS = DATA / "vidur_reference"
 CASES = (
     "l2-70b_a100_tp2_vllm_n128_q2_splitwise_conv_memtight",
@@ -478,7 +478,7 @@ def test_public_traces_are_served(name: str, trace: str) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_the_page_tells_what_is_measured(name: str) -> None:
     """Batches, restarts, and a difference in time of the size that is stated."""
-    page = (Path(__file__).parents[2] / "docs" / "vidur.md").read_text(encoding="utf-8")
+    page = (DOCS / "vidur.md").read_text(encoding="utf-8")
     row = next(line for line in page.splitlines() if line.startswith(f"| `{name}`"))
     num_batches, restarts, error = (cell.strip() for cell in row.split("|")[2:5])
     replay = replay_vidur_case(RUNS / name)
@@ -491,7 +491,7 @@ def test_the_example_of_the_page_runs(
     small_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """On a folder with one run."""
-    page = (Path(__file__).parents[2] / "docs" / "vidur.md").read_text(encoding="utf-8")
+    page = (DOCS / "vidur.md").read_text(encoding="utf-8")
     (small_run.parent / "vidur_runs").symlink_to(small_run.parent)
     monkeypatch.chdir(small_run.parent)
     exec(page.partition("```python\n")[2].partition("```")[0], {})

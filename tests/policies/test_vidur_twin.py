@@ -17,8 +17,8 @@ from cspsched.problem.instance import Instance, Limits
 from cspsched.problem.request import Request
 from cspsched.referee.rules import find_violations
 from cspsched.simulate import PolicyError, simulate
-from tests.policies.test_rules import UNIT
-from tests.simulate.test_oracle import check
+from tests.support.strategies import UNIT
+from tests.support.tight_instances import check
 
 Row = tuple[tuple[tuple[int, int], ...], int, int]
 """A batch: its (request, tokens), when it was formed, when it ended."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,10 +15,11 @@ from cspsched.problem.instance import Instance
 from cspsched.referee.rules import find_violations
 from cspsched.simulate import PolicyError, Simulation, simulate
 from tests.oracles.naive_vllm import NaiveVllmV1
+from tests.support.places import DATA
 from tests.support.strategies import EXAMPLES, make_instance
 from tests.support.vllm_cases import policy_of, random_case, rows_of
 
-RECORDINGS = Path(__file__).parents[3] / "shared" / "data" / "vllm_conformance"
+RECORDINGS = DATA / "vllm_conformance"
 
 
 @pytest.mark.parametrize("part", range(8))

@@ -19,9 +19,9 @@ from cspsched.recording.log import read_recording
 from cspsched.referee.rules import find_violations
 from cspsched.reference import ReferenceLimits
 from cspsched.simulate import Simulation
-from tests.cli.test_help import invoke
+from tests.support.command_line import invoke
+from tests.support.pages import undocumented
 from tests.support.recordings import TIGHT, log_lines, requests_of, simulated, write_log, write_trace
-from tests.test_docs import undocumented
 
 V0_SWAP = {
     "num_kv_blocks": 4, "num_cpu_blocks": 4, "block_size": 2, "max_num_seqs": 4, "preemption_mode": "swap",

@@ -16,7 +16,7 @@ from cspsched.recording.cases import find_cases
 from cspsched.recording.engines import Engine, engine_of
 from cspsched.recording.replay import Replay, Verdict, replay_case
 from cspsched.simulate import simulate
-from tests.cli.test_help import invoke
+from tests.support.command_line import invoke
 from tests.support.recordings import TIGHT, instance_of, log_lines, requests_of, simulated, write_case
 
 V0 = {

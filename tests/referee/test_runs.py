@@ -24,7 +24,7 @@ from cspsched.referee.metrics import Gaps, measure, summary_s
 from cspsched.referee.rules import find_violations, occupied_blocks
 from cspsched.simulate.kernel import simulate_fast
 from tests.oracles.naive_referee import broken_rules
-from tests.referee.test_rules import MUTATIONS, Draft
+from tests.support.drafts import MUTATIONS, Draft
 from tests.support.strategies import check, feasible_runs, make_instance
 
 HISTORY = ("kv_before", "generated_before", "generates", "decodes", "kv_evicted", "kv_after", "finishes")

@@ -23,7 +23,7 @@ from cspsched.referee.timing import schedule_asap
 from cspsched.report.perfetto import MOST_REQUEST_IDS, trace_events, write_perfetto
 from cspsched.report.phases import Phase, request_spans
 from cspsched.report.run import Run
-from tests.cli.test_help import invoke
+from tests.support.command_line import invoke
 from tests.support.instances import four_mixed
 from tests.support.runs import preempted_run, run_of, simulated, swapped_run
 from tests.support.strategies import check, check_briefly, feasible_runs, make_instance

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -18,12 +17,13 @@ from hypothesis import given
 from cspsched.problem.schedule import Schedule
 from cspsched.report.run import Run
 from cspsched.report.run_tables import TableFormat, iteration_table, request_table, write_run_tables
-from tests.cli.test_help import invoke
+from tests.support.command_line import invoke
 from tests.support.instances import four_mixed, instance_of
+from tests.support.places import DOCS
 from tests.support.runs import preempted_run, run_of, simulated, swapped_run
 from tests.support.strategies import check, check_briefly, feasible_runs, make_instance
 
-FORMATS_PAGE = Path(__file__).parents[2] / "docs" / "formats.md"
+FORMATS_PAGE = DOCS / "formats.md"
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import ClassVar
 
@@ -14,6 +14,7 @@ from cspsched.problem.instance import Instance, Limits
 from cspsched.problem.request import Request
 from cspsched.referee.rules import find_violations
 from cspsched.simulate import PolicyError, Step, simulate
+from tests.support.scripted import Scripted
 
 
 def instance_of(*rows: tuple[int, int, int], kv_blocks: int = 20, step_ns: int = 10) -> Instance:
@@ -51,35 +52,6 @@ class OneByOneRun:
 
     def retire(self, requests: Sequence[int]) -> None:
         assert [self.queue.pop(0)] == list(requests)
-
-
-class Scripted:
-    """Calls a function for every decision, with its number."""
-
-    name: ClassVar[str] = "scripted"
-    label: ClassVar[str] = "scripted:by=hand"
-
-    def __init__(self, decide: Callable[[int, Step], None]) -> None:
-        self.decide = decide
-
-    def new_run(self, instance: Instance) -> ScriptedRun:
-        return ScriptedRun(self.decide)
-
-
-class ScriptedRun:
-    def __init__(self, decide: Callable[[int, Step], None]) -> None:
-        self.decide = decide
-        self.decisions = 0
-
-    def submit(self, request: int) -> None:
-        pass
-
-    def schedule(self, step: Step) -> None:
-        self.decide(self.decisions, step)
-        self.decisions += 1
-
-    def retire(self, requests: Sequence[int]) -> None:
-        pass
 
 
 @pytest.mark.parametrize(("prompt", "output"), [(1, 1), (5, 1), (1, 4), (7, 3)])

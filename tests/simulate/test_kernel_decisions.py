@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from cspsched.problem.request import Request
 from cspsched.simulate import PolicyError, simulate
 from cspsched.simulate.kernel import Workload, run_policy, run_workload, simulate_fast
 from tests.support.kernel_cases import draw_instance, outcome
+from tests.support.places import DOCS
 from tests.support.strategies import make_instance
 
 
@@ -168,7 +168,7 @@ def test_nonsense_is_refused_with_the_name_of_the_policy(engine: str) -> None:
 
 def test_the_example_of_the_page_runs() -> None:
     """The fast policy of docs/adding_a_policy.md, in both engines."""
-    page = (Path(__file__).parents[2] / "docs" / "adding_a_policy.md").read_text(encoding="utf-8")
+    page = (DOCS / "adding_a_policy.md").read_text(encoding="utf-8")
     source = next(block for block in page.split("```python\n") if "class Fast(" in block).partition("```")[0]
     scope: dict[str, Any] = {"__name__": "fast_policy"}
     exec(source, scope)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,12 +25,12 @@ from cspsched.simulate.kernel.jit import compiled
 from cspsched.simulate.kernel.memory import new_kernel
 from cspsched.simulate.kernel.support import kernel_rules
 from tests.support.kernel_cases import BY_REQUEST, SETTINGS, digest, disagreements, draw_case
+from tests.support.places import DATA
 from tests.support.strategies import EVERY_TERM, make_instance
 
 EXAMPLES = int(os.environ.get("CSPSCHED_ORACLE_EXAMPLES", "200"))
 """Configurations of each policy; a long run sets thousands."""
-ROOT = Path(__file__).parents[2]
-RECORDINGS = Path(__file__).parents[3] / "shared" / "data" / "vllm_conformance"
+RECORDINGS = DATA / "vllm_conformance"
 
 
 @pytest.mark.parametrize("name", [*SETTINGS, *BY_REQUEST])

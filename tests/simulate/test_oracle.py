@@ -2,63 +2,25 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, reject, settings
+from hypothesis import given, reject
 from hypothesis import strategies as st
 
 from cspsched.policies.base import make_policy
 from cspsched.policies.sarathi import Sarathi, SarathiSettings
 from cspsched.policies.vllm_v1 import QueueOrder, VllmSettings, VllmV1
 from cspsched.problem.cost import CostModel
-from cspsched.problem.instance import Instance, Limits
-from cspsched.problem.request import Request
+from cspsched.problem.instance import Instance
 from cspsched.referee.history import follow
 from cspsched.referee.rules import find_violations, occupied_blocks
 from cspsched.simulate import LivelockError, Policy, Simulation, simulate
 from tests.oracles.naive_simulator import NaiveSarathi, NaiveVllm, naive_simulate
-from tests.support.strategies import EVERY_TERM
-
-EXAMPLES = int(os.environ.get("CSPSCHED_ORACLE_EXAMPLES", "200"))
-"""Examples of each property; a long run sets thousands."""
-
-check = settings(
-    max_examples=EXAMPLES,
-    derandomize=True,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
-)
-
-
-@st.composite
-def instances(draw: st.DrawFn) -> Instance:
-    """A few requests on a device that holds one of them for sure and all of them rarely."""
-    block_tokens = draw(st.integers(1, 16))
-    sizes = draw(st.lists(st.tuples(st.integers(1, 24), st.integers(1, 12)), min_size=1, max_size=7))
-    largest = max(-(-(prompt + output - 1) // block_tokens) for prompt, output in sizes)
-    requests = tuple(
-        Request(
-            request_id=f"r{draw(st.integers(0, 9))}-{index}",
-            arrival_ns=draw(st.sampled_from([0, 0, 3, 8, 20, 60, 200])),
-            prompt_tokens=prompt,
-            output_tokens=output,
-            priority=draw(st.integers(0, 2)),
-        )
-        for index, (prompt, output) in enumerate(sizes)
-    )
-    limits = Limits(
-        kv_blocks=largest + draw(st.integers(0, largest + 2)),
-        block_tokens=block_tokens,
-        max_batch_tokens=draw(st.integers(1, 40)),
-        max_batch_requests=draw(st.integers(1, 8)),
-    )
-    return Instance(requests=requests, limits=limits, cost=EVERY_TERM)
-
+from tests.support.tight_instances import check, instances
 
 vllm_settings = st.builds(
     VllmSettings,

@@ -19,8 +19,8 @@ from cspsched.simulate import CachedPrefix, PolicyError, Step, simulate
 from cspsched.simulate.pool import PoolError
 from cspsched.simulate.prefix_cache import PrefixCachePool
 from cspsched.simulate.state import State
-from tests.cli.test_help import invoke
 from tests.oracles.naive_prefix import NaiveBlocks, texts
+from tests.support.command_line import invoke
 from tests.support.strategies import EXAMPLES, make_instance
 from tests.support.vllm_cases import policy_of, random_case
 

@@ -23,7 +23,7 @@ from cspsched.referee.timing import schedule_asap
 from cspsched.simulate import PolicyError, Simulation, Step, simulate
 from cspsched.simulate.state import State
 from tests.oracles.naive_referee import broken_rules
-from tests.simulate.test_engine import Scripted
+from tests.support.scripted import Scripted
 from tests.support.strategies import Batches, Evictions, check, feasible_runs, instances, make_instance
 
 AROUND: Batches = [[(0, 2)], [(1, 2)], [(0, 1)]]

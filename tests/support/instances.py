@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
+import numpy as np
+
 from cspsched.costs.presets import load_cost
 from cspsched.problem.cost import CostModel
 from cspsched.problem.instance import Instance, Limits, Preemption, Switches
@@ -98,3 +100,13 @@ def schedule_unless_stuck(instance: Instance, policy: Policy) -> Schedule | None
         if "schedules nothing although nothing more can arrive" in str(error):
             return None
         raise
+
+
+def mixed(*, arrivals: bool, count: int = 40, seed: int = 3, **limits: int) -> Instance:
+    """Requests of mixed lengths that fill the device several times."""
+    rng = np.random.default_rng(seed)
+    shapes = [
+        (int(rng.integers(1, 60)), int(rng.integers(1, 40)), int(rng.integers(0, 10**10)) if arrivals else 0)
+        for _ in range(count)
+    ]
+    return instance_of(shapes, **({"kv_blocks": 300, "max_batch_tokens": 64} | limits))

@@ -19,9 +19,10 @@ from cspsched.trace.azure import parse_timestamp
 from cspsched.trace.cells import arrival_in_seconds
 from cspsched.trace.selection import Selection
 from cspsched.trace.write import trace_text
+from tests.support.places import DATA
 
-DATA = Path(__file__).parents[3] / "shared" / "data" / "traces"
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the public traces are not beside the checkout")
+TRACES = DATA / "traces"
+needs_data = pytest.mark.skipif(not TRACES.is_dir(), reason="the public traces are not beside the checkout")
 
 NATIVE_HEADER = "request_id,arrival_s,prompt_tokens,output_tokens\n"
 AZURE_HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
@@ -218,7 +219,7 @@ def test_seconds_are_read_digit_by_digit(text, nanoseconds):
 @pytest.mark.parametrize(("name", "rows"), [("azure2023_code", 8_819), ("azure2023_conv", 19_366)])
 def test_whole_azure_file_is_read(name, rows):
     """The public files are read to the last row, which has no newline."""
-    trace = read_trace(DATA / f"{name}.csv")
+    trace = read_trace(TRACES / f"{name}.csv")
 
     assert rows == len(trace.requests)
     assert trace.requests[0].arrival_ns == 0
@@ -227,7 +228,7 @@ def test_whole_azure_file_is_read(name, rows):
 @needs_data
 def test_last_row_of_the_azure_conversation_trace():
     """19:14:08.4025270 - 18:15:46.6805900 is 3501.7219370 s, and the row's tokens are the file's."""
-    last = read_trace(DATA / "azure2023_conv.csv").requests[-1]
+    last = read_trace(TRACES / "azure2023_conv.csv").requests[-1]
 
     assert rows_of(Trace(name="", format="", requests=(last,)))[0][:4] == (
         "r19365",
@@ -240,7 +241,7 @@ def test_last_row_of_the_azure_conversation_trace():
 @needs_data
 def test_public_vidur_file_is_read():
     """Vidur's arXiv trace has no arrivals and more columns than we read."""
-    trace = read_trace(DATA / "vidur_arxiv_summarization_4k.csv")
+    trace = read_trace(TRACES / "vidur_arxiv_summarization_4k.csv")
 
     assert len(trace.requests) == 28_257
     assert rows_of(trace)[0] == ("r0", 0, 3772, 54, 0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,9 +13,10 @@ from hypothesis import strategies as st
 
 from cspsched.problem.request import Request
 from cspsched.trace import Trace, describe, read_trace
+from tests.support.places import DATA
 
-DATA = Path(__file__).parents[3] / "shared" / "data" / "traces"
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the public traces are not beside the checkout")
+TRACES = DATA / "traces"
+needs_data = pytest.mark.skipif(not TRACES.is_dir(), reason="the public traces are not beside the checkout")
 
 SECOND = 1_000_000_000
 
@@ -39,7 +39,7 @@ def summary(tokens):
 @needs_data
 def test_azure_2023_code_has_its_published_figures():
     """Row azure23_code of the table of trace statistics, to the digits printed there."""
-    statistics = describe(read_trace(DATA / "azure2023_code.csv"))
+    statistics = describe(read_trace(TRACES / "azure2023_code.csv"))
 
     assert pytest.approx(2.57, abs=0.005) == statistics.rate_per_s
     assert pytest.approx((2048, 1469, 7303, 7436, 7437), abs=0.5) == summary(statistics.prompt_tokens)
@@ -53,7 +53,7 @@ def test_azure_2023_code_has_its_published_figures():
 @needs_data
 def test_azure_2023_conversation_has_its_published_figures():
     """Row azure23_conv of the table of trace statistics, to the digits printed there."""
-    statistics = describe(read_trace(DATA / "azure2023_conv.csv"))
+    statistics = describe(read_trace(TRACES / "azure2023_conv.csv"))
 
     assert pytest.approx(5.53, abs=0.005) == statistics.rate_per_s
     assert pytest.approx((1155, 1020, 4083, 4142, 14050), abs=0.5) == summary(statistics.prompt_tokens)
@@ -67,7 +67,7 @@ def test_azure_2023_conversation_has_its_published_figures():
 @needs_data
 def test_vidur_arxiv_has_its_published_figures():
     """Row vidur arxiv-4K: lengths and correlation; without arrivals there is no rate."""
-    statistics = describe(read_trace(DATA / "vidur_arxiv_summarization_4k.csv"))
+    statistics = describe(read_trace(TRACES / "vidur_arxiv_summarization_4k.csv"))
 
     assert pytest.approx((2588, 2730, 3813, 3933, 4054), abs=0.5) == summary(statistics.prompt_tokens)
     assert pytest.approx((291, 167, 736, 3271, 4056), abs=0.5) == summary(statistics.output_tokens)

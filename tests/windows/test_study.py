@@ -23,10 +23,10 @@ from cspsched.windows import WindowShape, sample_windows, study_windows
 from cspsched.windows.background import Background, beyond
 from cspsched.windows.sample import moment_before
 from cspsched.windows.study import bootstrap_means
-from tests.cli.test_help import invoke
+from tests.support.command_line import invoke
 from tests.support.instances import instance_of
+from tests.support.pages import undocumented
 from tests.support.strategies import check
-from tests.test_docs import undocumented
 
 CROWD = [(5, 9), (3, 12), (8, 4), (2, 15, 3), (6, 7, 4), (4, 1, 9), (7, 3, 20), (5, 5, 24)]
 SMALL = WindowShape(size=3, output_tokens=2, ahead=4)
