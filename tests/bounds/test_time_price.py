@@ -121,7 +121,7 @@ def test_no_request_pays_less_than_its_least(drawn, policy):
     instance, chosen = drawn
     tables = Tables(instance)
     waits = Waits(columns(tables, tables.work[-1]), chosen)
-    least = time_price_bound._least_costs(waits) - waits.area
+    least = time_price_bound.least_costs(waits) - waits.area
     accounts = TimeAccounts(instance, simulate(instance, make_policy(policy)).schedule, chosen)
     for i, value in enumerate(least.tolist()):
         completion, time, paid = accounts.net(i)
@@ -183,7 +183,7 @@ def test_equal_requests_side_by_side_pay_what_the_bound_says():
     tables = Tables(instance)
     waits = Waits(columns(tables, tables.work[-1]), chosen)
     accounts = TimeAccounts(instance, simulate(instance, make_policy("vllm")).schedule, chosen)
-    for i, least in enumerate(time_price_bound._least_costs(waits).tolist()):
+    for i, least in enumerate(time_price_bound.least_costs(waits).tolist()):
         completion, time, paid = accounts.net(i)
         assert completion <= chosen.horizon_ns
         assert 0.97 * (time + paid) <= least <= time + paid
@@ -247,7 +247,7 @@ def test_a_request_that_arrives_in_idle_time_has_its_own_batches():
     instance = crowd(2, 5000, prompt=5, output=4)
     early = Prices(price=0, num_windows=10, window_ns=1000, stretch=0, pace=16, idle=(Idle(4, 6),))
     table = columns(Tables(instance), Tables(instance).work[0])
-    first, second = (time_price_bound._least_costs(Waits(table, early))).tolist()
+    first, second = (time_price_bound.least_costs(Waits(table, early))).tolist()
     assert second == int(table.least[1] + table.prefill[1])
     assert first >= 4000
 

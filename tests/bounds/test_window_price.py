@@ -263,7 +263,7 @@ def test_work_that_dwarfs_its_batches_is_priced_in_few_windows():
     cost = CostModel(name="dear work", step=Fraction(1), tokens=PiecewiseLinear.linear(10_000))
     instance = replace(crowd(32, 0, prompt=3, output=3), cost=cost)
     for table, _ in tables_of(instance):
-        counts = [len(chosen.prices) for chosen in search._falling(table)]
+        counts = [len(chosen.prices) for chosen in search.falling_prices(table)]
         assert 0 < max(counts) <= search.MOST_FALLING_WINDOWS + 1
     least = min(sums_of_latencies(instance))
     assert 0 < latency_certificates(instance)[WINDOW_PRICE].value_ns <= least

@@ -12,7 +12,7 @@ from cspsched.errors import InternalError
 from cspsched.exact.prices.aggregated_bound import LEVEL_WALKS, bound_levels, can_bound_levels
 from cspsched.exact.prices.aggregated_decodes import NEVER, Lines, best_patterns, trace_pattern
 from cspsched.exact.prices.aggregated_path_prices import (
-    _Search,
+    CycleSearch,
     aggregated_path_prices,
     proven_by,
     token_prices,
@@ -168,7 +168,7 @@ def test_best_sets_are_those_of_trying_all(moves, data):
 def test_ways_round_that_earn_too_much_are_found_exactly_if_there_are_some(moves, data):
     """Prices hold exactly if no cycle of single steps is negative; each way round written down earns more."""
     prices = data.draw(prices_of(moves))
-    rounds = _Search(moves).settle(prices)
+    rounds = CycleSearch(moves).settle(prices)
 
     assert (len(rounds) > 0) == has_negative_round(arcs_of(moves, prices))
     for way, cost in rounds:
@@ -261,6 +261,6 @@ def test_solver_names_the_certificate(num_workers):
 
 def test_prices_that_do_not_hold_at_the_start_are_refused(monkeypatch):
     """No way round beats the KV volume; if one does that is a mistake of ours, and said to be."""
-    monkeypatch.setattr(_Search, "settle", lambda *_: [(None, 0)])
+    monkeypatch.setattr(CycleSearch, "settle", lambda *_: [(None, 0)])
     with pytest.raises(InternalError, match="levels beats the KV volume"):
         bound_levels(long_ones(), lambda *_: True)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cspsched.compiled.batch_time import cost_tables
 from cspsched.exact.heuristics.first_schedules import first_schedules
-from cspsched.exact.heuristics.local_search import _decisions, _workload, can_dispatch, improve
+from cspsched.exact.heuristics.local_search import can_dispatch, decisions_of, improve, workload_of
 from cspsched.exact.heuristics.plan_scheduler import NO_SCHEDULE, Plan, Trace, run_plan
 from cspsched.exact.prices.batch_pattern_prices import Tokens, token_prices
 from cspsched.exact.record import best_incumbent
@@ -117,7 +117,7 @@ def test_every_plan_makes_a_feasible_schedule_at_its_price(instance, objective, 
     if not can_dispatch(instance):
         return
     count = len(instance.requests)
-    load, prices = _workload(instance, objective), cost_tables(instance.cost, 1)
+    load, prices = workload_of(instance, objective), cost_tables(instance.cost, 1)
     plan = Plan(
         order=np.array(data.draw(st.permutations(range(count)))),
         release=load.arrivals
@@ -129,7 +129,7 @@ def test_every_plan_makes_a_feasible_schedule_at_its_price(instance, objective, 
     value = run_plan(load, prices, plan, trace, NO_SCHEDULE)
     if value == NO_SCHEDULE:
         return
-    schedule = schedule_asap(instance, *_decisions(load, prices, plan, trace))
+    schedule = schedule_asap(instance, *decisions_of(load, prices, plan, trace))
 
     assert find_violations(instance, schedule) == []
     # A release may leave the machine idle where the schedule's own clock does not.
@@ -146,7 +146,7 @@ def test_every_plan_is_priced_as_the_objective_says(case, data):
     count = len(instance.requests)
     order = np.array(data.draw(st.permutations(range(count))))
     for objective in read_objectives(text, instance):
-        load, prices = _workload(instance, objective), cost_tables(instance.cost, 1)
+        load, prices = workload_of(instance, objective), cost_tables(instance.cost, 1)
         plan = Plan(
             order=order,
             release=load.arrivals.copy(),
@@ -156,7 +156,7 @@ def test_every_plan_is_priced_as_the_objective_says(case, data):
         trace = Trace(np.zeros((500, 3), np.int64), np.zeros((500, 2), np.int64), np.zeros(2, np.int64))
         value = run_plan(load, prices, plan, trace, NO_SCHEDULE)
         if value != NO_SCHEDULE:
-            schedule = schedule_asap(instance, *_decisions(load, prices, plan, trace))
+            schedule = schedule_asap(instance, *decisions_of(load, prices, plan, trace))
             assert measure(instance, schedule).objective_ns(objective) == value
 
 
@@ -201,7 +201,7 @@ def test_weights_too_large_for_64_bits_are_made_coarser():
     shapes = [(3, 1 + prime, 10**6 * i) for i, prime in enumerate((101, 103, 107, 109, 113, 127, 131))]
     instance = instance_of(shapes, kv_blocks=400)
     (objective,) = read_objectives("tpot+mean-itl", instance)
-    load = _workload(instance, objective)
+    load = workload_of(instance, objective)
     form = linear_form(objective, instance)
 
     assert sum(form.span) * 10**9 > 2**60 > int(load.span.sum()) * 10**9

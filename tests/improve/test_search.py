@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from cspsched.errors import InputError, InternalError, UsageError
 from cspsched.improve import Bracket, BracketTask, ImproveLimits, find_bracket, find_light_bracket, improve
 from cspsched.improve import improvement as improvement_module
+from cspsched.improve.list_scheduler import ListScheduler
 from cspsched.improve.search import RESHAPINGS, WINDOW, WINDOW_STEPS, Search, new_state
 from cspsched.improve.state import STATE_SCHEMA, read_state, write_state
-from cspsched.problem.instance import Preemption, Switches
+from cspsched.problem.instance import Instance, Preemption, Switches
 from cspsched.problem.objectives import Objective
 from cspsched.problem.result import Status, StopReason
 from tests.oracles.exhaustive import exhaustive_optimum
@@ -123,20 +124,20 @@ def test_resuming_is_the_same_as_going_on(stop, tmp_path):
     assert resumed.schedule == whole.schedule
 
 
-def windowed_search() -> Search:
-    """A search on 500 requests over time, which are improved in windows."""
+def windowed_instance() -> Instance:
+    """500 requests over time, which are improved in windows."""
     rng = np.random.default_rng(5)
     arrivals = np.sort(rng.integers(0, 10**11, 500))
     shapes = [
         (int(rng.integers(1, 60)), int(rng.integers(1, 40)), int(arrival)) for arrival in arrivals.tolist()
     ]
-    return Search(instance_of(shapes, kv_blocks=120), Objective.LATENCY, new_state(0))
+    return instance_of(shapes, kv_blocks=120)
 
 
 def test_windows_only_improve_the_whole(tmp_path):
     """From window to window the best value never rises, it falls, and a written state goes on alike."""
-    search = windowed_search()
-    instance = search.scheduler._instance
+    instance = windowed_instance()
+    search = Search(instance, Objective.LATENCY, new_state(0))
     values = []
     for number in range(RESHAPINGS + 30 + 3 * WINDOW_STEPS):
         search.step()
@@ -176,10 +177,8 @@ def test_ctrl_c_keeps_the_best(monkeypatch):
 
 def test_a_false_value_of_the_search_is_not_believed(monkeypatch):
     """A value that the schedule does not have is an error, not a result."""
-    real = Search._note
-    monkeypatch.setattr(
-        Search, "_note", lambda self, plan, value_ns, found_by: real(self, plan, value_ns // 2, found_by)
-    )
+    real = ListScheduler.value_ns
+    monkeypatch.setattr(ListScheduler, "value_ns", lambda self, *plan: real(self, *plan) // 2)
     with pytest.raises(InternalError, match=r"states .* ns, its schedule has"):
         improve(mixed(arrivals=False), heuristics=RIVALS, limits=steps(5))
 

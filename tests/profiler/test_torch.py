@@ -97,8 +97,8 @@ def twin_of_flash(q, k, v, cu_q, cu_k, max_q, max_k, dropout, is_causal, debug, 
 @pytest.fixture(autouse=True)
 def _kernels(monkeypatch):
     """Kernels of a GPU, slow and obvious."""
-    monkeypatch.setattr("cspsched.profiler.attention._varlen", lambda: twin_of_varlen)
-    monkeypatch.setattr("cspsched.profiler.attention._flash", lambda torch: twin_of_flash)
+    monkeypatch.setattr("cspsched.profiler.attention.varlen_kernel", lambda: twin_of_varlen)
+    monkeypatch.setattr("cspsched.profiler.attention.flash_kernel", lambda torch: twin_of_flash)
 
 
 def whole_sequences(chunks):
@@ -138,7 +138,8 @@ def test_decodes_alone_ask_for_no_mask(monkeypatch):
     """A single query sees everything; told so, the kernel reads the entries of a group of heads once."""
     asked = []
     monkeypatch.setattr(
-        "cspsched.profiler.attention._varlen", lambda: lambda q, *_, **options: asked.append(options) or q
+        "cspsched.profiler.attention.varlen_kernel",
+        lambda: lambda q, *_, **options: asked.append(options) or q,
     )
     q, cache = torch.randn(2, 4, 8), tuple(torch.randn(4 * PAGE_TOKENS, 2, 8) for _ in range(2))
     for features in (PAGED, OLD):
@@ -171,7 +172,7 @@ def wrong(*_, **options):
 )
 def test_attention_is_tried_before_it_is_measured(kernel, refused, attention, monkeypatch):
     """What raises or answers wrongly on a small batch is not used, and the profile says why."""
-    monkeypatch.setattr("cspsched.profiler.attention._varlen", lambda: kernel)
+    monkeypatch.setattr("cspsched.profiler.attention.varlen_kernel", lambda: kernel)
     found = working_attention(torch, PAGED)
 
     assert attention_backend(found) == attention
@@ -182,7 +183,7 @@ def test_attention_is_tried_before_it_is_measured(kernel, refused, attention, mo
 
 def test_without_any_kernel_sequences_go_one_by_one(monkeypatch):
     """Everything that torch names may fail; a plain call a sequence is always there."""
-    for name in ("_varlen", "_flash"):
+    for name in ("varlen_kernel", "flash_kernel"):
         monkeypatch.setattr(f"cspsched.profiler.attention.{name}", lambda *_: 1 / 0)
     found = working_attention(torch, PAGED)
 

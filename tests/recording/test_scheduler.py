@@ -321,7 +321,7 @@ def test_a_scheduler_without_its_preemption_method_is_refused() -> None:
 def test_the_module_is_there_without_vllm_and_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only asking for the class needs vLLM."""
     monkeypatch.setitem(sys.modules, "vllm", None)
-    vllm_scheduler._built.cache_clear()
+    vllm_scheduler.scheduler_class.cache_clear()
     with pytest.raises(UsageError, match="RecordingScheduler needs AsyncScheduler"):
         vllm_scheduler.RecordingScheduler  # noqa: B018 - asking for it is the test
     with pytest.raises(AttributeError, match="no attribute 'Other'"):
@@ -337,7 +337,7 @@ def fake_vllm(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         module = ModuleType(name)
         setattr(module, attribute, type(attribute, (StubScheduler,), {}))
         monkeypatch.setitem(sys.modules, name, module)
-    vllm_scheduler._built.cache_clear()
+    vllm_scheduler.scheduler_class.cache_clear()
     return sys.modules["vllm.v1.core.sched.async_scheduler"]
 
 
@@ -357,7 +357,7 @@ def test_classes_stand_on_vllms_and_write_where_the_environment_says(
     made(*simulated(), 0.0).shutdown()
     meta = json.loads((tmp_path / "run.jsonl").read_text())["meta"]
     assert meta["scheduler"] == attribute
-    vllm_scheduler._built.cache_clear()
+    vllm_scheduler.scheduler_class.cache_clear()
 
 
 def test_the_recorder_loads_nothing_else_of_cspsched() -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
@@ -265,8 +266,8 @@ def test_a_long_batch_fills_all_bins_in_which_it_runs():
     history = compared(*[(20, 3)] * 21).rows[0].metrics.history
     assert history.schedule.num_batches < figures.BINS / 4
     end_s = int(history.schedule.end_ns[-1]) / 1e9
-    _, (highest,) = figures._binned(history, end_s, figures.np.maximum, history.features.tokens)
-    _, means = figures._phase_means(history, end_s)
+    _, (highest,) = figures.binned(history, end_s, np.maximum, history.features.tokens)
+    _, means = figures.phase_means(history, end_s)
 
     assert highest.min() > 0
     assert sum(means).min() > 0
@@ -310,9 +311,9 @@ def test_the_colour_of_an_excess_is_its_size(tight, low, high, colour, size):
 def test_no_excess_has_no_picture(tight):
     """Bars of no length are not drawn; the table says so."""
     perfect = replace(tight, rows=tuple(replace(row, excess=Excess(0.0, 0.0)) for row in tight.rows))
-    names = {name for name, _ in files._pictures(perfect)}
+    names = {name for name, _ in files.pictures_of(perfect)}
 
-    assert names == {name for name, _ in files._pictures(tight)} - {"excess"}
+    assert names == {name for name, _ in files.pictures_of(tight)} - {"excess"}
 
 
 def test_one_curve_where_latency_is_ttft():

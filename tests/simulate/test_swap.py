@@ -366,6 +366,10 @@ class Chaotic(Scripted):
         super().__init__(self.step)
         self.rng = rng
         self.count = len(instance.requests)
+        self.block_tokens = instance.limits.block_tokens
+        self.blocks_on_host = [0] * self.count
+        self.back: set[int] = set()
+        """Who came back from host memory since the last batch."""
 
     def step(self, number: int, step: Step) -> None:
         """One decision."""
@@ -374,25 +378,29 @@ class Chaotic(Scripted):
             if luck < 0.15:
                 step.preempt(i)
             elif luck < 0.4 and step.held_blocks[i] <= step.free_host_blocks:
+                self.blocks_on_host[i] = step.held_blocks[i]
                 step.swap_out(i)
             else:
                 self.serve(step, i)
         if not step.batch and not step.evicted and not step.restored:
             self.serve_one(step)
+        if step.batch:
+            self.back.clear()
 
     def may_leave(self, step: Step, request: int) -> bool:
         """Whether a request holds something and has not just come back."""
-        return step.held_blocks[request] > 0 and request not in step._state.restored
+        return step.held_blocks[request] > 0 and request not in self.back
 
     def serve(self, step: Step, request: int) -> None:
         """Bring somebody back if the blocks are there, or process whatever fits of a request."""
         if step.host_tokens[request]:
             # With room for one more entry somebody who comes back goes on at once.
-            needed = -(-(step.host_tokens[request] + 1) // step._block_tokens)
-            room = step.free_blocks >= max(step._state._blocks_on_host[request], needed)
+            needed = -(-(step.host_tokens[request] + 1) // self.block_tokens)
+            room = step.free_blocks >= max(self.blocks_on_host[request], needed)
             if not room or request in step.swapped:
                 return
             step.swap_in(request)
+            self.back.add(request)
         tokens = min(step.known_tokens[request] - step.computed_tokens[request], step.tokens_left)
         if tokens > 0 and step.requests_left and step.missing_blocks(request, tokens) <= step.free_blocks:
             step.schedule(request, tokens, step.missing_blocks(request, tokens))
@@ -400,7 +408,7 @@ class Chaotic(Scripted):
     def serve_one(self, step: Step) -> None:
         """Drop who may be dropped, then serve whoever can be; those who just came back first."""
         left = [i for i in range(self.count) if step.known_tokens[i]]
-        left.sort(key=lambda i: (i in step._state.restored, step.host_tokens[i] > 0, step.computed_tokens[i]))
+        left.sort(key=lambda i: (i in self.back, step.host_tokens[i] > 0, step.computed_tokens[i]))
         for i in left[:-1]:
             if self.may_leave(step, i):
                 step.preempt(i)
