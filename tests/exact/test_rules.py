@@ -14,7 +14,7 @@ from cspsched.problem.instance import Preemption
 from cspsched.problem.objectives import Objective
 from cspsched.referee.rules import find_violations
 from cspsched.referee.timing import schedule_asap
-from tests.oracles.exhaustive import _apply, _batches
+from tests.oracles.exhaustive import batches_from
 from tests.support.exact_cases import tiny_instances
 from tests.support.instances import NO_PREEMPTION, instance_of
 from tests.support.strategies import instances, make_instance, random_decisions
@@ -42,13 +42,14 @@ def random_schedule(instance, rng):
     state = tuple((0, 0, False, False) for _ in instance.requests)
     batches, evictions = [], []
     while any(g < r.output_tokens for (_, g, *_), r in zip(state, instance.requests, strict=True)):
-        moves = list(_batches(instance, state))
-        if not moves or len(batches) > 12:
+        ways = list(batches_from(instance, state, {}))
+        if not ways or len(batches) > 12:
             return None
-        move = rng.choice(moves)
-        batches.append([(i, c) for i, (_, c) in enumerate(move) if c])
-        evictions.append([i for i, (gone, _) in enumerate(move) if gone])
-        state = _apply(instance, state, move)
+        way = rng.choice(ways)
+        moves = [choice.move for choice in way]
+        batches.append([(i, c) for i, (_, c) in enumerate(moves) if c])
+        evictions.append([i for i, (gone, _) in enumerate(moves) if gone])
+        state = tuple(choice.following for choice in way)
     return batches, evictions
 
 
