@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from cspsched.errors import InputError, PolicyCrashError, UsageError
 from cspsched.problem.instance import Instance
 from cspsched.simulate.kernel.each.rules import AnyRules
 from cspsched.simulate.kernel.rules import HasKernelRules
 from cspsched.simulate.kernel.running import Asker, KernelLoop
 from cspsched.simulate.kernel.workload import Workload
-from cspsched.simulate.protocol import Policy
+from cspsched.simulate.protocol import Policy, StepPolicy
+from cspsched.simulate.steps import step_rules
 from cspsched.simulate.watch import Watch
 
 
@@ -18,7 +21,7 @@ def new_loop(instance: Instance, policy: Policy, *, plain: bool = False) -> Kern
     Raises
     ------
     UsageError
-        If the kernel has no rules for the policy with its settings, or the numbers do not fit it.
+        If it is to be compiled and the policy decides step by step, or the numbers do not fit.
     InputError
         If the instance has a request that can never be served.
     """
@@ -26,8 +29,10 @@ def new_loop(instance: Instance, policy: Policy, *, plain: bool = False) -> Kern
     if rejections:
         raise InputError(f"{rejections[0].reason}; remove such requests first (Instance.split_rejected)")
     rules = kernel_rules(instance, policy)
+    if rules is None and not plain:
+        raise UsageError(f"policy {policy.label} decides step by step in Python, which is not compiled")
     if rules is None:
-        raise UsageError(f"policy {policy.label} has no kernel rules for its settings; use the clear engine")
+        rules = step_rules(instance, cast(StepPolicy, policy))
     return KernelLoop(
         Workload.from_instance(instance),
         rules,
@@ -40,7 +45,7 @@ def new_loop(instance: Instance, policy: Policy, *, plain: bool = False) -> Kern
 
 
 def kernel_rules(instance: Instance, policy: Policy) -> AnyRules | None:
-    """Rules of a policy under an instance's limits; None if only the clear engine runs it."""
+    """Rules of a policy under an instance's limits; None if it decides step by step."""
     with Watch(policy, instance.requests):
         rules = policy.kernel_rules(instance) if isinstance(policy, HasKernelRules) else None
     if rules is not None and not isinstance(rules, AnyRules):
