@@ -223,7 +223,7 @@ def measure(text: str, workload: Workload, device: Instance, arguments: argparse
     sizes = run.batch_counts[:, :2].sum(dtype=np.int64)
     return Row(
         policy=text,
-        engine="kernel",
+        engine="compiled",
         requests=workload.num_requests,
         cpu_s=min(times),
         requests_per_cpu_s=workload.num_requests / min(times),
@@ -270,7 +270,7 @@ def measure_users(
     sizes = run.batch_counts[:, :2].sum(dtype=np.int64)
     return Row(
         policy=policy.label,
-        engine="kernel",
+        engine="compiled",
         requests=workload.num_requests,
         cpu_s=min(times),
         requests_per_cpu_s=workload.num_requests / min(times),

@@ -118,7 +118,7 @@ def describe_policy(name: str) -> Entry:
         name=name,
         follows=(type(policy).__doc__ or "").strip().partition("\n")[0],
         source=source if isinstance(source, Source) else None,
-        engine="kernel" if _runs_in_kernel(policy) else "clear",
+        engine="compiled" if _runs_in_kernel(policy) else "clear",
         settings=() if settings_type is None else tuple(_settings(settings_type)),
     )
 

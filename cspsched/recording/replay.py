@@ -122,7 +122,7 @@ class Replay:
         }
 
 
-def replay_case(case: RecordedCase, engine: Engine = Engine.CLEAR) -> Replay:
+def replay_case(case: RecordedCase, engine: Engine = Engine.PLAIN) -> Replay:
     """Read a case, simulate it, compare: tokens, order, preemptions, KV blocks, queue, times.
 
     What keeps a case from being replayed becomes its verdict, so that one bad case does not stop the others.

@@ -152,9 +152,9 @@ def replay_vidur_case(folder: Path, *, tables: Path | None = None, emulate_bugs:
     )
 
 
-def judge_vidur_run(run: VidurRun, engine: Engine = Engine.CLEAR) -> Replay:
+def judge_vidur_run(run: VidurRun, engine: Engine = Engine.PLAIN) -> Replay:
     """Replay a run; what keeps it from being replayed becomes its verdict."""
-    if engine is Engine.KERNEL:
+    if engine is Engine.COMPILED:
         # Its batches overlap on the stages of a machine, which only the clear engine hands them to.
         reason = "the compiled kernel runs batches one by one, not on Vidur's machine"
         return Replay(case=run.name, verdict=Verdict.NOT_SIMULATED, reason=reason)

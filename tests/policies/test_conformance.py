@@ -42,7 +42,7 @@ def test_recorded_schedule_is_reproduced(case: RecordedCase) -> None:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_recorded_schedule_is_reproduced_by_the_kernel(case: RecordedCase) -> None:
     """The same, batch by batch; what the kernel has no rules for it says and leaves alone."""
-    replay = replay_case(case, Engine.KERNEL)
+    replay = replay_case(case, Engine.COMPILED)
 
     if NOT_IN_THE_KERNEL.search(str(replay.policy)):
         assert replay.verdict is Verdict.NOT_SIMULATED
@@ -63,7 +63,7 @@ def test_a_recording_without_hits_is_reproduced_without_the_cache(name: str) -> 
     setup = make_setup(recording, str(case.entry["source"]), config, requests, name)
     assert isinstance(setup.policy, VllmV1)
     policy = VllmV1(replace(setup.policy.settings, enable_prefix_caching=False))
-    rows = simulated_rows(setup.instance, simulate(setup.instance, policy, Engine.KERNEL))
+    rows = simulated_rows(setup.instance, simulate(setup.instance, policy, Engine.COMPILED))
 
     assert hash_of((row.sched, row.preempted) for row in rows) == case.entry["schedule_sha256"]
 

@@ -14,7 +14,7 @@ from cspsched.policies.base import BatchMode, DecisionPolicy, View, make_policy
 from cspsched.problem.instance import Instance
 from cspsched.problem.request import Request
 from cspsched.simulate import PolicyError, simulate
-from cspsched.simulate.kernel import Workload, run_workload, simulate, simulate_fast
+from cspsched.simulate.kernel import Workload, run_workload, simulate_fast
 from tests.support.kernel_cases import draw_instance, outcome
 from tests.support.places import DOCS
 from tests.support.strategies import make_instance

@@ -23,7 +23,6 @@ from cspsched.simulate.kernel import (
     Workload,
     layout,
     run_workload,
-    simulate,
     simulate_fast,
 )
 from cspsched.simulate.kernel.core import run_vllm

@@ -29,7 +29,7 @@ class Engine(StrEnum):
     """Compiled for large traces where the policy has rules, else plain."""
     PLAIN = "plain"
     """As plain Python; runs every policy."""
-    KERNEL = "kernel"
+    COMPILED = "compiled"
     """Compiled; runs policies with kernel rules."""
 
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Callable
+from math import inf
+from typing import Any
 
 import numpy as np
 
 from cspsched.problem.cost import BatchFeatures, CostModel, IntArray, PiecewiseLinear
 from cspsched.simulate.kernel.each.rules import AnyRules, EachRules
 
+MOST_MOVES = 4
+"""A block moves to host memory or back a few times at a boundary, at most."""
 LARGEST_TERM = 2**58
 """Fifteen terms and a clock of less than 2^61 ns stay below 2^63."""
 
@@ -28,27 +33,39 @@ def flatten_cost(cost: CostModel, rules: AnyRules, largest_peak: int) -> IntArra
         Most KV entries that a request of the workload holds.
     """
     worst = _largest_features(rules, largest_peak)
-    constants = cost.step_ceil, cost.prefill_batch_ceil, cost.decode_batch_ceil
-    functions = _functions(cost)
-    terms: list[tuple[int, ...]] = []
-    knots: list[tuple[int, ...]] = []
-    for feature, function in functions:
+    for feature, function in _functions(cost):
         largest = worst[feature if feature >= 0 else -1 - feature]
         # One further, so that the last slope is covered, too.
         if max(function.numerator(largest + 1) + function.denominator, largest) >= LARGEST_TERM:
             return None
-        reached = bisect_right(function.knots, largest)
+    rows = _rows(cost, lambda feature: worst[feature if feature >= 0 else -1 - feature])
+    numerator, denominator = rows[-1][:2]
+    moved = numerator * MOST_MOVES * rules.kv_blocks + denominator
+    if moved >= LARGEST_TERM or any(max(row) >= LARGEST_TERM for row in rows):
+        return None
+    return np.array(rows, dtype=np.int64)
+
+
+def flatten_exactly(cost: CostModel) -> Any:
+    """Flat form of a cost model for plain Python, in whole numbers of any size, with all knots."""
+    rows = np.empty((0, 4), dtype=object)
+    return np.concatenate([rows, np.array(_rows(cost, lambda feature: inf), dtype=object)])
+
+
+def _rows(cost: CostModel, reach: Callable[[int], float]) -> list[tuple[int, ...]]:
+    """Rows of the flat form, with the knots up to which a feature reaches."""
+    functions = _functions(cost)
+    terms: list[tuple[int, ...]] = []
+    knots: list[tuple[int, ...]] = []
+    for feature, function in functions:
+        reached = bisect_right(function.knots, reach(feature))
         columns = (function.knots, function.knot_numerators, function.slope_numerators, [0] * reached)
         row = 1 + len(functions) + len(knots)
         terms.append((feature, function.denominator, row, row + reached))
         knots += list(zip(*(column[:reached] for column in columns), strict=True))
-    if max(constants) >= LARGEST_TERM or any(max(knot) >= LARGEST_TERM for knot in knots):
-        return None
+    constants = cost.step_ceil, cost.prefill_batch_ceil, cost.decode_batch_ceil
     swap = cost.swap_block.numerator, cost.swap_block.denominator, 0, 0
-    most_moved = max(rules.kv_blocks, 1) * 4
-    if max(swap[0] * most_moved + swap[1], swap[1]) >= LARGEST_TERM:
-        return None
-    return np.array([(*constants, 1 + len(functions)), *terms, *knots, swap], dtype=np.int64)
+    return [(*constants, 1 + len(functions)), *terms, *knots, swap]
 
 
 def _functions(cost: CostModel) -> list[tuple[int, PiecewiseLinear]]:

@@ -26,7 +26,7 @@ def new_kernel(workload: Workload, rules: AnyRules, prices: IntArray, *, plain: 
     most = layout.most_running(rules, workload.num_requests)
     rows = max(min(ROWS_A_REQUEST * workload.num_requests, MOST_ROWS), 6 * most + 6)
     notes_decisions = isinstance(rules, EachRules) and rules.notes_decisions
-    logs = _new_logs(rows, layout.DECIDED_NS + notes_decisions)
+    logs = _new_logs(rows, layout.DECIDED_NS + notes_decisions, plain=plain)
     if isinstance(rules, EachRules):
         return Kernel(prices=prices, **each_arrays(workload, rules, most, plain=plain), **logs)
     return Kernel(
@@ -92,7 +92,9 @@ class Logs:
         self.keep(kernel)
         kernel.now.batch_row = kernel.now.span_row = 0
         rows = max(MOST_ROWS, 3 * len(kernel.slots))
-        return kernel._replace(**_new_logs(rows, kernel.batch_ns.shape[1]))
+        return kernel._replace(
+            **_new_logs(rows, kernel.batch_ns.shape[1], plain=isinstance(kernel.requests, list))
+        )
 
     def last_batch(self, kernel: Kernel) -> tuple[int, list[int]]:
         """End and counts of the last batch; (-1, []) if there was none."""
@@ -108,9 +110,10 @@ class Logs:
         return rows[0] if len(rows) == 1 else np.concatenate(rows)
 
 
-def _new_logs(rows: int, times: int) -> dict[str, Any]:
+def _new_logs(rows: int, times: int, *, plain: bool) -> dict[str, Any]:
+    kind = np.int64 if plain else np.int32
     return {
         "batch_ns": np.empty((rows, times), dtype=np.int64),
-        "batch_counts": np.empty((rows, 6), dtype=np.int32),
-        "spans": np.empty((rows, layout.BEFORE + 1), dtype=np.int32),
+        "batch_counts": np.empty((rows, 6), dtype=kind),
+        "spans": np.empty((rows, layout.BEFORE + 1), dtype=kind),
     }

@@ -9,7 +9,7 @@ import numpy as np
 from cspsched.errors import InputError, UsageError
 from cspsched.problem.cost import CostModel, IntArray
 from cspsched.simulate.kernel import layout
-from cspsched.simulate.kernel.cost import flatten_cost
+from cspsched.simulate.kernel.cost import flatten_cost, flatten_exactly
 from cspsched.simulate.kernel.each.rules import AnyRules
 from cspsched.simulate.kernel.failures import failure
 from cspsched.simulate.kernel.jit import compiled
@@ -59,11 +59,9 @@ class KernelLoop:
                 f"a request needs {workload.largest_peak} tokens of KV cache, the device holds "
                 f"{rules.kv_blocks} blocks of {rules.block_tokens}; remove such requests first"
             )
-        prices = fitting_prices(workload, rules, cost)
+        prices = flatten_exactly(cost) if plain else fitting_prices(workload, rules, cost)
         if prices is None:
-            raise UsageError(
-                f"policy {label}: the numbers are too large for the kernel; use the clear engine"
-            )
+            raise UsageError(f"policy {label}: the numbers are too large for compiled code; run it plain")
         self.rules = rules
         self._workload, self._label, self._name_of = workload, label, name_of
         loop = loop_for(rules)
