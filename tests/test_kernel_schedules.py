@@ -23,7 +23,6 @@ from cspsched.simulate.kernel.cost import flatten_cost
 from cspsched.simulate.kernel.each.rules import EachRules
 from cspsched.simulate.kernel.jit import compiled
 from cspsched.simulate.kernel.memory import new_kernel
-from cspsched.simulate.kernel.running import program_of
 from cspsched.simulate.kernel.support import kernel_rules
 from tests.kernel_cases import BY_REQUEST, SETTINGS, digest, disagreements, draw_case
 from tests.strategies import EVERY_TERM, make_instance
@@ -216,7 +215,7 @@ def test_with_memory_enough_decodes_stay_in_lockstep(text: str) -> None:
     assert prices is not None
     kernel = new_kernel(workload, rules, prices)
 
-    assert compiled(program_of(rules))(kernel) == layout.FINISHED
+    assert compiled(rules.run)(kernel) == layout.FINISHED
     assert kernel.now.is_locked
     runs = kernel.spans[: kernel.now.span_row]
     runs = runs[runs[:, layout.KIND] == layout.RUN_SPAN]

@@ -21,6 +21,8 @@ from cspsched.policies.text import PolicyText
 from cspsched.policies.user_file import load_from_file
 from cspsched.simulate import Policy, PolicyRun, Step
 from cspsched.simulate.decisions import BatchMode, DecisionPolicy, View
+from cspsched.simulate.kernel.rules import HasKernelRules
+from cspsched.simulate.protocol import StepPolicy
 from cspsched.simulate.watch import described, is_ours
 
 __all__ = [
@@ -121,7 +123,7 @@ def _made(wanted: PolicyText, factory: Any) -> Policy:
     except TypeError as error:
         raise UsageError(f"policy {name!r} cannot be made: {error}") from None
     policy = factory(*arguments)
-    if not isinstance(policy, Policy):
+    if not isinstance(policy, StepPolicy | HasKernelRules):
         raise UsageError(f"policy {name!r} is a {type(policy).__name__} without name, label and new_run")
     if not isinstance(policy.label, str) or len(policy.label.splitlines()) != 1:
         raise UsageError(f"policy {name!r}: label is {policy.label!r}, expected a line of text")

@@ -1,23 +1,55 @@
-"""What policies of continuous batching share: two queues, the two halves of a batch, and who makes room.
+"""What policies of continuous batching share: a queue, the two halves of a batch, and who makes room.
 
-A policy adds its rules: the order of the queue (`key`), what an admission takes (`fits`, `reserved_tokens`),
-how prompts are cut (`chunk`), who is evicted first, and which half of a batch comes first.
+A policy states its limits and decisions as rules: the order of the queue, what an admission takes, how
+prompts are cut, who is evicted first. Where all decodes go on in every batch the aggregated loop serves it
+(`queue_rules`); else the functions of this module decide for each request, and a policy makes its step of
+them (`rules_by_request`).
+
+While nothing is running the head of the queue is admitted whatever the test of admissions says: alone it
+fits the device, or the instance would have rejected it. So no policy waits for ever on a margin that it
+keeps. Only the last of the running requests may have prefill left.
 """
 
 from __future__ import annotations
 
-from bisect import insort
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 from cspsched.policies.settings import describe_settings
 from cspsched.problem.instance import Instance
-from cspsched.problem.request import Request
-from cspsched.simulate import Step
-from cspsched.simulate.kernel.each.rules import AnyRules, EachRules, Loop
-from cspsched.simulate.kernel.rules import Chunk, KernelRules
-from cspsched.units import ceil_div
+from cspsched.simulate.kernel.batch import blocks_of
+from cspsched.simulate.kernel.each.batch import (
+    decodes,
+    known_tokens,
+    lacking_tokens,
+    missing_blocks,
+    preempt,
+    schedule,
+)
+from cspsched.simulate.kernel.each.layout import LISTED
+from cspsched.simulate.kernel.each.lists import (
+    append_listed,
+    head,
+    next_arrival,
+    next_number,
+    numbered_key,
+    pop,
+    push,
+)
+from cspsched.simulate.kernel.each.lockstep import can_go_on, decode_all, locked_growth
+from cspsched.simulate.kernel.each.loops import Act, Loop
+from cspsched.simulate.kernel.each.rules import EachRules
+from cspsched.simulate.kernel.each.together import unlock_listed
+from cspsched.simulate.kernel.jit import inner
+from cspsched.simulate.kernel.layout import Kernel
+from cspsched.simulate.kernel.rules import Chunk, KernelRules, Reserve
+
+NEVER, WHOLE_BLOCKS, BEYOND = int(Chunk.NEVER), int(Chunk.WHOLE_BLOCKS), int(Chunk.BEYOND_BUDGET)
+PEAK, WHOLE_OUTPUT = int(Reserve.PEAK), int(Reserve.OUTPUT)
+
+ChunkTest = Callable[[Kernel, int], int]
+AdmissionTest = Callable[[Kernel, int], bool]
 
 
 class Configured:
@@ -33,230 +65,277 @@ class Configured:
         return ":".join(filter(None, (self.name, describe_settings(self.settings))))
 
 
-class RunWithRules(Protocol):
-    """A run that can say its limits and decisions to the compiled kernel."""
-
-    def kernel_rules(self) -> AnyRules | None:
-        """Rules for the compiled kernel; None if it does not know them."""
-
-
-class _Starter(Protocol):
-    def new_run(self, instance: Instance) -> RunWithRules: ...
-
-
 class Compiled:
-    """A policy that the compiled kernel can run: by the rules of its run."""
+    """A policy whose run says its rules."""
 
     __slots__ = ()
 
-    def kernel_rules(self: _Starter, instance: Instance) -> AnyRules | None:
-        """Rules for the compiled kernel under an instance's limits; None if it does not know the settings.
-
-        Rules do not look at requests, and a run sets up columns of all that it is given.
-        """
+    def kernel_rules(self: Any, instance: Instance) -> Any:
+        """Rules under an instance's limits; None if the kernel does not know the settings."""
         return self.new_run(replace(instance, requests=instance.requests[:1])).kernel_rules()
 
 
-def first_come(request: Request) -> int:
-    """Key of first come, first served: all alike, so that the order of submission decides."""
-    return 0
+def queue_rules(
+    instance: Instance,
+    *,
+    max_tokens: int | None = None,
+    max_requests: int | None = None,
+    **decisions: Any,
+) -> KernelRules:
+    """Return the rules of a policy under an instance's limits, for the aggregated loop.
 
-
-class QueueRun:
-    """Queues of one run, with prefill and decode as its parts.
-
-    While nothing is running the head of the queue is admitted whatever `fits` says: alone it fits the device,
-    or the instance would have rejected it. So no policy waits for ever on a margin that it keeps.
-
-    Attributes
+    Parameters
     ----------
-    running
-        Requests that hold KV blocks, in order of admission. Only the last may have prefill left.
-    waiting
-        Requests that hold none, by rank.
-    rank
-        (key, number) of every request, smaller first; the number is that of its submission.
+    max_tokens, max_requests
+        The policy's own token budget of a batch and most running requests; None: the instance's.
+    decisions
+        Fields of the rules; without `chunk` a prompt is cut as the instance allows.
+    """
+    limits = instance.limits
+    # All running requests may decode in one batch, so the token budget bounds their number, too.
+    running = min(limits.max_batch_requests, limits.max_batch_tokens)
+    decisions.setdefault("chunk", Chunk.ANY if instance.switches.chunked_prefill else Chunk.NEVER)
+    return KernelRules(
+        kv_blocks=limits.kv_blocks,
+        block_tokens=limits.block_tokens,
+        max_tokens=min(limits.max_batch_tokens, max_tokens or limits.max_batch_tokens),
+        max_running=min(running, max_requests or running),
+        prefills_first=False,
+        **decisions,
+    )
+
+
+def rules_by_request(
+    instance: Instance,
+    run: Loop,
+    *,
+    max_tokens: int | None = None,
+    max_requests: int | None = None,
+    **decisions: Any,
+) -> EachRules:
+    """Return the rules of a policy that decides for each request; parameters as of `queue_rules`."""
+    base = queue_rules(instance, max_tokens=max_tokens, max_requests=max_requests)
+    names = ("kv_blocks", "block_tokens", "max_tokens", "max_running", "chunk")
+    limits = {name: getattr(base, name) for name in names}
+    most = {"most_holders": base.max_running, "batch_tokens": instance.limits.max_batch_tokens}
+    return EachRules(run=run, **(limits | most | decisions))
+
+
+@inner
+def submit_to_queue(k: Kernel) -> None:
+    """Queue all arrivals, in the order of their places and then of submission."""
+    request = next_arrival(k)
+    while request >= 0:
+        k.requests[request].key = numbered_key(k.requests[request].key, next_number(k))
+        push(k, request)
+        request = next_arrival(k)
+
+
+# Decodes, and room for them.
+
+
+def decode_with(victim: Callable[[Kernel], int], requeue: Callable[[Kernel, int], None] = push) -> Act:
+    """Return a step's part: one token for every decode, after evictions if blocks are short.
+
+    Parameters
+    ----------
+    victim
+        Place of the request to evict next among the running ones; never the last of them.
+    requeue
+        How an evicted request waits again.
     """
 
-    whole_prompts: ClassVar[bool] = False
-    """Whether a prompt is cut only if it is longer than the whole budget of a batch."""
+    @inner
+    def make_room(k: Kernel) -> None:
+        """Evict until all that are left can decode."""
+        now, needed = k.now, growing_blocks(k)
+        while needed > now.free_blocks and now.num_listed > 1:
+            place = victim(k)
+            request = int(k.slots[place, LISTED])
+            needed -= growth(k, request)
+            take_listed(k, place)
+            preempt(k, request)
+            requeue(k, request)
 
-    def __init__(
-        self,
-        instance: Instance,
-        *,
-        max_tokens: int | None = None,
-        max_requests: int | None = None,
-        chunked: bool | None = None,
-        key: Callable[[Request], float] = first_come,
-    ) -> None:
-        limits = instance.limits
-        self.requests = instance.requests
-        self.block_tokens = limits.block_tokens
-        self.kv_blocks = limits.kv_blocks
-        self.max_tokens = min(limits.max_batch_tokens, max_tokens or limits.max_batch_tokens)
-        # All running requests may decode in one batch, so the token budget bounds their number, too.
-        self.max_running = min(limits.max_batch_requests, limits.max_batch_tokens)
-        self.max_running = min(self.max_running, max_requests or self.max_running)
-        self.chunked = instance.switches.chunked_prefill if chunked is None else chunked
-        self.running: list[int] = []
-        self.waiting: list[int] = []
-        self.rank: list[tuple[float, int]] = [(key(request), 0) for request in instance.requests]
-        self._slack_tokens = limits.max_batch_tokens - self.max_tokens
-        self._num_submitted = 0
+    @inner
+    def decode(k: Kernel) -> None:
+        """All in lockstep, or one by one."""
+        now = k.now
+        if now.is_locked:
+            fits = now.used_tokens + now.num_locked <= now.batch_tokens and can_go_on(k)
+            if fits and growing_blocks(k) <= now.free_blocks:
+                decode_all(k)
+                return
+            unlock_listed(k)
+        make_room(k)
+        for position in range(now.num_listed):
+            request = int(k.slots[position, LISTED])
+            if decodes(k, request) and now.used_tokens < now.batch_tokens:
+                schedule(k, request, 1, growth(k, request))
 
-    def submit(self, request: int) -> None:
-        """Queue an arrival."""
-        self.rank[request] = (self.rank[request][0], self.next_number())
-        insort(self.waiting, request, key=self.rank.__getitem__)
+    return decode
 
-    def next_number(self) -> int:
-        """A number larger than all before."""
-        self._num_submitted += 1
-        return self._num_submitted
 
-    def retire(self, requests: Sequence[int]) -> None:
-        """Drop finished requests from the running list."""
-        finished = set(requests)
-        self.running = [request for request in self.running if request not in finished]
+@inner
+def newest(k: Kernel) -> int:
+    """Place of the last admitted."""
+    return int(k.now.num_listed) - 1
 
-    def kernel_rules(self) -> AnyRules | None:
-        """The same limits and decisions for the compiled kernel; None where it does not know them."""
-        return None
 
-    def _base_rules(self) -> KernelRules:
-        """Rules of a run that decides nothing otherwise."""
-        cut = Chunk.BEYOND_BUDGET if self.whole_prompts else Chunk.ANY
-        return KernelRules(
-            kv_blocks=self.kv_blocks,
-            block_tokens=self.block_tokens,
-            max_tokens=self.max_tokens,
-            max_running=self.max_running,
-            chunk=cut if self.chunked else Chunk.NEVER,
-            prefills_first=False,
-        )
+@inner
+def last_in_order(k: Kernel) -> int:
+    """Place of the last in the order of the queue."""
+    found = int(k.now.num_listed) - 1
+    for place in range(k.now.num_listed - 2, -1, -1):
+        if k.requests[k.slots[place, LISTED]].key > k.requests[k.slots[found, LISTED]].key:
+            found = place
+    return found
 
-    def _each_rules(self, **decisions: Any) -> EachRules:
-        """Rules of a run that decides for each request in every batch."""
-        base = self._base_rules()
-        rules = EachRules(
-            loop=Loop.QUEUE,
-            kv_blocks=base.kv_blocks,
-            block_tokens=base.block_tokens,
-            max_tokens=base.max_tokens,
-            max_running=base.max_running,
-            most_holders=base.max_running,
-            batch_tokens=self.max_tokens + self._slack_tokens,
-            chunk=base.chunk,
-        )
-        return replace(rules, **decisions)
 
-    # What a policy may decide otherwise.
+@inner
+def growth(k: Kernel, request: int) -> int:
+    """Blocks that a running request takes to process one more token: 1 if all its blocks are full."""
+    row = k.requests[request]
+    return 1 if row.kv_tokens == row.blocks * k.now.block_tokens else 0
 
-    def fits(self, step: Step, request: int) -> bool:
-        """Whether a waiting request may be admitted now: all that it reserves is free."""
-        return self.blocks_of(self.reserved_tokens(step, request)) <= step.free_blocks
 
-    def may_admit(self, step: Step) -> bool:
-        """Whether another request may run beside those that do."""
-        return len(self.running) < self.max_running
+@inner
+def growing_blocks(k: Kernel) -> int:
+    """KV blocks that the running requests lack to decode a token each."""
+    blocks = locked_growth(k)
+    for position in range(k.now.num_listed):
+        blocks += growth(k, int(k.slots[position, LISTED]))
+    return blocks
 
-    def reserved_tokens(self, step: Step, request: int) -> int:
-        """Tokens whose KV blocks a request takes at its admission: all that are known."""
-        return step.known_tokens[request]
 
-    def chunk(self, step: Step, request: int) -> int:
-        """Tokens of a prefill that go into this batch: all, or what the budget leaves if it may be cut."""
-        lacking, budget = self.lacking(step, request), self.budget(step)
-        if lacking <= budget:
-            return lacking
-        may_be_cut = self.chunked and (lacking > self.max_tokens or not self.whole_prompts)
-        return max(budget, 0) if may_be_cut else 0
+@inner
+def take_listed(k: Kernel, position: int) -> None:
+    """Take a request out of the running ones."""
+    now = k.now
+    now.num_listed -= 1
+    for place in range(position, now.num_listed):
+        k.slots[place, LISTED] = k.slots[place + 1, LISTED]
 
-    def keep_first(self, step: Step) -> list[int]:
-        """Running requests, the first to be evicted last: in order of admission."""
-        return list(self.running)
 
-    def requeue(self, request: int) -> None:
-        """Put an evicted request back into the queue: at its rank, as if it had never been admitted."""
-        insort(self.waiting, request, key=self.rank.__getitem__)
+# Prefills, and what an admission takes.
 
-    # The parts of a batch.
 
-    def budget(self, step: Step) -> int:
-        """Tokens that the batch may still take."""
-        return step.tokens_left - self._slack_tokens
+@inner
+def has_started(k: Kernel) -> bool:
+    """Whether the last of the running requests has prefill left."""
+    now = k.now
+    return bool(now.num_listed and not decodes(k, int(k.slots[now.num_listed - 1, LISTED])))
 
-    def lacking(self, step: Step, request: int) -> int:
-        """Known tokens of a request without KV entries."""
-        return step.known_tokens[request] - step.computed_tokens[request]
 
-    def blocks_of(self, tokens: int) -> int:
-        """KV blocks of a number of tokens, at most the whole device."""
-        return min(ceil_div(tokens, self.block_tokens), self.kv_blocks)
+@inner
+def num_decoding(k: Kernel) -> int:
+    """Running requests that decode."""
+    count = int(k.now.num_locked)
+    for position in range(k.now.num_listed):
+        count += decodes(k, int(k.slots[position, LISTED]))
+    return count
 
-    def peak_tokens(self, request: int) -> int:
-        """KV entries that a request holds at its end."""
-        return self.requests[request].peak_kv_tokens
 
-    def output_left(self, step: Step, request: int) -> int:
-        """Output tokens that a request has still to generate, as its caller asked for them."""
-        return self.peak_tokens(request) + 1 - step.known_tokens[request]
+@inner
+def most_blocks(k: Kernel, tokens: int) -> int:
+    """KV blocks of a number of tokens, at most the whole device."""
+    return min(blocks_of(k, tokens), int(k.now.kv_blocks))
 
-    def decode(self, step: Step) -> None:
-        """One token for every decode, after evictions if blocks are short."""
-        self._make_room(step)
-        for request in self.running:
-            if step.decoding[request] and step.tokens_left:
-                step.schedule(request, 1, self._growth(step, request))
 
-    def growing_blocks(self, step: Step) -> int:
-        """KV blocks that the running requests lack to decode a token each."""
-        return sum(self._growth(step, request) for request in self.running)
+@inner
+def reserved_tokens(k: Kernel, request: int) -> int:
+    """Tokens whose KV blocks a request takes at its admission."""
+    row, mode = k.requests[request], k.now.reserve
+    if mode == PEAK:
+        return int(row.prompt_tokens) + int(row.output_tokens) - 1
+    if mode == WHOLE_OUTPUT:
+        return int(row.prompt_tokens) + int(row.output_tokens)
+    return known_tokens(k, request)
 
-    def _make_room(self, step: Step) -> None:
-        """Evict from the end of `keep_first` until all that are left can decode, but never the first."""
-        needed = self.growing_blocks(step)
-        if needed <= step.free_blocks:
-            return
-        kept = self.keep_first(step)
-        while needed > step.free_blocks and len(kept) > 1:
-            victim = kept.pop()
-            needed -= self._growth(step, victim)
-            self.evict(step, victim)
 
-    def _growth(self, step: Step, request: int) -> int:
-        """Blocks that a running request takes to process one more token: 1 if all its blocks are full."""
-        return int(step.computed_tokens[request] == step.held_blocks[request] * self.block_tokens)
+@inner
+def chunk_tokens(k: Kernel, lacking: int) -> int:
+    """Tokens of a prefill that go into this batch: all, or what the budget leaves if it may be cut."""
+    now = k.now
+    budget, mode = now.max_tokens - now.used_tokens, now.chunk
+    if lacking <= budget:
+        return lacking
+    if mode == NEVER or budget <= 0 or (mode == BEYOND and lacking <= now.max_tokens):
+        return 0
+    if mode == WHOLE_BLOCKS:
+        return int(budget // now.block_tokens * now.block_tokens)
+    return int(budget)
 
-    def evict(self, step: Step, request: int) -> None:
-        """Preempt a running request and queue it again."""
-        step.preempt(request)
-        self.running.remove(request)
-        self.requeue(request)
 
-    def prefill(self, step: Step) -> None:
-        """Continue the started prefill, then admit from the head of the queue while it fits."""
-        if self._continue_prefill(step):
-            while self.waiting and self.may_admit(step) and self._admit(step):
-                pass
+@inner
+def fits(k: Kernel, request: int) -> bool:
+    """Whether all that the head of the queue reserves is free."""
+    return bool(most_blocks(k, reserved_tokens(k, request)) <= k.now.free_blocks)
 
-    def _continue_prefill(self, step: Step) -> bool:
-        """Go on with the prefill of the last admitted; whether none is left over."""
-        if not self.running or step.decoding[self.running[-1]]:
-            return True
-        request = self.running[-1]
-        tokens = self.chunk(step, request)
-        if tokens:
-            step.schedule(request, tokens, step.missing_blocks(request, tokens))
-        return tokens == self.lacking(step, request)
 
-    def _admit(self, step: Step) -> bool:
+@inner
+def has_place(k: Kernel) -> bool:
+    """Whether another request may run."""
+    return bool(k.now.num_running < k.now.max_running)
+
+
+@inner
+def pop_head(k: Kernel, request: int) -> None:
+    """Take the head out of the queue."""
+    pop(k)
+
+
+def prefill_with(
+    chunk_tokens: ChunkTest,
+    fits: AdmissionTest,
+    *,
+    may_admit: Callable[[Kernel], bool] = has_place,
+    head: Callable[[Kernel], int] = head,
+    take: Callable[[Kernel, int], None] = pop_head,
+) -> Act:
+    """Return a step's part: continue the started prefill, then admit from the queue while its head fits.
+
+    Parameters
+    ----------
+    chunk_tokens, fits
+        How many of so many lacking tokens go into the batch; whether a request may be admitted beside those
+        that run.
+    may_admit
+        Whether an admission is tried at all.
+    head, take
+        Who is next in the queue, and how it leaves it.
+    """
+
+    @inner
+    def admit(k: Kernel) -> bool:
         """Admit the head of the queue if it fits; whether another may follow."""
-        request = self.waiting[0]
-        tokens = self.chunk(step, request)
-        if not tokens or (self.running and not self.fits(step, request)):
+        request = head(k)
+        known = known_tokens(k, request)
+        tokens = chunk_tokens(k, known)
+        if not tokens or (k.now.num_running and not fits(k, request)):
             return False
-        step.schedule(request, tokens, self.blocks_of(self.reserved_tokens(step, request)))
-        self.running.append(self.waiting.pop(0))
-        return tokens == step.known_tokens[request]
+        take(k, request)
+        schedule(k, request, tokens, most_blocks(k, reserved_tokens(k, request)))
+        append_listed(k, request)
+        return tokens == known
+
+    @inner
+    def prefill(k: Kernel) -> None:
+        """Continue, then admit."""
+        now = k.now
+        if has_started(k):
+            request = int(k.slots[now.num_listed - 1, LISTED])
+            lacking = lacking_tokens(k, request)
+            tokens = chunk_tokens(k, lacking)
+            if tokens:
+                schedule(k, request, tokens, missing_blocks(k, request, tokens))
+            if tokens < lacking:
+                return
+        while now.num_waiting and may_admit(k) and admit(k):
+            pass
+
+    return prefill
+
+
+decode = decode_with(newest)
+prefill = prefill_with(chunk_tokens, fits)

@@ -24,19 +24,34 @@ in.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from math import ldexp
 from typing import ClassVar
 
 from cspsched.errors import UsageError
-from cspsched.policies.batching import Compiled, Configured
-from cspsched.policies.ranking import RankedRun
+from cspsched.policies.batching import Configured, growing_blocks
+from cspsched.policies.ranking import ranked_chunk, ranked_rules, serve_with
 from cspsched.policies.settings import require_at_least
-from cspsched.problem.cost import BatchFeatures, triangle
 from cspsched.problem.instance import Instance
-from cspsched.simulate import Step
-from cspsched.simulate.kernel.each.rules import AnyRules, Mode
+from cspsched.simulate.kernel.each.batch import lacking_tokens, missing_blocks, preempt
+from cspsched.simulate.kernel.each.layout import BATCHED, LEVEL_BITS, LISTED
+from cspsched.simulate.kernel.each.lists import (
+    append_listed,
+    next_arrival,
+    next_number,
+    pop,
+    push,
+    sort_by_key,
+)
+from cspsched.simulate.kernel.each.loops import make_ranked_loop
+from cspsched.simulate.kernel.each.rules import EachRules
+from cspsched.simulate.kernel.each.swap import swap_in, swap_out
+from cspsched.simulate.kernel.jit import inner, merged
+from cspsched.simulate.kernel.layout import BY_RANK, NO_HOST_ROOM, Kernel
+from cspsched.simulate.kernel.pricing import batch_time_ns
+from cspsched.simulate.kernel.records import NOBODY
 
+HALF_KEYS = 2 ** (LEVEL_BITS - 1)
 NS_PER_MS = 1_000_000
 LEAST_HOST_SHARE = 0.1
 """Share of the host blocks that must be free for a prompt to start."""
@@ -66,118 +81,218 @@ class FastserveSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Fastserve(Compiled, Configured):
-    """FastServe's skip-join MLFQ: who has run long waits behind who has not; swap if the instance has it."""
+class Fastserve(Configured):
+    """FastServe's skip-join MLFQ: long runs wait behind short ones; swap if the instance has it."""
 
     settings: FastserveSettings = FastserveSettings()
     name: ClassVar[str] = "fastserve"
     settings_type: ClassVar[type[FastserveSettings]] = FastserveSettings
 
-    def new_run(self, instance: Instance) -> FastserveRun:
-        """Empty queues under the instance's limits and the settings, whichever are tighter."""
-        return FastserveRun(instance, self.settings)
-
-
-class FastserveRun(RankedRun):
-    """Queues of one run; the key of the rank is the queue, the number the place in it."""
-
-    def __init__(self, instance: Instance, settings: FastserveSettings) -> None:
-        super().__init__(
-            instance, max_tokens=settings.max_tokens_per_batch, max_requests=settings.max_batch_size
+    def kernel_rules(self, instance: Instance) -> EachRules:
+        """Rules under an instance's limits and the settings, whichever are tighter."""
+        settings, host_blocks = self.settings, instance.limits.host_kv_blocks
+        preemption = instance.switches.preemption
+        own = FastserveOwn(
+            quantum_ns=float(settings.quantum_ms * NS_PER_MS),
+            starvation_ns=float(settings.starvation_threshold_ms * NS_PER_MS),
+            starvation_period=settings.starvation_period,
+            swaps=preemption.swaps,
+            recomputes=preemption.recomputes,
+            least_host_blocks=LEAST_HOST_SHARE * host_blocks,
         )
-        self.swaps = instance.switches.preemption.swaps
-        self._least_host_blocks = LEAST_HOST_SHARE * instance.limits.host_kv_blocks
-        self._settings = settings
-        self._cost = instance.cost
-        self._used_ns = [0] * len(instance.requests)
-        self._idle_since_ns = [request.arrival_ns for request in instance.requests]
-        self._in_batch: list[int] = []
-        self._batch_start_ns = 0
-        self._num_batches = 0
-        self._front = 0
-
-    def kernel_rules(self) -> AnyRules | None:
-        """Without swap."""
-        if self.swaps:
-            return None
-        return self._each_rules(
-            mode=Mode.LEVELS,
-            ratio=float(self._settings.quantum_ms * NS_PER_MS),
-            price=float(self._settings.starvation_threshold_ms * NS_PER_MS),
-            starvation_period=self._settings.starvation_period,
+        return ranked_rules(
+            instance,
+            run_fastserve,
+            own=own,
+            max_tokens=settings.max_tokens_per_batch,
+            max_requests=settings.max_batch_size,
+            host_blocks=host_blocks if preemption.swaps else 0,
         )
 
-    def submit(self, request: int) -> None:
-        """Join the first queue whose quantum covers the prefill."""
-        level, prefill_ns = 0, self._prefill_ns(self.requests[request].prompt_tokens)
-        while self._quantum_ns(level) < prefill_ns:
-            level += 1
-        self.rank[request] = (level, 0)
-        super().submit(request)
 
-    def schedule(self, step: Step) -> None:
-        """Account for the last batch, look for starving requests, then serve from the highest queue down."""
-        self._charge(step)
-        if self._num_batches and self._num_batches % self._settings.starvation_period == 0:
-            self._rescue(step)
-        self.serve(step)
-        if self.swapped and step.batch and not step.evicted:
-            self._bring_back(step)
-        self._in_batch, self._batch_start_ns = list(step.batch), step.clock_ns
-        self._num_batches += bool(step.batch)
+@dataclass(slots=True, kw_only=True)
+class FastserveOwn:
+    """Settings, and what the last batches have left."""
 
-    def may_start(self, step: Step) -> bool:
-        """Whether host memory has room for those who would have to make room."""
-        return not self.swaps or step.free_host_blocks >= self._least_host_blocks
+    quantum_ns: float
+    """Of the highest queue."""
+    starvation_ns: float
+    starvation_period: int
+    swaps: bool
+    recomputes: bool
+    least_host_blocks: float
+    """Free in host memory for a prompt to start."""
+    front: int = 0
+    batch_start_ns: int = 0
+    num_batches: int = 0
+    num_swapped: int = 0
+    """Requests in host memory; they wait in the heap with the others."""
+    starts: bool = False
+    """Whether host memory has room enough in this step for prompts to start."""
 
-    def _bring_back(self, step: Step) -> None:
-        """Swap in ahead of their turn the first of the swapped requests, while the blocks are to spare."""
-        for request in self.swapped[: self.max_running]:
-            if self.blocks_to_serve(step, request) + self.growing_blocks(step) > step.free_blocks:
+
+# Queues and their quanta.
+
+
+@inner
+def _quantum_ns(k: Kernel, level: int) -> float:
+    """Time that a request may spend in a queue."""
+    return math.ldexp(k.own.quantum_ns, level)
+
+
+@inner
+def _level_key(level: int, number: int) -> int:
+    """Key of a place in a queue; numbers below 0 stand at its front."""
+    return int((level << LEVEL_BITS) + HALF_KEYS + number)
+
+
+@inner
+def _first_level(k: Kernel, request: int) -> int:
+    """The first queue whose quantum covers the prompt alone."""
+    now, tokens, level = k.now, int(k.requests[request].prompt_tokens), 0
+    now.attention = tokens * (tokens + 1) // 2
+    now.prefill_tokens, now.prefill_context, now.num_prefills, now.num_generating = tokens, 0, 1, 1
+    prefill_ns = batch_time_ns(k, 0)
+    while _quantum_ns(k, level) < prefill_ns:
+        level += 1
+    return level
+
+
+@inner
+def charge(k: Kernel) -> bool:
+    """Demote those of the last batch that have used up the quantum of their queue; false."""
+    now = k.now
+    elapsed_ns = now.clock_ns - k.own.batch_start_ns
+    # The last is pushed to the front first, so that the order stays.
+    for position in range(now.num_batched - 1, -1, -1):
+        request = int(k.slots[position, BATCHED])
+        if request == NOBODY:
+            continue
+        k.notes[request].spent += elapsed_ns
+        k.notes[request].idle_since_ns = now.clock_ns
+        level = int(k.notes[request].level)
+        if k.notes[request].spent > _quantum_ns(k, level):
+            _push_front(k, request, level + 1)
+    return False
+
+
+@inner
+def _push_front(k: Kernel, request: int, level: int) -> None:
+    """Move a request to the front of a queue."""
+    k.own.front -= 1
+    k.notes[request].level = level
+    k.requests[request].key = _level_key(level, int(k.own.front))
+    k.notes[request].spent = 0
+
+
+@inner
+def _rescue(k: Kernel) -> None:
+    """Move starving requests to the front of the highest queue, the last in order first."""
+    now, scratch = k.now, k.orders[:, BY_RANK]
+    sort_by_key(k, LISTED, int(now.num_listed))
+    num_waiting, position = int(now.heap_size), int(now.num_listed) - 1
+    for place in range(num_waiting):
+        scratch[place] = pop(k)
+    place = num_waiting - 1
+    while place >= 0 or position >= 0:
+        is_waiting = position < 0
+        if place >= 0 and not is_waiting:
+            is_waiting = k.requests[scratch[place]].key > k.requests[k.slots[position, LISTED]].key
+        request = int(scratch[place]) if is_waiting else int(k.slots[position, LISTED])
+        place, position = (place - 1, position) if is_waiting else (place, position - 1)
+        if now.clock_ns - k.notes[request].idle_since_ns >= k.own.starvation_ns:
+            _push_front(k, request, 0)
+    for place in range(num_waiting):
+        push(k, int(scratch[place]))
+
+
+@inner
+def _submit(k: Kernel) -> None:
+    """Queue all arrivals, each in the first queue whose quantum covers its prefill."""
+    request = next_arrival(k)
+    while request >= 0:
+        level = _first_level(k, request)
+        k.notes[request].level = level
+        k.requests[request].key = _level_key(level, next_number(k))
+        k.notes[request].idle_since_ns = k.requests[request].arrival_ns
+        push(k, request)
+        request = next_arrival(k)
+
+
+# Host memory.
+
+
+@inner
+def _lacking(k: Kernel, request: int) -> int:
+    """Known tokens without KV entries, on the device or in host memory."""
+    return lacking_tokens(k, request) - int(k.notes[request].host_tokens)
+
+
+@inner
+def _may_start(k: Kernel, request: int) -> bool:
+    """Whether host memory has room for those that would have to make room for a prompt."""
+    has_room = not k.own.swaps or k.own.starts
+    return bool(has_room or k.notes[request].host_tokens)
+
+
+@inner
+def _push_out(k: Kernel, victim: int) -> None:
+    """Evict a running request; one that may not be dropped needs room in host memory."""
+    now, own = k.now, k.own
+    has_room = k.requests[victim].blocks <= now.free_host_blocks
+    if own.swaps and (has_room or not own.recomputes):
+        if not has_room:
+            now.refused, now.refusal = victim, NO_HOST_ROOM
+        swap_out(k, victim)
+        own.num_swapped += 1
+    else:
+        preempt(k, victim)
+
+
+@inner
+def _bring(k: Kernel, request: int) -> None:
+    """Swap in a request that is in host memory."""
+    if k.notes[request].host_tokens:
+        swap_in(k, request)
+        k.own.num_swapped -= 1
+
+
+@inner
+def _bring_back(k: Kernel) -> None:
+    """Swap in ahead of their turn the first of those in host memory, while the blocks are to spare."""
+    now, scratch, num_aside, num_seen = k.now, k.orders[:, BY_RANK], 0, 0
+    while k.own.num_swapped and num_seen < now.max_running:
+        request = pop(k)
+        if k.notes[request].host_tokens:
+            num_seen += 1
+            blocks = missing_blocks(k, request, lacking_tokens(k, request))
+            if blocks + growing_blocks(k) > now.free_blocks:
+                push(k, request)
                 break
-            step.swap_in(request)
-            self.running.append(request)
-        self.swapped = [request for request in self.swapped if step.host_tokens[request]]
+            _bring(k, request)
+            append_listed(k, request)
+        else:
+            scratch[num_aside] = request
+            num_aside += 1
+    for place in range(num_aside):
+        push(k, int(scratch[place]))
 
-    def _prefill_ns(self, tokens: int) -> int:
-        """Time of a batch with nothing but a prompt."""
-        features = BatchFeatures(
-            tokens=tokens,
-            prefill_attention=triangle(tokens),
-            prefill_tokens=tokens,
-            prefill_context=0,
-            decode_context=0,
-            num_generating=1,
-            num_prefills=1,
-            num_decodes=0,
-        )
-        return self._cost.batch_time_ns(features)
 
-    def _quantum_ns(self, level: float) -> float:
-        return ldexp(self._settings.quantum_ms * NS_PER_MS, int(level))
+_serve = serve_with(ranked_chunk, lacking=_lacking, push_out=_push_out, bring=_bring, may_start=_may_start)
 
-    def _charge(self, step: Step) -> None:
-        """Demote whoever has used up the quantum of its queue."""
-        elapsed_ns = step.clock_ns - self._batch_start_ns
-        # The last is pushed to the front first, so that the order stays.
-        for request in reversed(self._in_batch):
-            self._used_ns[request] += elapsed_ns
-            self._idle_since_ns[request] = step.clock_ns
-            level = self.rank[request][0]
-            if self._used_ns[request] > self._quantum_ns(level):
-                self._push_front(request, level + 1)
 
-    def _rescue(self, step: Step) -> None:
-        """Move starving requests to the front of the highest queue."""
-        threshold_ns = self._settings.starvation_threshold_ms * NS_PER_MS
-        everybody = self.running + self.waiting + self.swapped
-        for request in sorted(everybody, key=self.rank.__getitem__, reverse=True):
-            if step.clock_ns - self._idle_since_ns[request] >= threshold_ns:
-                self._push_front(request, 0)
-        self.waiting.sort(key=self.rank.__getitem__)
-        self.swapped.sort(key=self.rank.__getitem__)
+@merged
+def fastserve_step(k: Kernel) -> None:
+    """Look for starving requests, serve from the highest queue down, bring back what there is room for."""
+    now, own = k.now, k.own
+    if own.num_batches and own.num_batches % own.starvation_period == 0:
+        _rescue(k)
+    own.starts = now.free_host_blocks >= own.least_host_blocks
+    _serve(k)
+    if own.num_swapped and now.num_in_batch and not now.num_evictions:
+        _bring_back(k)
+    own.batch_start_ns = now.clock_ns
+    own.num_batches += now.num_in_batch > 0
 
-    def _push_front(self, request: int, level: float) -> None:
-        self._front -= 1
-        self.rank[request] = (level, self._front)
-        self._used_ns[request] = 0
+
+run_fastserve = make_ranked_loop("run_fastserve", submit=_submit, prepare=charge, step=fastserve_step)

@@ -19,18 +19,33 @@ authors' simulator (`histogram` of its scheduler `test`), which names no default
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from cspsched.policies.batching import Compiled, Configured, QueueRun
+from cspsched.policies.batching import (
+    Configured,
+    chunk_tokens,
+    decode_with,
+    growing_blocks,
+    last_in_order,
+    most_blocks,
+    prefill_with,
+    queue_rules,
+    reserved_tokens,
+    rules_by_request,
+    submit_to_queue,
+)
 from cspsched.policies.settings import require_at_least
 from cspsched.problem.instance import Instance
-from cspsched.simulate import Step
-from cspsched.simulate.kernel.each.rules import AnyRules, Evict, Mode
-from cspsched.simulate.kernel.rules import Batch, Gate, Reserve
-from cspsched.units import ceil_div
+from cspsched.simulate.kernel.each.batch import known_tokens
+from cspsched.simulate.kernel.each.layout import LISTED
+from cspsched.simulate.kernel.each.lists import bit_length
+from cspsched.simulate.kernel.each.loops import Act, make_loop
+from cspsched.simulate.kernel.each.rules import AnyRules
+from cspsched.simulate.kernel.jit import inner, merged
+from cspsched.simulate.kernel.layout import Kernel
+from cspsched.simulate.kernel.rules import Batch, Chunk, Gate, Reserve
 
 
 class Phase(StrEnum):
@@ -70,98 +85,105 @@ class InfermaxSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Infermax(Compiled, Configured):
+class Infermax(Configured):
     """InferMax's unified scheduler (arXiv 2411.07447): phase order, hybrid batches, reservation, eviction."""
 
     settings: InfermaxSettings = InfermaxSettings()
     name: ClassVar[str] = "infermax"
     settings_type: ClassVar[type[InfermaxSettings]] = InfermaxSettings
 
-    def new_run(self, instance: Instance) -> InfermaxRun:
-        """Empty queues under the instance's limits."""
-        return InfermaxRun(instance, self.settings)
+    def kernel_rules(self, instance: Instance) -> AnyRules:
+        """Rules under an instance's limits.
 
-
-class InfermaxRun(QueueRun):
-    """Queues of one run."""
-
-    def __init__(self, instance: Instance, settings: InfermaxSettings) -> None:
-        super().__init__(instance, chunked=settings.chunked_prefill)
-        self._settings = settings
-        self._lengths: dict[int, tuple[int, int]] = {}
-        self._phases = [self.decode, self._prefill_unless_evicted]
-        if settings.priority is Phase.PREFILL:
-            self._phases.reverse()
-
-    def kernel_rules(self) -> AnyRules | None:
-        """By request with prefills first in hybrid batches, where decodes sit out, and with other victims."""
-        settings = self._settings
+        By request with prefills first in hybrid batches, where decodes sit out, and with other victims.
+        """
+        settings = self.settings
+        common: dict[str, Any] = {
+            "reserve": Reserve.PEAK if settings.reservation else Reserve.KNOWN,
+        }
+        if settings.chunked_prefill is not None:
+            common["chunk"] = Chunk.ANY if settings.chunked_prefill else Chunk.NEVER
         prefills_first = settings.priority is Phase.PREFILL
         if (prefills_first and settings.hybrid) or settings.eviction is not Eviction.NEWEST:
-            return self._rules_by_request(prefills_first=prefills_first)
+            own = InfermaxOwn(
+                prefills_first=prefills_first,
+                hybrid=settings.hybrid,
+                length_threshold=settings.histogram_threshold,
+            )
+            run = run_shortest if settings.eviction is Eviction.SHORTEST else run_newest
+            learns = settings.eviction is Eviction.HISTOGRAM
+            return rules_by_request(instance, run, own=own, learns_lengths=learns, **common)
         alone = Batch.PREFILL_ONLY if prefills_first else Batch.DECODE_ONLY
-        return replace(
-            self._base_rules(),
-            batch=Batch.MIXED if settings.hybrid else alone,
-            reserve=Reserve.PEAK if settings.reservation else Reserve.KNOWN,
-            gate=Gate.NOT_AFTER_EVICTION,
-        )
+        batch = Batch.MIXED if settings.hybrid else alone
+        return queue_rules(instance, batch=batch, gate=Gate.NOT_AFTER_EVICTION, **common)
 
-    def _rules_by_request(self, *, prefills_first: bool) -> AnyRules:
-        settings, shortest = self._settings, self._settings.eviction is Eviction.SHORTEST
-        alone = Mode.PREFILL_ONLY if prefills_first else Mode.DECODE_ONLY
-        mixed = Mode.PREFILL_FIRST if prefills_first else Mode.MIXED
-        return self._each_rules(
-            mode=mixed if settings.hybrid else alone,
-            reserve=Reserve.PEAK if settings.reservation else Reserve.KNOWN,
-            evict=Evict.FEWEST_KNOWN if shortest else Evict.LAST_IN_ORDER,
-            queue_after_eviction=False,
-            learns_lengths=settings.eviction is Eviction.HISTOGRAM,
-            length_threshold=settings.histogram_threshold,
-            decodes_follow=settings.hybrid and prefills_first,
-        )
 
-    def schedule(self, step: Step) -> None:
-        """One phase, then the other if the batch may have both or is still empty."""
-        for phase in self._phases:
-            if self._settings.hybrid or not step.batch:
-                phase(step)
+@dataclass(slots=True, kw_only=True)
+class InfermaxOwn:
+    """Switches of a run by request."""
 
-    def _prefill_unless_evicted(self, step: Step) -> None:
-        if not step.evicted:
-            self.prefill(step)
+    prefills_first: bool
+    hybrid: bool
+    length_threshold: int
 
-    def fits(self, step: Step, request: int) -> bool:
-        """Whether its blocks are free beside those that decodes of this batch are still to take."""
-        decodes_follow = self._settings.hybrid and self._settings.priority is Phase.PREFILL
-        spare_blocks = step.free_blocks - (self.growing_blocks(step) if decodes_follow else 0)
-        needed = max(self.reserved_tokens(step, request), self._expected_tokens(request))
-        return self.blocks_of(needed) <= spare_blocks
 
-    def retire(self, requests: Sequence[int]) -> None:
-        """Drop finished requests, and count their lengths."""
-        super().retire(requests)
-        for request in requests:
-            data = self.requests[request]
-            length_class = data.prompt_tokens.bit_length()
-            count, total = self._lengths.get(length_class, (0, 0))
-            self._lengths[length_class] = (count + 1, total + data.prompt_tokens + data.output_tokens)
+@inner
+def fewest_known(k: Kernel) -> int:
+    """Place of the request with the fewest known tokens; of equals the last in the order of the queue."""
+    found = int(k.now.num_listed) - 1
+    for place in range(k.now.num_listed - 2, -1, -1):
+        request, other = int(k.slots[place, LISTED]), int(k.slots[found, LISTED])
+        fewer = known_tokens(k, request) - known_tokens(k, other)
+        if fewer < 0 or (not fewer and k.requests[request].key > k.requests[other].key):
+            found = place
+    return found
 
-    def _expected_tokens(self, request: int) -> int:
-        """Mean length of finished requests of like prompt, rounded up; 0 if it is not to be looked at."""
-        prompt, settings = self.requests[request].prompt_tokens, self._settings
-        if settings.eviction is not Eviction.HISTOGRAM or prompt < settings.histogram_threshold:
-            return 0
-        count, total = self._lengths.get(prompt.bit_length(), (1, 0))
-        return ceil_div(total, count)
 
-    def reserved_tokens(self, step: Step, request: int) -> int:
-        """Known tokens, or with reservation those of the end."""
-        return self.peak_tokens(request) if self._settings.reservation else step.known_tokens[request]
+@inner
+def fits(k: Kernel, request: int) -> bool:
+    """Whether its blocks are free beside those that decodes of this batch are still to take."""
+    now, own, needed = k.now, k.own, reserved_tokens(k, request)
+    spare = now.free_blocks - (growing_blocks(k) if own.prefills_first and own.hybrid else 0)
+    if now.learns_lengths:
+        needed = max(needed, _expected_tokens(k, int(k.requests[request].prompt_tokens)))
+    return bool(most_blocks(k, needed) <= spare)
 
-    def keep_first(self, step: Step) -> list[int]:
-        """First arrivals, or most known tokens, first."""
-        by_arrival = sorted(self.running, key=self.rank.__getitem__)
-        if self._settings.eviction is Eviction.SHORTEST:
-            by_arrival.sort(key=step.known_tokens.__getitem__, reverse=True)
-        return by_arrival
+
+@inner
+def _expected_tokens(k: Kernel, prompt: int) -> int:
+    """Mean length of finished requests of like prompt, rounded up; 0 if it is not to be looked at."""
+    bits = bit_length(prompt)
+    count = int(k.now.length_count[bits])
+    if prompt < k.own.length_threshold or not count:
+        return 0
+    return (int(k.now.length_sum[bits]) + count - 1) // count
+
+
+_prefill = prefill_with(chunk_tokens, fits)
+
+
+def step_with(decode: Act) -> Act:
+    """Return the step: one phase, then the other if the batch may have both or is still empty."""
+
+    @merged
+    def step(k: Kernel) -> None:
+        """Decide a batch."""
+        now, own = k.now, k.own
+        if own.prefills_first:
+            _prefill(k)
+            if own.hybrid or not now.num_in_batch:
+                decode(k)
+        else:
+            decode(k)
+            if not now.num_evictions and (own.hybrid or not now.num_in_batch):
+                _prefill(k)
+
+    return step
+
+
+run_newest = make_loop(
+    "run_infermax_newest", submit=submit_to_queue, step=step_with(decode_with(last_in_order))
+)
+run_shortest = make_loop(
+    "run_infermax_shortest", submit=submit_to_queue, step=step_with(decode_with(fewest_known))
+)

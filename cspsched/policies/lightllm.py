@@ -22,16 +22,29 @@ to come, 16 in reserve), but not which requests share a batch with a chunk; toke
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from cspsched.policies.batching import Compiled, Configured, QueueRun
-from cspsched.policies.future_memory import peak_blocks
+from cspsched.policies.batching import (
+    Configured,
+    chunk_tokens,
+    decode,
+    has_started,
+    prefill_with,
+    queue_rules,
+    rules_by_request,
+    submit_to_queue,
+)
 from cspsched.policies.settings import require_at_least, require_fraction
 from cspsched.problem.instance import Instance
-from cspsched.simulate import Step
-from cspsched.simulate.kernel.each.rules import AnyRules, Mode
-from cspsched.simulate.kernel.rules import Admit, Batch
+from cspsched.simulate.kernel.batch import blocks_of
+from cspsched.simulate.kernel.each.layout import HELD_TOKENS, IN_LOCKSTEP, LISTED, LOCKED, TO_COME
+from cspsched.simulate.kernel.each.loops import make_loop
+from cspsched.simulate.kernel.each.rules import AnyRules
+from cspsched.simulate.kernel.jit import inner, merged
+from cspsched.simulate.kernel.layout import DECODES, Kernel
+from cspsched.simulate.kernel.records import NOBODY
+from cspsched.simulate.kernel.rules import Admit, Batch, Chunk
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,79 +69,158 @@ class LightllmSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Lightllm(Compiled, Configured):
+class Lightllm(Configured):
     """LightLLM (continuous batch): prefill alone, admitted if the peak of all outputs fits."""
 
     settings: LightllmSettings = LightllmSettings()
     name: ClassVar[str] = "lightllm"
     settings_type: ClassVar[type[LightllmSettings]] = LightllmSettings
 
-    def new_run(self, instance: Instance) -> LightllmRun:
-        """Empty queues under the instance's limits and the settings, whichever are tighter."""
-        return LightllmRun(instance, self.settings)
-
-
-class LightllmRun(QueueRun):
-    """Queues of one run."""
-
-    whole_prompts: ClassVar[bool] = True
-
-    def __init__(self, instance: Instance, settings: LightllmSettings) -> None:
-        super().__init__(
-            instance, max_tokens=settings.batch_max_tokens, max_requests=settings.running_max_req_size
-        )
-        self._settings = settings
-        self._decode_steps = 0
-
-    def kernel_rules(self) -> AnyRules | None:
-        """By request unless the device counts as busy at all times."""
-        if self._settings.router_token_ratio:
-            return self._rules_by_request()
-        return replace(
-            self._base_rules(),
+    def kernel_rules(self, instance: Instance) -> AnyRules:
+        """Rules under an instance's limits; by request unless the device counts as busy at all times."""
+        settings, common = self.settings, router_rules(self.settings, instance)
+        if settings.router_token_ratio:
+            return rules_by_request(instance, run_lightllm, own=LightllmOwn(**router(settings)), **common)
+        return queue_rules(
+            instance,
             batch=Batch.DECODE_STEPS,
-            decode_steps=self._settings.router_max_wait_tokens,
+            decode_steps=settings.router_max_wait_tokens,
             admit=Admit.FUTURE,
             future_spare=1,
             future_extra=1,
+            **common,
         )
 
-    def _rules_by_request(self, **decisions: Any) -> AnyRules:
-        return self._each_rules(
-            mode=Mode.DECODE_STEPS,
-            decode_steps=self._settings.router_max_wait_tokens,
-            admit=Admit.FUTURE,
-            spare_blocks=1,
-            ratio=float(self._settings.router_token_ratio),
-            assumed_tokens=self._settings.router_max_new_token_len,
-            **decisions,
-        )
 
-    def schedule(self, step: Step) -> None:
-        """Prefill every so many decode steps, if something fits; else decode."""
-        if self._is_time_to_prefill(step):
-            self._decode_steps = 0
-            self.prefill(step)
-        if not step.batch:
-            self._decode_steps += 1
-            self.decode(step)
+def router_rules(settings: LightllmSettings, instance: Instance) -> dict[str, Any]:
+    """Return the limits of the router under an instance's."""
+    return {
+        "max_tokens": settings.batch_max_tokens,
+        "max_requests": settings.running_max_req_size,
+        "chunk": Chunk.BEYOND_BUDGET if instance.switches.chunked_prefill else Chunk.NEVER,
+    }
 
-    def _is_time_to_prefill(self, step: Step) -> bool:
-        if not self.running or not step.decoding[self.running[-1]]:
-            return True
-        return self._decode_steps >= self._settings.router_max_wait_tokens
 
-    def fits(self, step: Step, request: int) -> bool:
-        """Whether the peak of all running requests and this one stays below the capacity."""
-        used_blocks = self.kv_blocks - step.free_blocks
-        is_busy = used_blocks >= self._settings.router_token_ratio * self.kv_blocks
-        profile = [self._profile(step, i, is_busy=is_busy) for i in (*self.running, request)]
-        return peak_blocks(profile, self.block_tokens) < self.kv_blocks
+def router(settings: LightllmSettings) -> dict[str, Any]:
+    """Return the router's fields of `LightllmOwn`."""
+    return {
+        "ratio": float(settings.router_token_ratio),
+        "decode_steps": settings.router_max_wait_tokens,
+        "assumed_tokens": settings.router_max_new_token_len,
+    }
 
-    def _profile(self, step: Step, request: int, *, is_busy: bool) -> tuple[int, int]:
-        """Tokens held, one more if the request is new, and those that it is assumed to add."""
-        longest = self.requests[request].output_tokens
-        generated = longest - self.output_left(step, request)
-        if not is_busy:
-            longest = min(longest, max(generated * 11 // 10, self._settings.router_max_new_token_len))
-        return step.known_tokens[request] + (not step.decoding[request]), max(0, longest - generated - 1)
+
+@dataclass(slots=True, kw_only=True)
+class LightllmOwn:
+    """Settings, and the decode steps since the last prefill."""
+
+    ratio: float
+    decode_steps: int
+    assumed_tokens: int
+    num_steps: int = 0
+
+
+@inner
+def fits_for_ever(k: Kernel, request: int) -> bool:
+    """Whether the peak of all that run and one more leaves enough free, if each decodes in every batch."""
+    now = k.now
+    # The peak stays below the capacity.
+    most = int(now.kv_blocks) - 1
+    if _most_at_end(k, request) <= most:
+        return True
+    is_busy = now.kv_blocks - now.free_blocks >= k.own.ratio * now.kv_blocks
+    count = needed = 0
+    for column in (LOCKED, LISTED):
+        for position in range(now.locked_end if column == LOCKED else now.num_listed):
+            other = int(k.slots[position, column])
+            if other != NOBODY:
+                needed += _look_ahead(k, other, count, is_busy)
+                count += 1
+    needed += _look_ahead(k, request, count, is_busy)
+    return needed <= most or _peak_fits(k, count + 1, most)
+
+
+@inner
+def _most_at_end(k: Kernel, request: int) -> int:
+    """At least the KV blocks of all that run and one more if each held its whole output."""
+    now = k.now
+    cut = (now.block_tokens - 1) * now.num_locked
+    blocks = blocks_of(k, k.requests[request].prompt_tokens + k.requests[request].output_tokens)
+    for position in range(now.num_listed):
+        row = k.requests[k.slots[position, LISTED]]
+        blocks += blocks_of(k, row.prompt_tokens + row.output_tokens)
+    return int(blocks + (now.locked_total + cut) // now.block_tokens)
+
+
+@inner
+def _look_ahead(k: Kernel, request: int, position: int, is_busy: bool) -> int:  # noqa: FBT001
+    """Note what a request holds and will add; the blocks that it needs at last."""
+    row = k.requests[request]
+    generated, output, decoding = int(row.generated), int(row.output_tokens), row.phase >= DECODES
+    if row.phase == IN_LOCKSTEP:
+        generated += int(k.now.num_decode_steps - row.joined)
+    longest = output if is_busy else min(output, max(generated * 11 // 10, int(k.own.assumed_tokens)))
+    to_come = max(0, longest - generated - 1)
+    held = int(row.prompt_tokens) + generated + (not decoding)
+    k.slots[position, TO_COME], k.slots[position, HELD_TOKENS] = to_come, held
+    return blocks_of(k, held + to_come)
+
+
+@inner
+def _peak_fits(k: Kernel, count: int, most: int) -> bool:
+    """Whether the blocks fit before each of the ends, the last end first."""
+    _sort_by_end(k, count)
+    block, held = int(k.now.block_tokens), 0
+    for alive in range(1, count + 1):
+        steps = int(k.slots[alive - 1, TO_COME])
+        held += int(k.slots[alive - 1, HELD_TOKENS])
+        # Between full blocks throughout and a block cut into by each: the exact sum is seldom needed.
+        if (held + alive * (steps + block - 1)) // block <= most:
+            continue
+        if held + alive * steps > most * block:
+            return False
+        blocks = 0
+        for position in range(alive):
+            blocks += blocks_of(k, int(k.slots[position, HELD_TOKENS]) + steps)
+        if blocks > most:
+            return False
+    return True
+
+
+@inner
+def _sort_by_end(k: Kernel, count: int) -> None:
+    """Sort what requests hold and will add, who adds most first."""
+    for position in range(1, count):
+        to_come, held = k.slots[position, TO_COME], k.slots[position, HELD_TOKENS]
+        place = position
+        while place and k.slots[place - 1, TO_COME] < to_come:
+            k.slots[place, TO_COME] = k.slots[place - 1, TO_COME]
+            k.slots[place, HELD_TOKENS] = k.slots[place - 1, HELD_TOKENS]
+            place -= 1
+        k.slots[place, TO_COME], k.slots[place, HELD_TOKENS] = to_come, held
+
+
+_prefill = prefill_with(chunk_tokens, fits_for_ever)
+
+
+@inner
+def is_time_to_prefill(k: Kernel) -> bool:
+    """Whether enough decode steps have passed, or no decode could go on; then the count starts again."""
+    now, own = k.now, k.own
+    is_due = not now.num_running or has_started(k) or own.num_steps >= own.decode_steps
+    if is_due:
+        own.num_steps = 0
+    return bool(is_due)
+
+
+@merged
+def lightllm_step(k: Kernel) -> None:
+    """Prefill every so many decode steps, if something fits; else decode."""
+    if is_time_to_prefill(k):
+        _prefill(k)
+    if not k.now.num_in_batch:
+        k.own.num_steps += 1
+        decode(k)
+
+
+run_lightllm = make_loop("run_lightllm", submit=submit_to_queue, step=lightllm_step)

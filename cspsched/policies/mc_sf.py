@@ -12,54 +12,24 @@ recomputed. Without chunks nobody is evicted.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import ClassVar
 
-from cspsched.policies.batching import Compiled, QueueRun
-from cspsched.policies.future_memory import peak_blocks
+from cspsched.policies.batching import queue_rules
 from cspsched.problem.instance import Instance
-from cspsched.problem.request import Request
-from cspsched.simulate import Step
-from cspsched.simulate.kernel.each.rules import AnyRules
 from cspsched.simulate.kernel.rules import Admit, Gate, KernelRules, Order
 
 
-class McSf(Compiled):
+class McSf:
     """MC-SF (arXiv 2502.07115): shortest output first while all can run to completion; clairvoyant."""
 
     name: ClassVar[str] = "mc-sf"
     label: ClassVar[str] = "mc-sf"
 
-    def new_run(self, instance: Instance) -> RunToCompletion:
-        """Empty queues under the instance's limits."""
-        return RunToCompletion(instance, key=output_tokens)
-
-    def kernel_rules(self, instance: Instance) -> AnyRules | None:
-        """Rules for the compiled kernel under an instance's limits."""
-        rules = super().kernel_rules(instance)
-        return rules and replace(rules, order=Order.OUTPUT)
+    def kernel_rules(self, instance: Instance) -> KernelRules:
+        """Rules under an instance's limits."""
+        return run_to_completion(instance, Order.OUTPUT)
 
 
-def output_tokens(request: Request) -> int:
-    """Key of shortest first."""
-    return request.output_tokens
-
-
-class RunToCompletion(QueueRun):
-    """Queues of one run; admits only what fits until everybody has finished, in the order of a key."""
-
-    def kernel_rules(self) -> KernelRules | None:
-        """All of it; the order is the policy's to say."""
-        return replace(self._base_rules(), gate=Gate.NOT_AFTER_EVICTION, admit=Admit.FUTURE)
-
-    def schedule(self, step: Step) -> None:
-        """All decodes, then prompts."""
-        self.decode(step)
-        if not step.evicted:
-            self.prefill(step)
-
-    def fits(self, step: Step, request: int) -> bool:
-        """Whether the memory of all running requests and this one fits at every future completion."""
-        alive = [*self.running, request]
-        profile = ((step.known_tokens[i], self.output_left(step, i) - 1) for i in alive)
-        return peak_blocks(profile, self.block_tokens) <= self.kv_blocks
+def run_to_completion(instance: Instance, order: Order) -> KernelRules:
+    """Return rules that admit, in an order, only what fits until all that run have finished."""
+    return queue_rules(instance, order=order, gate=Gate.NOT_AFTER_EVICTION, admit=Admit.FUTURE)

@@ -21,28 +21,29 @@ Left open by the written rules and decided here:
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from heapq import heappop, heappush
-from math import inf
 from typing import ClassVar
 
 from cspsched.errors import UsageError
-from cspsched.policies.batching import Compiled, Configured
+from cspsched.policies.batching import Configured
 from cspsched.policies.needs import Need, RequestData
-from cspsched.policies.ranking import RankedRun
-from cspsched.problem.cost import BatchFeatures, triangle
+from cspsched.policies.ranking import ranked_chunk, ranked_rules, serve_with
 from cspsched.problem.instance import Instance
-from cspsched.problem.request import Request
-from cspsched.simulate import Step
-from cspsched.simulate.kernel.each.rules import AnyRules, Mode
+from cspsched.simulate.kernel.each.batch import decodes, lacking_tokens
+from cspsched.simulate.kernel.each.layout import LISTED
+from cspsched.simulate.kernel.each.lists import next_arrival, next_number, numbered_key, push
+from cspsched.simulate.kernel.each.loops import make_ranked_loop
+from cspsched.simulate.kernel.each.rules import EachRules
+from cspsched.simulate.kernel.jit import inner, merged
+from cspsched.simulate.kernel.layout import BY_RANK, HEAP, Kernel
+from cspsched.simulate.kernel.pricing import batch_time_ns
+from cspsched.simulate.kernel.rules import Chunk
 
+NEVER = int(Chunk.NEVER)
 NS_PER_MS = 1_000_000
 RELEGATED_NS = 1e20
 """Added to the priority of a relegated request: more than any deadline."""
-EMPTY = BatchFeatures(
-    tokens=0, prefill_attention=0, prefill_tokens=0, prefill_context=0,
-    decode_context=0, num_generating=0, num_prefills=0, num_decodes=0,
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,12 +63,12 @@ class NiyamaSettings:
         for name in ("ttft_limit_ms", "tpot_limit_ms"):
             if not 1e-6 <= getattr(self, name) <= 1e12:
                 raise UsageError(f"policy 'niyama': {name} is {getattr(self, name)}, expected 1e-6 to 1e12")
-        if not 0 <= self.alpha < inf:
+        if not 0 <= self.alpha < math.inf:
             raise UsageError(f"policy 'niyama': alpha is {self.alpha}, expected at least 0, finite")
 
 
 @dataclass(frozen=True, slots=True)
-class Niyama(Compiled, Configured):
+class Niyama(Configured):
     """Niyama-style (arXiv 2503.22562): earliest deadline first, chunks as large as the decodes' slack."""
 
     settings: NiyamaSettings = NiyamaSettings()
@@ -77,129 +78,256 @@ class Niyama(Compiled, Configured):
         Need(data=RequestData.LIMIT, without="those of its settings hold for all"),
     )
 
-    def new_run(self, instance: Instance) -> NiyamaRun:
-        """Empty queues under the instance's limits."""
-        return NiyamaRun(instance, self.settings)
-
-
-class NiyamaRun(RankedRun):
-    """Queues of one run; the key of a rank is the priority, and -infinity for decodes, which come first."""
-
-    def __init__(self, instance: Instance, settings: NiyamaSettings) -> None:
-        super().__init__(instance)
-        self._settings = settings
-        self._cost = instance.cost
-        self._relegated: set[int] = set()
-        self._known_prefill_ns: dict[int, int] = {}
-        self._features = EMPTY
-        self._longest_ns = inf
-
-    def kernel_rules(self) -> AnyRules | None:
-        """All of it."""
-        settings = self._settings
-        return self._each_rules(
-            mode=Mode.RELEGATING if settings.relegation else Mode.DEADLINES,
-            ratio=float(settings.alpha),
-            price=float(settings.ttft_limit_ms * NS_PER_MS),
-            output_price=float(settings.tpot_limit_ms * NS_PER_MS),
+    def kernel_rules(self, instance: Instance) -> EachRules:
+        """Rules under an instance's limits."""
+        settings = self.settings
+        return ranked_rules(
+            instance,
+            run_niyama,
+            own=NiyamaOwn(alpha=float(settings.alpha), relegates=settings.relegation),
+            ttft_limit_ns=float(settings.ttft_limit_ms * NS_PER_MS),
+            tpot_limit_ns=float(settings.tpot_limit_ms * NS_PER_MS),
         )
 
-    def schedule(self, step: Step) -> None:
-        """Priorities, relegation, the time that the decodes allow; then serve in that order."""
-        queued = [request for request in self.running if not step.decoding[request]] + self.waiting
-        left_ns = {request: self._prefill_ns(self.lacking(step, request)) for request in queued}
-        for request in self.running:
-            self.rank[request] = (-inf, self.rank[request][1])
-        for request in queued:
-            key = self._deadline_ns(step, request) + float(self._settings.alpha) * left_ns[request]
-            key += RELEGATED_NS * (request in self._relegated)
-            self.rank[request] = (key, self.rank[request][1])
-        if self._settings.relegation:
-            self._relegate(step, left_ns)
-        self.waiting.sort(key=self.rank.__getitem__)
-        self._allow(step)
-        self.serve(step)
 
-    def chunk(self, step: Step, request: int) -> int:
-        """One token of a decode; of a prefill what the budget and the slack of the decodes leave."""
-        tokens = super().chunk(step, request)
-        if step.decoding[request] or not tokens:
-            return tokens
-        computed, lacking = step.computed_tokens[request], self.lacking(step, request)
-        fitting = self._longest_chunk(computed, tokens, lacking)
-        if fitting < lacking and not self.chunked:
-            return 0
-        self._features = (
-            _with_chunk(self._features, computed, fitting, lacking) if fitting else self._features
-        )
-        return fitting
+@dataclass(slots=True, kw_only=True)
+class NiyamaOwn:
+    """Settings, and what the step works with.
 
-    def _limits_ns(self, request: Request) -> tuple[float, float]:
-        ttft_ns, tpot_ns = request.ttft_limit_ns, request.tpot_limit_ns
-        return (
-            float(self._settings.ttft_limit_ms * NS_PER_MS if ttft_ns is None else ttft_ns),
-            float(self._settings.tpot_limit_ms * NS_PER_MS if tpot_ns is None else tpot_ns),
-        )
+    BY_RANK holds those with prefill left, waiting or running, in order: the first `num_queued`.
+    """
 
-    def _deadline_ns(self, step: Step, request: int) -> float:
-        """When the next token of a request is due."""
-        data = self.requests[request]
-        ttft_ns, tpot_ns = self._limits_ns(data)
-        generated = step.known_tokens[request] - data.prompt_tokens
-        return data.arrival_ns + ttft_ns + generated * tpot_ns
-
-    def _prefill_ns(self, tokens: int) -> int:
-        """Estimated time of a prefill alone, in one piece; whoever waits is asked again for every batch."""
-        if tokens not in self._known_prefill_ns:
-            self._known_prefill_ns[tokens] = self._cost.batch_time_ns(_with_chunk(EMPTY, 0, tokens, tokens))
-        return self._known_prefill_ns[tokens]
-
-    def _relegate(self, step: Step, left_ns: dict[int, int]) -> None:
-        """Take prefills out, lowest tier and longest first, until each that is left ends in time."""
-        ends_ns = float(step.clock_ns)
-        kept: list[tuple[int, int, int]] = []
-        for request in sorted(left_ns.keys() - self._relegated, key=self.rank.__getitem__):
-            ends_ns += left_ns[request]
-            heappush(kept, (-self.requests[request].priority, -left_ns[request], request))
-            if ends_ns > self._deadline_ns(step, request):
-                victim = heappop(kept)[2]
-                ends_ns -= left_ns[victim]
-                self._relegated.add(victim)
-                self.rank[victim] = (self.rank[victim][0] + RELEGATED_NS, self.rank[victim][1])
-
-    def _allow(self, step: Step) -> None:
-        """Start the batch with its decodes, and find the longest time in which those in time stay so."""
-        contexts = [step.computed_tokens[i] for i in self.running if step.decoding[i]]
-        count = len(contexts)
-        self._features = EMPTY._replace(
-            tokens=count, decode_context=sum(contexts), num_generating=count, num_decodes=count
-        )
-        alone_ns = self._cost.batch_time_ns(self._features) if count else 0
-        slacks_ns = (self._deadline_ns(step, i) - step.clock_ns for i in self.running if step.decoding[i])
-        self._longest_ns = min((slack for slack in slacks_ns if slack >= alone_ns), default=inf)
-
-    def _longest_chunk(self, computed: int, most: int, lacking: int) -> int:
-        """Largest chunk up to `most` that the decodes can wait for; batch time grows with it."""
-        if self._longest_ns == inf:
-            return most
-        least = 0
-        while least < most:
-            tokens = (least + most + 1) // 2
-            features = _with_chunk(self._features, computed, tokens, lacking)
-            if self._cost.batch_time_ns(features) <= self._longest_ns:
-                least = tokens
-            else:
-                most = tokens - 1
-        return least
+    alpha: float
+    relegates: bool
+    num_queued: int = 0
+    longest_ns: float = 0.0
+    """Time that the batch may take for the sake of its decodes."""
 
 
-def _with_chunk(features: BatchFeatures[int], computed: int, tokens: int, lacking: int) -> BatchFeatures[int]:
-    """Features of a batch with one more chunk of a prefill, which generates if it is the last."""
-    return features._replace(
-        tokens=features.tokens + tokens,
-        prefill_attention=features.prefill_attention + triangle(computed + tokens) - triangle(computed),
-        prefill_tokens=features.prefill_tokens + tokens,
-        prefill_context=features.prefill_context + computed,
-        num_generating=features.num_generating + (tokens == lacking),
-        num_prefills=features.num_prefills + 1,
-    )
+@inner
+def _submit(k: Kernel) -> None:
+    """Queue all arrivals, behind all ranked ones until they are ranked themselves."""
+    request = next_arrival(k)
+    while request >= 0:
+        number = next_number(k)
+        k.notes[request].submitted_as = number
+        k.requests[request].key = numbered_key(2, number)
+        push(k, request)
+        request = next_arrival(k)
+
+
+@inner
+def _rank_all(k: Kernel) -> None:
+    """Keys of all: decodes first, then prefills by urgency; and the time that the decodes allow."""
+    _gather(k)
+    _sort(k)
+    if k.own.relegates:
+        _relegate(k)
+    queue, heap, num_waiting = k.orders[:, BY_RANK], k.orders[:, HEAP], 0
+    for place in range(k.own.num_queued):
+        request = queue[place]
+        k.requests[request].key = numbered_key(1, place)
+        if not k.requests[request].blocks:
+            # In order, the waiting ones are a heap.
+            heap[num_waiting] = request
+            num_waiting += 1
+    _allow(k)
+
+
+@inner
+def _deadline_ns(k: Kernel, request: int) -> float:
+    """When the next token of a request is due."""
+    notes = k.notes[request]
+    return float(notes.due_ns + float(k.requests[request].generated) * notes.token_ns)
+
+
+@inner
+def _gather(k: Kernel) -> None:
+    """Drop those that decode now or have finished, enter those that wait anew, rank all that changed."""
+    now, queue, kept = k.now, k.orders[:, BY_RANK], 0
+    for place in range(k.own.num_queued):
+        request = int(queue[place])
+        row = k.requests[request]
+        if decodes(k, request) or row.generated == row.output_tokens:
+            k.notes[request].is_queued = 0
+            continue
+        queue[kept] = request
+        kept += 1
+        if row.blocks or row.evicted_at == now.decision - 1:
+            _rank(k, request)
+    for place in range(now.heap_size):
+        request = int(k.orders[place, HEAP])
+        if not k.notes[request].is_queued:
+            k.notes[request].is_queued = 1
+            queue[kept] = request
+            kept += 1
+            _rank(k, request)
+    k.own.num_queued = kept
+
+
+@inner
+def _rank(k: Kernel, request: int) -> None:
+    """Urgency of a prefill, and the time that the rest of it takes alone in one piece."""
+    tokens = lacking_tokens(k, request)
+    _empty_features(k)
+    _add_chunk(k, 0, tokens, tokens)
+    left_ns = k.notes[request].left_ns = batch_time_ns(k, 0)
+    urgency = _deadline_ns(k, request) + k.own.alpha * left_ns
+    if k.notes[request].is_relegated:
+        urgency += RELEGATED_NS
+    k.notes[request].urgency = urgency
+
+
+@inner
+def _sort(k: Kernel) -> None:
+    """Sort the prefills by urgency, then submission; they are nearly sorted already."""
+    queue = k.orders[:, BY_RANK]
+    for position in range(1, k.own.num_queued):
+        request, place = queue[position], position
+        urgency, number = k.notes[request].urgency, k.notes[request].submitted_as
+        while place:
+            other = k.notes[queue[place - 1]]
+            if other.urgency < urgency or (other.urgency == urgency and other.submitted_as < number):
+                break
+            queue[place] = queue[place - 1]
+            place -= 1
+        queue[place] = request
+
+
+@inner
+def _relegate(k: Kernel) -> None:
+    """Take prefills out, lowest tier and longest first, until each that is left ends in time."""
+    queue, ends_ns, some = k.orders[:, BY_RANK], float(k.now.clock_ns), False
+    for place in range(k.own.num_queued):
+        request = int(queue[place])
+        if k.notes[request].is_relegated:
+            continue
+        ends_ns += k.notes[request].left_ns
+        if ends_ns > _deadline_ns(k, request):
+            victim = _lowest(k, place + 1)
+            ends_ns -= k.notes[victim].left_ns
+            k.notes[victim].is_relegated = 1
+            k.notes[victim].urgency += RELEGATED_NS
+            some = True
+    if some:
+        _sort(k)
+
+
+@inner
+def _lowest(k: Kernel, count: int) -> int:
+    """Of the first so many prefills that are not relegated the lowest tier, then longest, then first."""
+    found = -1
+    for place in range(count):
+        request = int(k.orders[place, BY_RANK])
+        if not k.notes[request].is_relegated and (found < 0 or _is_lower(k, request, found)):
+            found = request
+    return found
+
+
+@inner
+def _is_lower(k: Kernel, request: int, other: int) -> bool:
+    """Whether a request is relegated before another one."""
+    one, two = k.notes[request], k.notes[other]
+    if one.tier != two.tier:
+        return bool(one.tier > two.tier)
+    if one.left_ns != two.left_ns:
+        return bool(one.left_ns > two.left_ns)
+    return request < other
+
+
+@inner
+def _allow(k: Kernel) -> None:
+    """Start the batch with all decodes, and find the longest time in which those in time stay so."""
+    now, count, context = k.now, 0, 0
+    for position in range(now.num_listed):
+        request = int(k.slots[position, LISTED])
+        if decodes(k, request):
+            k.requests[request].key = k.notes[request].submitted_as
+            count += 1
+            context += k.requests[request].kv_tokens
+    _empty_features(k)
+    now.decode_context, now.num_decodes = context, count
+    alone_ns = float(batch_time_ns(k, count)) if count else 0.0
+    longest_ns = math.inf
+    for position in range(now.num_listed):
+        request = int(k.slots[position, LISTED])
+        if decodes(k, request):
+            slack_ns = _deadline_ns(k, request) - float(now.clock_ns)
+            if slack_ns >= alone_ns:
+                longest_ns = min(longest_ns, slack_ns)
+    k.own.longest_ns = longest_ns
+
+
+@inner
+def _fitting_chunk(k: Kernel, request: int, most: int, lacking: int) -> int:
+    """Largest chunk up to `most` that the decodes can wait for; it counts as part of the batch."""
+    now, computed, least = k.now, int(k.requests[request].kv_tokens), 0
+    longest_ns = k.own.longest_ns
+    if longest_ns == math.inf:
+        least = most
+    while least < most:
+        tokens = (least + most + 1) // 2
+        _add_chunk(k, computed, tokens, lacking)
+        fits = batch_time_ns(k, int(now.num_decodes)) <= longest_ns
+        _remove_chunk(k, computed, tokens, lacking)
+        if fits:
+            least = tokens
+        else:
+            most = tokens - 1
+    if least < lacking and now.chunk == NEVER:
+        return 0
+    if least:
+        _add_chunk(k, computed, least, lacking)
+    return least
+
+
+@inner
+def _empty_features(k: Kernel) -> None:
+    """A batch of nothing."""
+    now = k.now
+    now.attention = now.prefill_tokens = now.prefill_context = 0
+    now.num_prefills = now.num_generating = 0
+
+
+@inner
+def _add_chunk(k: Kernel, computed: int, tokens: int, lacking: int) -> None:
+    """One more chunk of a prefill, which generates if it is the last."""
+    now = k.now
+    now.attention += tokens * (2 * computed + tokens + 1) // 2
+    now.prefill_tokens += tokens
+    now.prefill_context += computed
+    now.num_prefills += 1
+    now.num_generating += tokens == lacking
+
+
+@inner
+def _remove_chunk(k: Kernel, computed: int, tokens: int, lacking: int) -> None:
+    """Take back what `_add_chunk` added."""
+    now = k.now
+    now.attention -= tokens * (2 * computed + tokens + 1) // 2
+    now.prefill_tokens -= tokens
+    now.prefill_context -= computed
+    now.num_prefills -= 1
+    now.num_generating -= tokens == lacking
+
+
+@inner
+def _chunk(k: Kernel, request: int, lacking: int) -> int:
+    """One token of a decode; of a prefill what the budget and the slack of the decodes leave."""
+    tokens = ranked_chunk(k, request, lacking)
+    if not tokens or decodes(k, request):
+        return tokens
+    return _fitting_chunk(k, request, tokens, lacking)
+
+
+_serve = serve_with(_chunk)
+
+
+@merged
+def niyama_step(k: Kernel) -> None:
+    """Priorities, relegation, the time that the decodes allow; then serve in that order."""
+    _rank_all(k)
+    _serve(k)
+
+
+run_niyama = make_ranked_loop("run_niyama", submit=_submit, step=niyama_step)

@@ -24,9 +24,14 @@ from typing import Any
 
 from cspsched.problem.instance import Instance
 from cspsched.simulate import Step, StuckError
-from cspsched.simulate.kernel.each.rules import AnyRules, EachRules, Loop
+from cspsched.simulate.kernel.each.family import family_step
+from cspsched.simulate.kernel.each.family_parts import submit_to_family
+from cspsched.simulate.kernel.each.loops import make_loop
+from cspsched.simulate.kernel.each.rules import AnyRules, EachRules
 from cspsched.simulate.kernel.rules import Chunk, KernelRules, Need
 from cspsched.units import ceil_div
+
+run_family = make_loop("run_family", submit=submit_to_family, step=family_step)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +115,8 @@ class FamilyRun:
     def _each_rules(self, **decisions: Any) -> EachRules:
         """Rules of a run that decides for each request in every batch."""
         rules = EachRules(
-            loop=Loop.FAMILY,
+            run=run_family,
+            keeps_order=True,
             kv_blocks=self.kv_blocks,
             block_tokens=self.block_tokens,
             max_tokens=self.max_tokens,

@@ -32,27 +32,53 @@ Not simulated: hrrn (its service estimate is not in the rules), routing keys.
 
 from __future__ import annotations
 
-from bisect import insort
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from random import Random
 from typing import ClassVar
 
+import numpy as np
+
 from cspsched.errors import UsageError
-from cspsched.policies.batching import Compiled, Configured, QueueRun, first_come
+from cspsched.policies.batching import (
+    Configured,
+    decode_with,
+    growing_blocks,
+    num_decoding,
+    prefill_with,
+    rules_by_request,
+    submit_to_queue,
+    take_listed,
+)
 from cspsched.policies.needs import Need, RequestData
 from cspsched.policies.settings import require_at_least
 from cspsched.problem.instance import Instance
-from cspsched.problem.request import Request
-from cspsched.simulate import Step
-from cspsched.simulate.kernel.each.rules import AnyRules, Evict, Mode
-from cspsched.simulate.kernel.rules import Order
-from cspsched.units import ceil_div
+from cspsched.simulate.kernel.batch import blocks_of
+from cspsched.simulate.kernel.each.batch import known_tokens, preempt
+from cspsched.simulate.kernel.each.layout import (
+    BATCHED,
+    FIRST_LIST,
+    HELD_TOKENS,
+    IN_LOCKSTEP,
+    KEY_BITS,
+    LISTED,
+    LOCKED,
+    TO_COME,
+)
+from cspsched.simulate.kernel.each.lists import next_number, numbered_key, push
+from cspsched.simulate.kernel.each.loops import make_loop
+from cspsched.simulate.kernel.each.rules import EachRules
+from cspsched.simulate.kernel.each.together import unlock_listed
+from cspsched.simulate.kernel.jit import inner, merged
+from cspsched.simulate.kernel.layout import Kernel
+from cspsched.simulate.kernel.records import NOBODY
+from cspsched.simulate.kernel.rules import Chunk, Order
 
+NEVER = int(Chunk.NEVER)
 MOST_NEW_TOKENS = 4096
 """More output than that is not set aside."""
 DECAY_STEPS = 600
+LEAST_SHARE = 0.14
 RETRACT_STEPS = 20
 """Decode steps that a retraction expects to be enough for."""
 
@@ -77,19 +103,11 @@ class RetractionPolicy(StrEnum):
     PRIORITY = "priority"
 
 
-KEYS: dict[SchedulePolicy, Callable[[Request], float]] = {
-    SchedulePolicy.FCFS: first_come,
-    SchedulePolicy.LOF: lambda request: -request.output_tokens,
-    SchedulePolicy.SHORTEST_PREFILL_FIRST: lambda request: request.prompt_tokens,
-    SchedulePolicy.LPM: first_come,
-    SchedulePolicy.DFS_WEIGHT: first_come,
-}
-
-
-KERNEL_ORDERS: dict[SchedulePolicy, Order] = {
+ORDERS: dict[SchedulePolicy, Order] = {
     SchedulePolicy.FCFS: Order.ARRIVAL,
     SchedulePolicy.LOF: Order.LONGEST_OUTPUT,
     SchedulePolicy.SHORTEST_PREFILL_FIRST: Order.PROMPT,
+    SchedulePolicy.RANDOM: Order.GIVEN,
     SchedulePolicy.LPM: Order.ARRIVAL,
     SchedulePolicy.DFS_WEIGHT: Order.ARRIVAL,
 }
@@ -149,194 +167,319 @@ class SglangSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Sglang(Compiled, Configured):
+class Sglang(Configured):
     """SGLang (0.5.23): prefill first and alone, a decaying share of the outputs set aside."""
 
     settings: SglangSettings = SglangSettings()
     name: ClassVar[str] = "sglang"
     settings_type: ClassVar[type[SglangSettings]] = SglangSettings
 
-    def new_run(self, instance: Instance) -> SglangRun:
-        """Empty queues under the instance's limits and the settings, whichever are tighter."""
-        return SglangRun(instance, self.settings)
-
-
-class SglangRun(QueueRun):
-    """Queues of one run."""
-
-    def __init__(self, instance: Instance, settings: SglangSettings) -> None:
-        chunk = settings.chunked_prefill_size
-        super().__init__(
-            instance,
-            max_tokens=None if chunk == -1 else chunk,
-            max_requests=settings.max_running_requests,
-            chunked=False if chunk == -1 else None,
-        )
-        self.rank = [(place, 0) for place in _places(instance.requests, settings)]
-        self._settings = settings
-        self._decode_steps = settings.prefill_decode_interval or 0
-        self._max_prefill_tokens = settings.max_prefill_tokens
-        self._first_ratio = min(0.7 * settings.schedule_conservativeness, 1.0)
-        self._ratio = self._first_ratio
-        self._is_full = False
-
-    def kernel_rules(self) -> AnyRules | None:
-        """Without random order, simulated decodes (ignore_eos) and retraction by priority."""
-        settings = self._settings
-        order = KERNEL_ORDERS.get(settings.schedule_policy)
-        simple = not settings.ignore_eos and settings.retraction_policy is RetractionPolicy.LENGTH
-        if order is None or not simple:
-            return None
-        return self._each_rules(
-            mode=Mode.SGLANG,
-            order=order,
-            evict=Evict.FEWEST_GENERATED,
-            most_prefill=self._max_prefill_tokens,
+    def kernel_rules(self, instance: Instance) -> EachRules:
+        """Rules under an instance's limits."""
+        settings, chunk = self.settings, self.settings.chunked_prefill_size
+        first = min(0.7 * settings.schedule_conservativeness, 1.0)
+        cuts = chunk != -1 and instance.switches.chunked_prefill
+        places = None
+        if settings.schedule_policy is SchedulePolicy.RANDOM:
+            rng = Random(settings.random_seed)
+            drawn = [rng.random() for _ in range(len(instance.columns.arrival_ns))]
+            places = np.unique(drawn, return_inverse=True)[1].astype(np.int64)
+        own = SglangOwn(
+            most_prefill=settings.max_prefill_tokens,
             mixes_decodes=settings.enable_mixed_chunk,
             decode_steps=settings.prefill_decode_interval or 0,
             retracts_for=settings.enable_priority_scheduling,
             threshold=settings.priority_scheduling_preemption_threshold,
-            ratio=float(self._first_ratio),
+            ignores_eos=settings.ignore_eos,
+            retracts_by_priority=settings.retraction_policy is RetractionPolicy.PRIORITY,
+            first_share=float(first),
+            share=float(first),
+        )
+        return rules_by_request(
+            instance,
+            run_sglang,
+            max_tokens=None if chunk == -1 else chunk,
+            max_requests=settings.max_running_requests,
+            chunk=Chunk.ANY if cuts else Chunk.NEVER,
+            order=ORDERS[settings.schedule_policy],
+            places=places,
+            by_priority=settings.enable_priority_scheduling,
+            keeps_notes=True,
+            most_new_tokens=MOST_NEW_TOKENS,
+            own=own,
         )
 
-    def schedule(self, step: Step) -> None:
-        """Prefill whatever can be; else decode, after retractions if memory is short."""
-        if not self.running:
-            self._is_full = False
-            if not self.waiting:
-                self._ratio = self._first_ratio
-        if self._may_prefill(step):
-            self.prefill(step)
-        is_prefill = bool(step.batch)
-        self._decode_steps = 0 if is_prefill else self._decode_steps + 1
-        if self.running and (not is_prefill or self._settings.enable_mixed_chunk):
-            self.decode(step)
-        if self.running and not is_prefill:
-            self._update_ratio(step)
 
-    def retire(self, requests: Sequence[int]) -> None:
-        """Drop finished requests; somebody may fit now."""
-        super().retire(requests)
-        self._is_full = False
+@dataclass(slots=True, kw_only=True)
+class SglangOwn:
+    """Settings; the share of the outputs that is set aside, and what the last steps have left."""
 
-    def _may_prefill(self, step: Step) -> bool:
-        """Whether there have been decodes enough, and the batch is not full."""
-        interval = self._settings.prefill_decode_interval or 0
-        if self._decode_steps < interval and any(step.decoding[request] for request in self.running):
+    most_prefill: int
+    mixes_decodes: bool
+    decode_steps: int
+    retracts_for: bool
+    """Whether the head of the queue retracts running requests of a priority larger by the threshold."""
+    threshold: int
+    ignores_eos: bool
+    retracts_by_priority: bool
+    first_share: float
+    share: float
+    is_full: bool = False
+    num_steps: int = 0
+    """Decode steps since the last prefill."""
+
+
+# Chunks and admissions.
+
+
+@inner
+def _chunk_tokens(k: Kernel, lacking: int) -> int:
+    """The whole prompt, or whole blocks of it; others in the batch count in whole blocks."""
+    now, own = k.now, k.own
+    block, taken, num_decodes = int(now.block_tokens), 0, 0
+    for position in range(now.num_batched):
+        taken += blocks_of(k, int(k.requests[k.slots[position, BATCHED]].tokens)) * block
+    if own.mixes_decodes:
+        num_decodes = num_decoding(k)
+        taken += num_decodes
+    if taken and taken + lacking > own.most_prefill:
+        return 0
+    budget = max(min(now.max_tokens - taken, now.batch_tokens - now.used_tokens - num_decodes), 0)
+    if lacking <= budget:
+        return lacking
+    return 0 if now.chunk == NEVER else int(budget // block * block)
+
+
+@inner
+def _has_room(k: Kernel, request: int) -> bool:
+    """Whether there is room for a request and the outputs that are set aside, all victims gone."""
+    now, own = k.now, k.own
+    # Of those in lockstep nobody has more to generate than is looked at, and none is a victim.
+    whole, shared = 0, int(now.locked_total - now.locked_context - now.num_locked)
+    free = now.free_blocks - (growing_blocks(k) if own.mixes_decodes else 0)
+    for position in range(now.num_listed):
+        listed = int(k.slots[position, LISTED])
+        row = k.requests[listed]
+        left = min(int(row.output_tokens - row.generated), MOST_NEW_TOKENS)
+        if k.notes[listed].is_victim:
+            free += row.blocks
+        elif row.tokens:
+            whole += left
+        else:
+            shared += left
+    if own.ignores_eos:
+        return _can_run_to_the_end(k, request, int(free))
+    left = min(int(k.requests[request].output_tokens - k.requests[request].generated), MOST_NEW_TOKENS)
+    needed = known_tokens(k, request) + left + now.block_tokens
+    return bool(needed < free * now.block_tokens - (whole + own.share * shared))
+
+
+@inner
+def _can_run_to_the_end(k: Kernel, request: int, free: int) -> bool:
+    """Whether all can decode until each has finished, with a token to spare for each then alive."""
+    now, count = k.now, 0
+    for column in (LOCKED, LISTED):
+        for position in range(now.locked_end if column == LOCKED else now.num_listed):
+            other = int(k.slots[position, column])
+            if other != NOBODY and not k.notes[other].is_victim:
+                _note_end(k, other, count)
+                count += 1
+    _note_end(k, request, count)
+    count += 1
+    _sort_by_end(k, count)
+    free_tokens = free * now.block_tokens - known_tokens(k, request)
+    for position in range(count):
+        alive = count - position
+        if free_tokens - int(k.slots[position, TO_COME]) * alive <= alive:
             return False
-        # Somebody more important may make room.
-        return not self._is_full or self._settings.enable_priority_scheduling
-
-    def _update_ratio(self, step: Step) -> None:
-        """Decay, or after a retraction expect a few more tokens of everybody than have been generated."""
-        if not step.evicted:
-            least = 0.14 * self._first_ratio
-            self._ratio = max(self._ratio - (self._first_ratio - least) / DECAY_STEPS, least)
-            return
-        self._is_full = False
-        generated = sum(self._generated(step, request) for request in self.running)
-        outputs = sum(self.requests[request].output_tokens for request in self.running)
-        self._ratio = min(1.0, (generated + RETRACT_STEPS * len(self.running)) / (outputs + 1))
-
-    def _generated(self, step: Step, request: int) -> int:
-        return step.known_tokens[request] - self.requests[request].prompt_tokens
-
-    def may_admit(self, step: Step) -> bool:
-        """Whether another request may run; `fits` sees to its place if others can be made to give theirs."""
-        return super().may_admit(step) or self._settings.enable_priority_scheduling
-
-    def fits(self, step: Step, request: int) -> bool:
-        """Whether there is room for a request and the outputs, if need be that of less important ones."""
-        victims = self._victims_for(step, request)
-        self._is_full = victims is None
-        for victim in victims or ():
-            self.evict(step, victim)
-        return victims is not None
-
-    def _victims_for(self, step: Step, request: int) -> list[int] | None:
-        """As few as make room and a place of those that may be retracted; None if all of them do not."""
-        free_blocks, others, victims = step.free_blocks, list(self.running), []
-        candidates = self._candidates(step, request)
-        while len(others) >= self.max_running or not self._has_room(step, request, others, free_blocks):
-            victim = next(candidates, None)
-            if victim is None:
-                return None
-            victims.append(victim)
-            others.remove(victim)
-            free_blocks += step.held_blocks[victim]
-        return victims
-
-    def _candidates(self, step: Step, request: int) -> Iterator[int]:
-        """Requests less important by more than the threshold: the least first, of equals the last queued."""
-        if self._settings.enable_priority_scheduling:
-            priority = {i: self.requests[i].priority for i in self.running if i not in step.batch}
-            most = self.requests[request].priority + self._settings.priority_scheduling_preemption_threshold
-            for victim in sorted(priority, key=lambda i: (-priority[i], -self.rank[i][1])):
-                if priority[victim] > most:
-                    yield victim
-
-    def _has_room(self, step: Step, request: int, others: Sequence[int], free_blocks: int) -> bool:
-        """The test of an admission beside other running requests."""
-        if self._settings.enable_mixed_chunk:
-            free_blocks -= self.growing_blocks(step)
-        if self._settings.ignore_eos:
-            return self._can_run_to_the_end(step, request, others, free_blocks)
-        whole = shared = 0
-        for i in others:
-            left = min(self.output_left(step, i), MOST_NEW_TOKENS)
-            whole, shared = (whole + left, shared) if i in step.batch else (whole, shared + left)
-        # One product, so that the order of the requests does not matter to the last bit.
-        set_aside = whole + self._ratio * shared
-        needed = self.lacking(step, request) + min(self.output_left(step, request), MOST_NEW_TOKENS)
-        return needed + self.block_tokens < free_blocks * self.block_tokens - set_aside
-
-    def _can_run_to_the_end(self, step: Step, request: int, others: Sequence[int], free_blocks: int) -> bool:
-        """Whether all can decode until each has finished, with a token to spare for everybody then alive."""
-        states = sorted((self.output_left(step, i), step.known_tokens[i]) for i in (*others, request))
-        free_tokens = free_blocks * self.block_tokens - self.lacking(step, request)
-        for position, (left, occupied) in enumerate(states):
-            alive = len(states) - position
-            if free_tokens - left * alive <= alive:
-                return False
-            free_tokens += occupied
-        return True
-
-    def chunk(self, step: Step, request: int) -> int:
-        """The whole prompt, or whole blocks of it that the budget leaves."""
-        lacking, block = self.lacking(step, request), self.block_tokens
-        taken = sum(ceil_div(tokens, block) * block for tokens in step.batch.values())
-        num_decodes = 0
-        if self._settings.enable_mixed_chunk:
-            num_decodes = sum(step.decoding[i] for i in self.running)
-            taken += num_decodes
-        if taken and taken + lacking > self._max_prefill_tokens:
-            return 0
-        budget = max(min(self.max_tokens - taken, step.tokens_left - num_decodes), 0)
-        if lacking <= budget:
-            return lacking
-        return budget // block * block if self.chunked else 0
-
-    def keep_first(self, step: Step) -> list[int]:
-        """Most generated tokens first, then the shortest prompt; before that the important, if asked for."""
-        kept = sorted(self.running, key=lambda i: (-self._generated(step, i), self.requests[i].prompt_tokens))
-        if self._settings.retraction_policy is RetractionPolicy.PRIORITY:
-            kept.sort(key=lambda i: self.requests[i].priority)
-        return kept
-
-    def requeue(self, request: int) -> None:
-        """At the end of those of the same key."""
-        self.rank[request] = (self.rank[request][0], self.next_number())
-        insort(self.waiting, request, key=self.rank.__getitem__)
+        free_tokens += int(k.slots[position, HELD_TOKENS])
+    return True
 
 
-def _places(requests: Sequence[Request], settings: SglangSettings) -> list[int]:
-    """Place of every request in the order of the queue; equals have the same, and go by submission."""
-    if settings.schedule_policy is SchedulePolicy.RANDOM:
-        rng = Random(settings.random_seed)
-        keys = [rng.random() for _ in requests]
-    else:
-        keys = [KEYS[settings.schedule_policy](request) for request in requests]
-    levels = [request.priority if settings.enable_priority_scheduling else 0 for request in requests]
-    ordered = sorted(set(zip(levels, keys, strict=True)))
-    place = {pair: position for position, pair in enumerate(ordered)}
-    return [place[pair] for pair in zip(levels, keys, strict=True)]
+@inner
+def _note_end(k: Kernel, request: int, position: int) -> None:
+    """Note the tokens that a request will still generate and those that are known."""
+    row = k.requests[request]
+    generated = int(row.generated)
+    if row.phase == IN_LOCKSTEP:
+        generated += int(k.now.num_decode_steps - row.joined)
+    k.slots[position, TO_COME] = int(row.output_tokens) - generated
+    k.slots[position, HELD_TOKENS] = int(row.prompt_tokens) + generated
+
+
+@inner
+def _sort_by_end(k: Kernel, count: int) -> None:
+    """Sort by tokens to come, then by known tokens."""
+    for position in range(1, count):
+        to_come, held = int(k.slots[position, TO_COME]), int(k.slots[position, HELD_TOKENS])
+        place = position
+        while place and (k.slots[place - 1, TO_COME], k.slots[place - 1, HELD_TOKENS]) > (to_come, held):
+            k.slots[place, TO_COME] = k.slots[place - 1, TO_COME]
+            k.slots[place, HELD_TOKENS] = k.slots[place - 1, HELD_TOKENS]
+            place -= 1
+        k.slots[place, TO_COME], k.slots[place, HELD_TOKENS] = to_come, held
+
+
+@inner
+def _fits(k: Kernel, request: int) -> bool:
+    """Whether the head of the queue may be admitted; who may not makes the batch full."""
+    now, own = k.now, k.own
+    is_full = now.num_running >= now.max_running or not _has_room(k, request)
+    if is_full and own.retracts_for:
+        is_full = not _make_room(k, request)
+    own.is_full = is_full
+    return not is_full
+
+
+@inner
+def _make_room(k: Kernel, request: int) -> bool:
+    """Retract the least important, as few as make a place and room; nobody if all of them do not."""
+    now, count = k.now, 0
+    most = int(k.notes[request].priority + k.own.threshold)
+    if not _is_any_less_important(k, most):
+        return False
+    unlock_listed(k)
+    while now.num_running - count >= now.max_running or not _has_room(k, request):
+        victim = _least_important(k, most)
+        if victim < 0:
+            break
+        k.notes[victim].is_victim = 1
+        k.slots[count, FIRST_LIST] = victim
+        count += 1
+    makes_room = now.num_running - count < now.max_running and _has_room(k, request)
+    for place in range(count):
+        victim = int(k.slots[place, FIRST_LIST])
+        k.notes[victim].is_victim = 0
+        if makes_room:
+            position = 0
+            while k.slots[position, LISTED] != victim:
+                position += 1
+            take_listed(k, position)
+            preempt(k, victim)
+            _to_the_end(k, victim)
+    return makes_room
+
+
+@inner
+def _is_any_less_important(k: Kernel, most: int) -> bool:
+    """Whether a priority among the running requests is beyond a limit; those in lockstep stay there."""
+    for position in range(k.now.num_listed):
+        if k.notes[k.slots[position, LISTED]].priority > most:
+            return True
+    for position in range(k.now.locked_end):
+        request = k.slots[position, LOCKED]
+        if request != NOBODY and k.notes[request].priority > most:
+            return True
+    return False
+
+
+@inner
+def _least_important(k: Kernel, most: int) -> int:
+    """The running request of the largest priority beyond a limit, of equals the last queued; -1 if none."""
+    found, largest, last = -1, most, 0
+    for position in range(k.now.num_listed):
+        request = int(k.slots[position, LISTED])
+        row, priority = k.requests[request], int(k.notes[request].priority)
+        number = int(k.requests[request].key & ((1 << KEY_BITS) - 1))
+        may_go = priority > most and not row.tokens and not k.notes[request].is_victim
+        if may_go and (priority, number) > (largest, last):
+            found, largest, last = request, priority, number
+    return found
+
+
+@inner
+def _may_admit(k: Kernel) -> bool:
+    """Whether another request may run; `_fits` sees to its place if others can be made to give theirs."""
+    return bool(k.now.num_running < k.now.max_running or k.own.retracts_for)
+
+
+_prefill = prefill_with(_chunk_tokens, _fits, may_admit=_may_admit)
+
+
+# Decodes and retractions.
+
+
+@inner
+def _retracted_first(k: Kernel) -> int:
+    """Place of the fewest generated tokens, then the longest prompt; before that the least important."""
+    found = int(k.now.num_listed) - 1
+    for place in range(k.now.num_listed - 2, -1, -1):
+        if _goes_before(k, int(k.slots[place, LISTED]), int(k.slots[found, LISTED])):
+            found = place
+    return found
+
+
+@inner
+def _goes_before(k: Kernel, request: int, other: int) -> bool:
+    """Whether a request is retracted before another one that was admitted later."""
+    row, others = k.requests[request], k.requests[other]
+    if k.own.retracts_by_priority and k.notes[request].priority != k.notes[other].priority:
+        return bool(k.notes[request].priority > k.notes[other].priority)
+    if row.generated != others.generated:
+        return bool(row.generated < others.generated)
+    return bool(row.prompt_tokens > others.prompt_tokens)
+
+
+@inner
+def _to_the_end(k: Kernel, request: int) -> None:
+    """Queue a request at the end of those of the same place."""
+    k.requests[request].key = numbered_key(k.requests[request].key >> KEY_BITS, next_number(k))
+    push(k, request)
+
+
+_decode = decode_with(_retracted_first, _to_the_end)
+
+
+@inner
+def _update_share(k: Kernel) -> None:
+    """Decay, or after a retraction expect a few more tokens of everybody than have been generated."""
+    now, own, first = k.now, k.own, k.own.first_share
+    if not now.num_evictions:
+        least = LEAST_SHARE * first
+        own.share = max(own.share - (first - least) / DECAY_STEPS, least)
+        return
+    own.is_full = 0
+    generated = outputs = 0
+    for position in range(now.num_listed):
+        row = k.requests[k.slots[position, LISTED]]
+        generated += row.generated
+        outputs += row.output_tokens
+    own.share = min(1.0, (generated + RETRACT_STEPS * now.num_listed) / (outputs + 1))
+
+
+@inner
+def _may_prefill(k: Kernel) -> bool:
+    """Whether there have been decodes enough, and the batch is not full."""
+    if k.own.num_steps < k.own.decode_steps and num_decoding(k):
+        return False
+    # Somebody more important may make room.
+    return bool(not k.own.is_full or k.own.retracts_for)
+
+
+@merged
+def sglang_step(k: Kernel) -> None:
+    """Prefill whatever can be; else decode, after retractions if memory is short."""
+    now, own = k.now, k.own
+    _note_finished(k)
+    if not now.num_running:
+        own.is_full = 0
+        if not now.num_waiting:
+            own.share = own.first_share
+    if _may_prefill(k):
+        _prefill(k)
+    is_prefill = now.num_in_batch > 0
+    own.num_steps = 0 if is_prefill else own.num_steps + 1
+    if now.num_running and (not is_prefill or own.mixes_decodes):
+        _decode(k)
+    if now.num_running and not is_prefill:
+        _update_share(k)
+
+
+@inner
+def _note_finished(k: Kernel) -> None:
+    """Take note of those that finished in the last batch."""
+    if k.now.somebody_finished:
+        k.own.is_full = k.now.somebody_finished = 0
+
+
+run_sglang = make_loop("run_sglang", submit=submit_to_queue, step=sglang_step)

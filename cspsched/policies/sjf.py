@@ -10,38 +10,35 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from cspsched.policies.batching import Compiled, QueueRun
-from cspsched.policies.mc_sf import output_tokens
+from cspsched.policies.batching import decode_with, last_in_order, prefill, rules_by_request, submit_to_queue
 from cspsched.problem.instance import Instance
-from cspsched.simulate import Step
-from cspsched.simulate.kernel.each.rules import AnyRules, Evict
+from cspsched.simulate.kernel.each.loops import make_loop
+from cspsched.simulate.kernel.each.rules import EachRules
+from cspsched.simulate.kernel.jit import merged
+from cspsched.simulate.kernel.layout import Kernel
 from cspsched.simulate.kernel.rules import Order
 
 
-class Sjf(Compiled):
+class Sjf:
     """Shortest output first among the waiting (order of vllm-ltr's sjf); clairvoyant."""
 
     name: ClassVar[str] = "sjf"
     label: ClassVar[str] = "sjf"
 
-    def new_run(self, instance: Instance) -> SjfRun:
-        """Empty queues under the instance's limits."""
-        return SjfRun(instance, key=output_tokens)
+    def kernel_rules(self, instance: Instance) -> EachRules:
+        """Rules under an instance's limits."""
+        return rules_by_request(instance, run_sjf, order=Order.OUTPUT)
 
 
-class SjfRun(QueueRun):
-    """Queues of one run."""
+_decode = decode_with(last_in_order)
 
-    def kernel_rules(self) -> AnyRules | None:
-        """All of it."""
-        return self._each_rules(order=Order.OUTPUT, evict=Evict.LAST_IN_ORDER, queue_after_eviction=False)
 
-    def schedule(self, step: Step) -> None:
-        """All decodes, then prompts unless somebody was evicted."""
-        self.decode(step)
-        if not step.evicted:
-            self.prefill(step)
+@merged
+def sjf_step(k: Kernel) -> None:
+    """All decodes, then prompts unless a request was evicted."""
+    _decode(k)
+    if not k.now.num_evictions:
+        prefill(k)
 
-    def keep_first(self, step: Step) -> list[int]:
-        """Shortest output first."""
-        return sorted(self.running, key=self.rank.__getitem__)
+
+run_sjf = make_loop("run_sjf", submit=submit_to_queue, step=sjf_step)

@@ -17,23 +17,32 @@ only.
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from fractions import Fraction
-from itertools import accumulate
-from math import inf
-from typing import ClassVar, NamedTuple
+from dataclasses import dataclass
+from typing import ClassVar
 
-from cspsched.policies.batching import Compiled, Configured
-from cspsched.policies.future_memory import peak_blocks
-from cspsched.policies.mc_sf import RunToCompletion
+from cspsched.policies.batching import Configured, queue_rules
 from cspsched.policies.settings import require_at_least
 from cspsched.problem.instance import Instance
-from cspsched.problem.request import Request
-from cspsched.simulate import Step
-from cspsched.simulate.kernel.rules import KernelRules, Order
-from cspsched.units import ceil_div
+from cspsched.simulate.kernel.batch import blocks_of, known_tokens
+from cspsched.simulate.kernel.core import clear_batch, conclude
+from cspsched.simulate.kernel.jit import inner, merged, outer
+from cspsched.simulate.kernel.layout import (
+    AT_END,
+    BEST,
+    BY_PEAK,
+    CHOSEN,
+    ENDS,
+    FINISHED,
+    HEAP,
+    HELD_TOKENS,
+    IS_BEST,
+    LOG_FULL,
+    Kernel,
+)
+from cspsched.simulate.kernel.parts import parts_step
+from cspsched.simulate.kernel.progress import goes_on, has_room
+from cspsched.simulate.kernel.queues import submit_arrivals
+from cspsched.simulate.kernel.rules import Admit, Gate, KernelRules, Order
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,196 +57,293 @@ class SortedFSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class SortedF(Compiled, Configured):
+class SortedF(Configured):
     """Sorted-F (arXiv 2508.06133): sets with little output for many requests first; clairvoyant."""
 
     settings: SortedFSettings = SortedFSettings()
     name: ClassVar[str] = "sorted-f"
     settings_type: ClassVar[type[SortedFSettings]] = SortedFSettings
 
-    def new_run(self, instance: Instance) -> SortedFRun:
-        """Empty queues under the instance's limits."""
-        return SortedFRun(instance, self.settings)
+    def kernel_rules(self, instance: Instance) -> KernelRules:
+        """Rules under an instance's limits: those of MC-SF in this order."""
+        return queue_rules(
+            instance,
+            run=run_quality,
+            order=Order.QUALITY,
+            gate=Gate.NOT_AFTER_EVICTION,
+            admit=Admit.FUTURE,
+            exact_requests=self.settings.exact_requests,
+        )
 
 
-class Candidate(NamedTuple):
-    """A waiting request; sorts by output."""
-
-    output_tokens: int
-    held_tokens: int
-    """Known tokens, all of which it holds once it is started."""
-    request: int
-
-    @property
-    def peak_tokens(self) -> int:
-        """Tokens that it holds at its end."""
-        return self.held_tokens + self.output_tokens - 1
+# The queue stands in a column, next to be served last: those without a place yet, then those with one.
 
 
-class Device(NamedTuple):
-    """What a set must fit."""
-
-    kv_blocks: int
-    block_tokens: int
-
-    def holds(self, chosen: Sequence[Candidate]) -> bool:
-        """Whether requests that start together fit until the last has finished."""
-        profile = [(candidate.held_tokens, candidate.output_tokens - 1) for candidate in chosen]
-        if sum(held for held, _ in profile) > self.kv_blocks * self.block_tokens:
-            return False
-        return peak_blocks(profile, self.block_tokens) <= self.kv_blocks
-
-
-def quality(outputs: int, count: int) -> Fraction:
-    """F of a set: its output tokens over the square of its size (at least 1)."""
-    return Fraction(outputs, count * count)
+@outer
+def run_quality(k: Kernel) -> int:
+    """Run `Order.QUALITY` until all is done, a log is full, or something is wrong."""
+    while goes_on(k):
+        if not has_room(k):
+            return LOG_FULL
+        submit_arrivals(k)
+        _place_waiting(k)
+        clear_batch(k)
+        parts_step(k)
+        answer = conclude(k)
+        if answer != FINISHED:
+            return answer
+    return FINISHED
 
 
-def best_set(waiting: Sequence[Candidate], device: Device, exact_requests: int) -> list[Candidate]:
-    """Set of least F that fits the device, by output; of equals the larger. Each request fits alone.
-
-    Exact if the shortest outputs fit or at most `exact_requests` wait, else the best greedy filling.
-    """
-    by_output = sorted(waiting)
-    ideal = _least_prefix(by_output)
-    if device.holds(ideal):
-        return ideal
-    by_peak = sorted(waiting, key=lambda candidate: (candidate.peak_tokens, candidate))
-    fillings = (_filling(order, device) for order in (by_output, by_peak))
-    best = min(fillings, key=_rank_of)
-    if len(waiting) <= exact_requests:
-        best = _search(by_output, device, [], 0, best)
-    return sorted(best)
+@merged
+def _place_waiting(k: Kernel) -> None:
+    """Give places to as many as this step can admit."""
+    now = k.now
+    while now.num_unplaced and now.queue_back - now.num_unplaced < now.max_running - now.num_running:
+        _place_next(k)
 
 
-def _rank_of(chosen: Sequence[Candidate]) -> tuple[Fraction, int]:
-    """Least F first, of equals the larger set."""
-    return quality(sum(candidate.output_tokens for candidate in chosen), len(chosen)), -len(chosen)
+@merged
+def _place_next(k: Kernel) -> None:
+    """Give the set of least quality among those without a place the next places, shortest output first."""
+    waiting, best = k.orders[:, HEAP], k.orders[:, BEST]
+    num_waiting = k.now.num_unplaced
+    _sort(k, HEAP, num_waiting)
+    count = _ideal(k, num_waiting)
+    if _holds(k, HEAP, count):
+        _copy(k, HEAP, BEST, count)
+    else:
+        count = _best_filling(k, num_waiting)
+        if num_waiting <= k.now.exact_requests:
+            count = _search(k, num_waiting, count)
+        _sort(k, BEST, count)
+    for place in range(count):
+        k.orders[best[place], IS_BEST] = 1
+    kept = 0
+    for place in range(num_waiting):
+        if not k.orders[waiting[place], IS_BEST]:
+            waiting[kept] = waiting[place]
+            kept += 1
+    for place in range(count):
+        k.orders[best[place], IS_BEST] = 0
+        waiting[num_waiting - 1 - place] = best[place]
+    k.now.num_unplaced = kept
 
 
-def _least_prefix(order: Sequence[Candidate]) -> list[Candidate]:
-    """The first of an order, as many as give the least F; of equals the most. Whole numbers are compared."""
-    total = best = best_total = 0
-    for count, candidate in enumerate(order, start=1):
-        total += candidate.output_tokens
-        if not best or total * best * best <= best_total * count * count:
-            best, best_total = count, total
-    return list(order[:best])
+@inner
+def _to_come(k: Kernel, request: int) -> int:
+    """Output tokens that a waiting request has still to generate."""
+    return int(k.requests[request].output_tokens) - int(k.requests[request].generated)
 
 
-def _filling(order: Sequence[Candidate], device: Device) -> list[Candidate]:
-    """What fits of an order, up to where F is least."""
-    started = StartedSet(device)
-    return _least_prefix([candidate for candidate in order if started.add_if_fits(candidate)])
+@inner
+def _goes_before(k: Kernel, request: int, other: int, by_peak: bool) -> bool:  # noqa: FBT001
+    """Order by tokens at the end if that is asked for, then by output, known tokens and position."""
+    output, others_output = _to_come(k, request), _to_come(k, other)
+    held, others_held = known_tokens(k, request), known_tokens(k, other)
+    if by_peak and output + held != others_output + others_held:
+        return output + held < others_output + others_held
+    if output != others_output:
+        return output < others_output
+    return held < others_held if held != others_held else request < other
 
 
-class StartedSet:
-    """Requests that start together and fit until the last has finished; asks of one more whether it does.
-
-    The same answers as `Device.holds`, which sees the whole set anew each time.
-    """
-
-    def __init__(self, device: Device) -> None:
-        self._device = device
-        self._ends: list[int] = []
-        """Tokens after which each finishes, ascending."""
-        self._held: list[int] = []
-        """Tokens that each of them starts with, in the same order."""
-        self._blocks: list[int] = []
-        """KV blocks that all take just before each of these ends."""
-
-    def add_if_fits(self, candidate: Candidate) -> bool:
-        """Add a request if the set still fits with it; whether it does."""
-        most, size = self._device
-        held, end = candidate.held_tokens, candidate.output_tokens - 1
-        place = bisect_left(self._ends, end)
-        later = bisect_right(self._ends, end, place)
-        # Memory is shortest where most are alive, mostly: at the first ends.
-        for others_end, blocks in zip(self._ends[:later], self._blocks, strict=False):
-            if blocks + ceil_div(held + others_end, size) > most:
-                return False
-        at_end = ceil_div(held + end, size)
-        at_end += sum(ceil_div(others + end, size) for others in self._held[place:])
-        if at_end > most:
-            return False
-        for position in range(later):
-            self._blocks[position] += ceil_div(held + self._ends[position], size)
-        self._ends.insert(place, end)
-        self._held.insert(place, held)
-        self._blocks.insert(place, at_end)
-        return True
+@inner
+def _sort(k: Kernel, column: int, count: int) -> None:
+    """Sort the first of a column of requests (heap sort: nothing is allocated)."""
+    for parent in range(count // 2 - 1, -1, -1):
+        _sift(k, column, parent, count)
+    for end in range(count - 1, 0, -1):
+        order = k.orders[:, column]
+        order[0], order[end] = order[end], order[0]
+        _sift(k, column, 0, end)
 
 
-def _search(
-    by_output: Sequence[Candidate], device: Device, chosen: list[Candidate], start: int, best: list[Candidate]
-) -> list[Candidate]:
-    """The best of `best` and all sets that add to `chosen` some of `by_output[start:]`."""
-    if chosen:
-        best = min(best, chosen, key=_rank_of)
-    total, bound = sum(candidate.output_tokens for candidate in chosen), _rank_of(best)
-    for position in range(start, len(by_output)):
-        # The next of shortest output give the least F of any size, whether they fit or not.
-        sums = accumulate(candidate.output_tokens for candidate in by_output[position:])
-        reachable = [
-            (quality(total + more, len(chosen) + count), -len(chosen) - count)
-            for count, more in enumerate(sums, start=1)
-        ]
-        if min(reachable) >= bound:
+@inner
+def _sift(k: Kernel, column: int, parent: int, end: int) -> None:
+    """Let a request sink in a heap with the last of the order on top."""
+    order, by_peak = k.orders[:, column], column == BY_PEAK
+    request = order[parent]
+    while 2 * parent + 1 < end:
+        child = 2 * parent + 1
+        if child + 1 < end and _goes_before(k, order[child], order[child + 1], by_peak):
+            child += 1
+        if not _goes_before(k, request, order[child], by_peak):
             break
-        larger = [*chosen, by_output[position]]
-        if device.holds(larger):
-            best = _search(by_output, device, larger, position + 1, best)
-            bound = _rank_of(best)
+        order[parent] = order[child]
+        parent = child
+    order[parent] = request
+
+
+@inner
+def _ideal(k: Kernel, num_waiting: int) -> int:
+    """Number of shortest outputs that give the least quality, of equals the most."""
+    total = best_total = best = 0
+    for place in range(num_waiting):
+        total += _to_come(k, k.orders[place, HEAP])
+        if not best or _at_most(total, place + 1, best_total, best):
+            best, best_total = place + 1, total
     return best
 
 
-class SortedFRun(RunToCompletion):
-    """Queues of one run; the key of a rank is the place in the order, infinite until there is one."""
-
-    def __init__(self, instance: Instance, settings: SortedFSettings) -> None:
-        super().__init__(instance, key=_no_place)
-        self._device = Device(instance.limits.kv_blocks, instance.limits.block_tokens)
-        self._exact_requests = settings.exact_requests
-        self._num_placed = 0
-
-    def kernel_rules(self) -> KernelRules | None:
-        """Those of MC-SF in this order."""
-        rules = super().kernel_rules()
-        return rules and replace(rules, order=Order.QUALITY, exact_requests=self._exact_requests)
-
-    def submit(self, request: int) -> None:
-        """Queue an arrival; the order is to be made anew."""
-        self._forget_places(request)
-        super().submit(request)
-
-    def requeue(self, request: int) -> None:
-        """Queue an evicted request; the order is to be made anew."""
-        self._forget_places(request)
-        super().requeue(request)
-
-    def _forget_places(self, request: int) -> None:
-        """Take its place from a request that joins the queue and from all who wait."""
-        for other in (*self.waiting, request):
-            self.rank[other] = (inf, self.rank[other][1])
-        self.waiting.sort(key=self.rank.__getitem__)
-
-    def _admit(self, step: Step) -> bool:
-        """Admit the head of the order, which is made as far as it is needed."""
-        if self.rank[self.waiting[0]][0] == inf:
-            self._place_next(step)
-        return super()._admit(step)
-
-    def _place_next(self, step: Step) -> None:
-        """Give the next set its places; nobody who waits has one."""
-        candidates = [
-            Candidate(self.output_left(step, request), step.known_tokens[request], request)
-            for request in self.waiting
-        ]
-        for candidate in best_set(candidates, self._device, self._exact_requests):
-            self._num_placed += 1
-            self.rank[candidate.request] = (self._num_placed, self.rank[candidate.request][1])
-        self.waiting.sort(key=self.rank.__getitem__)
+@inner
+def _at_most(total: int, count: int, other_total: int, other_count: int) -> bool:
+    """Whether total / count^2 <= other_total / other_count^2, by continued fractions: nothing overflows."""
+    a, b, c, d = total, count * count, other_total, other_count * other_count
+    while True:
+        whole, others_whole = a // b, c // d
+        if whole != others_whole:
+            return whole < others_whole
+        a, c = a - whole * b, c - others_whole * d
+        if not a or not c:
+            return not a
+        a, b, c, d = d, c, b, a
 
 
-def _no_place(request: Request) -> float:
-    return inf
+@inner
+def _is_better(total: int, count: int, other_total: int, other_count: int) -> bool:
+    """Whether a set has less quality than another, or as much and more requests."""
+    if not _at_most(other_total, other_count, total, count):
+        return True
+    return count > other_count and _at_most(total, count, other_total, other_count)
+
+
+@inner
+def _total(k: Kernel, column: int, count: int) -> int:
+    """Output tokens to come of the first of a column."""
+    total = 0
+    for place in range(count):
+        total += _to_come(k, k.orders[place, column])
+    return total
+
+
+@inner
+def _holds(k: Kernel, column: int, count: int) -> bool:
+    """Whether the first of a column, by output, fit until the last has finished if started together."""
+    block, most = int(k.now.block_tokens), int(k.now.kv_blocks)
+    held = 0
+    for place in range(count):
+        held += known_tokens(k, k.orders[place, column])
+    if held > most * block:
+        return False
+    held = 0
+    for place in range(count - 1, -1, -1):
+        request, alive = k.orders[place, column], count - place
+        held += known_tokens(k, request)
+        steps = _to_come(k, request) - 1
+        # Between full blocks throughout and a block cut into by each: the exact sum is seldom needed.
+        if (held + alive * (steps + block - 1)) // block <= most:
+            continue
+        if held + alive * steps > most * block:
+            return False
+        blocks = 0
+        for other in range(place, count):
+            blocks += blocks_of(k, known_tokens(k, k.orders[other, column]) + steps)
+        if blocks > most:
+            return False
+    return True
+
+
+@merged
+def _best_filling(k: Kernel, num_waiting: int) -> int:
+    """Write the better of two greedy fillings to BEST, and return its size."""
+    _copy(k, HEAP, BY_PEAK, num_waiting)
+    _sort(k, BY_PEAK, num_waiting)
+    count = _fill(k, HEAP, num_waiting, BEST)
+    others = _fill(k, BY_PEAK, num_waiting, CHOSEN)
+    if _is_better(_total(k, CHOSEN, others), others, _total(k, BEST, count), count):
+        _copy(k, CHOSEN, BEST, others)
+        return others
+    return count
+
+
+@inner
+def _copy(k: Kernel, source: int, target: int, count: int) -> None:
+    """Copy the first of a column to another."""
+    for place in range(count):
+        k.orders[place, target] = k.orders[place, source]
+
+
+@inner
+def _fill(k: Kernel, source: int, num_waiting: int, target: int) -> int:
+    """Write what fits of an order to a column; return how many of these give the least quality."""
+    total = best_total = best = count = 0
+    for place in range(num_waiting):
+        request = k.orders[place, source]
+        if _add_if_fits(k, request, count):
+            k.orders[count, target] = request
+            count += 1
+            total += _to_come(k, request)
+            if not best or _at_most(total, count, best_total, best):
+                best, best_total = count, total
+    return best
+
+
+@inner
+def _add_if_fits(k: Kernel, request: int, count: int) -> bool:
+    """Add a request to a set of so many that start together, if it still fits; whether it does.
+
+    Of the set the tokens after which each finishes are known, ascending, with what it holds at the start and
+    the KV blocks that all take just before.
+    """
+    ends, held_tokens, at_ends = k.orders[:, ENDS], k.orders[:, HELD_TOKENS], k.orders[:, AT_END]
+    held, end, most = known_tokens(k, request), _to_come(k, request) - 1, k.now.kv_blocks
+    place = 0
+    while place < count and ends[place] <= end:
+        if at_ends[place] + blocks_of(k, held + ends[place]) > most:
+            return False
+        place += 1
+    at_end = blocks_of(k, held + end)
+    for other in range(place, count):
+        at_end += blocks_of(k, held_tokens[other] + end)
+    # Those that end at the same time are alive just before it, too.
+    other = place
+    while other and ends[other - 1] == end:
+        other -= 1
+        at_end += blocks_of(k, held_tokens[other] + end)
+    if at_end > most:
+        return False
+    for other in range(place):
+        at_ends[other] += blocks_of(k, held + ends[other])
+    for other in range(count, place, -1):
+        ends[other], held_tokens[other] = ends[other - 1], held_tokens[other - 1]
+        at_ends[other] = at_ends[other - 1]
+    ends[place], held_tokens[place], at_ends[place] = end, held, at_end
+    return True
+
+
+@merged
+def _search(k: Kernel, num_waiting: int, count: int) -> int:
+    """Branch and bound over all sets that fit; the best one goes to BEST. Returns its size."""
+    chosen, places = k.orders[:, CHOSEN], k.orders[:, ENDS]
+    best_total = _total(k, BEST, count)
+    place = depth = total = 0
+    while True:
+        if not _can_improve(k, place, num_waiting, total, depth, best_total, count):
+            if not depth:
+                return count
+            depth -= 1
+            place = places[depth] + 1
+            total -= _to_come(k, chosen[depth])
+            continue
+        chosen[depth], places[depth] = k.orders[place, HEAP], place
+        if _holds(k, CHOSEN, depth + 1):
+            total += _to_come(k, chosen[depth])
+            depth += 1
+            if _is_better(total, depth, best_total, count):
+                _copy(k, CHOSEN, BEST, depth)
+                best_total, count = total, depth
+        place += 1
+
+
+@inner
+def _can_improve(
+    k: Kernel, place: int, num_waiting: int, total: int, depth: int, best_total: int, count: int
+) -> bool:
+    """Whether the chosen set with the next of shortest output, fit or not, can be better than the best."""
+    for following in range(place, num_waiting):
+        total += _to_come(k, k.orders[following, HEAP])
+        depth += 1
+        if _is_better(total, depth, best_total, count):
+            return True
+    return False

@@ -1,7 +1,7 @@
 """Shortest remaining processing time by true output length, also with limited preemption: clairvoyant.
 
 * `srpt`: before every batch all requests are ordered by the output tokens that they still lack (SRTF of
-  hao-ai-lab/vllm-ltr); whoever lacks memory evicts the resident of longest remaining output.
+  hao-ai-lab/vllm-ltr); a request that lacks memory evicts the resident of longest remaining output.
 * `trail`: limited-preemption SRPT of TRAIL (arXiv 2410.01035) with the true length in place of its
   prediction: a request that has generated c = 0.8 of it goes before all others and is no longer preempted for
   their sake (but it is where those before it would not fit otherwise).
@@ -16,23 +16,26 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from cspsched.errors import UsageError
-from cspsched.policies.batching import Compiled, Configured
-from cspsched.policies.mc_sf import output_tokens
-from cspsched.policies.ranking import RankedRun
+from cspsched.policies.batching import Configured
+from cspsched.policies.ranking import ranked_rules, serve
 from cspsched.problem.instance import Instance
-from cspsched.simulate import Step
-from cspsched.simulate.kernel.each.rules import AnyRules, Mode
+from cspsched.simulate.kernel.each.layout import KEY_BITS, LISTED
+from cspsched.simulate.kernel.each.lists import next_arrival, next_number, numbered_key, push
+from cspsched.simulate.kernel.each.loops import make_ranked_loop
+from cspsched.simulate.kernel.each.rules import EachRules
+from cspsched.simulate.kernel.jit import inner, merged
+from cspsched.simulate.kernel.layout import Kernel
 
 
-class Srpt(Compiled):
+class Srpt:
     """Shortest remaining output first, preemptive (vllm-ltr's srtf); clairvoyant."""
 
     name: ClassVar[str] = "srpt"
     label: ClassVar[str] = "srpt"
 
-    def new_run(self, instance: Instance) -> SrptRun:
-        """Empty queues under the instance's limits; everybody may be preempted to the end."""
-        return SrptRun(instance, c=1.0)
+    def kernel_rules(self, instance: Instance) -> EachRules:
+        """Rules under an instance's limits; all may be preempted to the end."""
+        return ranked_rules(instance, run_remaining, own=Remaining(1.0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,35 +51,45 @@ class TrailSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Trail(Compiled, Configured):
+class Trail(Configured):
     """Limited-preemption SRPT (TRAIL, arXiv 2410.01035) with true output lengths; clairvoyant."""
 
     settings: TrailSettings = TrailSettings()
     name: ClassVar[str] = "trail"
     settings_type: ClassVar[type[TrailSettings]] = TrailSettings
 
-    def new_run(self, instance: Instance) -> SrptRun:
-        """Empty queues under the instance's limits."""
-        return SrptRun(instance, c=self.settings.c)
+    def kernel_rules(self, instance: Instance) -> EachRules:
+        """Rules under an instance's limits."""
+        return ranked_rules(instance, run_remaining, own=Remaining(float(self.settings.c)))
 
 
-class SrptRun(RankedRun):
-    """Queues of one run; the key is the remaining output, and -1 for those that may not be preempted."""
+@dataclass(slots=True)
+class Remaining:
+    """Share of its output after which a request may not be preempted."""
 
-    def __init__(self, instance: Instance, *, c: float) -> None:
-        super().__init__(instance, key=output_tokens)
-        self._c = c
-        self._preemptible_tokens = [c * request.output_tokens for request in instance.requests]
+    share: float
 
-    def kernel_rules(self) -> AnyRules | None:
-        """All of it."""
-        return self._each_rules(mode=Mode.REMAINING, ratio=float(self._c))
 
-    def schedule(self, step: Step) -> None:
-        """Rank the running requests by what they lack now, then serve."""
-        for request in self.running:
-            left = self.output_left(step, request)
-            generated = self.requests[request].output_tokens - left
-            is_safe = generated >= self._preemptible_tokens[request]
-            self.rank[request] = (-1 if is_safe else left, self.rank[request][1])
-        self.serve(step)
+@inner
+def _submit(k: Kernel) -> None:
+    """Queue all arrivals by output; place 0 is for those that go first."""
+    request = next_arrival(k)
+    while request >= 0:
+        k.requests[request].key = numbered_key(int(k.requests[request].output_tokens) + 1, next_number(k))
+        push(k, request)
+        request = next_arrival(k)
+
+
+@merged
+def remaining_step(k: Kernel) -> None:
+    """Rank the running requests by the output that they lack, those come far enough first; then serve."""
+    for position in range(k.now.num_listed):
+        request = int(k.slots[position, LISTED])
+        generated, output = int(k.requests[request].generated), int(k.requests[request].output_tokens)
+        place = 0 if generated >= k.own.share * output else output - generated + 1
+        number = k.requests[request].key & ((1 << KEY_BITS) - 1)
+        k.requests[request].key = numbered_key(place, number)
+    serve(k)
+
+
+run_remaining = make_ranked_loop("run_remaining", submit=_submit, step=remaining_step)

@@ -23,19 +23,43 @@ budget is used up. Block reuse and beams are not simulated. Left open by the wri
 
 from __future__ import annotations
 
-from bisect import insort
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
-from heapq import merge
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from cspsched.errors import UsageError
-from cspsched.policies.batching import Compiled, Configured, QueueRun
+from cspsched.policies.batching import (
+    Configured,
+    chunk_tokens,
+    decode,
+    most_blocks,
+    prefill_with,
+    queue_rules,
+    reserved_tokens,
+    rules_by_request,
+    submit_to_queue,
+)
 from cspsched.policies.settings import require_at_least
 from cspsched.problem.instance import Instance
-from cspsched.simulate import Step
-from cspsched.simulate.kernel.each.rules import AnyRules, Mode
-from cspsched.simulate.kernel.rules import Batch, Chunk, KernelRules, Reserve
+from cspsched.simulate.kernel.each.batch import (
+    decodes,
+    evicted_now,
+    lacking_tokens,
+    missing_blocks,
+    preempt,
+    schedule,
+)
+from cspsched.simulate.kernel.each.layout import FIRST_LIST, HELD_TOKENS, LISTED, TO_COME
+from cspsched.simulate.kernel.each.lists import append_listed, head, pop, push
+from cspsched.simulate.kernel.each.lockstep import can_go_on, decode_all, locked_growth
+from cspsched.simulate.kernel.each.loops import make_loop
+from cspsched.simulate.kernel.each.rules import AnyRules
+from cspsched.simulate.kernel.each.together import unlock_listed
+from cspsched.simulate.kernel.jit import inner, merged
+from cspsched.simulate.kernel.layout import SUBMISSION, Kernel
+from cspsched.simulate.kernel.rules import Batch, Chunk, Reserve
+
+NEVER = int(Chunk.NEVER)
 
 
 class CapacityPolicy(StrEnum):
@@ -80,208 +104,251 @@ class TensorrtLlmSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class TensorrtLlm(Compiled, Configured):
+class TensorrtLlm(Configured):
     """TensorRT-LLM's capacity policies: guaranteed-no-evict, max-utilization or static batch."""
 
     settings: TensorrtLlmSettings = TensorrtLlmSettings()
     name: ClassVar[str] = "tensorrt-llm"
     settings_type: ClassVar[type[TensorrtLlmSettings]] = TensorrtLlmSettings
 
-    def new_run(self, instance: Instance) -> MicroBatch:
-        """Empty queues under the instance's limits and the settings, whichever are tighter."""
-        run = RUNS[self.settings.capacity_scheduler_policy]
-        if self.settings.context_chunking_policy is ChunkingPolicy.EQUAL_PROGRESS:
-            run = EqualProgressRun
-        return run(
-            instance,
-            max_tokens=self.settings.max_num_tokens,
-            max_requests=min(self.settings.max_batch_size, self.settings.max_num_tokens),
-            chunked=self.settings.enable_chunked_prefill,
-        )
+    def kernel_rules(self, instance: Instance) -> AnyRules:
+        """Rules under an instance's limits.
+
+        Capacity is asked only when the micro-batch has room: a request that would own blocks earlier without
+        running is the first in the queue, and no other can take what it would reserve.
+        """
+        settings, capacity = self.settings, self.settings.capacity_scheduler_policy
+        chunked = settings.enable_chunked_prefill
+        if chunked is None:
+            chunked = instance.switches.chunked_prefill
+        common: dict[str, Any] = {
+            "max_tokens": settings.max_num_tokens,
+            "max_requests": min(settings.max_batch_size, settings.max_num_tokens),
+            "chunk": Chunk.WHOLE_BLOCKS if chunked else Chunk.NEVER,
+        }
+        if capacity is CapacityPolicy.MAX_UTILIZATION:
+            # A request without a place in the batch keeps its memory.
+            most = instance.limits.kv_blocks
+            return rules_by_request(instance, run_max_utilization, most_holders=most, **common)
+        common["reserve"] = Reserve.OUTPUT
+        if settings.context_chunking_policy is ChunkingPolicy.EQUAL_PROGRESS:
+            return rules_by_request(instance, run_equal_progress, **common)
+        if capacity is CapacityPolicy.STATIC_BATCH:
+            return rules_by_request(instance, run_static_batch, own=StaticBatch(), **common)
+        is_alone = capacity is CapacityPolicy.PREFILL_FIRST
+        return queue_rules(instance, batch=Batch.PREFILL_ONLY if is_alone else Batch.MIXED, **common)
 
 
-class MicroBatch(QueueRun):
-    """The second stage: generation, then contexts, in chunks of whole blocks."""
-
-    def schedule(self, step: Step) -> None:
-        """All decodes, then prompts."""
-        self.decode(step)
-        self.prefill(step)
-
-    def chunk(self, step: Step, request: int) -> int:
-        """The whole context, or whole blocks of it."""
-        tokens = super().chunk(step, request)
-        is_rest = tokens == self.lacking(step, request)
-        return tokens if is_rest else tokens // self.block_tokens * self.block_tokens
+# Static batch.
 
 
-class ReservingRun(MicroBatch):
-    """Guaranteed no evict: admitted requests hold their blocks to completion.
+@dataclass(slots=True)
+class StaticBatch:
+    """The group that runs."""
 
-    Capacity is asked only when the micro-batch has room: a request that would own blocks earlier without
-    running is the first in the queue, and nobody else can take what it would reserve.
+    group_left: int = 0
+    """Requests of the group that have not been admitted: the first of the queue."""
+
+
+@inner
+def _form_group(k: Kernel) -> None:
+    """When the last group has finished, the next: the first in order of arrival whose reservations fit."""
+    now, own = k.now, k.own
+    if now.num_running or own.group_left:
+        return
+    free, first = now.free_blocks, now.num_submitted - now.num_waiting
+    for position in range(min(now.num_waiting, now.max_running)):
+        request = int(k.orders[first + position, SUBMISSION])
+        free -= most_blocks(k, reserved_tokens(k, request))
+        if free < 0:
+            break
+        own.group_left += 1
+
+
+@inner
+def _is_of_group(k: Kernel, request: int) -> bool:
+    """Whether the head of the queue belongs to the group, which fits together."""
+    return bool(k.own.group_left)
+
+
+@inner
+def _take_of_group(k: Kernel, request: int) -> None:
+    """Take the head out of the queue and of the group."""
+    k.own.group_left -= 1
+    pop(k)
+
+
+_prefill_group = prefill_with(chunk_tokens, _is_of_group, take=_take_of_group)
+
+
+@merged
+def static_batch_step(k: Kernel) -> None:
+    """Decodes, then prompts of the group."""
+    decode(k)
+    _form_group(k)
+    _prefill_group(k)
+
+
+# Max utilization, and equal progress.
+
+
+@merged
+def max_utilization_step(k: Kernel) -> None:
+    """Capacity in order of arrival, then decodes, then contexts as far as the tokens go.
+
+    FIRST_LIST holds who has capacity; below HELD_TOKENS holds what each context gets, TO_COME what it lacks.
     """
-
-    def kernel_rules(self) -> AnyRules | None:
-        """All of it."""
-        chunk = Chunk.WHOLE_BLOCKS if self.chunked else Chunk.NEVER
-        return replace(self._base_rules(), reserve=Reserve.OUTPUT, chunk=chunk)
-
-    def reserved_tokens(self, step: Step, request: int) -> int:
-        """Prompt and all of the output."""
-        return self.peak_tokens(request) + 1
-
-
-class StaticRun(ReservingRun):
-    """Static batch: a group of the first in the queue that fit together, until all have finished."""
-
-    _group: frozenset[int] = frozenset()
-
-    def kernel_rules(self) -> AnyRules | None:
-        """All of it."""
-        chunk = Chunk.WHOLE_BLOCKS if self.chunked else Chunk.NEVER
-        return self._each_rules(reserve=Reserve.OUTPUT, chunk=chunk, groups=True)
-
-    def schedule(self, step: Step) -> None:
-        """Form a group when the last has finished, then run it."""
-        if not self.running and not self._group.intersection(self.waiting[:1]):
-            self._group = self._next_group(step)
-        super().schedule(step)
-
-    def _next_group(self, step: Step) -> frozenset[int]:
-        group, free_blocks = set(), step.free_blocks
-        for request in self.waiting[: self.max_running]:
-            free_blocks -= self.blocks_of(self.reserved_tokens(step, request))
-            if free_blocks < 0:
-                break
-            group.add(request)
-        return frozenset(group)
-
-    def fits(self, step: Step, request: int) -> bool:
-        """Whether it belongs to the group, which fits together."""
-        return request in self._group
-
-
-class PrefillFirstRun(ReservingRun):
-    """Prefill first: contexts alone as long as there is one with room to run, and reservations."""
-
-    def kernel_rules(self) -> AnyRules | None:
-        """All of it."""
-        rules = super().kernel_rules()
-        return replace(rules, batch=Batch.PREFILL_ONLY) if isinstance(rules, KernelRules) else None
-
-    def schedule(self, step: Step) -> None:
-        """Contexts, else all decodes."""
-        self.prefill(step)
-        if not step.batch:
-            self.decode(step)
-
-
-class EqualProgressRun(ReservingRun):
-    """Equal progress: the contexts that have capacity share the budget, a block each in turn."""
-
-    def kernel_rules(self) -> AnyRules | None:
-        """All of it."""
-        chunk = Chunk.WHOLE_BLOCKS if self.chunked else Chunk.NEVER
-        return self._each_rules(mode=Mode.EQUAL_PROGRESS, reserve=Reserve.OUTPUT, chunk=chunk)
-
-    def schedule(self, step: Step) -> None:
-        """All decodes, then a share for every context, in order of admission."""
-        self.decode(step)
-        shares = self._shares(step, self._with_capacity(step))
-        for request, tokens in shares.items():
-            if tokens and step.requests_left:
-                blocks = 0
-                if not step.held_blocks[request]:
-                    blocks = self.blocks_of(self.reserved_tokens(step, request))
-                    self.waiting.remove(request)
-                    self.running.append(request)
-                step.schedule(request, tokens, blocks)
-
-    def _with_capacity(self, step: Step) -> list[int]:
-        """Started contexts, then the first of the queue whose reservations fit together."""
-        contexts = [request for request in self.running if not step.decoding[request]]
-        free_blocks = step.free_blocks
-        for request in self.waiting[: self.max_running - len(self.running)]:
-            free_blocks -= self.blocks_of(self.reserved_tokens(step, request))
-            if free_blocks < 0:
-                break
-            contexts.append(request)
-        return contexts
-
-    def _shares(self, step: Step, contexts: list[int]) -> dict[int, int]:
-        """Tokens of every context: whole blocks, but for the rest of a prompt."""
-        shares, budget, was_given = dict.fromkeys(contexts, 0), max(self.budget(step), 0), True
-        if not self.chunked:
-            return self._whole_contexts(step, contexts, budget)
-        while was_given:
-            was_given = False
-            for request in contexts:
-                unit = min(self.block_tokens, self.lacking(step, request) - shares[request])
-                if 0 < unit <= budget:
-                    shares[request] += unit
-                    budget -= unit
-                    was_given = True
-        return shares
-
-    def _whole_contexts(self, step: Step, contexts: list[int], budget: int) -> dict[int, int]:
-        shares: dict[int, int] = {}
-        for request in contexts:
-            shares[request] = self.lacking(step, request)
-            budget -= shares[request]
-            if budget < 0:
-                del shares[request]
-                break
-        return shares
-
-
-class MaxUtilizationRun(MicroBatch):
-    """Max utilization: blocks for the next step only, at the expense of the last started."""
-
-    def kernel_rules(self) -> AnyRules | None:
-        """All of it; whoever has no place in the batch keeps its memory."""
-        chunk = Chunk.WHOLE_BLOCKS if self.chunked else Chunk.NEVER
-        return self._each_rules(mode=Mode.MAX_UTILIZATION, chunk=chunk, most_holders=self.kv_blocks)
-
-    def schedule(self, step: Step) -> None:
-        """Capacity in order of arrival, then the micro-batch of those that have it."""
-        selected = self._with_capacity(step)
-        contexts = [request for request in selected if not step.decoding[request]]
-        for request in selected:
-            if step.decoding[request]:
-                step.schedule(request, 1, step.missing_blocks(request, 1))
-        for request in contexts:
-            lacking, tokens = self.lacking(step, request), self.chunk(step, request)
+    count, is_open = _select(k), True
+    if k.now.is_locked:
+        decode_all(k)
+    for position in range(count):
+        request = int(k.slots[position, FIRST_LIST])
+        if decodes(k, request):
+            schedule(k, request, 1, missing_blocks(k, request, 1))
+    for position in range(count):
+        request = int(k.slots[position, FIRST_LIST])
+        if decodes(k, request):
+            continue
+        is_new, tokens = not k.requests[request].blocks, 0
+        if is_open:
+            lacking = lacking_tokens(k, request)
+            tokens = chunk_tokens(k, lacking)
+            is_open = tokens == lacking
             if tokens:
-                if not step.held_blocks[request]:
-                    self.waiting.remove(request)
-                    insort(self.running, request, key=self.rank.__getitem__)
-                step.schedule(request, tokens, step.missing_blocks(request, lacking))
-            if tokens < lacking:
-                break
-
-    def _with_capacity(self, step: Step) -> list[int]:
-        """Requests whose next step fits, after pauses of the last started."""
-        selected: list[int] = []
-        promised, started = 0, list(self.running)
-        for request in merge(list(started), list(self.waiting), key=self.rank.__getitem__):
-            if len(selected) == self.max_running or request in step.evicted:
-                break
-            blocks = step.missing_blocks(request, self.lacking(step, request))
-            while blocks > step.free_blocks - promised and started and started[-1] not in selected:
-                self.evict(step, started.pop())
-                if request in step.evicted:
-                    return selected
-            if blocks > step.free_blocks - promised:
-                break
-            promised += blocks
-            selected.append(request)
-        return selected
+                schedule(k, request, tokens, missing_blocks(k, request, lacking))
+        if is_new:
+            _settle(k, request, tokens)
 
 
-RUNS: dict[CapacityPolicy, type[MicroBatch]] = {
-    CapacityPolicy.GUARANTEED_NO_EVICT: ReservingRun,
-    CapacityPolicy.STATIC_BATCH: StaticRun,
-    CapacityPolicy.PREFILL_FIRST: PrefillFirstRun,
-    CapacityPolicy.MAX_UTILIZATION: MaxUtilizationRun,
-}
+@inner
+def _settle(k: Kernel, request: int, tokens: int) -> None:
+    """A request from the queue runs now if it has tokens, else it goes back."""
+    if tokens:
+        append_listed(k, request)
+    else:
+        push(k, request)
+
+
+@inner
+def _select(k: Kernel) -> int:
+    """Find those whose next step fits, after pauses of the last started; how many there are.
+
+    What runs has arrived before all that wait: the first of these are admitted, the last started paused.
+    """
+    now, count, position = k.now, 0, 0
+    promised, num_together = _promise(k)
+    while count + num_together < now.max_running and (position < now.num_listed or now.heap_size):
+        is_new = position == now.num_listed
+        request = head(k) if is_new else int(k.slots[position, LISTED])
+        if evicted_now(k, request):
+            break
+        blocks = missing_blocks(k, request, lacking_tokens(k, request))
+        while blocks > now.free_blocks - promised and position < now.num_listed:
+            now.num_listed -= 1
+            victim = int(k.slots[now.num_listed, LISTED])
+            preempt(k, victim)
+            push(k, victim)
+            if victim == request:
+                return count
+        if blocks > now.free_blocks - promised:
+            break
+        promised += blocks
+        k.slots[count, FIRST_LIST] = request
+        count += 1
+        if is_new:
+            pop(k)
+        else:
+            position += 1
+    return count
+
+
+@inner
+def _promise(k: Kernel) -> tuple[int, int]:
+    """Blocks for the decodes in lockstep, and their number, if all that run can go on; else all part."""
+    now = k.now
+    if not now.is_locked:
+        return 0, 0
+    promised, needed = locked_growth(k), 0
+    for position in range(now.num_listed):
+        request = int(k.slots[position, LISTED])
+        needed += missing_blocks(k, request, lacking_tokens(k, request))
+    if promised + needed > now.free_blocks or not can_go_on(k):
+        unlock_listed(k)
+        return 0, 0
+    return promised, int(now.num_locked)
+
+
+@merged
+def equal_progress_step(k: Kernel) -> None:
+    """All decodes, then a share of the tokens for every context that has capacity, in order of admission."""
+    decode(k)
+    count = _contexts(k)
+    budget = max(int(k.now.max_tokens - k.now.used_tokens), 0)
+    if k.now.chunk == NEVER:
+        _share_whole(k, count, budget)
+    else:
+        _share_blocks(k, count, budget)
+    for position in range(count):
+        request, tokens = int(k.slots[position, FIRST_LIST]), int(k.slots[position, HELD_TOKENS])
+        is_new = not k.requests[request].blocks
+        if tokens:
+            schedule(k, request, tokens, most_blocks(k, reserved_tokens(k, request)) if is_new else 0)
+        if is_new:
+            _settle(k, request, tokens)
+
+
+@inner
+def _contexts(k: Kernel) -> int:
+    """Started contexts, then the first of the queue whose reservations fit together; how many."""
+    now, count, num_new, free = k.now, 0, 0, int(k.now.free_blocks)
+    for position in range(now.num_listed):
+        request = int(k.slots[position, LISTED])
+        if not decodes(k, request):
+            _enter(k, request, count)
+            count += 1
+    while now.heap_size and num_new < now.max_running - now.num_running:
+        free -= most_blocks(k, reserved_tokens(k, head(k)))
+        if free < 0:
+            break
+        _enter(k, pop(k), count)
+        count += 1
+        num_new += 1
+    return count
+
+
+@inner
+def _enter(k: Kernel, request: int, position: int) -> None:
+    """Note a context that has capacity."""
+    k.slots[position, FIRST_LIST], k.slots[position, HELD_TOKENS] = request, 0
+    k.slots[position, TO_COME] = lacking_tokens(k, request)
+
+
+@inner
+def _share_blocks(k: Kernel, count: int, budget: int) -> None:
+    """A block each in turn, or the rest of a prompt, until none can be given any more."""
+    was_given = True
+    while was_given:
+        was_given = False
+        for position in range(count):
+            slot = k.slots[position]
+            unit = min(int(k.now.block_tokens), int(slot[TO_COME] - slot[HELD_TOKENS]))
+            if 0 < unit <= budget:
+                slot[HELD_TOKENS] += unit
+                budget -= unit
+                was_given = True
+
+
+@inner
+def _share_whole(k: Kernel, count: int, budget: int) -> None:
+    """Whole prompts, up to the first that is too long."""
+    for position in range(count):
+        slot = k.slots[position]
+        budget -= slot[TO_COME]
+        if budget < 0:
+            break
+        slot[HELD_TOKENS] = slot[TO_COME]
+
+
+run_static_batch = make_loop("run_static_batch", submit=submit_to_queue, step=static_batch_step)
+run_max_utilization = make_loop("run_max_utilization", submit=submit_to_queue, step=max_utilization_step)
+run_equal_progress = make_loop("run_equal_progress", submit=submit_to_queue, step=equal_progress_step)

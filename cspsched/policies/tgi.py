@@ -17,16 +17,29 @@ Not simulated: speculation (its slots), prefix caching.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from cspsched.errors import UsageError
-from cspsched.policies.batching import Compiled, Configured, QueueRun
+from cspsched.policies.batching import (
+    Configured,
+    chunk_tokens,
+    decode,
+    fits,
+    has_started,
+    prefill_with,
+    queue_rules,
+    rules_by_request,
+    submit_to_queue,
+)
 from cspsched.policies.settings import require_at_least
 from cspsched.problem.instance import Instance
-from cspsched.simulate import Step
-from cspsched.simulate.kernel.each.rules import AnyRules, Mode
-from cspsched.simulate.kernel.rules import Batch, Reserve
+from cspsched.simulate.kernel.each.layout import LISTED
+from cspsched.simulate.kernel.each.loops import make_loop
+from cspsched.simulate.kernel.each.rules import AnyRules
+from cspsched.simulate.kernel.jit import inner, merged
+from cspsched.simulate.kernel.layout import Kernel
+from cspsched.simulate.kernel.rules import Batch, Chunk, Reserve
 from cspsched.units import ceil_div
 
 
@@ -56,73 +69,69 @@ class TgiSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Tgi(Compiled, Configured):
+class Tgi(Configured):
     """TGI v3: prefill and decode batches apart, prompt and output reserved at admission, no preemption."""
 
     settings: TgiSettings = TgiSettings()
     name: ClassVar[str] = "tgi"
     settings_type: ClassVar[type[TgiSettings]] = TgiSettings
 
-    def new_run(self, instance: Instance) -> TgiRun:
-        """Empty queues under the instance's limits and the settings, whichever are tighter."""
-        return TgiRun(instance, self.settings)
-
-
-class TgiRun(QueueRun):
-    """Queues of one run."""
-
-    whole_prompts: ClassVar[bool] = True
-
-    def __init__(self, instance: Instance, settings: TgiSettings) -> None:
+    def kernel_rules(self, instance: Instance) -> AnyRules:
+        """Rules under an instance's limits; by request with a budget of total tokens."""
+        settings = self.settings
         block, prefill_tokens = instance.limits.block_tokens, settings.max_batch_prefill_tokens
-        super().__init__(
-            instance,
-            max_tokens=prefill_tokens and ceil_div(prefill_tokens, block) * block,
-            max_requests=settings.max_batch_size,
+        common: dict[str, Any] = {
+            "max_tokens": prefill_tokens and ceil_div(prefill_tokens, block) * block,
+            "max_requests": settings.max_batch_size,
+            "reserve": Reserve.PEAK,
+        }
+        if instance.switches.chunked_prefill:
+            common["chunk"] = Chunk.BEYOND_BUDGET
+        ratio, steps = settings.waiting_served_ratio, settings.max_waiting_tokens
+        if settings.max_batch_total_tokens is None:
+            batch = Batch.WAITING_RATIO
+            return queue_rules(instance, batch=batch, waiting_ratio=ratio, decode_steps=steps, **common)
+        own = TgiOwn(
+            waiting_ratio=float(ratio), decode_steps=steps, total_tokens=settings.max_batch_total_tokens
         )
-        self._settings = settings
-        self._decode_steps = 0
+        return rules_by_request(instance, run_tgi, own=own, **common)
 
-    def kernel_rules(self) -> AnyRules | None:
-        """By request with a budget of total tokens."""
-        if self._settings.max_batch_total_tokens is not None:
-            return self._each_rules(
-                mode=Mode.WAITING_RATIO,
-                reserve=Reserve.PEAK,
-                ratio=float(self._settings.waiting_served_ratio),
-                decode_steps=self._settings.max_waiting_tokens,
-                total_tokens=self._settings.max_batch_total_tokens,
-            )
-        return replace(
-            self._base_rules(),
-            batch=Batch.WAITING_RATIO,
-            reserve=Reserve.PEAK,
-            waiting_ratio=self._settings.waiting_served_ratio,
-            decode_steps=self._settings.max_waiting_tokens,
-        )
 
-    def schedule(self, step: Step) -> None:
-        """Prefill if it is time and something fits, else decode."""
-        if self._is_time_to_prefill(step):
-            self.prefill(step)
-        if step.batch:
-            self._decode_steps = 0
-        else:
-            self._decode_steps += 1
-            self.decode(step)
+@dataclass(slots=True, kw_only=True)
+class TgiOwn:
+    """Settings, and the decode steps since the last prefill."""
 
-    def _is_time_to_prefill(self, step: Step) -> bool:
-        if not self.running or not step.decoding[self.running[-1]]:
-            return True
-        enough_wait = len(self.waiting) >= self._settings.waiting_served_ratio * len(self.running)
-        return enough_wait or self._decode_steps >= self._settings.max_waiting_tokens
+    waiting_ratio: float
+    decode_steps: int
+    total_tokens: int
+    num_steps: int = 0
 
-    def fits(self, step: Step, request: int) -> bool:
-        """Whether its blocks are free, and its tokens within the budget of all that run."""
-        total = sum(self.peak_tokens(i) + 1 for i in (*self.running, request))
-        limit = self._settings.max_batch_total_tokens
-        return (limit is None or total <= limit) and super().fits(step, request)
 
-    def reserved_tokens(self, step: Step, request: int) -> int:
-        """Input + max_new_tokens - 1."""
-        return self.peak_tokens(request)
+@inner
+def fits_total(k: Kernel, request: int) -> bool:
+    """Whether its blocks are free, and input and output of all that run stay within the limit."""
+    total = k.now.locked_total + k.requests[request].prompt_tokens + k.requests[request].output_tokens
+    for position in range(k.now.num_listed):
+        row = k.requests[k.slots[position, LISTED]]
+        total += row.prompt_tokens + row.output_tokens
+    return bool(total <= k.own.total_tokens) and fits(k, request)
+
+
+_prefill = prefill_with(chunk_tokens, fits_total)
+
+
+@merged
+def tgi_step(k: Kernel) -> None:
+    """Prefill if enough requests wait or decode steps have passed, and something fits; else decode."""
+    now, own = k.now, k.own
+    is_due = not now.num_running or has_started(k) or own.num_steps >= own.decode_steps
+    if is_due or now.num_waiting >= own.waiting_ratio * now.num_running:
+        _prefill(k)
+    if now.num_in_batch:
+        own.num_steps = 0
+    else:
+        own.num_steps += 1
+        decode(k)
+
+
+run_tgi = make_loop("run_tgi", submit=submit_to_queue, step=tgi_step)

@@ -22,7 +22,10 @@ from cspsched.policies.sarathi_family import FamilyRun, OwnLimits
 from cspsched.policies.settings import require_at_least
 from cspsched.problem.instance import Instance
 from cspsched.simulate import Step
+from cspsched.simulate.kernel.each.family_parts import submit_to_family
+from cspsched.simulate.kernel.each.loops import make_loop
 from cspsched.simulate.kernel.each.rules import AnyRules
+from cspsched.simulate.kernel.each.vidur import take_back_or_repeat, vidur_step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +47,9 @@ class VidurSettings:
     def micro_batch_requests(self) -> int:
         """Most requests that a batch takes up: an equal part of the cap for every stage."""
         return max(self.batch_size_cap // self.num_pipeline_stages, 1)
+
+
+run_vidur = make_loop("run_vidur", submit=submit_to_family, prepare=take_back_or_repeat, step=vidur_step)
 
 
 class VidurRun(FamilyRun):
@@ -77,7 +83,9 @@ class VidurRun(FamilyRun):
         if self.batches_in_flight > 1:
             return None
         own = self._own_rules()
-        return None if own is None else self._each_rules(most_in_batch=self.max_in_batch, **own)
+        return (
+            None if own is None else self._each_rules(run=run_vidur, most_in_batch=self.max_in_batch, **own)
+        )
 
     def _own_rules(self) -> dict[str, Any] | None:
         """What a scheduler decides for itself; None if the kernel does not know it."""

@@ -13,10 +13,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from cspsched.policies.batching import Compiled, Configured
-from cspsched.policies.lightllm import LightllmRun, LightllmSettings
+from cspsched.policies.batching import Configured
+from cspsched.policies.lightllm import Lightllm, LightllmSettings
 from cspsched.policies.settings import require_at_least
 from cspsched.problem.instance import Instance
+from cspsched.simulate.kernel.each.rules import AnyRules
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,21 +37,19 @@ class VidurLightllmSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class VidurLightllm(Compiled, Configured):
+class VidurLightllm(Configured):
     """Vidur's LightLLM: prefill alone every ten decodes, admitted if the peak of all outputs fits."""
 
     settings: VidurLightllmSettings = VidurLightllmSettings()
     name: ClassVar[str] = "vidur-lightllm"
     settings_type: ClassVar[type[VidurLightllmSettings]] = VidurLightllmSettings
 
-    def new_run(self, instance: Instance) -> LightllmRun:
-        """Empty queues under the instance's limits and the settings, whichever are tighter."""
+    def kernel_rules(self, instance: Instance) -> AnyRules:
+        """Rules under an instance's limits and the settings, whichever are tighter."""
         own = self.settings
-        return LightllmRun(
-            instance,
-            LightllmSettings(
-                running_max_req_size=own.batch_size_cap,
-                batch_max_tokens=own.max_tokens_in_batch,
-                router_max_wait_tokens=own.max_waiting_iters,
-            ),
+        like_lightllm = LightllmSettings(
+            running_max_req_size=own.batch_size_cap,
+            batch_max_tokens=own.max_tokens_in_batch,
+            router_max_wait_tokens=own.max_waiting_iters,
         )
+        return Lightllm(like_lightllm).kernel_rules(instance)

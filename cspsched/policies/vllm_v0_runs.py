@@ -22,9 +22,14 @@ from itertools import islice
 from cspsched.policies.sarathi_family import FamilyRun, OwnLimits
 from cspsched.problem.instance import Instance
 from cspsched.simulate import Step, StuckError
+from cspsched.simulate.kernel.each.family_parts import submit_to_family
+from cspsched.simulate.kernel.each.loops import make_loop
 from cspsched.simulate.kernel.each.rules import AnyRules, Mode
+from cspsched.simulate.kernel.each.v0_chunked import chunked_step
 from cspsched.simulate.kernel.rules import Batch, Order
 from cspsched.units import ceil_div
+
+run_chunked = make_loop("run_chunked", submit=submit_to_family, step=chunked_step)
 
 
 class V0Run(FamilyRun):
@@ -194,6 +199,7 @@ class V0ChunkedRun(V0Run):
     def kernel_rules(self) -> AnyRules | None:
         """Without swap, and with one partial prefill at a time."""
         return self._each_rules(
+            run=run_chunked,
             mode=Mode.CHUNKED,
             longest_prompt=0,
             swaps=self._swaps,

@@ -13,18 +13,36 @@ that is preempted in the step that gave it a chunk leaves blocks in the cache th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar
 
+from cspsched.policies.batching import Configured
 from cspsched.policies.needs import Need, RequestData
-from cspsched.policies.queues import FcfsQueue, PriorityQueue, WaitingQueue
-from cspsched.policies.settings import describe_settings, require_at_least, require_fraction
-from cspsched.problem.instance import Instance, Limits
-from cspsched.simulate import CachedPrefix, Step
-from cspsched.simulate.kernel.each.rules import AnyRules, EachRules, Evict, Loop
+from cspsched.policies.settings import require_at_least, require_fraction
+from cspsched.problem.instance import Instance
+from cspsched.simulate.kernel.batch import blocks_of
+from cspsched.simulate.kernel.each.ahead import conclude_ahead
+from cspsched.simulate.kernel.each.batch import (
+    decodes,
+    is_finishing,
+    known_tokens,
+    lacking_tokens,
+    preempt,
+    schedule,
+)
+from cspsched.simulate.kernel.each.layout import BATCHED, LISTED
+from cspsched.simulate.kernel.each.lists import append_listed, head, next_arrival, next_number, pop, push
+from cspsched.simulate.kernel.each.lockstep import can_go_on, decode_all, locked_growth
+from cspsched.simulate.kernel.each.loops import make_loop
+from cspsched.simulate.kernel.each.rules import AnyRules, EachRules
+from cspsched.simulate.kernel.each.together import unlock_listed
+from cspsched.simulate.kernel.jit import inner, merged
+from cspsched.simulate.kernel.layout import Kernel
+from cspsched.simulate.kernel.records import NOBODY
 from cspsched.simulate.kernel.rules import Batch, Chunk, KernelRules, Order, Reserve, Victim
+
+NEVER = int(Chunk.NEVER)
 
 
 class QueueOrder(StrEnum):
@@ -80,6 +98,17 @@ class VllmSettings:
     num_lookahead_tokens: int = 0
     """Tokens for which a request is given KV blocks ahead of those that it processes."""
 
+    @property
+    def goes_by_request(self) -> bool:
+        """Whether the loop over aggregated state does not know the settings."""
+        return bool(
+            self.async_scheduling
+            or self.enable_prefix_caching
+            or self.long_prefill_token_threshold_adaptive
+            or self.prefill_schedule_interval > 1
+            or self.num_lookahead_tokens
+        )
+
     def __post_init__(self) -> None:
         most = ("max_num_seqs", "max_num_batched_tokens", "max_num_active_seqs")
         require_at_least(self, 1, *most, "prefill_schedule_interval", policy="vllm")
@@ -87,248 +116,276 @@ class VllmSettings:
         require_fraction(self, "watermark", policy="vllm")
 
 
-AGGREGATED_SETTINGS = (
-    "max_num_seqs", "max_num_batched_tokens", "long_prefill_token_threshold", "enable_chunked_prefill",
-    "scheduler_reserve_full_isl", "watermark", "policy", "max_num_active_seqs",
-)  # fmt: skip
-"""Settings that the kernel's loop over aggregated state knows; with others it goes by request."""
-
-
 @dataclass(frozen=True, slots=True)
-class VllmV1:
+class VllmV1(Configured):
     """vLLM V1 (0.33.0): running requests first, then the waiting queue, one token budget for both."""
 
     settings: VllmSettings = VllmSettings()
     name: ClassVar[str] = "vllm"
     settings_type: ClassVar[type[VllmSettings]] = VllmSettings
 
-    @property
-    def label(self) -> str:
-        """Name with the settings that differ from the defaults."""
-        return ":".join(filter(None, (self.name, describe_settings(self.settings))))
+    def kernel_rules(self, instance: Instance) -> AnyRules:
+        """Rules under an instance's limits and the settings, whichever are tighter.
 
-    def new_run(self, instance: Instance) -> VllmRun:
-        """Empty queues under the instance's limits and the settings, whichever are tighter."""
-        return VllmRun(instance, self.settings)
-
-    def kernel_rules(self, instance: Instance) -> AnyRules | None:
-        """Rules for the compiled kernel under an instance's limits; None if it does not know the settings."""
-        settings = self.settings
-        if settings.enable_prefix_caching:
-            return None
-        run = self.new_run(replace(instance, requests=instance.requests[:1]))
-        known = {name: getattr(settings, name) for name in AGGREGATED_SETTINGS}
-        rules = run.kernel_rules(instance.limits) if VllmSettings(**known) == settings else None
-        return rules or run.each_rules(instance.limits)
-
-
-class StepTerms(NamedTuple):
-    """What holds for all requests of a step."""
-
-    longest_chunk: int
-    defers_prefills: bool
-    """No prefill work in this step."""
-
-
-class VllmRun:
-    """Queues of one run; `running` is in order of admission."""
-
-    def __init__(self, instance: Instance, settings: VllmSettings) -> None:
-        limits = instance.limits
-        self._budget = min(
-            limits.max_batch_tokens, settings.max_num_batched_tokens or limits.max_batch_tokens
-        )
+        The aggregated loop knows most settings; by priority only if all decodes and one whole chunk fit into
+        a batch: else more may sit out.
+        """
+        settings, limits = self.settings, instance.limits
         most = settings.max_num_active_seqs or settings.max_num_seqs or limits.max_batch_requests
-        self._max_running = min(limits.max_batch_requests, most)
         chunked = settings.enable_chunked_prefill
-        self._chunked = instance.switches.chunked_prefill if chunked is None else chunked
-        self._long_prefill = settings.long_prefill_token_threshold
-        self._adaptive = settings.long_prefill_token_threshold_adaptive
-        self._no_limit = limits.kv_tokens
-        self._lookahead = settings.num_lookahead_tokens
-        self._max_model_len = limits.max_model_len or limits.kv_tokens + self._lookahead
-        self._interval = settings.prefill_schedule_interval
-        self._num_steps, self._last_prefill_step = 0, -self._interval
-        self._capacity_bound = False
-        self.caches_prefixes = settings.enable_prefix_caching
-        self._reserves_prompt = settings.scheduler_reserve_full_isl
-        # The real pool has one block more, its null block, and takes the watermark of that number.
-        self._watermark_blocks = int(settings.watermark * (limits.kv_blocks + 1))
-        self._block_tokens = limits.block_tokens
-        self.batches_in_flight = 2 if settings.async_scheduling else 1
-        self._running: list[int] = []
-        self._waiting: WaitingQueue = (
-            PriorityQueue(instance) if settings.policy is QueueOrder.PRIORITY else FcfsQueue()
+        if chunked is None:
+            chunked = instance.switches.chunked_prefill
+        by_priority = settings.policy is QueueOrder.PRIORITY
+        common: dict[str, Any] = {
+            "kv_blocks": limits.kv_blocks,
+            "block_tokens": limits.block_tokens,
+            "max_tokens": min(
+                limits.max_batch_tokens, settings.max_num_batched_tokens or limits.max_batch_tokens
+            ),
+            "max_running": min(limits.max_batch_requests, most),
+            "order": Order.PRIORITY if by_priority else Order.ARRIVAL,
+            "chunk": Chunk.ANY if chunked else Chunk.NEVER,
+            # The real pool has one block more, its null block, and takes the watermark of that number.
+            "watermark_blocks": int(settings.watermark * (limits.kv_blocks + 1)),
+        }
+        needs_order = by_priority and (
+            settings.long_prefill_token_threshold > 0 or common["max_tokens"] < common["max_running"]
         )
-
-    def kernel_rules(self, limits: Limits) -> KernelRules | None:
-        """By priority only if all decodes and one whole chunk fit into a batch: else more may sit out."""
-        by_priority = isinstance(self._waiting, PriorityQueue)
-        if by_priority and (self._long_prefill or self._budget < self._max_running):
-            return None
+        if settings.goes_by_request or needs_order:
+            return self._rules_by_request(instance, common)
         return KernelRules(
-            kv_blocks=limits.kv_blocks,
-            block_tokens=self._block_tokens,
-            max_tokens=self._budget,
-            max_running=self._max_running,
-            order=Order.PRIORITY if by_priority else Order.ARRIVAL,
             batch=Batch.RUNNING_FIRST,
             reserve=Reserve.CHUNK,
-            chunk=Chunk.ANY if self._chunked else Chunk.NEVER,
             victim=Victim.LEAST_IMPORTANT if by_priority else Victim.NEWEST,
-            long_prefill=self._long_prefill,
-            watermark_blocks=self._watermark_blocks,
-            test_known=self._reserves_prompt,
+            long_prefill=settings.long_prefill_token_threshold,
+            test_known=settings.scheduler_reserve_full_isl,
+            **common,
         )
 
-    def each_rules(self, limits: Limits) -> EachRules:
-        """Rules for the loop that visits every request: all but prefix caching."""
-        by_priority = isinstance(self._waiting, PriorityQueue)
+    def _rules_by_request(self, instance: Instance, common: dict[str, Any]) -> EachRules:
+        settings, limits = self.settings, instance.limits
+        longest = limits.max_model_len or limits.kv_tokens + settings.num_lookahead_tokens
+        own = VllmOwn(
+            by_priority=settings.policy is QueueOrder.PRIORITY,
+            test_known=settings.scheduler_reserve_full_isl,
+            long_prefill=settings.long_prefill_token_threshold,
+            adaptive=settings.long_prefill_token_threshold_adaptive,
+            interval=settings.prefill_schedule_interval,
+            last_prefill_step=-settings.prefill_schedule_interval,
+        )
         return EachRules(
-            loop=Loop.VLLM,
-            kv_blocks=limits.kv_blocks,
-            block_tokens=self._block_tokens,
-            max_tokens=self._budget,
+            run=run_vllm_ahead if settings.async_scheduling else run_vllm,
+            own=own,
+            stands_by_admission=True,
             batch_tokens=limits.max_batch_tokens,
-            max_running=self._max_running,
-            most_holders=self._max_running,
-            order=Order.PRIORITY if by_priority else Order.ARRIVAL,
-            chunk=Chunk.ANY if self._chunked else Chunk.NEVER,
-            evict=Evict.LEAST_IMPORTANT if by_priority else Evict.NEWEST,
-            watermark_blocks=self._watermark_blocks,
-            test_known=self._reserves_prompt,
-            long_prefill=self._long_prefill,
-            adaptive=self._adaptive,
-            lookahead=self._lookahead,
-            max_model_len=self._max_model_len,
-            interval=self._interval,
-            decides_ahead=self.batches_in_flight > 1,
+            most_holders=common["max_running"],
+            lookahead=settings.num_lookahead_tokens,
+            max_model_len=longest,
+            decides_ahead=settings.async_scheduling,
+            **common,
         )
 
-    def submit(self, request: int) -> None:
-        """Queue an arrival."""
-        self._waiting.push(request)
 
-    def retire(self, requests: Sequence[int]) -> None:
-        """Drop finished requests; those preempted with their last token in flight are in the queue."""
-        finished = set(requests)
-        for request in finished.difference(self._running):
-            self._waiting.remove(request)
-        self._running = [request for request in self._running if request not in finished]
+@dataclass(slots=True, kw_only=True)
+class VllmOwn:
+    """Settings of a run by request, and what its last steps have left."""
 
-    def schedule(self, step: Step) -> None:
-        """Running requests first; the waiting queue only if nobody had to be preempted."""
-        terms = StepTerms(self._longest_chunk(), self._defers_prefills(step))
-        budget = self._schedule_running(step, terms)
-        has_prefill = self._interval > 1 and not all(step.decoding[request] for request in step.batch)
-        if not step.evicted:
-            has_prefill |= self._admit(step, terms, budget)
-        if step.batch:
-            self._num_steps += 1
-            if has_prefill:
-                self._last_prefill_step = self._num_steps
+    by_priority: bool
+    test_known: bool
+    """Whether an admission needs room for all known tokens."""
+    long_prefill: int
+    adaptive: bool
+    interval: int
+    last_prefill_step: int
+    num_steps: int = 0
+    capacity_bound: bool = False
+    """Whether a request had to wait in the last step that admitted."""
 
-    def _longest_chunk(self) -> int:
-        """Tokens that a request may be given at most, before the budget is looked at."""
-        num_eligible = len(self._running) + len(self._waiting)
-        threshold = self._long_prefill if num_eligible > 1 else 0
-        if self._adaptive and threshold:
-            threshold = max(threshold, self._budget // num_eligible)
-        return threshold or self._no_limit
 
-    def _defers_prefills(self, step: Step) -> bool:
-        """Whether prefills wait: the last were not long ago, left nobody waiting, and somebody decodes."""
-        return (
-            self._interval > 1
-            and not self._capacity_bound
-            and self._num_steps + 1 - self._last_prefill_step < self._interval
-            and any(step.decoding[request] for request in self._running)
-        )
+@inner
+def _submit(k: Kernel) -> None:
+    """Queue all arrivals: at the end, or at their rank."""
+    request = next_arrival(k)
+    while request >= 0:
+        k.requests[request].key = k.requests[request].rank if k.own.by_priority else next_number(k)
+        push(k, request)
+        request = next_arrival(k)
 
-    def _schedule_running(self, step: Step, terms: StepTerms) -> int:
-        """Give every running request what it lacks, in order of admission; return the budget left."""
-        running, budget, block_tokens = self._running, self._budget, self._block_tokens
-        known, computed, held = step.known_tokens, step.computed_tokens, step.held_blocks
-        defers_prefills, lookahead = terms.defers_prefills, self._lookahead
-        position = 0
-        while budget and position < len(running):
-            request = running[position]
-            tokens = known[request] - computed[request]
-            if not tokens or (defers_prefills and not step.decoding[request]):
-                # Without tokens: its last one is in flight.
-                position += 1
-                continue
-            if tokens > 1:
-                tokens = min(tokens, terms.longest_chunk, budget)
-            after = computed[request] + tokens
-            if lookahead:
-                after = min(after + lookahead, self._max_model_len)
-            blocks = -(-after // block_tokens) - held[request]
-            if blocks > step.free_blocks:
-                position, returned = self._make_room(step, position, blocks)
-                budget += returned
-                if not held[request]:
-                    if self._waiting.victim_may_continue:
-                        continue
-                    break
-            step.schedule(request, tokens, blocks)
-            budget -= tokens
+
+@merged
+def vllm_step(k: Kernel) -> None:
+    """Running requests first; the waiting queue only if nobody had to be preempted."""
+    now, own = k.now, k.own
+    longest, defers = _longest_chunk(k), _defers_prefills(k)
+    budget = _serve_running(k, longest, defers)
+    has_prefill = own.interval > 1 and _has_prefill(k)
+    if not now.num_evictions and _admit_waiting(k, longest, defers, budget):
+        has_prefill = True
+    if now.num_in_batch:
+        own.num_steps += 1
+        if has_prefill:
+            own.last_prefill_step = own.num_steps
+
+
+@inner
+def _longest_chunk(k: Kernel) -> int:
+    """Tokens that a request may be given at most, before the budget is looked at."""
+    now, own = k.now, k.own
+    num_eligible = now.num_running + now.heap_size
+    threshold = own.long_prefill if num_eligible > 1 else 0
+    if own.adaptive and threshold:
+        threshold = max(threshold, now.max_tokens // num_eligible)
+    return int(threshold) if threshold else int(now.kv_blocks * now.block_tokens)
+
+
+@inner
+def _defers_prefills(k: Kernel) -> bool:
+    """Whether prefills wait: the last were not long ago, left nobody waiting, and somebody decodes."""
+    now, own = k.now, k.own
+    if own.interval <= 1 or own.capacity_bound:
+        return False
+    if own.num_steps + 1 - own.last_prefill_step >= own.interval:
+        return False
+    some = now.num_locked > 0
+    for position in range(now.num_listed):
+        some = some or decodes(k, int(k.slots[position, LISTED]))
+    return bool(some)
+
+
+@inner
+def _has_prefill(k: Kernel) -> bool:
+    """Whether there is a prefill in the batch."""
+    for position in range(k.now.num_batched):
+        request = k.slots[position, BATCHED]
+        if request != NOBODY and not decodes(k, int(request)):
+            return True
+    return False
+
+
+@inner
+def _serve_running(k: Kernel, longest: int, defers: bool) -> int:  # noqa: FBT001
+    """Give every running request what it lacks, in order of admission; return the budget left."""
+    now, own, position = k.now, k.own, 0
+    if now.is_locked:
+        if _can_serve_all(k, longest, defers):
+            decode_all(k)
+        else:
+            unlock_listed(k)
+    budget = int(now.max_tokens - now.num_locked)
+    while budget and position < now.num_listed:
+        request = int(k.slots[position, LISTED])
+        if is_finishing(k, request) or (defers and not decodes(k, request)):
             position += 1
-        return budget
+            continue
+        tokens = lacking_tokens(k, request)
+        if tokens > 1:
+            tokens = min(tokens, longest, budget)
+        row = k.requests[request]
+        blocks = _blocks_for(k, request, tokens)
+        while blocks > now.free_blocks and row.blocks:
+            place = _victim(k)
+            budget += _evict_listed(k, place)
+            position -= place < position
+        if not row.blocks:
+            if own.by_priority:
+                continue
+            break
+        schedule(k, request, tokens, blocks)
+        budget -= tokens
+        position += 1
+    return budget
 
-    def _make_room(self, step: Step, position: int, blocks: int) -> tuple[int, int]:
-        """Preempt until blocks are free for the request at a position, or it was preempted itself.
 
-        Returns its new position (or that of its successor, once it is gone) and the tokens that victims
-        scheduled in this step give back.
-        """
-        request, returned = self._running[position], 0
-        while blocks > step.free_blocks and step.held_blocks[request]:
-            victim_position = self._waiting.victim(self._running)
-            victim = self._running.pop(victim_position)
-            returned += step.preempt(victim)
-            self._waiting.push_back(victim)
-            if victim_position < position:
-                position -= 1
-        return position, returned
+@inner
+def _blocks_for(k: Kernel, request: int, tokens: int) -> int:
+    """KV blocks that a running request lacks for so many more tokens."""
+    now, row = k.now, k.requests[request]
+    after = int(row.kv_tokens) + tokens
+    if now.lookahead:
+        after = min(after + int(now.lookahead), int(now.max_model_len))
+    return blocks_of(k, after) - int(row.blocks)
 
-    def _admit(self, step: Step, terms: StepTerms, budget: int) -> bool:
-        """Admit from the head of the queue, strictly in its order, until something does not fit.
 
-        Returns whether there is prefill work among it: more than the one token that a cached prompt lacks.
-        """
-        waiting, running = self._waiting, self._running
-        has_prefill = False
-        while budget and waiting and len(running) < self._max_running:
-            request = waiting.head()
-            cached = step.find_cached(request)
-            lacking = step.known_tokens[request] - len(cached.blocks) * self._block_tokens
-            if terms.defers_prefills and lacking > 1:
-                break
-            tokens = min(lacking, terms.longest_chunk)
-            if tokens > budget and not self._chunked:
-                break
-            tokens = min(tokens, budget)
-            blocks = self._new_blocks(step, request, tokens, cached)
-            if blocks is None:
-                break
-            if cached.blocks:
-                step.reuse(request, cached)
-            step.schedule(request, tokens, blocks)
-            running.append(waiting.pop())
-            budget -= tokens
-            has_prefill |= lacking > 1
-        if not terms.defers_prefills:
-            self._capacity_bound = len(waiting) > 0
-        return has_prefill
+@inner
+def _can_serve_all(k: Kernel, longest: int, defers: bool) -> bool:  # noqa: FBT001
+    """Whether tokens and blocks are enough for all that run, so that their order does not matter.
 
-    def _new_blocks(self, step: Step, request: int, tokens: int, cached: CachedPrefix) -> int | None:
-        """Blocks that an admission takes beside the cached ones; None if there is no room for it."""
-        spare = step.free_blocks - (self._watermark_blocks if self._running else 0) - cached.num_free
-        num_cached = len(cached.blocks)
-        known = min(step.known_tokens[request], self._max_model_len)
-        if self._reserves_prompt and -(-known // self._block_tokens) - num_cached > spare:
-            return None
-        after = min(num_cached * self._block_tokens + tokens + self._lookahead, self._max_model_len)
-        blocks = -(-after // self._block_tokens) - num_cached
-        return None if blocks > spare else blocks
+    The last admitted may be cut: it is given what the others leave in any order.
+    """
+    now, left, blocks = k.now, int(k.now.max_tokens - k.now.num_locked), locked_growth(k)
+    for position in range(now.num_listed):
+        request = int(k.slots[position, LISTED])
+        if is_finishing(k, request) or (defers and not decodes(k, request)):
+            continue
+        tokens = lacking_tokens(k, request)
+        if tokens > 1:
+            tokens = min(tokens, longest)
+        if k.requests[request].place == now.last_number and left > 0:
+            tokens = min(tokens, left)
+        left -= tokens
+        blocks += _blocks_for(k, request, tokens)
+    return bool(left >= 0 and blocks <= now.free_blocks and can_go_on(k))
+
+
+@inner
+def _victim(k: Kernel) -> int:
+    """Place of the request to preempt: the last admitted, or the first of the least important."""
+    now, own = k.now, k.own
+    found = int(now.num_listed) - 1
+    if own.by_priority:
+        for place in range(now.num_listed - 2, -1, -1):
+            importance = k.requests[k.slots[place, LISTED]].importance
+            if importance >= k.requests[k.slots[found, LISTED]].importance:
+                found = place
+    return found
+
+
+@inner
+def _evict_listed(k: Kernel, position: int) -> int:
+    """Preempt a running request and queue it again, unless it ends soon; the tokens that it gives back."""
+    now, own, request = k.now, k.own, int(k.slots[position, LISTED])
+    finishing = is_finishing(k, request)
+    returned = preempt(k, request)
+    now.num_listed -= 1
+    for place in range(position, now.num_listed):
+        k.slots[place, LISTED] = k.slots[place + 1, LISTED]
+    if finishing:
+        return returned
+    if not own.by_priority:
+        now.front -= 1
+        k.requests[request].key = now.front
+    push(k, request)
+    return returned
+
+
+@inner
+def _admit_waiting(k: Kernel, longest: int, defers: bool, budget: int) -> bool:  # noqa: FBT001
+    """Admit in the order of the queue until something does not fit; whether there is prefill work."""
+    now, own, has_prefill = k.now, k.own, False
+    while budget and now.heap_size and now.num_running < now.max_running:
+        request = head(k)
+        known = known_tokens(k, request)
+        if defers and known > 1:
+            break
+        tokens = min(known, longest)
+        if tokens > budget and now.chunk == NEVER:
+            break
+        tokens = min(tokens, budget)
+        spare = now.free_blocks - (now.watermark_blocks if now.num_running else 0)
+        if own.test_known and blocks_of(k, min(known, int(now.max_model_len))) > spare:
+            break
+        blocks = blocks_of(k, min(tokens + int(now.lookahead), int(now.max_model_len)))
+        if blocks > spare:
+            break
+        pop(k)
+        schedule(k, request, tokens, blocks)
+        append_listed(k, request)
+        budget -= tokens
+        has_prefill = has_prefill or known > 1
+    if not defers:
+        own.capacity_bound = now.heap_size > 0
+    return has_prefill
+
+
+run_vllm = make_loop("run_vllm_by_request", submit=_submit, step=vllm_step)
+run_vllm_ahead = make_loop("run_vllm_ahead", submit=_submit, step=vllm_step, conclude=conclude_ahead)

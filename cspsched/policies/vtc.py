@@ -15,18 +15,36 @@ this is `lightllm` with first come, first served.
 
 from __future__ import annotations
 
-from bisect import insort
 from dataclasses import dataclass
 from typing import ClassVar
 
 from cspsched.errors import UsageError
-from cspsched.policies.batching import Compiled, Configured
-from cspsched.policies.lightllm import LightllmRun, LightllmSettings
+from cspsched.policies.batching import (
+    Configured,
+    chunk_tokens,
+    decode_with,
+    newest,
+    prefill_with,
+    rules_by_request,
+)
+from cspsched.policies.lightllm import (
+    LightllmOwn,
+    LightllmSettings,
+    fits_for_ever,
+    is_time_to_prefill,
+    router,
+    router_rules,
+)
 from cspsched.policies.needs import Need, RequestData
 from cspsched.policies.settings import require_at_least
 from cspsched.problem.instance import Instance
-from cspsched.simulate import Step
-from cspsched.simulate.kernel.each.rules import AnyRules
+from cspsched.simulate.kernel.each.layout import BATCHED, LOCKED
+from cspsched.simulate.kernel.each.lists import next_arrival, next_number, numbered_key
+from cspsched.simulate.kernel.each.loops import make_loop
+from cspsched.simulate.kernel.each.rules import EachRules
+from cspsched.simulate.kernel.jit import inner, merged
+from cspsched.simulate.kernel.layout import Kernel
+from cspsched.simulate.kernel.records import NOBODY
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +73,7 @@ class VtcSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Vtc(Compiled, Configured):
+class Vtc(Configured):
     """VTC (OSDI '24, VTC-artifact): the client that has got the least service goes next."""
 
     settings: VtcSettings = VtcSettings()
@@ -65,75 +83,131 @@ class Vtc(Compiled, Configured):
         Need(data=RequestData.CLIENT, without="all are one client and it acts as fcfs"),
     )
 
-    def new_run(self, instance: Instance) -> VtcRun:
-        """Empty queues and counters at 0 under the instance's limits and the settings."""
-        return VtcRun(instance, self.settings)
-
-
-class VtcRun(LightllmRun):
-    """Queues of one run; `counters` is the service of each client, in the order of their first arrival."""
-
-    def __init__(self, instance: Instance, settings: VtcSettings) -> None:
-        router = LightllmSettings(
+    def kernel_rules(self, instance: Instance) -> EachRules:
+        """Rules under an instance's limits."""
+        settings = self.settings
+        like_lightllm = LightllmSettings(
             running_max_req_size=settings.running_max_req_size,
             batch_max_tokens=settings.batch_max_tokens,
             router_max_wait_tokens=settings.router_max_wait_tokens,
         )
-        super().__init__(instance, router)
-        self.counters: dict[str, float] = {}
-        self._prices = settings
-        self._queues: dict[str, list[int]] = {}
-        self._charged: set[int] = set()
-
-    def kernel_rules(self) -> AnyRules | None:
-        """All of it."""
-        prices = self._prices
-        return self._rules_by_request(
-            clients=True, price=float(prices.input_price), output_price=float(prices.output_price)
+        own = VtcOwn(
+            **router(like_lightllm),
+            input_price=float(settings.input_price),
+            output_price=float(settings.output_price),
         )
+        limits = router_rules(like_lightllm, instance)
+        return rules_by_request(instance, run_vtc, own=own, clients=True, keeps_notes=True, **limits)
 
-    def submit(self, request: int) -> None:
-        """Queue an arrival at its client's end."""
-        super().submit(request)
-        self._enter_queue(request)
 
-    def requeue(self, request: int) -> None:
-        """Queue a paused request at its client's front, for it came before those that still wait."""
-        super().requeue(request)
-        self._enter_queue(request)
+@dataclass(slots=True, kw_only=True)
+class VtcOwn(LightllmOwn):
+    """Settings, and the clients that were seen.
 
-    def decode(self, step: Step) -> None:
-        """One token for every decode, each charged to its client."""
-        super().decode(step)
-        for request in step.batch:
-            self.counters[self._client(request)] += self._prices.output_price
+    Client c keeps its queue, a linked list by key, and its counter in the notes at place c.
+    """
 
-    def _client(self, request: int) -> str:
-        return self.requests[request].client_id
+    input_price: float
+    output_price: float
+    num_clients: int = 0
 
-    def _enter_queue(self, request: int) -> None:
-        """Lift the counter of a client that had nothing queued to the least of those that have."""
-        client = self._client(request)
-        queue = self._queues.setdefault(client, [])
-        counter = self.counters.setdefault(client, 0.0)
-        if not queue:
-            others = [self.counters[other] for other, queued in self._queues.items() if queued]
-            self.counters[client] = max(counter, min(others, default=counter))
-        insort(queue, request, key=self.rank.__getitem__)
 
-    def _admit(self, step: Step) -> bool:
-        """Admit the head of the client of least counter if it fits; whether another may follow."""
-        client = min((name for name, queue in self._queues.items() if queue), key=self.counters.__getitem__)
-        request = self._queues[client][0]
-        self.waiting.remove(request)
-        self.waiting.insert(0, request)
-        may_follow = super()._admit(step)
-        if request not in step.batch:
-            # Back to its place: the list of all who wait stays in order of arrival.
-            insort(self.waiting, self.waiting.pop(0), key=self.rank.__getitem__)
-            return False
-        self._queues[client].pop(0)
-        if request not in self._charged:
-            self._charged.add(request)
-            self.counters[client] += self._prices.input_price * self.requests[request].prompt_tokens
-        return may_follow
+@inner
+def _least_served(k: Kernel) -> int:
+    """Of the clients with queued requests the one of least counter, of equals the first seen."""
+    found = NOBODY
+    for client in range(k.own.num_clients):
+        if k.notes[client].queue_of_client != NOBODY and (
+            found == NOBODY or k.notes[client].service < k.notes[found].service
+        ):
+            found = client
+    return found
+
+
+@inner
+def _enter(k: Kernel, request: int) -> None:
+    """Queue a request; a client that had nothing queued is lifted to the least of the others that have."""
+    client = int(k.notes[request].client)
+    k.own.num_clients = max(k.own.num_clients, client + 1)
+    before, following = NOBODY, int(k.notes[client].queue_of_client)
+    if following == NOBODY:
+        least = _least_served(k)
+        if least != NOBODY:
+            k.notes[client].service = max(k.notes[client].service, k.notes[least].service)
+    while following != NOBODY and k.requests[following].key < k.requests[request].key:
+        before, following = following, int(k.notes[following].next_of_client)
+    k.notes[request].next_of_client = following
+    if before == NOBODY:
+        k.notes[client].queue_of_client = request
+    else:
+        k.notes[before].next_of_client = request
+
+
+@inner
+def submit_by_client(k: Kernel) -> None:
+    """Queue all arrivals, each at its client."""
+    request = next_arrival(k)
+    while request >= 0:
+        k.requests[request].key = numbered_key(0, next_number(k))
+        _enter(k, request)
+        request = next_arrival(k)
+
+
+@inner
+def _head(k: Kernel) -> int:
+    """The request that is served next (there is one)."""
+    return int(k.notes[_least_served(k)].queue_of_client)
+
+
+@inner
+def _take(k: Kernel, request: int) -> None:
+    """Take the head of its client's queue, and charge its prompt if that has not been done."""
+    notes = k.notes[request]
+    client = k.notes[int(notes.client)]
+    client.queue_of_client = notes.next_of_client
+    if not notes.charged:
+        notes.charged = 1
+        client.service += k.own.input_price * k.requests[request].prompt_tokens
+
+
+@inner
+def _charge_decodes(k: Kernel) -> None:
+    """Charge every decode of the batch to its client."""
+    now = k.now
+    if now.is_locked and k.own.num_clients <= now.num_locked:
+        _charge_locked(k)
+        return
+    column, count = (LOCKED, now.locked_end) if now.is_locked else (BATCHED, now.num_batched)
+    for position in range(count):
+        request = k.slots[position, column]
+        if request != NOBODY:
+            k.notes[int(k.notes[request].client)].service += k.own.output_price
+
+
+@inner
+def _charge_locked(k: Kernel) -> None:
+    """Charge the decodes in lockstep, by client; one addition each, as in floating point they round."""
+    price = k.own.output_price
+    for client in range(k.own.num_clients):
+        service = k.notes[client].service
+        for _ in range(k.notes[client].locked_of_client):
+            service += price
+        k.notes[client].service = service
+
+
+_decode = decode_with(newest, _enter)
+_prefill = prefill_with(chunk_tokens, fits_for_ever, head=_head, take=_take)
+
+
+@merged
+def vtc_step(k: Kernel) -> None:
+    """As LightLLM; every decode is charged to its client."""
+    if is_time_to_prefill(k):
+        _prefill(k)
+    if not k.now.num_in_batch:
+        k.own.num_steps += 1
+        _decode(k)
+        _charge_decodes(k)
+
+
+run_vtc = make_loop("run_vtc", submit=submit_by_client, step=vtc_step)

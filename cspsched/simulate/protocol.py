@@ -30,7 +30,11 @@ class PolicyRun(Protocol):
 
 @runtime_checkable
 class Policy(Protocol):
-    """A scheduler with its settings; holds no state of a run, so one object serves many runs."""
+    """A scheduler with its settings; holds no state of a run, so one object serves many runs.
+
+    It decides by rules that the kernel knows (`kernel_rules`, see `HasKernelRules`), or step by step
+    (`new_run`, see `StepPolicy`).
+    """
 
     @property
     def name(self) -> str:
@@ -39,6 +43,11 @@ class Policy(Protocol):
     @property
     def label(self) -> str:
         """Name with the settings that differ from the defaults, such as `vllm:max_num_seqs=256`."""
+
+
+@runtime_checkable
+class StepPolicy(Policy, Protocol):
+    """A scheduler that is asked for every batch."""
 
     def new_run(self, instance: Instance) -> PolicyRun:
         """Fresh queues for an instance."""

@@ -9,7 +9,7 @@ from cspsched.errors import UsageError
 from cspsched.problem.cost import CostModel
 from cspsched.problem.instance import Instance
 from cspsched.simulate.engine import StepReplica, simulate
-from cspsched.simulate.kernel.each.rules import AnyRules, EachRules, Loop
+from cspsched.simulate.kernel.each.rules import AnyRules, EachRules
 from cspsched.simulate.kernel.replica import KernelReplica
 from cspsched.simulate.kernel.rules import Order
 from cspsched.simulate.kernel.run import KernelRun
@@ -75,7 +75,7 @@ def run_workload(
     LimitError
         If the run goes on beyond 2^61 ns or about 2^31 batches.
     """
-    if isinstance(rules, EachRules) and rules.loop is Loop.DECIDED:
+    if isinstance(rules, EachRules) and rules.asks:
         raise UsageError(f"policy {label} looks at requests, which columns are none of; give an instance")
     loop = KernelLoop(workload, rules, cost, label=label, name_of=name_of)
     loop.go_on()
@@ -132,5 +132,5 @@ def _chosen(instance: Instance, policy: Policy, engine: Engine | str) -> Engine:
 def _runs_well_plain(rules: AnyRules) -> bool:
     """Whether plain Python gains by the kernel: not where each step looks at every request in its arrays."""
     if isinstance(rules, EachRules):
-        return rules.loop not in (Loop.RANKED, Loop.DECIDED) and not rules.clients
+        return rules.lockstep and not rules.clients
     return rules.order is not Order.QUALITY

@@ -7,7 +7,7 @@ from bisect import bisect_right
 import numpy as np
 
 from cspsched.problem.cost import BatchFeatures, CostModel, IntArray, PiecewiseLinear
-from cspsched.simulate.kernel.each.rules import AnyRules, EachRules, Mode
+from cspsched.simulate.kernel.each.rules import AnyRules, EachRules
 
 LARGEST_TERM = 2**58
 """Fifteen terms and a clock of less than 2^61 ns stay below 2^63."""
@@ -67,7 +67,7 @@ def _largest_features(rules: AnyRules, largest_peak: int) -> BatchFeatures[int]:
         # Some price a prompt alone before it is cut.
         tokens = max(tokens, largest_peak)
     requests = min(rules.max_running, kv_tokens)
-    if isinstance(rules, EachRules) and rules.mode in (Mode.DEADLINES, Mode.RELEGATING):
+    if isinstance(rules, EachRules) and rules.has_deadlines:
         # Others price chunks before they look whether memory has room for them.
         tokens = max(tokens, rules.max_tokens)
     return BatchFeatures(

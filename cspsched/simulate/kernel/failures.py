@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from cspsched.errors import LimitError, StuckError
+from cspsched.errors import LimitError, PolicyError, StuckError
 from cspsched.simulate.engine import LivelockError
 from cspsched.simulate.kernel import layout
 from cspsched.simulate.kernel.each.rules import AnyRules
@@ -47,5 +47,13 @@ def failure(
         return StuckError(
             f"policy {label}: request {name!r} has {known} tokens to prefill in one batch, which "
             f"holds {rules.longest_prompt}; raise the policy's token budget, or the instance's"
+        )
+    if answer == layout.NO_HOST_ROOM:
+        request = int(now.refused)
+        blocks = int(kernel.notes[request].host_blocks)
+        free = f"{now.free_host_blocks + blocks} of {now.host_blocks} are free"
+        return PolicyError(
+            f"policy {label}: request {name_of(request)!r} is swapped out with {blocks} KV blocks to host "
+            f"memory, {free} (at {now.clock_ns} ns)"
         )
     return LimitError(f"policy {label}: the run is too long, at {now.clock_ns} ns; split the trace")

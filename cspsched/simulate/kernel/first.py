@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cspsched.simulate.kernel.each.rules import AnyRules
-from cspsched.simulate.kernel.layout import ALL_SERVED
+from cspsched.simulate.kernel.layout import ALL_SERVED, PROMPT_REFUSED
 from cspsched.simulate.kernel.records import NOBODY, Now, RequestState, new_records, rules_into, set_column
 from cspsched.simulate.kernel.workload import Workload
 
@@ -17,7 +17,7 @@ def first_state(workload: Workload, rules: AnyRules, *, plain: bool) -> Now:
     now.num_arrivals = now.num_unfinished = workload.num_requests
     now.free_blocks = rules.kv_blocks
     now.served_end = ALL_SERVED
-    now.refused = NOBODY
+    now.refused, now.refusal = NOBODY, PROMPT_REFUSED
     return now
 
 

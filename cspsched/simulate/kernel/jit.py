@@ -23,8 +23,6 @@ counts are atomic, and cost several times what the kernel does in an iteration."
 
 INNER: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
-KERNEL = Path(__file__).parent
-
 _options: dict[Callable[..., Any], Mapping[str, Any]] = {}
 """Options of every marked function."""
 
@@ -52,7 +50,7 @@ def outer(function: Function) -> Function:
     """Mark a function that Python calls, and whose machine code is kept on disk.
 
     Numba renews what it keeps when the file of this one function changes. The name under which it is kept
-    says which state it was compiled from of the kernel's sources and, of a policy, of those beside it.
+    says which state of all our sources it was compiled from.
     """
     _options[function] = {"cache": True}
     return function
@@ -63,16 +61,7 @@ def compiled(function: Function) -> Function:
     """A marked function as machine code, made at its first call."""
     import numba as nb
 
-    linked, options = _linked(function), _options[function]
-    if options.get("cache"):
-        linked.__qualname__ += f"_{source_version(*_folders(linked))}"
-    return cast(Function, nb.njit(**COMMON, **options)(linked))
-
-
-def _folders(function: FunctionType) -> list[Path]:
-    """Folders of sources that a function is compiled from; of others' code numba watches the file alone."""
-    own = function.__module__.startswith("cspsched.")
-    return [KERNEL, Path(function.__code__.co_filename).parent] if own else [KERNEL]
+    return cast(Function, nb.njit(**COMMON, **_options[function])(_linked(function)))
 
 
 def _linked(function: Callable[..., Any]) -> FunctionType:
@@ -84,7 +73,16 @@ def _linked(function: Callable[..., Any]) -> FunctionType:
     cells = tuple(CellType(_link(cell.cell_contents)) for cell in plain.__closure__ or ())
     copy = FunctionType(plain.__code__, {**values, **linked}, plain.__name__, plain.__defaults__, cells)
     copy.__qualname__, copy.__module__ = plain.__qualname__, plain.__module__
+    if "cache" in _options[function]:
+        copy.__qualname__ += f"_{_version()}"
     return copy
+
+
+@cache
+def _version() -> str:
+    """State of the sources that compiled functions may come from."""
+    package = Path(__file__).parents[2]
+    return source_version(package / "simulate", package / "policies")
 
 
 def _link(value: Any) -> Any:

@@ -9,7 +9,7 @@ per request every step can work on the same records with `HELD` in place of `DEC
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cspsched.problem.cost import IntArray
 from cspsched.simulate.kernel.each.rules import AnyRules, EachRules
@@ -34,7 +34,7 @@ ALL_SERVED = 2**62
 """`Now.served_end` while nobody sits out."""
 
 # Answers of the loop.
-FINISHED, LOG_FULL, STUCK, LIVELOCK, PROMPT_REFUSED, TOO_LONG, HOST_FULL = range(7)
+FINISHED, LOG_FULL, STUCK, LIVELOCK, PROMPT_REFUSED, TOO_LONG, NO_HOST_ROOM, HOST_FULL = range(8)
 FIRST_QUESTION = 16
 """From here on the answer is a question to a policy in Python."""
 LAST_CLOCK_NS = 2**61
@@ -53,6 +53,8 @@ class Kernel(NamedTuple):
     """The state as a whole, and the rules."""
     requests: Sequence[RequestState]
     """A record for each request; times that have not come are -1."""
+    own: Any
+    """What the policy alone reads and writes (`EachRules.own`)."""
     notes: Sequence[RequestNotes]
     """A record for each request, or a single one where the policy keeps nothing of them."""
     orders: Int32Array

@@ -13,7 +13,7 @@ from cspsched.simulate.kernel.each.memory import each_arrays
 from cspsched.simulate.kernel.each.rules import AnyRules, EachRules
 from cspsched.simulate.kernel.first import first_requests, first_state
 from cspsched.simulate.kernel.layout import Kernel
-from cspsched.simulate.kernel.records import NOBODY, RequestNotes, new_records, set_column
+from cspsched.simulate.kernel.records import NOBODY, Nothing, RequestNotes, new_own, new_records, set_column
 from cspsched.simulate.kernel.rules import Batch, KernelRules, Order
 from cspsched.simulate.kernel.workload import Int32Array, Workload
 
@@ -32,6 +32,7 @@ def new_kernel(workload: Workload, rules: AnyRules, prices: IntArray, *, plain: 
     return Kernel(
         now=first_state(workload, rules, plain=plain),
         requests=_requests(workload, rules, plain=plain),
+        own=new_own(Nothing(), plain=plain),
         notes=new_records(RequestNotes, 1, plain=plain),
         orders=_orders(workload, rules),
         slots=_slots(rules, most),

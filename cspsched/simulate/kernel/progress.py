@@ -9,11 +9,8 @@ from __future__ import annotations
 from cspsched.simulate.kernel.jit import inner
 from cspsched.simulate.kernel.layout import (
     FINISHED,
-    HOST_FULL,
     LIVELOCK,
     MAX_FRUITLESS,
-    PROMPT_REFUSED,
-    QUEUED,
     STUCK,
     SUBMISSION,
     Kernel,
@@ -52,7 +49,7 @@ def refusal(k: Kernel) -> int:
     """Why what was decided cannot be gone on with; FINISHED if it can."""
     now = k.now
     if now.refused != NOBODY:
-        return PROMPT_REFUSED if k.requests[now.refused].phase == QUEUED else HOST_FULL
+        return int(now.refusal)
     now.num_fruitless += now.num_evictions
     if now.num_fruitless > MAX_FRUITLESS * (now.num_running + now.num_waiting):
         return LIVELOCK

@@ -7,6 +7,7 @@ the slotted object, on which the same functions run as plain Python, are made fr
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, TypeVar, get_type_hints
 
@@ -15,7 +16,7 @@ import numpy as np
 Int32 = Annotated[int, "i4"]
 Counts = Annotated[list[int], "32i8"]
 """A number for each bit length of a prompt."""
-KINDS = {int: "i8", float: "f8"}
+KINDS = {int: "i8", float: "f8", bool: "i4"}
 NOBODY = -1
 NO_RUN = -2
 """`last_step` of a request whose run of decodes is not open."""
@@ -94,6 +95,7 @@ class Now:
     turn: int = 0
     decode_count: int = 0
     refused: int = 0
+    refusal: int = 0
     peak_blocks: int = 0
     num_unplaced: int = 0
     used_tokens: int = 0
@@ -104,7 +106,6 @@ class Now:
     heap_size: int = 0
     group_left: int = 0
     is_full: int = 0
-    share: float = 0.0
     front: int = 0
     batch_start_ns: int = 0
     last_prompt_ns: int = 0
@@ -164,21 +165,13 @@ class Now:
     future_spare: int = 0
     future_extra: int = 0
     exact_requests: int = 0
-    loop: int = 0
     batch_tokens: int = 0
     most_holders: int = 0
     mode: int = 0
     evict: int = 0
     queue_after_eviction: int = 0
-    spare_blocks: int = 0
-    assumed_tokens: int = 0
-    total_tokens: int = 0
     groups: int = 0
     learns_lengths: int = 0
-    length_threshold: int = 0
-    decodes_follow: int = 0
-    most_prefill: int = 0
-    mixes_decodes: int = 0
     clients: int = 0
     by_arrival: int = 0
     most_in_batch: int = 0
@@ -191,19 +184,18 @@ class Now:
     max_model_len: int = 0
     interval: int = 0
     decides_ahead: int = 0
-    retracts_for: int = 0
-    threshold: int = 0
+    most_new_tokens: int = 0
     host_blocks: int = 0
     swaps: int = 0
     most_partial: int = 0
     most_long: int = 0
     restarts_output: int = 0
+    keeps_order: int = 0
+    stands_by_admission: int = 0
     drops_above: int = 0
     starvation_period: int = 0
     asks: int = 0
     ratio: float = 0.0
-    price: float = 0.0
-    output_price: float = 0.0
 
 
 @dataclass(slots=True)
@@ -292,7 +284,14 @@ class RequestNotes:
     urgency: float = 0.0
 
 
-Record = TypeVar("Record", Now, RequestState, RequestNotes)
+@dataclass(slots=True)
+class Nothing:
+    """What a policy keeps that keeps nothing of its own."""
+
+    nothing: int = 0
+
+
+Record = TypeVar("Record")
 Column = Sequence[float] | np.ndarray[Any, Any]
 
 
@@ -305,6 +304,16 @@ def new_records(kind: type[Record], count: int, *, plain: bool = False) -> Any:
         if value:
             records[name] = value
     return records
+
+
+def new_own(own: Any, *, plain: bool = False) -> Any:
+    """A policy's own record, as its object is: a row of an array, or a copy for plain Python."""
+    if plain:
+        return copy(own)
+    record = new_records(type(own), 1)[0]
+    for one in fields(own):
+        setattr(record, one.name, getattr(own, one.name))
+    return record
 
 
 def rules_into(now: Now, rules: object) -> None:

@@ -6,14 +6,17 @@ Each field is one decision. What cannot be said with them is left to the clear e
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from cspsched.problem.instance import Instance
+from cspsched.simulate.protocol import Policy
 
 if TYPE_CHECKING:
     from cspsched.simulate.kernel.each.rules import EachRules
+    from cspsched.simulate.kernel.layout import Kernel
 
 
 class Order(IntEnum):
@@ -31,6 +34,8 @@ class Order(IntEnum):
     """Longest output first."""
     PROMPT = 5
     """Shortest prompt first."""
+    GIVEN = 7
+    """By the places that the rules say."""
     QUALITY = 6
     """Sorted-F: sets of least output over the square of their size first."""
 
@@ -150,6 +155,8 @@ class KernelRules:
     future_spare, future_extra
         Blocks that have to stay free at every future completion, and tokens that each request counts more
         until it decodes (`Admit.FUTURE`).
+    run
+        The loop that runs the rules, an `outer` function; None: that of `batch`.
     exact_requests
         Most waiting requests among which the best set is found exactly (`Order.QUALITY`).
     restarts_output
@@ -182,11 +189,12 @@ class KernelRules:
     restarts_output: bool = False
     waiting_ratio: float = 0.0
     prefills_first: bool = True
+    run: Callable[[Kernel], int] | None = None
 
 
 @runtime_checkable
-class HasKernelRules(Protocol):
-    """A policy that the kernel can run, with some settings at least."""
+class HasKernelRules(Policy, Protocol):
+    """A policy that the kernel runs."""
 
     def kernel_rules(self, instance: Instance) -> KernelRules | EachRules | None:
-        """Rules under an instance's limits and switches, whatever its requests; None if too rich for them."""
+        """Rules under an instance's limits and switches; None if the kernel does not know the settings."""

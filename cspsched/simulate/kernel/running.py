@@ -10,13 +10,13 @@ from cspsched.errors import InputError, UsageError
 from cspsched.problem.cost import CostModel, IntArray
 from cspsched.simulate.kernel import layout
 from cspsched.simulate.kernel.cost import flatten_cost
-from cspsched.simulate.kernel.each.rules import AnyRules, EachRules, Program
+from cspsched.simulate.kernel.each.rules import AnyRules
 from cspsched.simulate.kernel.failures import failure
 from cspsched.simulate.kernel.jit import compiled
 from cspsched.simulate.kernel.layout import Kernel
 from cspsched.simulate.kernel.memory import Logs, new_kernel
 from cspsched.simulate.kernel.records import get_column
-from cspsched.simulate.kernel.rules import Batch, Order
+from cspsched.simulate.kernel.rules import Batch
 from cspsched.simulate.kernel.run import TIMES, KernelRun
 from cspsched.simulate.kernel.workload import Workload
 from cspsched.units import ceil_div
@@ -66,8 +66,8 @@ class KernelLoop:
             )
         self.rules = rules
         self._workload, self._label, self._name_of = workload, label, name_of
-        program = program_of(rules)
-        self._run, self._logs = program if plain else compiled(program), Logs()
+        loop = _loop(rules)
+        self._run, self._logs = loop if plain else compiled(loop), Logs()
         self.kernel = new_kernel(workload, rules, prices, plain=plain)
         self._tell = asker(self.kernel) if asker else None
 
@@ -139,18 +139,10 @@ def fitting_prices(workload: Workload, rules: AnyRules, cost: CostModel) -> IntA
     return flatten_cost(cost, rules, workload.largest_peak) if fits else None
 
 
-def program_of(rules: AnyRules) -> Program:
+def _loop(rules: AnyRules) -> Callable[[Kernel], int]:
     """The loop that runs the rules; the others are not loaded."""
-    if isinstance(rules, EachRules):
-        if rules.program is not None:
-            return rules.program
-        from cspsched.simulate.kernel.each.loops import loop_of
-
-        return loop_of(rules)
-    if rules.order is Order.QUALITY:
-        from cspsched.simulate.kernel.quality import run_quality
-
-        return run_quality
+    if rules.run is not None:
+        return rules.run
     from cspsched.simulate.kernel.core import run_parts, run_vllm
 
     return run_vllm if rules.batch is Batch.RUNNING_FIRST else run_parts

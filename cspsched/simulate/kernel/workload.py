@@ -125,9 +125,8 @@ class Workload:
             return self.prompt_tokens.astype(np.int64)
         return np.zeros(self.num_requests, dtype=np.int64)
 
-    def places_by_priority(self, order: Order) -> IntArray:
-        """Place of each request if the priority goes before the order."""
-        places = self.places(order)
+    def by_priority(self, places: IntArray) -> IntArray:
+        """Place of each request if the priority goes before places in an order."""
         levels = np.unique(self.priorities, return_inverse=True)[1]
         keys = levels.astype(np.int64) * (places.max() + 1) + places
         return np.unique(keys, return_inverse=True)[1].astype(np.int64)

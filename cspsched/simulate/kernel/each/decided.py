@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from cspsched.simulate.kernel.batch import blocks_of
 from cspsched.simulate.kernel.each.batch import (
+    begin,
+    conclude,
     decodes,
     known_tokens,
     lacking_tokens,
@@ -28,8 +30,9 @@ from cspsched.simulate.kernel.each.lists import (
     pop,
     push,
 )
-from cspsched.simulate.kernel.jit import inner
-from cspsched.simulate.kernel.layout import Kernel
+from cspsched.simulate.kernel.jit import inner, outer
+from cspsched.simulate.kernel.layout import FINISHED, LOG_FULL, Kernel
+from cspsched.simulate.kernel.progress import goes_on, has_room
 from cspsched.simulate.kernel.records import NOBODY
 from cspsched.simulate.kernel.rules import Chunk
 
@@ -208,3 +211,21 @@ def _admit_waiting(k: Kernel) -> int:
         append_listed(k, request)
         now.budget -= tokens
     return 0
+
+
+@outer
+def run_decided(k: Kernel) -> int:
+    """Run the questions of a policy in Python until all is done, a log is full, or there is one."""
+    while goes_on(k):
+        if not k.now.stage and not k.now.has_answer:
+            if not has_room(k):
+                return LOG_FULL
+            submit_to_decided(k)
+            begin(k)
+        question = decided_step(k)
+        if question:
+            return question
+        answer = conclude(k)
+        if answer != FINISHED:
+            return answer
+    return FINISHED

@@ -14,7 +14,7 @@ from cspsched.simulate.kernel.each.layout import (
     IN_LOCKSTEP,
     LOCKED,
 )
-from cspsched.simulate.kernel.each.rules import Loop, Mode
+from cspsched.simulate.kernel.each.rules import Mode
 from cspsched.simulate.kernel.each.runs import LARGEST_NUMBER, close_run
 from cspsched.simulate.kernel.jit import inner
 from cspsched.simulate.kernel.layout import (
@@ -23,10 +23,7 @@ from cspsched.simulate.kernel.layout import (
 )
 from cspsched.simulate.kernel.records import NOBODY
 
-FAMILY = int(Loop.FAMILY)
-SGLANG, PADDED = int(Mode.SGLANG), int(Mode.PADDED)
-MOST_NEW_TOKENS = 4096
-"""Of SGLang; see `cspsched.policies.sglang`."""
+PADDED = int(Mode.PADDED)
 FEWEST_HOLES = 32
 """Fewer are not worth closing."""
 
@@ -67,7 +64,7 @@ def is_regular(k: Kernel, request: int) -> bool:
     held, end = row.blocks * now.block_tokens, _end_tokens(k, request)
     if now.lookahead and end > now.max_model_len:
         return False
-    if now.mode == SGLANG and row.output_tokens - row.generated > MOST_NEW_TOKENS:
+    if now.most_new_tokens and row.output_tokens - row.generated > now.most_new_tokens:
         return False
     return bool(held >= end or 0 <= held - row.kv_tokens - now.lookahead < now.block_tokens)
 
@@ -93,7 +90,7 @@ def _rank(k: Kernel, request: int) -> int:
 def join_new(k: Kernel, request: int) -> None:
     """A request that decodes from the next step on joins, if it is regular and its place is the last."""
     now, row = k.now, k.requests[request]
-    if now.loop == FAMILY:
+    if now.keeps_order:
         now.last_number += 1
         row.place = now.last_number
     rank = _rank(k, request)
@@ -214,7 +211,7 @@ def unlock(k: Kernel, column: int, count: int, first: int) -> int:
             k.slots[place, column] = request
             place += 1
     now.is_locked = now.must_unlock = now.may_lock = now.locked_end = 0
-    if now.loop != FAMILY:
+    if not now.keeps_order:
         _sort_by_place(k, column, count + num_parted)
     return count + num_parted
 
@@ -267,7 +264,7 @@ def _can_lock(k: Kernel, column: int, count: int) -> bool:
             num_others += 1
             continue
         rank = _rank(k, request)
-        if rank < now.last_rank or not is_regular(k, request) or (num_others and now.loop == FAMILY):
+        if rank < now.last_rank or not is_regular(k, request) or (num_others and now.keeps_order):
             return False
         now.last_rank = rank
     return bool(not num_others or now.mode != PADDED)

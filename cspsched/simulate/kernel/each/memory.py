@@ -8,14 +8,11 @@ import numpy as np
 
 from cspsched.simulate.kernel import layout
 from cspsched.simulate.kernel.each import layout as each
-from cspsched.simulate.kernel.each.rules import EachRules, Loop, Mode
+from cspsched.simulate.kernel.each.rules import EachRules
 from cspsched.simulate.kernel.first import first_requests, first_state
-from cspsched.simulate.kernel.records import NOBODY, Now, RequestNotes, new_records, set_column
+from cspsched.simulate.kernel.records import NOBODY, Now, RequestNotes, new_own, new_records, set_column
 from cspsched.simulate.kernel.rules import Order
 from cspsched.simulate.kernel.workload import FloatArray, Int32Array, Workload
-
-LOCKSTEP_LOOPS = Loop.QUEUE, Loop.FAMILY, Loop.VLLM
-"""Loops in which decodes run in lockstep wherever nothing speaks against it."""
 
 
 def each_arrays(workload: Workload, rules: EachRules, most: int, *, plain: bool) -> dict[str, Any]:
@@ -25,6 +22,7 @@ def each_arrays(workload: Workload, rules: EachRules, most: int, *, plain: bool)
     return {
         "now": _first_state(workload, rules, plain=plain),
         "requests": _requests(workload, rules, plain=plain),
+        "own": new_own(rules.own, plain=plain),
         "notes": _notes(workload, rules, plain=plain),
         "orders": orders,
         "slots": np.full((2 * most + 2, each.NUM_SLOT), NOBODY, dtype=np.int32),
@@ -46,10 +44,9 @@ def calendar_steps(workload: Workload) -> int:
 
 def _first_state(workload: Workload, rules: EachRules, *, plain: bool) -> Now:
     now = first_state(workload, rules, plain=plain)
-    now.is_locked = rules.loop in LOCKSTEP_LOOPS
+    now.is_locked = rules.lockstep
     now.last_prefill_step = -rules.interval
     now.calendar_mask = calendar_steps(workload) - 1
-    now.share = rules.ratio
     now.free_host_blocks = rules.host_blocks
     return now
 
@@ -59,25 +56,24 @@ def _requests(workload: Workload, rules: EachRules, *, plain: bool) -> Any:
     if rules.order is Order.PRIORITY:
         set_column(requests, "rank", workload.ranks(rules))
         set_column(requests, "importance", workload.importance())
-    places = workload.places_by_priority if rules.retracts_for else workload.places
-    set_column(requests, "key", places(rules.order))
+    places = workload.places(rules.order) if rules.places is None else rules.places
+    set_column(requests, "key", workload.by_priority(places) if rules.by_priority else places)
     return requests
 
 
 def _notes(workload: Workload, rules: EachRules, *, plain: bool) -> Any:
-    with_deadlines = rules.mode in (Mode.DEADLINES, Mode.RELEGATING)
-    if not (rules.clients or rules.mode is Mode.SGLANG or rules.loop is Loop.RANKED or rules.host_blocks):
+    if not (rules.keeps_notes or rules.host_blocks):
         return new_records(RequestNotes, 1, plain=plain)
     notes = new_records(RequestNotes, workload.num_requests, plain=plain)
     if rules.clients:
         set_column(notes, "client", workload.clients_by_arrival())
-    if rules.retracts_for:
+    if rules.keeps_notes:
         set_column(notes, "priority", workload.priorities)
-    if with_deadlines:
+    if rules.has_deadlines:
         set_column(notes, "tier", workload.priorities)
-        ttft_ns = _limits(workload.ttft_limit_ns, workload, rules.price)
+        ttft_ns = _limits(workload.ttft_limit_ns, workload, rules.ttft_limit_ns)
         set_column(notes, "due_ns", workload.arrival_ns.astype(np.float64) + ttft_ns)
-        set_column(notes, "token_ns", _limits(workload.tpot_limit_ns, workload, rules.output_price))
+        set_column(notes, "token_ns", _limits(workload.tpot_limit_ns, workload, rules.tpot_limit_ns))
     return notes
 
 

@@ -7,32 +7,16 @@ So a decision may look at anything: ranks that change, whoever arrived last, wha
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from cspsched.problem.cost import IntArray
+from cspsched.simulate.kernel.records import Nothing
 from cspsched.simulate.kernel.rules import Admit, Chunk, KernelRules, Order, Reserve
 
 if TYPE_CHECKING:
     from cspsched.simulate.kernel.layout import Kernel
-
-Program = Callable[["Kernel"], int]
-"""Runs a kernel until all is done, a log is full, or something is wrong; the answer says which."""
-
-
-class Loop(IntEnum):
-    """The loop that runs the rules; each is compiled only if a policy asks for it."""
-
-    QUEUE = 0
-    """A queue and running requests, prefill and decode as parts (`QueueRun`)."""
-    RANKED = 1
-    """Running and waiting requests in one order (`RankedRun`)."""
-    FAMILY = 2
-    """The Sarathi family with V0 and Vidur's schedulers (`FamilyRun`)."""
-    VLLM = 3
-    """vLLM V1 with all that the other loop leaves out."""
-    DECIDED = 4
-    """As vLLM V1, but a policy in Python is asked (`cspsched.simulate.decisions`)."""
 
 
 class Mode(IntEnum):
@@ -44,20 +28,6 @@ class Mode(IntEnum):
     """Prefills alone; decodes only if there are none."""
     DECODE_ONLY = 2
     """Decodes alone; prefills only if there are none."""
-    PREFILL_FIRST = 3
-    """Prefills, then decodes in what they leave."""
-    WAITING_RATIO = 4
-    """TGI: prefills alone, if enough requests wait or enough decode steps have passed."""
-    DECODE_STEPS = 5
-    """LightLLM: prefills alone, every so many decode steps."""
-    SGLANG = 6
-    """Prefills alone or with decodes, unless the batch is full; a share of the outputs decays."""
-    MAX_UTILIZATION = 7
-    """TensorRT-LLM: blocks for the next step only, in order of arrival."""
-    REMAINING = 8
-    """By remaining output; whoever is past its share goes first (RANKED)."""
-    LEVELS = 9
-    """FastServe's queues (RANKED)."""
     PADDED = 10
     """Vidur's vLLM: padded prompts alone (FAMILY)."""
     STALL_FREE = 11
@@ -66,12 +36,6 @@ class Mode(IntEnum):
     """Vidur's Orca and FasterTransformer: decodes, then whole prompts, all memory reserved (FAMILY)."""
     CHUNKED = 13
     """vLLM V0 with chunks (FAMILY)."""
-    EQUAL_PROGRESS = 14
-    """TensorRT-LLM: decodes, then a block for every context in turn."""
-    DEADLINES = 15
-    """Niyama without relegation: by deadline and work left (RANKED)."""
-    RELEGATING = 16
-    """Niyama (RANKED)."""
 
 
 class Evict(IntEnum):
@@ -95,6 +59,11 @@ class EachRules:
 
     Attributes
     ----------
+    run
+        The loop that runs the rules, an `outer` function: it is compiled only if a policy asks for it.
+    own
+        What the policy alone reads and writes, settings and state: an object of a slotted dataclass of
+        numbers, which is `Kernel.own` in the run.
     kv_blocks, block_tokens
         Usable KV blocks, and tokens of each.
     max_tokens, batch_tokens
@@ -105,26 +74,29 @@ class EachRules:
         Most requests that ever hold KV blocks.
     queue_after_eviction
         Whether the queue is tried in a step that evicted.
-    spare_blocks
-        What has to stay free at the peak (Admit.FUTURE).
-    assumed_tokens, ratio
-        LightLLM: output assumed while less than a share of the blocks is used. TGI and SGLang: the ratio.
-        Niyama: alpha; the prices are then the limits in nanoseconds of a request that has none.
-    total_tokens
-        Most tokens of input and output that may run; 0 means no limit.
+    ttft_limit_ns, tpot_limit_ns
+        Deadlines of requests that have none of their own, if the policy looks at deadlines (else 0).
     clients
-        Whether the client of least service goes next; the prices are those of a prompt and a decoded token.
+        Whether decodes in lockstep are counted by client.
     decides_ahead
         Whether the next batch is decided while one runs, before its tokens are known (VLLM).
-    retracts_for, threshold
-        SGLang: whether the queue goes by priority first, and its head retracts running requests whose
-        priority is larger by more than the threshold.
+    by_priority, places
+        Whether the priority of a request goes before its place in the order of the queue; the places, if the
+        order is `GIVEN`.
+    most_new_tokens
+        Most tokens to come that a request in lockstep may have, if there is a limit.
     asks
         Questions that a policy in Python answers, a bit each.
     stages
         Chunks by the stage of a prompt.
-    program
-        The policy's own loop over decisions, marked `outer`; None: that of `loop` and `mode`.
+    lockstep
+        Whether decodes run in lockstep wherever nothing speaks against it.
+    keeps_order
+        Whether running requests stand in an order of the policy's own in place of that of their admissions.
+    stands_by_admission
+        Whether prefills stand among the decodes of a batch, all by admission; else before or after them.
+    keeps_notes
+        Whether the policy keeps `RequestNotes`.
     host_blocks
         KV blocks in host memory, if victims may move there.
     swaps
@@ -142,7 +114,7 @@ class EachRules:
     max_tokens: int
     max_running: int
     order: Order = Order.ARRIVAL
-    loop: Loop
+    run: Callable[[Kernel], int]
     batch_tokens: int
     most_holders: int
     mode: Mode = Mode.MIXED
@@ -152,15 +124,8 @@ class EachRules:
     admit: Admit = Admit.RESERVED
     queue_after_eviction: bool = True
     decode_steps: int = 0
-    spare_blocks: int = 0
-    assumed_tokens: int = 0
-    total_tokens: int = 0
     groups: bool = False
     learns_lengths: bool = False
-    length_threshold: int = 0
-    decodes_follow: bool = False
-    most_prefill: int = 0
-    mixes_decodes: bool = False
     clients: bool = False
     watermark_blocks: int = 0
     longest_prompt: int = 0
@@ -178,8 +143,7 @@ class EachRules:
     max_model_len: int = 0
     interval: int = 1
     decides_ahead: bool = False
-    retracts_for: bool = False
-    threshold: int = 0
+    most_new_tokens: int = 0
     host_blocks: int = 0
     swaps: bool = False
     most_partial: int = 1
@@ -189,10 +153,21 @@ class EachRules:
     starvation_period: int = 0
     asks: int = 0
     ratio: float = 0.0
-    price: float = 0.0
-    output_price: float = 0.0
+    ttft_limit_ns: float = 0.0
+    tpot_limit_ns: float = 0.0
+    lockstep: bool = True
+    keeps_order: bool = False
+    stands_by_admission: bool = False
+    keeps_notes: bool = False
     stages: tuple[int, ...] = ()
-    program: Program | None = None
+    by_priority: bool = False
+    places: IntArray | None = None
+    own: Any = field(default_factory=Nothing)
+
+    @property
+    def has_deadlines(self) -> bool:
+        """Whether the policy looks at deadlines."""
+        return self.ttft_limit_ns > 0
 
     @property
     def notes_decisions(self) -> bool:

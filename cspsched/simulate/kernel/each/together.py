@@ -16,7 +16,6 @@ from cspsched.simulate.kernel.each.layout import (
 )
 from cspsched.simulate.kernel.each.lists import drop_listed
 from cspsched.simulate.kernel.each.lockstep import join_new, lock, part, unlock
-from cspsched.simulate.kernel.each.rules import Loop
 from cspsched.simulate.kernel.each.runs import process_chunk
 from cspsched.simulate.kernel.each.swap import await_moves
 from cspsched.simulate.kernel.jit import inner, merged
@@ -29,19 +28,19 @@ from cspsched.simulate.kernel.layout import (
 from cspsched.simulate.kernel.progress import await_arrival, refusal
 from cspsched.simulate.kernel.records import NOBODY
 
-FAMILY, VLLM = int(Loop.FAMILY), int(Loop.VLLM)
 BEFORE_DECODES, AFTER_DECODES = -(2**30), 2**30 + 2**29
 """Numbers of chunks in a batch with decodes in lockstep, whose numbers are between them."""
 
 
 @inner
-def regroup(k: Kernel) -> None:
-    """Before a step: lockstep for the decodes again, or no longer, as the last step has left it."""
+def regroup(k: Kernel) -> bool:
+    """Before a step: lockstep for the decodes again, or no longer, as the last step has left it; false."""
     now = k.now
     if now.must_unlock:
         unlock_listed(k)
     elif now.may_lock:
         now.num_listed = lock(k, LISTED, int(now.num_listed))
+    return False
 
 
 @inner
@@ -101,7 +100,7 @@ def _process(k: Kernel, position: int, start_ns: int, end_ns: int) -> None:
     """A chunk of a prefill."""
     now, request = k.now, int(k.slots[position, BATCHED])
     row = k.requests[request]
-    if now.loop == VLLM:
+    if now.stands_by_admission:
         row.number = row.place
     else:
         row.number = (BEFORE_DECODES if position < now.decodes_at else AFTER_DECODES) + position
@@ -120,7 +119,7 @@ def _join_new(k: Kernel) -> None:
         if row.phase == DECODES and row.generated < row.output_tokens:
             now.must_unlock = now.must_unlock or in_front
             join_new(k, request)
-        elif row.phase == PREFILLS and now.loop == FAMILY:
+        elif row.phase == PREFILLS and now.keeps_order:
             # A started prefill in front of a decode: from there on the list is needed.
             in_front = True
     drop_listed(k)

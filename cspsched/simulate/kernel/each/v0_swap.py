@@ -6,7 +6,7 @@ from cspsched.simulate.kernel.batch import blocks_of
 from cspsched.simulate.kernel.each.batch import known_tokens
 from cspsched.simulate.kernel.each.swap import swap_in, swap_out
 from cspsched.simulate.kernel.jit import inner
-from cspsched.simulate.kernel.layout import BY_RANK, Kernel
+from cspsched.simulate.kernel.layout import BY_RANK, HOST_FULL, Kernel
 from cspsched.simulate.kernel.records import NOBODY
 
 SWAPPED = BY_RANK
@@ -20,7 +20,7 @@ def swap_to_end(k: Kernel, request: int) -> None:
     if now.refused != NOBODY:
         return
     if blocks_of(k, known_tokens(k, request)) > now.free_host_blocks:
-        now.refused = request
+        now.refused, now.refusal = request, HOST_FULL
         return
     swap_out(k, request)
     k.orders[(now.swapped_start + now.num_swapped) % len(k.orders), SWAPPED] = request

@@ -46,6 +46,13 @@ def take_back(k: Kernel) -> None:
 
 
 @inner
+def take_back_or_repeat(k: Kernel) -> bool:
+    """Before a step: take back the last batch; whether batches of the same decodes were run."""
+    take_back(k)
+    return may_repeat(k) and repeat(k)
+
+
+@inner
 def may_repeat(k: Kernel) -> bool:
     """Whether all that run decode in lockstep, and nobody can be admitted."""
     now = k.now
