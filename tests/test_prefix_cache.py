@@ -46,7 +46,7 @@ def test_blocks_are_equal_exactly_where_all_tokens_up_to_their_end_are() -> None
     """On random prefixes: same name, same text from the beginning; and the other way round."""
     for seed in range(EXAMPLES):
         instance, _ = random_case(random.Random(seed))
-        size, contents = instance.limits.block_tokens, BlockContents(instance)
+        size, contents = instance.limits.block_tokens, BlockContents.of_instance(instance)
         named = [
             (contents.of(i, k), tuple(text[: (k + 1) * size]))
             for i, text in enumerate(texts(instance))
@@ -58,7 +58,7 @@ def test_blocks_are_equal_exactly_where_all_tokens_up_to_their_end_are() -> None
 
 def test_a_stream_is_shared_as_far_as_both_prompts_go() -> None:
     """Seven and five tokens of a text in blocks of two: two blocks; the third has a token of one's own."""
-    contents = BlockContents(
+    contents = BlockContents.of_instance(
         with_prefixes(make_instance((9, 1), (9, 1), block_tokens=2), (("a", 7),), (("a", 5),))
     )
 

@@ -43,7 +43,7 @@ from cspsched.simulate.kernel.each.lists import (
     push,
     sort_by_key,
 )
-from cspsched.simulate.kernel.each.loops import make_ranked_loop
+from cspsched.simulate.kernel.each.loops import make_loop
 from cspsched.simulate.kernel.each.rules import EachRules
 from cspsched.simulate.kernel.each.swap import swap_in, swap_out
 from cspsched.simulate.kernel.jit import inner, merged
@@ -241,8 +241,8 @@ def _push_out(k: Kernel, victim: int) -> None:
     now, own = k.now, k.own
     has_room = k.requests[victim].blocks <= now.free_host_blocks
     if own.swaps and (has_room or not own.recomputes):
-        if not has_room:
-            now.refused, now.refusal = victim, NO_HOST_ROOM
+        if not has_room and now.refused == NOBODY:
+            now.refused, now.refusal, now.most = victim, NO_HOST_ROOM, now.free_host_blocks
         swap_out(k, victim)
         own.num_swapped += 1
     else:
@@ -295,4 +295,4 @@ def fastserve_step(k: Kernel) -> None:
     own.num_batches += now.num_in_batch > 0
 
 
-run_fastserve = make_ranked_loop("run_fastserve", submit=_submit, prepare=charge, step=fastserve_step)
+run_fastserve = make_loop("run_fastserve", submit=_submit, prepare=charge, step=fastserve_step)

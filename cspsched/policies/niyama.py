@@ -33,7 +33,7 @@ from cspsched.problem.instance import Instance
 from cspsched.simulate.kernel.each.batch import decodes, lacking_tokens
 from cspsched.simulate.kernel.each.layout import LISTED
 from cspsched.simulate.kernel.each.lists import next_arrival, next_number, numbered_key, push
-from cspsched.simulate.kernel.each.loops import make_ranked_loop
+from cspsched.simulate.kernel.each.loops import make_loop
 from cspsched.simulate.kernel.each.rules import EachRules
 from cspsched.simulate.kernel.jit import inner, merged
 from cspsched.simulate.kernel.layout import BY_RANK, HEAP, Kernel
@@ -330,4 +330,4 @@ def niyama_step(k: Kernel) -> None:
     _serve(k)
 
 
-run_niyama = make_ranked_loop("run_niyama", submit=_submit, step=niyama_step)
+run_niyama = make_loop("run_niyama", submit=_submit, step=niyama_step)

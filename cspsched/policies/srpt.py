@@ -21,7 +21,7 @@ from cspsched.policies.ranking import ranked_rules, serve
 from cspsched.problem.instance import Instance
 from cspsched.simulate.kernel.each.layout import KEY_BITS, LISTED
 from cspsched.simulate.kernel.each.lists import next_arrival, next_number, numbered_key, push
-from cspsched.simulate.kernel.each.loops import make_ranked_loop
+from cspsched.simulate.kernel.each.loops import make_loop
 from cspsched.simulate.kernel.each.rules import EachRules
 from cspsched.simulate.kernel.jit import inner, merged
 from cspsched.simulate.kernel.layout import Kernel
@@ -92,4 +92,4 @@ def remaining_step(k: Kernel) -> None:
     serve(k)
 
 
-run_remaining = make_ranked_loop("run_remaining", submit=_submit, step=remaining_step)
+run_remaining = make_loop("run_remaining", submit=_submit, step=remaining_step)

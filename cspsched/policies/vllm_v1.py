@@ -35,6 +35,7 @@ from cspsched.simulate.kernel.each.layout import BATCHED, LISTED
 from cspsched.simulate.kernel.each.lists import append_listed, head, next_arrival, next_number, pop, push
 from cspsched.simulate.kernel.each.lockstep import can_go_on, decode_all, locked_growth
 from cspsched.simulate.kernel.each.loops import make_loop
+from cspsched.simulate.kernel.each.prefix import find_cached, num_free_of, reuse
 from cspsched.simulate.kernel.each.rules import AnyRules, EachRules
 from cspsched.simulate.kernel.each.together import unlock_listed
 from cspsched.simulate.kernel.jit import inner, merged
@@ -179,6 +180,8 @@ class VllmV1(Configured):
             stands_by_admission=True,
             batch_tokens=limits.max_batch_tokens,
             most_holders=common["max_running"],
+            lockstep=not settings.enable_prefix_caching,
+            caches_prefixes=settings.enable_prefix_caching,
             lookahead=settings.num_lookahead_tokens,
             max_model_len=longest,
             decides_ahead=settings.async_scheduling,
@@ -364,24 +367,30 @@ def _admit_waiting(k: Kernel, longest: int, defers: bool, budget: int) -> bool: 
     now, own, has_prefill = k.now, k.own, False
     while budget and now.heap_size and now.num_running < now.max_running:
         request = head(k)
-        known = known_tokens(k, request)
-        if defers and known > 1:
+        num_cached = find_cached(k, request) if now.caches_prefixes else 0
+        cached, known = num_cached * int(now.block_tokens), known_tokens(k, request)
+        if defers and known - cached > 1:
             break
-        tokens = min(known, longest)
+        tokens = min(known - cached, longest)
         if tokens > budget and now.chunk == NEVER:
             break
         tokens = min(tokens, budget)
         spare = now.free_blocks - (now.watermark_blocks if now.num_running else 0)
-        if own.test_known and blocks_of(k, min(known, int(now.max_model_len))) > spare:
+        if num_cached:
+            spare -= num_free_of(k, request, num_cached)
+        if own.test_known and blocks_of(k, min(known, int(now.max_model_len))) - num_cached > spare:
             break
-        blocks = blocks_of(k, min(tokens + int(now.lookahead), int(now.max_model_len)))
+        after = min(cached + tokens + int(now.lookahead), int(now.max_model_len))
+        blocks = blocks_of(k, after) - num_cached
         if blocks > spare:
             break
         pop(k)
+        if num_cached:
+            reuse(k, request, num_cached)
         schedule(k, request, tokens, blocks)
         append_listed(k, request)
         budget -= tokens
-        has_prefill = has_prefill or known > 1
+        has_prefill = has_prefill or known - cached > 1
     if not defers:
         own.capacity_bound = now.heap_size > 0
     return has_prefill

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
-from cspsched.problem.instance import Instance
+from cspsched.problem.columns import Prefix
+from cspsched.problem.instance import Instance, Limits
 
 Content = int | tuple[int, int]
 """Name of a full block's content and of everything before it; equal names, equal content."""
@@ -22,17 +23,31 @@ class BlockContents:
     Requests are named by their position. Blocks that the device has no room for are nobody's but their own.
     """
 
-    def __init__(self, instance: Instance) -> None:
-        self._limits = instance.limits
+    def __init__(self, prefixes: Iterable[Prefix], limits: Limits) -> None:
+        self._limits = limits
         self._names: dict[tuple[int, tuple[Run, ...]], int] = {}
-        self._shared = [self._chain(request.prefix) for request in instance.requests]
+        self._shared = [self._chain(prefix) for prefix in prefixes]
+
+    @classmethod
+    def of_instance(cls, instance: Instance) -> BlockContents:
+        """Contents of an instance's requests."""
+        return cls((request.prefix for request in instance.requests), instance.limits)
 
     def of(self, request: int, block: int) -> Content:
         """Content of the block at a position, counted from 0, once it is full."""
         shared = self._shared[request]
         return shared[block] if block < len(shared) else (request, block)
 
-    def _chain(self, prefix: Sequence[tuple[str, int]]) -> list[int]:
+    @property
+    def num_shared(self) -> int:
+        """Names of shared content, which are the numbers below."""
+        return len(self._names)
+
+    def shared(self, request: int) -> Sequence[int]:
+        """Content of the first blocks of a request, those that hold nothing but its prefix."""
+        return self._shared[request]
+
+    def _chain(self, prefix: Prefix) -> list[int]:
         """Names of the blocks that hold nothing but the prefix, each with those before it."""
         chain: list[int] = []
         for runs in islice(_full_blocks(prefix, self._limits.block_tokens), self._limits.kv_blocks):
@@ -41,7 +56,7 @@ class BlockContents:
         return chain
 
 
-def _full_blocks(prefix: Sequence[tuple[str, int]], block_tokens: int) -> Iterator[tuple[Run, ...]]:
+def _full_blocks(prefix: Prefix, block_tokens: int) -> Iterator[tuple[Run, ...]]:
     runs: list[Run] = []
     room = block_tokens
     for stream, tokens in prefix:

@@ -30,7 +30,7 @@ def missing_hits(history: History) -> list[int | None]:
     """
     schedule, limits = history.schedule, history.instance.limits
     block, most = limits.block_tokens, limits.kv_blocks
-    contents = BlockContents(history.instance)
+    contents = BlockContents.of_instance(history.instance)
     computed: dict[Content, int] = {}
     columns = (schedule.batch_of_entry, schedule.request, history.kv_before, history.kv_after)
     for j, i, before, after in zip(*(column.tolist() for column in columns), strict=True):
@@ -70,7 +70,7 @@ class _Residents:
         limits, requests = history.instance.limits, history.instance.requests
         self._block_tokens = limits.block_tokens
         self._most_blocks = limits.kv_blocks + 1
-        self._contents = BlockContents(history.instance)
+        self._contents = BlockContents.of_instance(history.instance)
         self._least = [
             ceil_div(request.peak_kv_tokens, limits.block_tokens) * history.instance.switches.reservation
             for request in requests

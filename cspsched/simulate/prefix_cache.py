@@ -41,7 +41,7 @@ class PrefixCachePool(BlockPool):
         capacity, count = instance.limits.kv_blocks, len(instance.requests)
         super().__init__(capacity=capacity, num_requests=count)
         self._block_tokens = instance.limits.block_tokens
-        self._contents = BlockContents(instance)
+        self._contents = BlockContents.of_instance(instance)
         self._free = OrderedDict.fromkeys(range(capacity))
         self._holders = [0] * capacity
         self._content: list[Content | None] = [None] * capacity

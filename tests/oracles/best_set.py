@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from itertools import accumulate
 from operator import itemgetter
 from typing import NamedTuple
+
+from cspsched.units import ceil_div
 
 
 def peak_blocks(profile: Iterable[tuple[int, int]], block_tokens: int) -> int:

@@ -51,7 +51,7 @@ def failure(
     if answer == layout.NO_HOST_ROOM:
         request = int(now.refused)
         blocks = int(kernel.notes[request].host_blocks)
-        free = f"{now.free_host_blocks + blocks} of {now.host_blocks} are free"
+        free = f"{now.most} of {now.host_blocks} are free"
         return PolicyError(
             f"policy {label}: request {name_of(request)!r} is swapped out with {blocks} KV blocks to host "
             f"memory, {free} (at {now.clock_ns} ns)"

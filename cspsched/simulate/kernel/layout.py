@@ -13,7 +13,14 @@ from typing import Any, NamedTuple
 
 from cspsched.problem.cost import IntArray
 from cspsched.simulate.kernel.each.rules import AnyRules, EachRules
-from cspsched.simulate.kernel.records import Now, RequestNotes, RequestState
+from cspsched.simulate.kernel.records import (
+    BlockState,
+    ContentState,
+    Now,
+    PlaceState,
+    RequestNotes,
+    RequestState,
+)
 from cspsched.simulate.kernel.workload import Int32Array
 
 # Values of `phase`: in the queue (or finished), prefill, decode in lockstep, decode that sits out.
@@ -26,9 +33,9 @@ LISTED, STARTED, STARTED_TOKENS, GENERATING, STACK, SORTED, NEW_TO_COME, NEW_TOK
 # Column of `batch_ns` that is there if batches are decided before they start.
 DECIDED_NS = 2
 # Columns of `spans`, and kinds: a chunk before the last, a last chunk, a run of decodes; an eviction, one to
-# host memory, a return from there.
+# host memory, a return from there; tokens found in the prefix cache.
 KIND, SPAN_REQUEST, SPAN_NUMBER, FIRST, AMOUNT, BEFORE = range(6)
-CHUNK_SPAN, LAST_CHUNK_SPAN, RUN_SPAN, EVICTION_SPAN, SWAP_SPAN, RETURN_SPAN = range(6)
+CHUNK_SPAN, LAST_CHUNK_SPAN, RUN_SPAN, EVICTION_SPAN, SWAP_SPAN, RETURN_SPAN, HIT_SPAN = range(7)
 
 ALL_SERVED = 2**62
 """`Now.served_end` while nobody sits out."""
@@ -41,6 +48,15 @@ LAST_CLOCK_NS = 2**61
 LAST_COUNT = 2**31 - 2**27
 """Batches and admissions are counted in 32 bits."""
 MAX_FRUITLESS = 100
+
+
+class Cache(NamedTuple):
+    """The prefix cache; a record of each where there is none."""
+
+    blocks: Sequence[BlockState]
+    contents: Sequence[ContentState]
+    places: Sequence[PlaceState]
+    """Of all requests, one after the other."""
 
 
 class Kernel(NamedTuple):
@@ -57,6 +73,7 @@ class Kernel(NamedTuple):
     """What the policy alone reads and writes (`EachRules.own`)."""
     notes: Sequence[RequestNotes]
     """A record for each request, or a single one where the policy keeps nothing of them."""
+    cache: Cache
     orders: Int32Array
     """Shape (num_requests, 3), or (num_requests, 1) if the queue is in order of arrival: requests by
     (arrival, file); requests in the order of the queue; a heap of ranks in that order. If the queue is by

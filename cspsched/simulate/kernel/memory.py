@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from cspsched.problem.cost import IntArray
 from cspsched.simulate.kernel import layout
-from cspsched.simulate.kernel.each.memory import each_arrays
+from cspsched.simulate.kernel.each.memory import each_arrays, new_cache
 from cspsched.simulate.kernel.each.rules import AnyRules, EachRules
 from cspsched.simulate.kernel.first import first_requests, first_state
 from cspsched.simulate.kernel.layout import Kernel
@@ -33,6 +33,7 @@ def new_kernel(workload: Workload, rules: AnyRules, prices: IntArray, *, plain: 
         now=first_state(workload, rules, plain=plain),
         requests=_requests(workload, rules, plain=plain),
         own=new_own(Nothing(), plain=plain),
+        cache=new_cache(workload, None, plain=plain),
         notes=new_records(RequestNotes, 1, plain=plain),
         orders=_orders(workload, rules),
         slots=_slots(rules, most),

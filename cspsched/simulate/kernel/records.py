@@ -189,7 +189,12 @@ class Now:
     swaps: int = 0
     most_partial: int = 0
     most_long: int = 0
+    caches_prefixes: int = 0
+    first_free: int = 0
+    last_free: int = 0
+    num_unseen: int = 0
     restarts_output: int = 0
+    lockstep: int = 0
     keeps_order: int = 0
     stands_by_admission: int = 0
     drops_above: int = 0
@@ -251,6 +256,9 @@ class RequestNotes:
         Whom it may retract, and whether it is to go.
     host_tokens, host_blocks, decodes_on_host
         What it has in host memory, and whether it decodes when it comes back.
+    first_place, num_entered, hit_tokens, num_unseen
+        Prefix cache: its first `PlaceState`; its full blocks that others may find; tokens that it was found
+        to have when it was admitted, until it is processed; tokens generated in batches that have not ended.
     level, spent, idle_since_ns
         FastServe: queue, time in it, and since when it has not run.
     is_queued, is_relegated, submitted_as
@@ -271,6 +279,10 @@ class RequestNotes:
     host_tokens: Int32 = 0
     host_blocks: Int32 = 0
     decodes_on_host: Int32 = 0
+    num_entered: Int32 = 0
+    hit_tokens: Int32 = 0
+    num_unseen: Int32 = 0
+    first_place: int = 0
     level: int = 0
     spent: int = 0
     idle_since_ns: int = 0
@@ -282,6 +294,44 @@ class RequestNotes:
     due_ns: float = 0.0
     token_ns: float = 0.0
     urgency: float = 0.0
+
+
+@dataclass(slots=True)
+class BlockState:
+    """A KV block where prefixes are cached.
+
+    Attributes
+    ----------
+    num_holders
+        Requests that hold it; without any it is in the queue of free blocks.
+    next, previous
+        In that queue.
+    content, next_same, previous_same
+        What it holds that others may find, and blocks of the same content, in the order of their entry.
+    """
+
+    num_holders: Int32 = 0
+    next: Int32 = NOBODY
+    previous: Int32 = NOBODY
+    next_same: Int32 = NOBODY
+    previous_same: Int32 = NOBODY
+    content: int = NOBODY
+
+
+@dataclass(slots=True)
+class ContentState:
+    """Blocks that hold a content: the first and the last that were entered."""
+
+    first: Int32 = NOBODY
+    last: Int32 = NOBODY
+
+
+@dataclass(slots=True)
+class PlaceState:
+    """A place in the KV cache of a request: what a block holds there once it is full, and the block."""
+
+    content: int = NOBODY
+    block: Int32 = NOBODY
 
 
 @dataclass(slots=True)

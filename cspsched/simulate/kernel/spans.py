@@ -15,6 +15,7 @@ from cspsched.simulate.kernel.layout import (
     BEFORE,
     EVICTION_SPAN,
     FIRST,
+    HIT_SPAN,
     KIND,
     RETURN_SPAN,
     RUN_SPAN,
@@ -59,12 +60,15 @@ def expand_spans(
     )
     if not (kind > EVICTION_SPAN).any():
         return schedule
-    returns = spans[kind == RETURN_SPAN]
+    returns, hits = spans[kind == RETURN_SPAN], spans[kind == HIT_SPAN]
     return replace(
         schedule,
         evicted_to_host=(evictions[:, KIND] == SWAP_SPAN).astype(np.int64),
         restored_batch=returns[:, FIRST].astype(np.int64),
         restored_request=returns[:, SPAN_REQUEST].astype(np.int64),
+        hit_batch=hits[:, FIRST].astype(np.int64),
+        hit_request=hits[:, SPAN_REQUEST].astype(np.int64),
+        hit_tokens=hits[:, AMOUNT].astype(np.int64),
     )
 
 

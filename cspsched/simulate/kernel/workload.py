@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cspsched.errors import InputError
-from cspsched.problem.columns import NO_LIMIT
+from cspsched.problem.columns import NO_LIMIT, Prefix
 from cspsched.problem.cost import IntArray
 from cspsched.problem.instance import Instance
 from cspsched.problem.request import MAX_ARRIVAL_NS, MAX_TOKENS
@@ -37,6 +37,8 @@ class Workload:
         Names of the requests; None: names rise with the position.
     client
         Number of each request's client, from 0; None: all are of one client.
+    prefixes
+        What each prompt begins with (see `Request.prefix`); None: nothing is shared.
     ttft_limit_ns, tpot_limit_ns
         float64, nanoseconds, nan where a request has no limit; None: nobody has one.
     """
@@ -47,6 +49,7 @@ class Workload:
     priority: IntArray | None = None
     names: Sequence[str] | None = None
     client: Int32Array | None = None
+    prefixes: Sequence[Prefix] | None = None
     ttft_limit_ns: FloatArray | None = None
     tpot_limit_ns: FloatArray | None = None
 
@@ -78,6 +81,7 @@ class Workload:
             priority=columns.priority,
             names=columns.request_id,
             client=None if columns.client_id is None else _numbered(columns.client_id),
+            prefixes=columns.prefix,
             ttft_limit_ns=_limits(columns.ttft_limit_ns),
             tpot_limit_ns=_limits(columns.tpot_limit_ns),
         )

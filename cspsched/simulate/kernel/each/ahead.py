@@ -9,17 +9,22 @@ from __future__ import annotations
 
 from cspsched.simulate.kernel.each.batch import leave
 from cspsched.simulate.kernel.each.layout import (
+    BATCHED,
     ENDING,
+    UNSEEN,
 )
 from cspsched.simulate.kernel.each.lists import drop_listed
+from cspsched.simulate.kernel.each.prefix import enter
 from cspsched.simulate.kernel.each.together import execute_together
 from cspsched.simulate.kernel.jit import inner
 from cspsched.simulate.kernel.layout import (
     DECIDED_NS,
+    DECODES,
     FINISHED,
     Kernel,
 )
 from cspsched.simulate.kernel.progress import await_arrival, refusal
+from cspsched.simulate.kernel.records import NOBODY
 
 
 @inner
@@ -33,7 +38,7 @@ def conclude_ahead(k: Kernel) -> int:
         return _launch(k)
     if now.is_in_flight:
         now.is_in_flight = 0
-        _deliver(k, int(now.num_ending), int(now.busy_until_ns))
+        _deliver(k, int(now.num_ending), int(now.num_unseen), int(now.busy_until_ns))
         return FINISHED
     return FINISHED if now.num_evictions else await_arrival(k)
 
@@ -43,21 +48,50 @@ def _launch(k: Kernel) -> int:
     """Run the batch after the one in flight; the clock goes on to the end of that one, if there is one."""
     now = k.now
     decided_ns, busy_until_ns = int(now.clock_ns), int(now.busy_until_ns)
-    num_due = int(now.num_ending)
+    num_due, num_seen = int(now.num_ending), int(now.num_unseen)
     k.batch_ns[now.batch_row, DECIDED_NS] = decided_ns
     now.clock_ns = max(decided_ns, busy_until_ns)
     answer = execute_together(k)
+    if now.caches_prefixes:
+        _note_unseen(k)
     now.busy_until_ns, now.clock_ns = now.clock_ns, decided_ns
     if now.is_in_flight:
-        _deliver(k, num_due, busy_until_ns)
+        _deliver(k, num_due, num_seen, busy_until_ns)
     now.is_in_flight = 1
     return answer
 
 
 @inner
-def _deliver(k: Kernel, num_due: int, end_ns: int) -> None:
-    """Let the oldest batch end: so many of those that are to finish leave."""
+def _note_unseen(k: Kernel) -> None:
+    """Note those that have generated a token in the batch that was launched."""
     now = k.now
+    for position in range(now.num_batched):
+        request = int(k.slots[position, BATCHED])
+        if request != NOBODY and k.requests[request].phase == DECODES:
+            k.notes[request].num_unseen += 1
+            k.slots[now.num_unseen, UNSEEN] = request
+            now.num_unseen += 1
+
+
+@inner
+def _see(k: Kernel, count: int) -> None:
+    """Let so many generated tokens be seen, and cached unless their request was evicted."""
+    now = k.now
+    for position in range(count):
+        request = int(k.slots[position, UNSEEN])
+        k.notes[request].num_unseen -= 1
+        if k.requests[request].blocks:
+            enter(k, request, int(k.requests[request].kv_tokens - k.notes[request].num_unseen))
+    now.num_unseen -= count
+    for position in range(now.num_unseen):
+        k.slots[position, UNSEEN] = k.slots[position + count, UNSEEN]
+
+
+@inner
+def _deliver(k: Kernel, num_due: int, num_seen: int, end_ns: int) -> None:
+    """Let the oldest batch end: so many of those that are to finish leave, so many tokens are seen."""
+    now = k.now
+    _see(k, num_seen)
     now.clock_ns = end_ns
     now.somebody_finished = 0
     for position in range(num_due):

@@ -8,6 +8,7 @@ from cspsched.simulate.kernel.each.layout import (
     ENDING,
 )
 from cspsched.simulate.kernel.each.lists import bit_length, drop_listed
+from cspsched.simulate.kernel.each.prefix import enter, release, take
 from cspsched.simulate.kernel.each.runs import (
     LARGEST_NUMBER,
     close_run,
@@ -90,12 +91,16 @@ def schedule(k: Kernel, request: int, tokens: int, blocks: int) -> None:
         now.num_running += 1
         now.num_waiting -= 1
     row.tokens = tokens
+    if now.caches_prefixes:
+        take(k, request, blocks)
     row.blocks += blocks
     now.free_blocks -= blocks
     now.used_tokens += tokens
     now.num_in_batch += 1
     k.slots[now.num_batched, BATCHED] = request
     now.num_batched += 1
+    if now.caches_prefixes:
+        enter(k, request, int(row.kv_tokens) + tokens)
 
 
 @inner
@@ -106,7 +111,7 @@ def preempt(k: Kernel, request: int) -> int:
     """
     now, row = k.now, k.requests[request]
     close_run(k, request)
-    if row.kv_tokens:
+    if row.kv_tokens and not (now.caches_prefixes and row.kv_tokens == k.notes[request].hit_tokens):
         now.num_evictions += 1
         row.evicted_at = now.decision
         loses = not is_finishing(k, request)
@@ -114,12 +119,18 @@ def preempt(k: Kernel, request: int) -> int:
         if loses:
             k.requests[request].recomputed_tokens += row.kv_tokens
             row.num_preemptions += 1
-    now.free_blocks += row.blocks
+    now.free_blocks += freed_by(k, request)
     now.num_running -= 1
     now.num_waiting += 1
     row.blocks = row.kv_tokens = 0
     row.phase = QUEUED
     return _take_out(k, request)
+
+
+@inner
+def freed_by(k: Kernel, request: int) -> int:
+    """KV blocks that are free once a request has left the device."""
+    return release(k, request) if k.now.caches_prefixes else int(k.requests[request].blocks)
 
 
 @inner
@@ -259,7 +270,7 @@ def finish(k: Kernel, request: int, end_ns: int) -> None:
 def leave(k: Kernel, request: int) -> None:
     """Free what a finished request holds."""
     now, row = k.now, k.requests[request]
-    now.free_blocks += row.blocks
+    now.free_blocks += freed_by(k, request)
     now.num_unfinished -= 1
     now.num_running -= 1
     now.somebody_finished = 1

@@ -13,6 +13,8 @@ HELD_TOKENS, TO_COME, THIRD_LIST, LOCKED = range(6, 10)
 NUM_SLOT = 10
 # A column of `slots` where batches are decided ahead: who finishes in one that has not ended, oldest first.
 ENDING = FIRST_LIST
+# One more, where prefixes are cached: who generated in it.
+UNSEEN = SECOND_LIST
 
 KEY_BITS = 33
 """Of a key, for the number of the submission."""

@@ -6,20 +6,14 @@ from collections.abc import Callable
 from types import FunctionType
 from typing import Any
 
-from cspsched.simulate.kernel.each.batch import begin, conclude
+from cspsched.simulate.kernel.each.batch import begin
 from cspsched.simulate.kernel.each.together import conclude_together, regroup
-from cspsched.simulate.kernel.jit import inner, outer
+from cspsched.simulate.kernel.jit import outer
 from cspsched.simulate.kernel.layout import FINISHED, LOG_FULL, Kernel
 from cspsched.simulate.kernel.progress import goes_on, has_room
 
 Loop = Callable[[Kernel], int]
 Act = Callable[[Kernel], None]
-
-
-@inner
-def nothing(k: Kernel) -> bool:
-    """Put nothing in order; false."""
-    return False
 
 
 def make_loop(
@@ -52,18 +46,11 @@ def make_loop(
     return outer(made)
 
 
-def make_ranked_loop(
-    name: str, *, submit: Act, step: Act, prepare: Callable[[Kernel], bool] = nothing
-) -> Loop:
-    """Return a loop as `make_loop` that looks at each request in every batch, none being in lockstep."""
-    return make_loop(name, submit=submit, step=step, prepare=prepare, conclude=conclude)
-
-
 # Names of `_loop` that `make_loop` gives their meaning.
 _submit: Act = begin
-_prepare: Callable[[Kernel], bool] = nothing
+_prepare: Callable[[Kernel], bool] = regroup
 _step: Act = begin
-_conclude: Loop = conclude
+_conclude: Loop = conclude_together
 
 
 def _loop(k: Kernel) -> int:

@@ -104,6 +104,8 @@ class EachRules:
     most_partial, most_long, long_prefill
         Prefills among which the budget of a batch is split, how many of them may be long, and tokens above
         which one is long (CHUNKED). Elsewhere `long_prefill` is the longest chunk.
+    caches_prefixes
+        Whether requests start with full blocks that others have left on the device.
     restarts_output, drops_above
         Emulated bugs (FAMILY): a preempted request generates its whole output again; a longer request, or
         one that the watermark keeps out for ever, is dropped (0: none is).
@@ -148,6 +150,7 @@ class EachRules:
     swaps: bool = False
     most_partial: int = 1
     most_long: int = 1
+    caches_prefixes: bool = False
     restarts_output: bool = False
     drops_above: int = 0
     starvation_period: int = 0

@@ -16,6 +16,7 @@ from cspsched.simulate.kernel.layout import (
     BEFORE,
     CHUNK_SPAN,
     FIRST,
+    HIT_SPAN,
     KIND,
     LAST_CHUNK_SPAN,
     RUN_SPAN,
@@ -57,6 +58,9 @@ def process_chunk(k: Kernel, request: int, start_ns: int) -> None:
     row = k.requests[request]
     tokens, before = int(row.tokens), int(row.kv_tokens)
     row.kv_tokens = before + tokens
+    if k.now.caches_prefixes and k.notes[request].hit_tokens:
+        log_span(k, HIT_SPAN, request, k.now.num_batches, int(k.notes[request].hit_tokens), 0)
+        k.notes[request].hit_tokens = 0
     ends = row.kv_tokens == row.prompt_tokens + row.generated
     log_span(k, LAST_CHUNK_SPAN if ends else CHUNK_SPAN, request, k.now.num_batches, tokens, before)
     if k.requests[request].scheduled_ns < 0:

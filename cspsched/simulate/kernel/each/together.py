@@ -71,7 +71,7 @@ def execute_together(k: Kernel) -> int:
     # Where everybody had a part in the batch, lockstep will do for the next.
     all_served = now.num_in_batch + now.num_ending >= now.num_running and not now.num_evictions
     answer = execute(k)
-    now.may_lock = all_served and not now.renumbers
+    now.may_lock = now.lockstep and all_served and not now.renumbers
     return answer
 
 
