@@ -23,9 +23,10 @@ from cspsched.policies.settings import require_at_least
 from cspsched.problem.instance import Instance
 from cspsched.simulate import Step
 from cspsched.simulate.kernel.each.family_parts import submit_to_family
+from cspsched.simulate.kernel.each.flights import flies_on
 from cspsched.simulate.kernel.each.loops import make_loop
 from cspsched.simulate.kernel.each.rules import AnyRules
-from cspsched.simulate.kernel.each.vidur import take_back_or_repeat, vidur_step
+from cspsched.simulate.kernel.each.vidur import conclude_vidur, take_back_or_repeat, vidur_step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +50,14 @@ class VidurSettings:
         return max(self.batch_size_cap // self.num_pipeline_stages, 1)
 
 
-run_vidur = make_loop("run_vidur", submit=submit_to_family, prepare=take_back_or_repeat, step=vidur_step)
+run_vidur = make_loop(
+    "run_vidur",
+    submit=submit_to_family,
+    prepare=take_back_or_repeat,
+    step=vidur_step,
+    conclude=conclude_vidur,
+    goes_on=flies_on,
+)
 
 
 class VidurRun(FamilyRun):
@@ -70,26 +78,35 @@ class VidurRun(FamilyRun):
     decides_on_arrival = True
 
     def __init__(
-        self, instance: Instance, own: OwnLimits, *, batches_in_flight: int, max_in_batch: int
+        self,
+        instance: Instance,
+        own: OwnLimits,
+        *,
+        batches_in_flight: int,
+        max_in_batch: int,
+        emulates_bugs: bool = False,
     ) -> None:
         super().__init__(instance, own)
         self.batches_in_flight = batches_in_flight
         self.max_in_batch = max_in_batch
+        self.emulates_bugs = emulates_bugs
         self.idle: deque[int] = deque()
         self._in_flight: deque[list[int]] = deque()
 
     def kernel_rules(self) -> AnyRules | None:
-        """With one pipeline stage."""
-        if self.batches_in_flight > 1:
-            return None
-        own = self._own_rules()
-        return (
-            None if own is None else self._each_rules(run=run_vidur, most_in_batch=self.max_in_batch, **own)
+        """In lockstep with one pipeline stage."""
+        return self._each_rules(
+            run=run_vidur,
+            most_in_batch=self.max_in_batch,
+            flights=self.batches_in_flight,
+            emulates_bugs=self.emulates_bugs,
+            lockstep=self.batches_in_flight == 1 and not self.emulates_bugs,
+            **self._own_rules(),
         )
 
-    def _own_rules(self) -> dict[str, Any] | None:
-        """What a scheduler decides for itself; None if the kernel does not know it."""
-        return None
+    def _own_rules(self) -> dict[str, Any]:
+        """What a scheduler decides for itself."""
+        return {}
 
     def schedule(self, step: Step) -> None:
         """Take back who has come back, and form a batch of them and of the queue."""

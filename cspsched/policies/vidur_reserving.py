@@ -97,10 +97,14 @@ class VidurReservingRun(VidurRun, ReservingRun):
         max_in_batch = settings.batch_requests(instance.limits)
         own = OwnLimits(label=label, max_num_seqs=max_in_batch * settings.num_pipeline_stages)
         super().__init__(
-            instance, own, batches_in_flight=settings.num_pipeline_stages, max_in_batch=max_in_batch
+            instance,
+            own,
+            batches_in_flight=settings.num_pipeline_stages,
+            max_in_batch=max_in_batch,
+            emulates_bugs=settings.emulate_bugs,
         )
 
-    def _own_rules(self) -> dict[str, Any] | None:
+    def _own_rules(self) -> dict[str, Any]:
         """All of it."""
         return {"mode": Mode.WHOLE, "reserve": Reserve.FIXED, "fixed_blocks": self._blocks[0]}
 
@@ -118,10 +122,9 @@ class VidurFasterTransformerRun(VidurReservingRun):
         self._leaked_blocks = 0
         self._forms_batch = True
 
-    def _own_rules(self) -> dict[str, Any] | None:
-        """All of it but the bug."""
-        rules = super()._own_rules()
-        return None if self._leaks or rules is None else rules | {"groups": True}
+    def _own_rules(self) -> dict[str, Any]:
+        """All of it."""
+        return super()._own_rules() | {"groups": True}
 
     def decide(self, step: Step) -> None:
         """Go on with the batch that came back; form one only if there is none."""

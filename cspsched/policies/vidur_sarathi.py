@@ -63,16 +63,15 @@ class VidurSarathiRun(VidurRun):
             own,
             batches_in_flight=settings.num_pipeline_stages,
             max_in_batch=settings.micro_batch_requests,
+            emulates_bugs=settings.emulate_bugs,
         )
         self._chunk = min(settings.chunk_size, self.max_tokens)
         self._forgets_prompts = settings.emulate_bugs
         # What Vidur takes for the prompt of a request that was preempted, where it differs.
         self._remembered: dict[int, int] = {}
 
-    def _own_rules(self) -> dict[str, Any] | None:
-        """All of it but the bug."""
-        if self._forgets_prompts:
-            return None
+    def _own_rules(self) -> dict[str, Any]:
+        """All of it."""
         return {"mode": Mode.STALL_FREE, "max_tokens": self._chunk, "longest_prompt": 0}
 
     def decide(self, step: Step) -> None:

@@ -63,15 +63,14 @@ class VidurVllmRun(VidurRun):
             own,
             batches_in_flight=settings.num_pipeline_stages,
             max_in_batch=settings.micro_batch_requests,
+            emulates_bugs=settings.emulate_bugs,
         )
         self._padded_tokens = settings.max_tokens_in_batch
         self._long_prompts_go_alone = not settings.emulate_bugs
         self._batch: Mapping[int, int] = {}
 
-    def _own_rules(self) -> dict[str, Any] | None:
-        """All of it but the bug."""
-        if not self._long_prompts_go_alone:
-            return None
+    def _own_rules(self) -> dict[str, Any]:
+        """All of it."""
         return {"mode": Mode.PADDED, "padded_tokens": self._padded_tokens}
 
     def decide(self, step: Step) -> None:

@@ -48,6 +48,14 @@ class Now:
         Requests that came back from host memory in this step; blocks to be moved before the next batch.
     swapped_start, num_swapped
         vLLM V0: where the queue of swapped requests begins in its ring, and its length.
+    num_flying, num_landed, landing_ns
+        Batches in flight, those of LISTED whose batch has ended, and when the oldest batch in flight ends.
+    num_seen
+        Requests that had arrived when the last batch was launched.
+    on_machine
+        Whether a machine says when batches start and end.
+    leaked_blocks
+        KV blocks that a bug of Vidur's FasterTransformer has lost.
     long_left, slot_tokens
         vLLM V0: long prompts that may start in this step, and the share of a prefill in the budget.
     kv_blocks
@@ -86,6 +94,12 @@ class Now:
     free_host_blocks: int = 0
     swapped_start: int = 0
     num_swapped: int = 0
+    num_flying: int = 0
+    num_landed: int = 0
+    num_seen: int = 0
+    landing_ns: int = 0
+    on_machine: int = 0
+    leaked_blocks: int = 0
     long_left: int = 0
     slot_tokens: int = 0
     num_fruitless: int = 0
@@ -186,6 +200,8 @@ class Now:
     decides_ahead: int = 0
     most_new_tokens: int = 0
     host_blocks: int = 0
+    flights: int = 0
+    emulates_bugs: int = 0
     swaps: int = 0
     most_partial: int = 0
     most_long: int = 0
@@ -254,6 +270,10 @@ class RequestNotes:
         service that it got.
     priority, is_victim
         Whom it may retract, and whether it is to go.
+    flight, lands_ns
+        Batch in which it is in flight, and the end of that.
+    remembered
+        Tokens that Vidur's Sarathi takes for its prompt, if they are others (emulated bug).
     host_tokens, host_blocks, decodes_on_host
         What it has in host memory, and whether it decodes when it comes back.
     first_place, num_entered, hit_tokens, num_unseen
@@ -276,6 +296,8 @@ class RequestNotes:
     is_victim: Int32 = 0
     is_queued: Int32 = 0
     is_relegated: Int32 = 0
+    flight: Int32 = 0
+    remembered: Int32 = 0
     host_tokens: Int32 = 0
     host_blocks: Int32 = 0
     decodes_on_host: Int32 = 0
@@ -288,6 +310,7 @@ class RequestNotes:
     idle_since_ns: int = 0
     priority: int = 0
     submitted_as: int = 0
+    lands_ns: int = 0
     tier: int = 0
     left_ns: int = 0
     service: float = 0.0

@@ -80,11 +80,20 @@ def preempt_to_front(k: Kernel, request: int) -> None:
 
 
 @inner
+def prompt_tokens(k: Kernel, request: int) -> int:
+    """Known tokens to be prefilled; with a bug of Vidur's those that it remembers."""
+    if k.now.emulates_bugs and k.notes[request].remembered:
+        return int(k.notes[request].remembered)
+    return known_tokens(k, request)
+
+
+@inner
 def continue_prefills(k: Kernel, count: int, used: int) -> int:
     """Give started prefills their next tokens; return the tokens used."""
     for position in range(count):
         request = int(k.slots[position, SECOND_LIST])
-        tokens = prefill_tokens(k, request, lacking_tokens(k, request), used)
+        lacking = prompt_tokens(k, request) - int(k.requests[request].kv_tokens)
+        tokens = prefill_tokens(k, request, lacking, used)
         if tokens:
             schedule(k, request, tokens, 0)
             used += tokens
@@ -111,7 +120,7 @@ def prefill_tokens(k: Kernel, request: int, lacking: int, used: int) -> int:
         tokens = min(tokens, left)
     elif tokens > left:
         tokens = 0
-    if mode == PADDED and used:
+    if mode == PADDED and (used or now.emulates_bugs):
         return tokens if _fits_padded(k, tokens) else 0
     return tokens
 
@@ -159,7 +168,7 @@ def admit_waiting(k: Kernel, used: int, spare: int) -> None:
             if now.long_left < 0:
                 passed += 1
                 continue
-        known = known_tokens(k, request)
+        known = prompt_tokens(k, request)
         blocks = int(now.fixed_blocks) if now.reserve == FIXED else blocks_of(k, known)
         if now.drops_above and (known > now.drops_above or blocks + now.watermark_blocks > now.kv_blocks):
             _remove(k, passed)

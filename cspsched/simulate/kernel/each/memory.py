@@ -77,7 +77,7 @@ def _requests(workload: Workload, rules: EachRules, *, plain: bool) -> Any:
 
 
 def _notes(workload: Workload, rules: EachRules, *, plain: bool) -> Any:
-    if not (rules.keeps_notes or rules.host_blocks or rules.caches_prefixes):
+    if not (rules.keeps_notes or rules.host_blocks or rules.caches_prefixes or rules.flies):
         return new_records(RequestNotes, 1, plain=plain)
     notes = new_records(RequestNotes, workload.num_requests, plain=plain)
     if rules.clients:

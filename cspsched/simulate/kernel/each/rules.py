@@ -99,6 +99,10 @@ class EachRules:
         Whether the policy keeps `RequestNotes`.
     host_blocks
         KV blocks in host memory, if victims may move there.
+    flights
+        Most batches in flight, of a policy that is asked at arrivals while there are fewer; without lockstep.
+    emulates_bugs
+        Whether Vidur's defects are emulated; without lockstep.
     swaps
         Whether victims move to host memory, or the policy refuses to go on if that is full (FAMILY).
     most_partial, most_long, long_prefill
@@ -147,6 +151,8 @@ class EachRules:
     decides_ahead: bool = False
     most_new_tokens: int = 0
     host_blocks: int = 0
+    flights: int = 0
+    emulates_bugs: bool = False
     swaps: bool = False
     most_partial: int = 1
     most_long: int = 1
@@ -175,7 +181,12 @@ class EachRules:
     @property
     def notes_decisions(self) -> bool:
         """Whether a batch may start later than it was decided."""
-        return self.decides_ahead or self.host_blocks > 0
+        return self.decides_ahead or self.host_blocks > 0 or self.flies
+
+    @property
+    def flies(self) -> bool:
+        """Whether batches end later than they are processed."""
+        return self.flights > 0 and not self.lockstep
 
 
 AnyRules = KernelRules | EachRules

@@ -8,7 +8,7 @@ from cspsched.simulate.kernel.each.batch import (
     execute,
     finish,
     generate,
-    price_batch,
+    note_batch,
 )
 from cspsched.simulate.kernel.each.layout import (
     BATCHED,
@@ -25,6 +25,7 @@ from cspsched.simulate.kernel.layout import (
     PREFILLS,
     Kernel,
 )
+from cspsched.simulate.kernel.pricing import batch_time_ns
 from cspsched.simulate.kernel.progress import await_arrival, refusal
 from cspsched.simulate.kernel.records import NOBODY
 
@@ -85,7 +86,8 @@ def _execute_locked(k: Kernel) -> int:
     if now.decode_now:
         now.num_decodes, now.decode_context = now.num_locked, now.locked_context
         now.num_prefills -= now.num_locked
-    end_ns = price_batch(k)
+    end_ns = start_ns + batch_time_ns(k, int(now.num_decodes))
+    note_batch(k, end_ns)
     if now.decode_now:
         _step(k, end_ns)
     for position in range(now.num_batched):

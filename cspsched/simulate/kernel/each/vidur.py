@@ -5,17 +5,20 @@ IDLE holds the running requests in the order in which they came back from a batc
 
 from __future__ import annotations
 
-from cspsched.simulate.kernel.each.batch import decodes, missing_blocks, schedule
+from cspsched.simulate.kernel.each.batch import decodes, known_tokens, missing_blocks, schedule
 from cspsched.simulate.kernel.each.family_parts import admit_waiting, continue_prefills, preempt_to_front
+from cspsched.simulate.kernel.each.flights import conclude_flight, forget_landed
 from cspsched.simulate.kernel.each.layout import (
     BATCHED,
     IDLE,
     IN_LOCKSTEP,
+    LISTED,
     SECOND_LIST,
 )
 from cspsched.simulate.kernel.each.lists import sort_by_key
 from cspsched.simulate.kernel.each.lockstep import can_decode_all, decode_all, lock, unlock
 from cspsched.simulate.kernel.each.rules import Mode
+from cspsched.simulate.kernel.each.together import conclude_together
 from cspsched.simulate.kernel.jit import inner, merged
 from cspsched.simulate.kernel.layout import QUEUED, Kernel
 from cspsched.simulate.kernel.records import NOBODY
@@ -33,6 +36,9 @@ def take_back(k: Kernel) -> None:
     Decodes in lockstep are neither; they go on only if nobody is left out.
     """
     now, num_left = k.now, int(k.now.num_idle)
+    if not now.lockstep:
+        _take_landed(k)
+        return
     for position in range(now.num_batched):
         request = k.slots[position, BATCHED]
         if request != NOBODY and QUEUED < k.requests[request].phase < IN_LOCKSTEP:
@@ -43,6 +49,30 @@ def take_back(k: Kernel) -> None:
             now.num_idle = unlock(k, IDLE, int(now.num_idle), num_left)
     elif now.may_lock:
         now.num_idle = lock(k, IDLE, int(now.num_idle))
+
+
+@inner
+def _take_landed(k: Kernel) -> None:
+    """The same where batches end later than they are processed.
+
+    With FasterTransformer's bug the blocks of all that finish before the last of their batch are lost.
+    """
+    now, num_left = k.now, 0
+    for position in range(now.num_landed):
+        request = k.slots[position, LISTED]
+        if k.requests[request].phase != QUEUED:
+            k.slots[now.num_idle, IDLE] = request
+            now.num_idle += 1
+            num_left += 1
+    if now.emulates_bugs and now.groups and num_left:
+        now.leaked_blocks += (now.num_landed - num_left) * now.fixed_blocks
+    forget_landed(k)
+
+
+@inner
+def conclude_vidur(k: Kernel) -> int:
+    """Run what was decided, in lockstep or as one of several batches in flight (see `conclude`)."""
+    return conclude_together(k) if k.now.lockstep else conclude_flight(k)
 
 
 @inner
@@ -77,7 +107,7 @@ def repeat(k: Kernel) -> bool:
 def vidur_step(k: Kernel) -> None:
     """Decide a batch, and keep who is left out of it."""
     now, mode = k.now, k.now.mode
-    now.is_full = now.groups and now.num_running
+    now.is_full = now.groups and now.num_idle + now.num_locked > 0
     if mode == PADDED:
         _prompts_alone(k)
     else:
@@ -112,7 +142,7 @@ def _decodes_first(k: Kernel) -> None:
             k.slots[place, IDLE] = request
             place += 1
     now.num_idle += count
-    admit_waiting(k, used, int(now.free_blocks))
+    admit_waiting(k, used, int(now.free_blocks - now.leaked_blocks))
 
 
 @merged
@@ -125,7 +155,7 @@ def _prompts_alone(k: Kernel) -> None:
             k.slots[num_started, SECOND_LIST] = request
             num_started += 1
     used = continue_prefills(k, num_started, 0)
-    admit_waiting(k, used, int(now.free_blocks))
+    admit_waiting(k, used, int(now.free_blocks - now.leaked_blocks))
     if not now.num_in_batch:
         sort_by_key(k, IDLE, int(now.num_idle))
         _decode_idle(k)
@@ -148,18 +178,37 @@ def _decode_idle(k: Kernel) -> int:
     while start < end and now.num_in_batch < now.most_in_batch:
         request = int(k.slots[start, IDLE])
         start += 1
-        if not decodes(k, request):
+        if not _is_prefilled(k, request):
             k.slots[num_started, SECOND_LIST] = request
             num_started += 1
             continue
         while not now.free_blocks and not reserved and start < end:
             end -= 1
-            preempt_to_front(k, int(k.slots[end, IDLE]))
+            _restart(k, int(k.slots[end, IDLE]))
         if now.free_blocks or reserved:
             schedule(k, request, 1, missing_blocks(k, request, 1))
         else:
-            preempt_to_front(k, request)
+            _restart(k, request)
     now.num_idle = end - start
     for position in range(end - start):
         k.slots[position, IDLE] = k.slots[start + position, IDLE]
     return num_started
+
+
+@inner
+def _is_prefilled(k: Kernel, request: int) -> bool:
+    """Whether a request takes one token a batch: its prompt, or what is remembered of it, is processed."""
+    if decodes(k, request) or not k.now.emulates_bugs:
+        return decodes(k, request)
+    remembered = k.notes[request].remembered
+    return bool(remembered and k.requests[request].kv_tokens >= remembered)
+
+
+@inner
+def _restart(k: Kernel, request: int) -> None:
+    """Evict a request to the front of the queue; Sarathi's bug remembers only what had been processed."""
+    if k.now.emulates_bugs and k.now.mode == STALL_FREE:
+        # Processed tokens as Vidur counts them: the end of a prefill has produced one more.
+        processed = k.requests[request].kv_tokens + _is_prefilled(k, request)
+        k.notes[request].remembered = processed if processed < known_tokens(k, request) else 0
+    preempt_to_front(k, request)
