@@ -10,11 +10,14 @@ MEASURED := demo-report/profile-cpu
 SMALL := --model tiny-llama --cost $(MEASURED)/validation/cost.json --max-batch-tokens 512 --max-batch-requests 32
 
 # Tests of every floor that take a minute together.
-QUICK := compare docs executors fit kernel_records kernel_run kv_capacity layers metrics models \
-	policies_labels policies_registry policies_rules policies_user_file prefix_cache real_run \
-	recording_import recording_log recording_replay referee request_instance schedule_history serving \
-	simulate_engine simulate_step status timing trace_generate trace_read trace_statistics unused \
-	vllm_v1 cli_debug cli_errors cli_help cli_values
+QUICK := test_compare test_docs test_executors costs/test_fit simulate/test_kernel_records \
+	simulate/test_kernel_run costs/test_kv_capacity test_layers referee/test_metrics costs/test_models \
+	policies/test_labels policies/test_registry policies/test_rules policies/test_user_file \
+	simulate/test_prefix_cache policies/test_real_run recording/test_import recording/test_log \
+	recording/test_replay referee/test_rules problem/test_request_instance referee/test_history test_serving \
+	simulate/test_engine simulate/test_step test_status referee/test_timing trace/test_generate trace/test_read \
+	trace/test_statistics test_unused policies/test_vllm_v1 cli/test_debug cli/test_errors cli/test_help \
+	cli/test_values
 
 .PHONY: demo test quick lint profile-cpu clean
 
@@ -43,7 +46,7 @@ lint: $(BIN)/cspsched
 	$(BIN)/mypy
 
 quick: lint
-	$(BIN)/pytest -q -n 2 $(QUICK:%=tests/test_%.py)
+	$(BIN)/pytest -q -n 2 $(QUICK:%=tests/%.py)
 
 test: lint
 	$(BIN)/pytest -n 2

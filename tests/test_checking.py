@@ -32,8 +32,8 @@ from cspsched.problem.result import Result, Status, StopReason
 from cspsched.referee.metrics import measure
 from cspsched.referee.timing import schedule_asap
 from cspsched.solving import solve
-from tests.instances import instance_of, three_equal
-from tests.strategies import instances, make_instance, one_after_another
+from tests.support.instances import instance_of, three_equal
+from tests.support.strategies import instances, make_instance, one_after_another
 
 NO_SEARCH = SearchLimits(time_limit_s=0)
 SOME = SearchLimits(time_limit_s=5)

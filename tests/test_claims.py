@@ -26,7 +26,7 @@ from cspsched.report import windows as windows_report
 from cspsched.report.files import write_comparison
 from cspsched.windows import WindowShape, study_windows
 from tests.oracles.exhaustive import exhaustive_optimum
-from tests.strategies import EXAMPLES, make_instance
+from tests.support.strategies import EXAMPLES, make_instance
 
 SEEDS = range(0, max(300, EXAMPLES), 25)
 POLICIES = ("vllm", "vllm:max_num_seqs=1", "mc-sf", "sarathi:chunk=2,watermark=0", "sglang", "srpt")

@@ -19,7 +19,7 @@ from cspsched.referee.metrics import measure
 from cspsched.referee.rules import find_violations
 from cspsched.reference import SMALL_CELLS, ReferenceLimits
 from cspsched.solving import solve
-from tests.strategies import UNIT, make_instance
+from tests.support.strategies import UNIT, make_instance
 
 NO_SEARCH = ReferenceLimits(work_s=0, steps=0)
 BRIEF = SearchLimits(time_limit_s=0)

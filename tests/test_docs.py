@@ -8,7 +8,6 @@ import inspect
 import json
 import re
 import tomllib
-from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from types import ModuleType
@@ -30,25 +29,17 @@ from cspsched.trace import read_trace
 from cspsched.trace.azure import parse_timestamp
 from cspsched.trace.read import FORMATS
 from cspsched.trace.shipped import shipped_trace_path
-from tests.instances import three_equal
+from tests.support.instances import three_equal
+from tests.support.pages import (
+    code_blocks,
+    sections,
+    text_of,
+    undocumented,
+)
+from tests.support.places import DOCS, ROOT
 
-ROOT = Path(__file__).parents[1]
-DOCS = ROOT / "docs"
-CODE_BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 DOTTED_NAME = re.compile(r"`((?:[a-z_]+\.)+\w+)`")
 LINK = re.compile(r"\]\(([^)#:]+)\)")
-METRICS = "cspsched/metrics/1"
-BOUNDS = "cspsched/bounds/1"
-SETTINGS = "settings"
-"""Its keys are those of each policy."""
-
-
-def text_of(name: str) -> str:
-    return (DOCS / name).read_text(encoding="utf-8")
-
-
-def code_blocks(name: str, language: str) -> list[str]:
-    return [code for lang, code in CODE_BLOCK.findall(text_of(name)) if lang == language]
 
 
 def functions_of(module: ModuleType, prefix: str) -> set[str]:
@@ -116,33 +107,6 @@ def test_every_verdict_is_explained():
 
 
 # Formats
-
-
-def sections() -> dict[str, str]:
-    """Text of the formats page by the schemas of its headings; lists share a section."""
-    found: dict[str, str] = {}
-    for section in re.split(r"^#{2,3} ", text_of("formats.md"), flags=re.MULTILINE):
-        heading = section.partition("\n")[0]
-        schemas = re.findall(r"`(cspsched/[a-z-]+/\d)`", section if heading == "Lists" else heading)
-        found |= dict.fromkeys(schemas, section)
-    return found
-
-
-def undocumented(data: Any, schema: str = "") -> Iterator[str]:
-    """Keys of a JSON value, however deep, that the section of its schema does not name."""
-    if isinstance(data, list):
-        for value in data:
-            yield from undocumented(value, schema)
-    if not isinstance(data, dict):
-        return
-    schema = data.get("schema", schema)
-    known = sections()
-    text = known.get(schema, "") + known[METRICS]
-    for key, value in data.items():
-        if key != "schema" and f"`{key}`" not in text:
-            yield f"{schema}: {key}"
-        if key != SETTINGS:
-            yield from undocumented(value, BOUNDS if key == "certificate_details" else schema)
 
 
 def test_every_field_of_a_result_is_documented():

@@ -23,9 +23,9 @@ from cspsched.problem.result import Result, Status, StopReason
 from cspsched.referee.rules import find_violations
 from cspsched.report.ladder import HEADER, PROVEN, ladder_figure, markdown, rows, sentences, write_ladder
 from cspsched.solving import solve
-from tests.instances import NO_PREEMPTION, RUN_TO_COMPLETION, instance_of, three_equal
 from tests.oracles.exhaustive import exhaustive_optimum
-from tests.strategies import check_briefly, feasible_runs, instances
+from tests.support.instances import NO_PREEMPTION, RUN_TO_COMPLETION, instance_of, three_equal
+from tests.support.strategies import check_briefly, feasible_runs, instances
 
 NO_SEARCH = SearchLimits(time_limit_s=0)
 EXACT = SearchLimits(time_limit_s=60)

@@ -1,4 +1,4 @@
-"""Imports point one way, and nobody loads torch but the profiler."""
+"""Imports point one way, and nobody loads torch but the profiler; tests lie as the package does."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import cspsched
+from tests.support.places import ROOT as CHECKOUT
 
 ROOT = Path(cspsched.__file__).parent
 
@@ -202,3 +203,59 @@ def test_a_check_shares_nothing_with_its_bound(name, tree):
     others = {one for one in used & modules - STATED if one.rpartition(".")[2] not in ("check", "details")}
 
     assert others - {one.rpartition(".")[0] for one in modules} == set()
+
+
+TESTS = CHECKOUT / "tests"
+SHARED = {"oracles", "support"}
+"""Slow twins, and helpers of more than one test file."""
+OF_NAMED_TUPLES = {"_asdict", "_fields", "_make", "_replace"}
+TEST_FILES = {
+    path.relative_to(TESTS).as_posix(): ast.parse(path.read_text(encoding="utf-8"))
+    for path in sorted(TESTS.rglob("*.py"))
+}
+
+
+def private_names(tree: ast.AST) -> set[str]:
+    """Names with one leading underscore that a tree takes from cspsched, or from an object but `self`."""
+    names = {name.rpartition(".")[2] for name in imports_of(tree) if name.startswith("cspsched.")}
+    for node in ast.walk(tree):
+        match node:
+            case ast.Attribute(value=ast.Name(id="self" | "cls")):
+                pass
+            case ast.Attribute(attr=name):
+                names.add(name)
+            case ast.Constant(value=str(text)) if text.startswith("cspsched.") and " " not in text:
+                names.add(text.rpartition(".")[2])
+    return {name for name in names - OF_NAMED_TUPLES if name.startswith("_") and not name.startswith("__")}
+
+
+def test_tests_lie_in_folders_of_the_package():
+    """A folder of tests is one of cspsched; a file at the top is about a module there, or about all."""
+    folders = {name.split("/")[0] for name in TEST_FILES if "/" in name} - SHARED
+    packages = {path.parent.name for path in ROOT.glob("*/__init__.py")}
+
+    assert folders - packages == set()
+    assert [name for name in TEST_FILES if name.split("/")[0] in SHARED and "/test_" in name] == []
+
+
+@pytest.mark.parametrize("name", TEST_FILES)
+def test_tests_share_by_support_and_ask_for_public_names(name):
+    """No test file imports another, and none uses a private name of the package."""
+    others = {used for used in imports_of(TEST_FILES[name]) if used.rpartition(".")[2].startswith("test_")}
+
+    assert {used for used in others if used.startswith("tests.")} == set()
+    assert private_names(TEST_FILES[name]) == set()
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ("from cspsched.bounds.check import _share", {"_share"}),
+        ("search.scheduler._instance", {"_instance"}),
+        ("patch('cspsched.exact.race._stop', None)", {"_stop"}),
+        ("self._own = row._replace(a=1).__class__", set()),
+    ],
+)
+def test_private_names_are_found_where_they_are_used(code, found):
+    """In imports, as attributes, and in the paths that `monkeypatch` takes; not on oneself or on tuples."""
+    assert private_names(ast.parse(code)) == found

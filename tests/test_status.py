@@ -22,7 +22,7 @@ from cspsched.referee.timing import schedule_asap
 from cspsched.report.ladder import ladder_figure, rows
 from cspsched.report.ladder import sentences as ladder_sentences
 from cspsched.solving import solve
-from tests.strategies import check_briefly, feasible_runs, make_instance
+from tests.support.strategies import check_briefly, feasible_runs, make_instance
 
 UP_TO_ROUNDING = Status.OPTIMAL_UP_TO_ROUNDING
 THIRDS = CostModel(name="thirds", step=Fraction(1_000), tokens=PiecewiseLinear.linear(Fraction(400, 3)))

@@ -14,7 +14,7 @@ from cspsched.problem.request import Request
 from cspsched.trace import read_trace
 from cspsched.trace.trace import Trace
 from cspsched.unused import warnings_for
-from tests.test_cli_help import invoke
+from tests.support.command_line import invoke
 
 CASES = [
     ("vllm:policy=priority", RequestData.PRIORITY, "priority of its own, so it acts as fcfs"),

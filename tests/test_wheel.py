@@ -19,9 +19,10 @@ from subprocess import CompletedProcess
 
 import pytest
 
+from tests.support.places import ROOT
+
 pytest.importorskip("hatchling", reason="hatchling builds the wheel: pip install -e '.[dev]'")
 
-ROOT = Path(__file__).parents[1]
 CORE = {
     "click", "jinja2", "matplotlib", "numba", "numpy", "ortools", "pandas", "pyarrow", "pydantic", "rich",
     "scikit-learn",

@@ -100,7 +100,7 @@ class PagedAttention:
         for row, (end, count) in enumerate(zip(accumulate(counts), counts, strict=True)):
             table[row, :count] = pages[end - count : end]
         self.slots = _paged_slots(torch, chunks, table).to(device)
-        self._attend = _varlen()
+        self._attend = varlen_kernel()
         lengths = [chunk.context + chunk.tokens for chunk in chunks]
         self._lengths = max(chunk.tokens for chunk in chunks), max(lengths)
         self._starts = _cumulative(torch, [chunk.tokens for chunk in chunks], device)
@@ -126,7 +126,7 @@ class InPlaceAttention:
         lengths = [chunk.context + chunk.tokens for chunk in chunks]
         end = starts[-1] + _num_pages(chunks[-1]) * PAGE_TOKENS
         self.slots = _new_slots(torch, chunks, starts, device)
-        self._attend = _flash(torch)
+        self._attend = flash_kernel(torch)
         self._lengths = max(chunk.tokens for chunk in chunks), max(lengths)
         self._starts = _cumulative(torch, [chunk.tokens for chunk in chunks], device)
         self._kv_starts = torch.tensor([*starts, end], dtype=torch.int32, device=device)
@@ -152,7 +152,7 @@ class PackedAttention:
         self._read = torch.cat([torch.arange(s, s + n) for s, n in zip(starts, lengths, strict=True)]).to(
             device
         )
-        self._attend = _varlen()
+        self._attend = varlen_kernel()
         self._lengths = max(chunk.tokens for chunk in chunks), max(lengths)
         self._starts = _cumulative(torch, [chunk.tokens for chunk in chunks], device)
         self._kv_starts = _cumulative(torch, lengths, device)
@@ -233,9 +233,11 @@ def _causal(features: Features, most_queries: int) -> dict[str, Any]:
     return {**gqa, "window_size": (-1, 0)} if features.causal_by_window else {**gqa, "is_causal": True}
 
 
-def _varlen() -> Any:
+def varlen_kernel() -> Any:
+    """Torch's varlen attention; it is loaded when it is asked for."""
     return import_module("torch.nn.attention.varlen").varlen_attn
 
 
-def _flash(torch: Any) -> Any:
+def flash_kernel(torch: Any) -> Any:
+    """Torch's FlashAttention with everything that it returns."""
     return torch.ops.aten._flash_attention_forward

@@ -37,7 +37,7 @@ def __getattr__(name: str) -> type:
     """
     if name not in BASES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return _built(name)
+    return scheduler_class(name)
 
 
 def log_path() -> str | None:
@@ -47,7 +47,14 @@ def log_path() -> str | None:
 
 # vLLM compares and pickles the class by name: asked twice, it has to be the same one.
 @cache
-def _built(name: str) -> type:
+def scheduler_class(name: str) -> type:
+    """Return the recording class by that name, made once.
+
+    Raises
+    ------
+    UsageError
+        If vLLM's scheduler of that name is missing.
+    """
     module, attribute = BASES[name]
     try:
         base = getattr(import_module(module), attribute)

@@ -63,7 +63,7 @@ def frame_of(histories: Sequence[History]) -> Frame:
     end_s = max(int(history.schedule.end_ns[-1]) for history in histories) / NS_PER_S
     by_request = all(map(is_small, histories))
     tokens = [
-        history.features.tokens if by_request else np.add(*_phase_means(history, end_s)[1])
+        history.features.tokens if by_request else np.add(*phase_means(history, end_s)[1])
         for history in histories
     ]
     kv_tokens = [
@@ -120,7 +120,7 @@ def _plot_memory(axes: Axes, history: History, frame: Frame) -> None:
         axes.set_ylabel("KV entries on the device (m)")
     else:
         occupied = occupied_blocks(history) * limits.block_tokens
-        middle, (highest,) = _binned(history, frame.end_s, np.maximum, occupied)
+        middle, (highest,) = binned(history, frame.end_s, np.maximum, occupied)
         most = int(occupied.max())
         label = f"occupied, at most {most:,} ({most / limits.kv_tokens:.1%})".replace("%", " %")
         axes.fill_between(middle, highest, step="mid", color=DECODE, alpha=0.6, label=label)
@@ -298,25 +298,25 @@ def _mark_batches(axes: Axes, history: History) -> None:
 
 
 def _plot_phases(axes: Axes, history: History, end_s: float) -> None:
-    middle, means = _phase_means(history, end_s)
+    middle, means = phase_means(history, end_s)
     axes.stackplot(
         middle, *means, labels=["decode", "prefill and refill"], colors=[DECODE, PREFILL], step="mid"
     )
     axes.set_ylabel("tokens per batch, mean over the bin")
 
 
-def _phase_means(history: History, end_s: float) -> tuple[FloatArray, list[FloatArray]]:
+def phase_means(history: History, end_s: float) -> tuple[FloatArray, list[FloatArray]]:
     """Middle of each time bin, and its mean tokens of decodes and of prefills in a batch."""
     features = history.features
     decodes = features.num_decodes
-    middle, (decode, prefill, count) = _binned(
+    middle, (decode, prefill, count) = binned(
         history, end_s, np.add, decodes, features.prefill_tokens, np.ones_like(decodes)
     )
     batches = np.maximum(count, 1)
     return middle, [decode / batches, prefill / batches]
 
 
-def _binned(
+def binned(
     history: History, end_s: float, combine: np.ufunc, *columns: npt.NDArray[np.int64]
 ) -> tuple[FloatArray, list[FloatArray]]:
     """Middle of each time bin in seconds, and columns of batches combined over all bins in which they run."""

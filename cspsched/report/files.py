@@ -35,7 +35,7 @@ def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
     InputError
         If the folder cannot be written.
     """
-    images = {name: png(figure) for name, figure in _pictures(comparison)}
+    images = {name: png(figure) for name, figure in pictures_of(comparison)}
     title = _title([row.policy for row in comparison.rows])
     notes = [*table.footnotes(comparison), *_picture_note(comparison)]
     links = "\n\n".join(f"![{name}]({name}.png)" for name in images)
@@ -71,7 +71,7 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _pictures(comparison: Comparison) -> Iterator[tuple[str, Figure]]:
+def pictures_of(comparison: Comparison) -> Iterator[tuple[str, Figure]]:
     """Pictures by file name, one at a time: a figure is large."""
     if any(end for row in comparison.rows for end in row.excess):
         yield "excess", figures.excess_figure(comparison)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 from math import lcm
+from operator import add, mul
 
 from cspsched.problem.instance import Instance
 from cspsched.problem.objectives import Measure, Term
@@ -37,21 +38,30 @@ class Ledger:
         self.last_arrival = max(request.arrival_ns for request in self.requests)
         self.looks_at_spans = any(measure in PACED for measure in self.measures)
         self.looks_at_gaps = Measure.MAX_ITL in self.measures
+        self.waiting: dict[tuple[Measure, object], list[tuple[int, int]]] = {}
+        rates = [self._rates(terms) for terms in stages]
+        self.scales = [lcm(*(rate.denominator for rate in row)) for row in rates]
+        self.rows = [
+            [int(rate * scale) for rate in row] for row, scale in zip(rates, self.scales, strict=True)
+        ]
 
-    def values(self, totals: tuple[int, ...]) -> tuple[Fraction, ...]:
-        """Value of each stage."""
-        found = dict(zip(self.measures, totals, strict=True))
-        values = []
-        for terms in self.stages:
-            only_counts = all(term.measure in (Measure.MISSES, Measure.WEIGHTED_MISSES) for term in terms)
-            seconds = 1 if only_counts else NS_PER_S
-            total = Fraction(0)
-            for term in terms:
-                count = term.measure in (Measure.MISSES, Measure.WEIGHTED_MISSES)
-                share = Fraction(found[term.measure], self._divisor(term.measure))
-                total += term.weight * share * (seconds if count else 1)
-            values.append(total)
-        return tuple(values)
+    def values(self, totals: tuple[int, ...]) -> tuple[int, ...]:
+        """Value of each stage, in units that `whole` divides by."""
+        return tuple(sum(map(mul, row, totals)) for row in self.rows)
+
+    def whole(self, values: tuple[int, ...]) -> tuple[Fraction, ...]:
+        """The values in their own units."""
+        return tuple(map(Fraction, values, self.scales))
+
+    def _rates(self, terms: tuple[Term, ...]) -> list[Fraction]:
+        """What a unit of each total adds to the value of a stage."""
+        counts = (Measure.MISSES, Measure.WEIGHTED_MISSES)
+        only_counts = all(term.measure in counts for term in terms)
+        rates = dict.fromkeys(self.measures, Fraction(0))
+        for term in terms:
+            seconds = NS_PER_S if term.measure in counts and not only_counts else 1
+            rates[term.measure] += term.weight * seconds / self._divisor(term.measure)
+        return list(rates.values())
 
     def _divisor(self, measure: Measure) -> int:
         several = sum(gaps > 0 for gaps in self.gaps) or 1
@@ -81,6 +91,9 @@ class Ledger:
 
     def grow(self, totals, pending, state, following, clock, end):
         """Totals and pending times once a batch that ends at `end` has led to the following state."""
+        if not (self.looks_at_spans or self.looks_at_gaps):
+            passing = (self._passing(measure, state, clock, end) for measure in self.measures)
+            return tuple(map(add, totals, passing)), self.fresh
         ages, ended_gaps, ended_spans, newly_late = [], [], [], []
         for i, request in enumerate(self.requests):
             before, after = state[i][1], following[i][1]
@@ -123,15 +136,25 @@ class Ledger:
         """Growth of a sum while time passes from `clock` to `end`."""
         if measure is Measure.MAKESPAN:
             return end - clock
-        total = 0
+        if (measure, state) not in self.waiting:
+            self.waiting[measure, state] = self._waiting(measure, state)
+        return sum(
+            weight * (end - max(clock, arrival))
+            for arrival, weight in self.waiting[measure, state]
+            if arrival < end
+        )
+
+    def _waiting(self, measure: Measure, state) -> list[tuple[int, int]]:
+        """Since when at the earliest requests wait in a state, and the weight of that."""
+        found = []
         for i, request in enumerate(self.requests):
-            generated, waited = state[i][1], max(0, end - max(clock, request.arrival_ns))
+            generated = state[i][1]
             between = 0 < generated < request.output_tokens
             waits = generated == 0 or (measure in WAITS_FOR_ALL and generated < request.output_tokens)
             if measure in (*WAITS_FOR_ALL, *WAITS_FOR_FIRST) and waits:
-                total += waited * self._weight(measure, i)
+                found.append((request.arrival_ns, self._weight(measure, i)))
             elif measure in PER_GAP and between:
-                total += waited
+                found.append((request.arrival_ns, 1))
             elif measure in PER_TOKEN and between:
-                total += waited * (self.unit // self.gaps[i])
-        return total
+                found.append((request.arrival_ns, self.unit // self.gaps[i]))
+        return found

@@ -9,9 +9,11 @@ arrival is tried too; times should then be small.
 from __future__ import annotations
 
 import heapq
+from collections.abc import Iterator
 from enum import IntEnum
 from fractions import Fraction
 from itertools import count, product
+from typing import NamedTuple
 
 from cspsched.problem.cost import BatchFeatures, triangle
 from cspsched.problem.instance import Instance, Preemption
@@ -28,9 +30,25 @@ class Event(IntEnum):
     RESTORE = 3
 
 
-State = tuple[tuple[int, int, bool, bool], ...]
+OwnState = tuple[int, int, bool, bool]
+State = tuple[OwnState, ...]
 Move = tuple[Event, int]
 """What happens at the boundary, tokens processed."""
+NOTHING = BatchFeatures(*(0 for _ in BatchFeatures._fields))
+Way = tuple[tuple[Move, ...], int, int, State, int]
+"""Moves, the time of swap before them, the last arrival among them, the state after them, the batch time."""
+
+
+class Choice(NamedTuple):
+    """What a request does in a batch, what that takes, and its state after it."""
+
+    move: Move
+    blocks: int
+    """On the device during the batch."""
+    host_blocks: int
+    moved_blocks: int
+    features: BatchFeatures[int]
+    following: OwnState
 
 
 def exhaustive_optimum(instance: Instance, objective: AnyObjective = Objective.MAKESPAN) -> int | None:
@@ -59,23 +77,22 @@ def exhaustive_run(
     ticket = count()
     queue = [(ledger.values(ledger.nothing), 0, next(ticket), ledger.nothing, ledger.fresh, start, None)]
     settled: dict[object, list[Label]] = {}
+    choices: dict[tuple[int, OwnState], list[Choice]] = {}
+    ways: dict[State, list[Way]] = {}
     while queue:
         values, clock, _, accrued, pending, state, trail = heapq.heappop(queue)
         if all(g == r.output_tokens for (_, g, *_), r in zip(state, instance.requests, strict=True)):
-            return tuple(map(_whole, values, objectives)), _unwind(trail)
+            return tuple(map(_whole, ledger.whole(values), objectives)), _unwind(trail)
         # Who is late is settled; times since a token only have to be no longer.
         labels = settled.setdefault((state, tuple(late for _, _, late in pending)), [])
         label = (accrued, clock, pending)
         if any(ledger.dominates(state, known, label) for known in labels):
             continue
         labels.append(label)
-        for moves in _batches(instance, state):
-            ready = clock + instance.cost.swap_time_ns(_moved_blocks(instance, state, moves))
-            earliest = max(
-                [ready] + [r.arrival_ns for r, (_, c) in zip(instance.requests, moves, strict=True) if c]
-            )
-            following = _apply(instance, state, moves)
-            duration = instance.cost.batch_time_ns(_features(instance, state, moves))
+        if state not in ways:
+            ways[state] = [_way(instance, batch) for batch in batches_from(instance, state, choices)]
+        for moves, moving, arrival, following, duration in ways[state]:
+            earliest = max(clock + moving, arrival)
             for begin in range(earliest, 1 + (max(earliest, last_arrival) if idles else earliest)):
                 end = begin + duration
                 grown, left = ledger.grow(accrued, pending, state, following, clock, end)
@@ -104,11 +121,12 @@ def _unwind(trail):
     return moves[::-1]
 
 
-def _options(instance: Instance, state: State, i: int) -> list[Move]:
-    kv, generated, decoding, on_host = state[i]
+def _choices(instance: Instance, i: int, own: OwnState) -> list[Choice]:
+    """All that a request may do in a batch, by itself."""
+    kv, generated, decoding, on_host = own
     request, switches = instance.requests[i], instance.switches
     if generated == request.output_tokens:
-        return [(Event.STAY, 0)]
+        return [_choice(instance, i, own, Event.STAY, 0)]
     known = request.prompt_tokens + generated
 
     def amounts(held: int, *, in_decode: bool) -> list[int]:
@@ -118,91 +136,95 @@ def _options(instance: Instance, state: State, i: int) -> list[Move]:
 
     goes_on = [c for c in amounts(kv, in_decode=decoding) if c or kv == 0 or switches.holding]
     if on_host:
-        return [(Event.STAY, 0), *((Event.RESTORE, c) for c in goes_on)]
-    options = [(Event.STAY, c) for c in goes_on]
-    preemption = Preemption(switches.preemption)
-    if kv and preemption.recomputes:
-        options += [(Event.DROP, c) for c in amounts(0, in_decode=False)]
-    if kv and preemption.swaps:
-        options.append((Event.SWAP, 0))
-    return options
+        moves = [(Event.STAY, 0), *((Event.RESTORE, c) for c in goes_on)]
+    else:
+        moves = [(Event.STAY, c) for c in goes_on]
+        preemption = Preemption(switches.preemption)
+        if kv and preemption.recomputes:
+            moves += [(Event.DROP, c) for c in amounts(0, in_decode=False)]
+        if kv and preemption.swaps:
+            moves.append((Event.SWAP, 0))
+    return [_choice(instance, i, own, event, c) for event, c in moves]
 
 
-def _batches(instance: Instance, state: State):
-    for moves in product(*(_options(instance, state, i) for i in range(len(state)))):
-        if any(c for _, c in moves) and _fits(instance, state, moves):
-            yield moves
-
-
-def _on_host(state: State, moves: tuple[Move, ...], i: int) -> bool:
-    """Whether the KV cache of a request is in host memory during the batch."""
-    event = moves[i][0]
-    return event is Event.SWAP or (state[i][3] and event is not Event.RESTORE)
-
-
-def _carried(state: State, moves: tuple[Move, ...], i: int) -> int:
-    """KV entries on the device when the batch starts."""
-    return 0 if moves[i][0] is Event.DROP or _on_host(state, moves, i) else state[i][0]
-
-
-def _moved_blocks(instance: Instance, state: State, moves: tuple[Move, ...]) -> int:
-    moved = [kv for (kv, *_), (event, _) in zip(state, moves, strict=True) if event >= Event.SWAP]
-    return sum(-(-kv // instance.limits.block_tokens) for kv in moved)
-
-
-def _fits(instance: Instance, state: State, moves: tuple[Move, ...]) -> bool:
-    limits, switches = instance.limits, instance.switches
-    if sum(c for _, c in moves) > limits.max_batch_tokens:
-        return False
-    if sum(c > 0 for _, c in moves) > limits.max_batch_requests:
-        return False
-    blocks = host_blocks = 0
-    for i, request in enumerate(instance.requests):
-        if _on_host(state, moves, i):
-            host_blocks += -(-state[i][0] // limits.block_tokens)
-        held = _carried(state, moves, i) + moves[i][1]
-        if held and switches.reservation:
-            held = request.prompt_tokens + request.output_tokens - 1
-        blocks += -(-held // limits.block_tokens)
-    if blocks > limits.kv_blocks or host_blocks > limits.host_kv_blocks:
-        return False
-    kinds = {_is_decode(state, moves, i) for i in range(len(state)) if moves[i][1]}
-    return switches.hybrid_batches or len(kinds) < 2
-
-
-def _is_decode(state: State, moves: tuple[Move, ...], i: int) -> bool:
-    return state[i][2] and moves[i][0] is not Event.DROP
-
-
-def _features(instance: Instance, state: State, moves: tuple[Move, ...]) -> BatchFeatures[int]:
-    prefills, decodes, generating = [], [], 0
-    for i, (_, c) in enumerate(moves):
-        if c:
-            held = _carried(state, moves, i)
-            (decodes if _is_decode(state, moves, i) else prefills).append((held, c))
-            generating += held + c == instance.requests[i].prompt_tokens + state[i][1]
-    return BatchFeatures(
-        tokens=sum(c for _, c in prefills + decodes),
-        prefill_attention=sum(triangle(n + c) - triangle(n) for n, c in prefills),
-        prefill_tokens=sum(c for _, c in prefills),
-        prefill_context=sum(n for n, _ in prefills),
-        decode_context=sum(n for n, _ in decodes),
-        num_generating=generating,
-        num_prefills=len(prefills),
-        num_decodes=len(decodes),
+def _choice(instance: Instance, i: int, own: OwnState, event: Event, c: int) -> Choice:
+    kv, generated, decoding, on_host = own
+    request, limits = instance.requests[i], instance.limits
+    stays_out = event is Event.SWAP or (on_host and event is not Event.RESTORE)
+    before = 0 if event is Event.DROP or stays_out else kv
+    after = before + c
+    is_decode = decoding and event is not Event.DROP
+    generates = c > 0 and after == request.prompt_tokens + generated
+    reserved = request.prompt_tokens + request.output_tokens - 1
+    if generates:
+        done = generated + 1 == request.output_tokens
+        following = (0 if done else after, generated + 1, not done, False)
+    else:
+        following = (kv if stays_out else after, generated, is_decode, stays_out)
+    return Choice(
+        move=(event, c),
+        blocks=-(-(reserved if after and instance.switches.reservation else after) // limits.block_tokens),
+        host_blocks=-(-kv // limits.block_tokens) if stays_out else 0,
+        moved_blocks=-(-kv // limits.block_tokens) if event >= Event.SWAP else 0,
+        features=_features(before, c, is_decode=is_decode, generates=generates) if c else NOTHING,
+        following=following,
     )
 
 
-def _apply(instance: Instance, state: State, moves: tuple[Move, ...]) -> State:
-    following = []
-    for i, request in enumerate(instance.requests):
-        kv, generated, decoding, _ = state[i]
-        event, c = moves[i]
-        held = (0 if event is Event.DROP else kv) + c
-        if c and held == request.prompt_tokens + generated:
-            done = generated + 1 == request.output_tokens
-            following.append((0 if done else held, generated + 1, not done, False))
-        else:
-            kept = decoding and event is not Event.DROP
-            following.append((held, generated, kept, _on_host(state, moves, i)))
-    return tuple(following)
+def _features(before: int, c: int, *, is_decode: bool, generates: bool) -> BatchFeatures[int]:
+    """What a request adds to a batch that processes `c` tokens of it after `before` others."""
+    if is_decode:
+        return NOTHING._replace(tokens=c, decode_context=before, num_generating=generates, num_decodes=1)
+    return NOTHING._replace(
+        tokens=c,
+        prefill_attention=triangle(before + c) - triangle(before),
+        prefill_tokens=c,
+        prefill_context=before,
+        num_generating=generates,
+        num_prefills=1,
+    )
+
+
+def batches_from(
+    instance: Instance, state: State, known: dict[tuple[int, OwnState], list[Choice]]
+) -> Iterator[tuple[Choice, ...]]:
+    """All that the requests may do together; what each may do by itself is kept in `known`."""
+    limits, switches = instance.limits, instance.switches
+    for key in enumerate(state):
+        if key not in known:
+            known[key] = _choices(instance, *key)
+    for batch in product(*(known[key] for key in enumerate(state))):
+        tokens = [choice.features.tokens for choice in batch]
+        if (
+            0 < sum(tokens) <= limits.max_batch_tokens
+            and len(tokens) - tokens.count(0) <= limits.max_batch_requests
+            and sum(choice.blocks for choice in batch) <= limits.kv_blocks
+            and sum(choice.host_blocks for choice in batch) <= limits.host_kv_blocks
+            and (switches.hybrid_batches or not _is_hybrid(batch))
+        ):
+            yield batch
+
+
+def _is_hybrid(batch: tuple[Choice, ...]) -> bool:
+    prefills, decodes = (
+        any(getattr(choice.features, name) for choice in batch) for name in ("num_prefills", "num_decodes")
+    )
+    return prefills and decodes
+
+
+def _way(instance: Instance, batch: tuple[Choice, ...]) -> Way:
+    """What a batch takes and leads to, whenever it starts."""
+    moved = sum(choice.moved_blocks for choice in batch)
+    features = BatchFeatures(*map(sum, zip(*(choice.features for choice in batch), strict=True)))
+    processed = (
+        request.arrival_ns
+        for request, choice in zip(instance.requests, batch, strict=True)
+        if choice.features.tokens
+    )
+    return (
+        tuple(choice.move for choice in batch),
+        instance.cost.swap_time_ns(moved) if moved else 0,
+        max(processed),
+        tuple(choice.following for choice in batch),
+        instance.cost.batch_time_ns(features),
+    )

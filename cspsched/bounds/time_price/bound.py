@@ -122,7 +122,7 @@ def bound_ns(table: Columns, prices: Prices) -> int | None:
         return None
     waits = Waits(table, prices)
     paid = ceil_div(prices.price * prices.horizon_ns, PRICE_UNIT)
-    return total(_least_costs(waits)) - total(waits.area) - paid
+    return total(least_costs(waits)) - total(waits.area) - paid
 
 
 class Waits:
@@ -182,7 +182,7 @@ class Waits:
         return np.asarray((values - np.arange(count) * steps) // (FINE // PRICE_UNIT), dtype=np.int64)
 
 
-def _least_costs(waits: Waits) -> IntArray:
+def least_costs(waits: Waits) -> IntArray:
     """v_i plus the integral of mu_i: the least over the windows in which the prompt may be processed.
 
     After its prompt's work in some window all its decodes are still to come, so it is there until then and

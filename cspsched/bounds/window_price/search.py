@@ -58,7 +58,7 @@ def window_price_certificates(
     windows = WindowTable(table, limits.kv_blocks * limits.block_tokens)
     found = [
         (value_ns, chosen)
-        for chosen in (*_even(table, flat), *_falling(windows))
+        for chosen in (*_even(table, flat), *falling_prices(windows))
         for value_ns in [window_bound_ns(windows, chosen)]
         if value_ns is not None
     ]
@@ -87,7 +87,7 @@ def _even(table: Columns, flat: Prices) -> Iterator[WindowPrices]:
         )
 
 
-def _falling(windows: WindowTable) -> Iterator[WindowPrices]:
+def falling_prices(windows: WindowTable) -> Iterator[WindowPrices]:
     """Prices that fall as if all were there at once and nobody came later; nobody is paid for waiting."""
     table = windows.columns
     held = table.alpha * (table.last - table.first) * (table.last + table.first) // (2 * windows.capacity)

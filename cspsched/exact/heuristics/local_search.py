@@ -54,7 +54,7 @@ def improve(
     instance: Instance, objective: AnyObjective, seed: int, time_left: Callable[[], float]
 ) -> Iterator[Decisions]:
     """Ever better schedules, the first from the best of some plain orders, until time is over."""
-    load, prices = _workload(instance, objective), cost_tables(instance.cost, 1)
+    load, prices = workload_of(instance, objective), cost_tables(instance.cost, 1)
     room = 4 * sum(request.peak_kv_tokens for request in instance.requests)
     trace = Trace(np.zeros((room, 3), np.int64), np.zeros((room, 2), np.int64), np.zeros(2, np.int64))
     allotted = time_left()
@@ -62,17 +62,18 @@ def improve(
     if value == NO_SCHEDULE:
         return
     best, current = _copy(plan), np.array([value, value], dtype=np.int64)
-    yield _decisions(load, prices, best, trace)
+    yield decisions_of(load, prices, best, trace)
     _seed(seed)
     while (left := time_left()) > 0:
         warmth = WARMTH * value * (left / allotted) ** 2
         _anneal(load, prices, plan, best, trace, current, warmth, SLICE)
         if current[1] < value:
             value = int(current[1])
-            yield _decisions(load, prices, best, trace)
+            yield decisions_of(load, prices, best, trace)
 
 
-def _workload(instance: Instance, objective: AnyObjective) -> Workload:
+def workload_of(instance: Instance, objective: AnyObjective) -> Workload:
+    """What the compiled scheduler reads of an instance and an objective."""
     requests, limits, switches = instance.requests, instance.limits, instance.switches
     longest = max(request.peak_kv_tokens for request in requests)
     form = _coarse(instance, linear_form(objective, instance))
@@ -219,7 +220,7 @@ def _anneal(
         plan.modes[mode] = old_mode
 
 
-def _decisions(load: Workload, prices: CostTables, plan: Plan, trace: Trace) -> Decisions:
+def decisions_of(load: Workload, prices: CostTables, plan: Plan, trace: Trace) -> Decisions:
     """Batches and evictions of a plan."""
     run_plan(load, prices, plan, trace, NO_SCHEDULE)
     batches: dict[int, list[tuple[int, int]]] = {}

@@ -58,7 +58,7 @@ def aggregated_path_prices(moves: AggregatedMoves, go_on: Callable[[int, int], b
     InternalError
         If the prices to start from do not hold.
     """
-    search = _Search(moves)
+    search = CycleSearch(moves)
     centre = search.forms.volume_prices()
     prices = search.forms.prices(centre)
     rounds = search.settle(prices)
@@ -170,8 +170,8 @@ class _Forms:
         return np.concatenate([np.maximum(tokens, tokens.mean() / 5), others])
 
 
-class _Search:
-    """The kernel's tables; values are kept from the last prices that held."""
+class CycleSearch:
+    """Search for cycles that earn more than they cost; values are kept from the last prices that held."""
 
     def __init__(self, moves: AggregatedMoves) -> None:
         self.moves, self.forms = moves, _Forms(moves)

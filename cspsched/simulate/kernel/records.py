@@ -202,13 +202,13 @@ class Now:
     host_blocks: int = 0
     flights: int = 0
     emulates_bugs: int = 0
-    swaps: int = 0
-    most_partial: int = 0
-    most_long: int = 0
     caches_prefixes: int = 0
     first_free: int = 0
     last_free: int = 0
     num_unseen: int = 0
+    swaps: int = 0
+    most_partial: int = 0
+    most_long: int = 0
     restarts_output: int = 0
     lockstep: int = 0
     keeps_order: int = 0

@@ -66,7 +66,7 @@ class KernelLoop:
             )
         self.rules = rules
         self._workload, self._label, self._name_of = workload, label, name_of
-        loop = _loop(rules)
+        loop = loop_for(rules)
         self._run, self._logs = loop if plain else compiled(loop), Logs()
         self.kernel = new_kernel(workload, rules, prices, plain=plain)
         self._tell = asker(self) if asker else None
@@ -139,7 +139,7 @@ def fitting_prices(workload: Workload, rules: AnyRules, cost: CostModel) -> IntA
     return flatten_cost(cost, rules, workload.largest_peak) if fits else None
 
 
-def _loop(rules: AnyRules) -> Callable[[Kernel], int]:
+def loop_for(rules: AnyRules) -> Callable[[Kernel], int]:
     """The loop that runs the rules; the others are not loaded."""
     if rules.run is not None:
         return rules.run

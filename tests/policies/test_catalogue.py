@@ -1,0 +1,174 @@
+"""The catalogue of policies: sources, engines, settings; and what holds for every policy there is."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields, replace
+from importlib.metadata import EntryPoint, EntryPoints
+from typing import Any, ClassVar
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cspsched.cli.group import cspsched_group, run
+from cspsched.policies import base
+from cspsched.policies.base import BUILT_IN, make_policy
+from cspsched.policies.catalogue import SOURCES, Source, describe_policy
+from cspsched.problem.instance import Instance, Switches
+from cspsched.referee.rules import find_violations
+from cspsched.serving import make_instance
+from cspsched.simulate import simulate
+from cspsched.trace import read_trace
+from tests.support.places import DATA
+from tests.support.strategies import check, instances
+
+TRACES = DATA / "traces"
+needs_data = pytest.mark.skipif(not TRACES.is_dir(), reason="the public traces are not beside the checkout")
+
+
+def test_every_built_in_policy_has_a_source() -> None:
+    """And nothing else has one; the address is one that can be opened."""
+    assert set(SOURCES) == set(BUILT_IN)
+    assert all(source.url.startswith("https://") for source in SOURCES.values())
+    assert all(source.program and source.version for source in SOURCES.values())
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_every_built_in_policy_is_described(name: str) -> None:
+    """A first line, its source, an engine, and a sentence for every setting."""
+    entry = describe_policy(name)
+
+    assert entry.name == name == make_policy(name).name
+    assert entry.follows.endswith(".")
+    assert entry.source == SOURCES[name]
+    assert entry.engine in ("kernel", "clear")
+    assert [setting.name for setting in entry.settings if not setting.meaning] == []
+    settings_type = getattr(make_policy(name), "settings_type", None)
+    expected = [field.name for field in fields(settings_type)] if settings_type else []
+    assert [setting.name for setting in entry.settings] == expected
+
+
+@check
+@given(instances(), st.sampled_from(sorted(BUILT_IN)))
+def test_every_policy_serves_by_the_rules(instance: Instance, name: str) -> None:
+    """With its defaults on any tiny instance where a batch holds every prompt and refill."""
+    budget = max(request.peak_kv_tokens for request in instance.requests)
+    limits = replace(
+        instance.limits, max_batch_tokens=max(budget, instance.limits.max_batch_tokens), max_model_len=None
+    )
+    instance = replace(instance, limits=limits, switches=Switches())
+
+    assert find_violations(instance, simulate(instance, make_policy(name)).schedule) == []
+
+
+@needs_data
+@pytest.mark.parametrize(("trace", "limit"), [("azure2023_code", 2000), ("azure2023_conv", 300)])
+def test_every_policy_finishes_the_azure_traces(trace: str, limit: int) -> None:
+    """The first requests on the default device, with default settings, by the rules.
+
+    Fewer of the conversations, whose long outputs make many batches: the suite is to stay short.
+    """
+    instance = make_instance(read_trace(TRACES / f"{trace}.csv", limit=limit))
+    violations = {
+        name: find_violations(instance, simulate(instance, make_policy(name)).schedule) for name in BUILT_IN
+    }
+    assert {name: found for name, found in violations.items() if found} == {}
+
+
+@needs_data
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_too_long_requests_are_rejected_alike(name: str) -> None:
+    """The instance rejects what is longer than max_model_len; every policy serves the same rest."""
+    instance = make_instance(read_trace(TRACES / "azure2023_conv.csv", limit=40))
+    limited = replace(instance, limits=replace(instance.limits, max_model_len=1000))
+    kept, rejections = limited.split_rejected()
+    served = set(simulate(kept, make_policy(name)).schedule.request.tolist())
+
+    assert len(rejections) == sum(request.peak_kv_tokens > 1000 for request in instance.requests) > 0
+    assert served == set(range(len(kept.requests)))
+
+
+# The command
+
+
+def test_the_command_shows_one_policy_with_the_meaning_of_its_settings(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Default, choices and sentence of each; and the source."""
+    assert run(cspsched_group, ["policies", "infermax"]) == 0
+    text = capsys.readouterr().out
+
+    assert "source: InferMax 2024, https://arxiv.org/abs/2411.07447; engine: kernel" in text
+    assert '    eviction = "newest" (one of newest, shortest, histogram)\n        Who is evicted' in text
+    assert "vllm" not in text
+
+
+def test_the_command_gives_it_all_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    """One row with what the text says."""
+    assert run(cspsched_group, ["policies", "orca", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["rows"]
+
+    assert (row["program"], row["version"]) == ("sarathi-serve", "96f9911")
+    assert row["source"] == "https://github.com/microsoft/sarathi-serve"
+    seqs, reservation = row["explained"]
+    assert seqs == {"setting": "max_num_seqs", "choices": [], "meaning": "Most running requests."}
+    assert (reservation["setting"], reservation["choices"]) == ("reservation", ["max", "pow2", "oracle"])
+    assert row["settings"] == {"max_num_seqs": 128, "reservation": "max"}
+
+
+def test_the_command_refuses_an_unknown_policy(capsys: pytest.CaptureFixture[str]) -> None:
+    """With the nearest name."""
+    assert run(cspsched_group, ["policies", "vlm"]) == 2
+    assert "unknown policy 'vlm', did you mean 'vllm'?" in capsys.readouterr().err
+
+
+# Policies of others
+
+
+@dataclass(frozen=True)
+class OtherSettings:
+    """Settings, of which one has no sentence."""
+
+    first: int = 1
+    """What the first means."""
+    second: int = 2
+
+
+class Other:
+    """A policy of another package."""
+
+    name: ClassVar[str] = "other"
+    label: ClassVar[str] = "other"
+    settings_type: ClassVar[type[OtherSettings]] = OtherSettings
+
+    def __init__(self, settings: OtherSettings) -> None:
+        self.settings = settings
+
+    def new_run(self, instance: Instance) -> Any:
+        raise NotImplementedError
+
+
+class Sourced(Other):
+    """One that says where it comes from."""
+
+    source: ClassVar[Source] = Source(program="P", version="1", url="https://example.org")
+
+
+@pytest.mark.parametrize(("kind", "source"), [(Other, None), (Sourced, Sourced.source)])
+def test_a_policy_of_another_package_may_name_its_source(
+    kind: type[Other],
+    source: Source | None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """By an attribute; without one the listing says so, and it runs in the clear engine."""
+    points = EntryPoints([EntryPoint("other", f"{__name__}:{kind.__name__}", base.ENTRY_POINT_GROUP)])
+    monkeypatch.setattr(base, "entry_points", lambda *, group: points.select(group=group))
+    entry = describe_policy("other")
+
+    assert (entry.source, entry.engine) == (source, "clear")
+    assert [setting.meaning for setting in entry.settings] == ["What the first means.", ""]
+    assert run(cspsched_group, ["policies"]) == 0
+    listed = capsys.readouterr().out
+    assert f"source: {'P 1, https://example.org' if source else '-'}; engine: clear" in listed

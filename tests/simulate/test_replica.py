@@ -1,0 +1,241 @@
+"""A replica that is advanced piece by piece does what one does that knows all arrivals from the start."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from cspsched.errors import InfeasibleError, StuckError, UsageError
+from cspsched.policies.base import make_policy
+from cspsched.problem.instance import Instance, Preemption
+from cspsched.simulate import Policy, Replica, ReplicaView, Simulation, StepReplica, simulate
+from cspsched.simulate.kernel import Engine, KernelReplica, new_replica
+from tests.support.kernel_cases import BY_REQUEST, SETTINGS, digest, draw_case, draw_instance, outcome
+from tests.support.strategies import EXAMPLES, make_instance
+
+ENGINES = [StepReplica, KernelReplica]
+PLAIN_ONLY = [
+    "vllm:enable_prefix_caching=true",
+    "vllm:enable_prefix_caching=true,async_scheduling=true",
+    "vllm-v0:preemption_mode=swap",
+    "fastserve",
+    "sglang:ignore_eos=true",
+    "vidur-sarathi:num_pipeline_stages=2",
+    "vidur-vllm:num_pipeline_stages=3",
+    "vidur-orca:emulate_bugs=true",
+    "sarathi-vllm:emulate_bugs=true",
+]
+"""Policies that the kernel does not know, or not so: swap, shared blocks, pipelines, bugs."""
+
+
+def by_arrival(instance: Instance) -> list[int]:
+    """Requests in the order in which they can be submitted."""
+    return sorted(range(len(instance.requests)), key=lambda i: instance.requests[i].arrival_ns)
+
+
+def in_pieces(instance: Instance, replica: Replica, rng: random.Random) -> Simulation:
+    """Submit request after request, some early, and advance in between to any times up to their arrivals."""
+    for request in by_arrival(instance):
+        arrival_ns = instance.requests[request].arrival_ns
+        if rng.random() < 0.8:
+            replica.advance(rng.randint(0, arrival_ns))
+            replica.advance(arrival_ns)
+            assert (replica.next_event_ns or arrival_ns) >= arrival_ns
+        replica.submit(request)
+    return replica.finish()
+
+
+def serves(instance: Instance, policy: Policy) -> bool:
+    """Whether a policy comes to an end."""
+    return outcome(lambda: simulate(instance, policy))[0] == "simulation"
+
+
+def pieces_differ(instance: Instance, policy: Policy, kind: type[Replica], seed: int) -> bool:
+    """Whether a run in pieces, or its error, is another one."""
+    rng = random.Random(seed)
+    whole = outcome(lambda: simulate(instance, policy))
+    return outcome(lambda: in_pieces(instance, kind(instance, policy), rng)) != whole
+
+
+@pytest.mark.parametrize("name", [*SETTINGS, *BY_REQUEST])
+def test_pieces_make_the_whole(name: str) -> None:
+    """Every policy on both engines: same batches, blocks, queue and evictions by hash, or the same error."""
+    cases = [(seed, draw_case(name, seed)) for seed in range(5000, 5000 + EXAMPLES // 8)]
+    tried = [(seed, *case, kind) for seed, case in cases if case for kind in ENGINES]
+
+    assert len(tried) > EXAMPLES // 8
+    assert [
+        (seed, kind) for seed, instance, policy, kind in tried if pieces_differ(instance, policy, kind, seed)
+    ] == []
+
+
+@pytest.mark.parametrize("text", PLAIN_ONLY)
+def test_pieces_make_the_whole_of_what_only_plain_python_runs(text: str) -> None:
+    """Shared blocks, swap, pipelines that are asked at arrivals, emulated bugs."""
+    policy, tried = make_policy(text), 0
+    for seed in range(EXAMPLES // 4):
+        instance = with_swap(draw_instance(random.Random(f"{text} {seed}")))
+        if instance is not None:
+            tried += serves(instance, policy)
+
+            assert not pieces_differ(instance, policy, StepReplica, seed), seed
+    assert tried
+
+
+def with_swap(instance: Instance) -> Instance | None:
+    """What of an instance can be served, with host memory; None if that is nothing."""
+    limits = replace(instance.limits, host_kv_blocks=50)
+    switches = replace(instance.switches, preemption=Preemption.EITHER)
+    cost = replace(instance.cost, swap_block=Fraction(7, 2))
+    try:
+        return replace(instance, limits=limits, switches=switches, cost=cost).split_rejected()[0]
+    except InfeasibleError:
+        return None
+
+
+def part_of(instance: Instance, requests: list[int]) -> Instance:
+    """The instance with some requests only, in this order."""
+    return replace(instance, requests=tuple(instance.requests[i] for i in requests))
+
+
+def naive_view(instance: Instance, policy: Policy, submitted: list[int], time_ns: int) -> ReplicaView | None:
+    """The view by a new simulation of what was submitted; None where no batch runs over the time."""
+    simulation = simulate(part_of(instance, submitted), policy)
+    schedule, decided_ns = simulation.schedule, simulation.decided_ns
+    last = int(np.searchsorted(decided_ns, time_ns)) - 1
+    if last < 0 or schedule.end_ns[last] <= time_ns:
+        return None
+    finished, waiting = [], 0
+    for place, request in enumerate(submitted):
+        ends = schedule.end_ns[schedule.batch_of_entry[schedule.request == place]]
+        finished += [request] * bool(ends[-1] <= time_ns)
+        waiting += instance.requests[request].arrival_ns > decided_ns[last]
+    left = [instance.requests[i] for i in submitted if i not in finished]
+    num_decided = sum(instance.requests[i].arrival_ns <= decided_ns[last] for i in submitted)
+    ended = int(decided_ns[last])
+    gone = sum(
+        schedule.end_ns[schedule.batch_of_entry[schedule.request == place]][-1] <= ended
+        for place in range(len(submitted))
+    )
+    num_waiting = int(simulation.num_waiting[last])
+    return ReplicaView(
+        num_running=int(num_decided - gone - num_waiting),
+        num_waiting=num_waiting + waiting,
+        free_blocks=instance.limits.kv_blocks - int(simulation.held_blocks[last]),
+        outstanding=tuple(i for i in submitted if i not in finished),
+        outstanding_tokens=sum(one.prompt_tokens + one.output_tokens for one in left),
+    )
+
+
+@pytest.mark.parametrize("kind", ENGINES)
+@pytest.mark.parametrize("name", ["vllm", "sarathi", "sglang", "srpt", "vtc", "vidur-sarathi", "sorted-f"])
+def test_routed_requests_run_as_if_they_were_alone(name: str, kind: type[Replica]) -> None:
+    """Three replicas share a trace at random; views and schedules are those of simulations of each part."""
+    seen = 0
+    for seed in range(EXAMPLES // 16):
+        case = draw_case(name, seed)
+        if case is None or not serves(*case):
+            continue
+        instance, policy = case
+        rng = random.Random(seed)
+        replicas, parts = [kind(instance, policy) for _ in range(3)], [[], [], []]
+        for request in by_arrival(instance):
+            arrival_ns, chosen = instance.requests[request].arrival_ns, rng.randrange(3)
+            for replica, part in zip(replicas, parts, strict=True):
+                replica.advance(arrival_ns)
+                knows = bool(part) and serves(part_of(instance, part), policy)
+                expected = naive_view(instance, policy, part, arrival_ns) if knows else None
+                if expected:
+                    assert replica.view == expected
+                    seen += 1
+            replicas[chosen].submit(request)
+            parts[chosen].append(request)
+        for replica, part in zip(replicas, parts, strict=True):
+            if part and serves(part_of(instance, part), policy):
+                alone = simulate(part_of(instance, part), policy)
+                schedule = replace(alone.schedule, **positions(alone, np.array(part)))
+                assert digest(replica.finish()) == digest(
+                    replace(
+                        alone, schedule=schedule, preempted=tuple((j, part[i]) for j, i in alone.preempted)
+                    )
+                )
+    assert seen > 3
+
+
+def positions(simulation: Simulation, part: np.ndarray) -> dict[str, np.ndarray]:
+    """Columns that name requests, by their places in the whole trace."""
+    names = ("request", "evicted_request", "restored_request", "hit_request")
+    return {name: part[getattr(simulation.schedule, name)] for name in names}
+
+
+@pytest.mark.parametrize("engine", ["clear", "kernel"])
+def test_an_idle_replica_has_no_event(engine: str) -> None:
+    """Nothing submitted, a request that comes, a batch that runs, all done."""
+    instance = make_instance((3, 2), (4, 1), arrivals_ns=[10, 500], kv_blocks=20)
+    replica = new_replica(instance, make_policy("vllm"), Engine(engine))
+    free = ReplicaView(num_running=0, num_waiting=0, free_blocks=20, outstanding=(), outstanding_tokens=0)
+    assert (replica.next_event_ns, replica.view) == (None, free)
+    replica.submit(0)
+    replica.advance(10)
+
+    assert replica.next_event_ns == 10
+    assert replica.view == replace(free, num_waiting=1, outstanding=(0,), outstanding_tokens=5)
+    replica.advance(11)
+    assert (replica.view.num_running, replica.view.num_waiting, replica.view.outstanding) == (1, 0, (0,))
+    replica.advance(400)
+    assert (replica.next_event_ns, replica.view) == (None, free)
+    replica.submit(1)
+    assert replica.finish().schedule.start_ns[-1] == 500
+
+
+@pytest.mark.parametrize("engine", ["clear", "plain", "kernel"])
+def test_who_waits_for_a_later_arrival_is_seen_beside_an_idle_device(engine: str) -> None:
+    """It was submitted early; nothing runs until it comes, whatever the last batch held."""
+    instance = make_instance((3, 2), (4, 1), arrivals_ns=[10, 500], kv_blocks=20)
+    replica = new_replica(instance, make_policy("vllm"), Engine(engine))
+    replica.submit(0)
+    replica.submit(1)
+    replica.advance(400)
+
+    assert replica.next_event_ns == 500
+    assert replica.view == ReplicaView(
+        num_running=0, num_waiting=1, free_blocks=20, outstanding=(1,), outstanding_tokens=5
+    )
+
+
+@pytest.mark.parametrize("engine", ["clear", "kernel"])
+def test_only_what_can_still_come_is_submitted(engine: str) -> None:
+    """Neither the past, nor out of order, nor twice."""
+    instance = make_instance((3, 2), (4, 1), (4, 1), arrivals_ns=[10, 500, 300])
+    replica = new_replica(instance, make_policy("vllm"), engine)
+    replica.submit(1)
+
+    with pytest.raises(UsageError, match="'r1' is submitted twice, expected once"):
+        replica.submit(1)
+    with pytest.raises(UsageError, match="'r2' arrives at 300 ns, expected at least 500 ns"):
+        replica.submit(2)
+    other = new_replica(instance, make_policy("vllm"), engine)
+    other.advance(11)
+    with pytest.raises(
+        UsageError, match="'r0' arrives at 10 ns, expected at least 11 ns: the replica is there"
+    ):
+        other.submit(0)
+
+
+@pytest.mark.parametrize("engine", ["clear", "kernel"])
+def test_a_policy_that_waits_for_an_arrival_is_stuck_only_at_the_end(engine: str) -> None:
+    """A prompt that its budget never holds; before the end something may still arrive."""
+    instance = make_instance((6, 3))
+    policy = make_policy("vllm:max_num_batched_tokens=3,enable_chunked_prefill=false")
+    replica = new_replica(instance, policy, engine)
+    replica.submit(0)
+    replica.advance(10**9)
+
+    assert replica.next_event_ns is None
+    assert replica.view.num_waiting == 1
+    with pytest.raises(StuckError, match="schedules nothing although nothing more can arrive"):
+        replica.finish()
