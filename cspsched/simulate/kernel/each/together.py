@@ -112,11 +112,11 @@ def _process(k: Kernel, position: int, start_ns: int, end_ns: int) -> None:
 
 @inner
 def _join_new(k: Kernel) -> None:
-    """Those who decode from now on join the lockstep, in the order of the list; Vidur's is the batch."""
+    """Those who decode from now on join the lockstep, in the order of the list or of the batch."""
     now, in_front = k.now, False
-    in_batch = now.most_in_batch > 0
-    for position in range(now.num_batched if in_batch else now.num_listed):
-        request = int(k.slots[position, BATCHED if in_batch else LISTED])
+    column, count = (BATCHED, now.num_batched) if now.joins_from_batch else (LISTED, now.num_listed)
+    for position in range(count):
+        request = int(k.slots[position, column])
         row = k.requests[request]
         if row.phase == DECODES and row.generated < row.output_tokens:
             now.must_unlock = now.must_unlock or in_front
