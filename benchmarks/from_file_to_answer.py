@@ -29,7 +29,7 @@ from cspsched.referee.history import follow
 from cspsched.referee.metrics import Metrics
 from cspsched.referee.rules import find_violations
 from cspsched.serving import make_instance
-from cspsched.simulate.kernel import run_policy
+from cspsched.simulate import simulate
 from cspsched.trace import read_trace
 from cspsched.trace.trace import Trace
 
@@ -76,7 +76,7 @@ def entry_by_entry(path: Path) -> dict[str, dict[str, Any]]:
     instance = make_instance(read_trace(path)).split_rejected()[0]
     found = {}
     for name in HEURISTICS:
-        runs = run_policy(instance, make_policy(name)).schedule
+        runs = simulate(instance, make_policy(name)).schedule
         entries = Schedule(**{column: getattr(runs, column) for column in COLUMNS})
         assert find_violations(instance, entries) == [], name
         found[name] = Metrics(history=follow(instance, entries)).to_json()

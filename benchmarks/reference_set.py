@@ -27,7 +27,7 @@ from cspsched.referee.metrics import measure
 from cspsched.referee.rules import find_violations
 from cspsched.reference import MOST_STEPS
 from cspsched.serving import Serving, make_instance
-from cspsched.simulate.kernel import run_policy
+from cspsched.simulate import simulate
 from cspsched.trace import read_trace
 from cspsched.trace.shipped import shipped_trace_path
 
@@ -59,9 +59,9 @@ def run_all(instance: Instance) -> tuple[dict[str, dict[Objective, int]], dict[s
     values, seconds = {}, {}
     for name in policy_names():
         try:
-            run_policy(instance, make_policy(name))
+            simulate(instance, make_policy(name))
             started = time.process_time()
-            schedule = run_policy(instance, make_policy(name)).schedule
+            schedule = simulate(instance, make_policy(name)).schedule
             seconds[name] = time.process_time() - started
         except CspschedError:
             continue

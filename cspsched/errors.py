@@ -47,6 +47,10 @@ class StuckError(PolicyError):
     """A policy cannot serve an instance by its own rules: nothing more happens, or always the same."""
 
 
+class LivelockError(StuckError):
+    """A policy evicts and refills in a circle."""
+
+
 class PolicyCrashError(PolicyError):
     """The code of a policy that is not ours raised an exception, its cause here, or answered nonsense."""
 

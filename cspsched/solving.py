@@ -21,7 +21,7 @@ from cspsched.problem.objectives import AnyObjective, Objective
 from cspsched.problem.result import FIRST_SCHEMA, RESULT_SCHEMA, Result
 from cspsched.problem.schedule import SCHEDULE_SCHEMA, Schedule
 from cspsched.referee.rules import find_violations
-from cspsched.simulate.kernel import run_policy
+from cspsched.simulate import simulate
 
 WARM_START = "warm start"
 Candidate = tuple[str, Schedule]
@@ -97,7 +97,7 @@ def policy_candidates(
     candidates, stuck = list[Candidate](), list[Failure]()
     for policy in map(make_policy, heuristics):
         try:
-            candidates.append((policy.label, run_policy(instance, policy).schedule))
+            candidates.append((policy.label, simulate(instance, policy).schedule))
         except PolicyCrashError:
             raise
         except PolicyError as error:

@@ -126,10 +126,10 @@ def _require_outputs(
 def _simulated(instance: Instance, policy: Policy, rejections: tuple[Rejection, ...]) -> Run:
     from cspsched.referee.judge import judge
     from cspsched.report.run import Run
-    from cspsched.simulate.kernel import run_policy
+    from cspsched.simulate import simulate
     from cspsched.simulate.served import as_served
 
-    simulation = run_policy(instance, policy)
+    simulation = simulate(instance, policy)
     if simulation.output_changes:
         count = counted(len(simulation.output_changes), "request")
         tell(f"emulated bugs change what {count} generate; the metrics are of what was generated")

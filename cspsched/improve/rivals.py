@@ -18,8 +18,7 @@ from cspsched.problem.schedule import Schedule
 from cspsched.referee.judge import judge
 from cspsched.referee.metrics import Metrics
 from cspsched.referee.violation import Violation
-from cspsched.simulate import Policy
-from cspsched.simulate.kernel import run_policy
+from cspsched.simulate import Policy, simulate
 from cspsched.simulate.kernel.support import kernel_rules
 
 REFERENCE_SET = ("sarathi", "vidur-vllm", "smallest-volume", "fastserve")
@@ -137,7 +136,7 @@ def _judged(
             f"policy {policy.label} runs in the clear engine only, which takes hours on a trace this long; "
             "leave it out or shorten the trace (--limit)"
         )
-    simulation = run_policy(instance, policy)
+    simulation = simulate(instance, policy)
     if simulation.output_changes:
         raise UsageError(
             f"policy {policy.label} gives other numbers of tokens than were asked for to "

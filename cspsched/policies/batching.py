@@ -65,16 +65,6 @@ class Configured:
         return ":".join(filter(None, (self.name, describe_settings(self.settings))))
 
 
-class Compiled:
-    """A policy whose run says its rules."""
-
-    __slots__ = ()
-
-    def kernel_rules(self: Any, instance: Instance) -> Any:
-        """Rules under an instance's limits; None if the kernel does not know the settings."""
-        return self.new_run(replace(instance, requests=instance.requests[:1])).kernel_rules()
-
-
 def queue_rules(
     instance: Instance,
     *,

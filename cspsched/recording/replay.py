@@ -16,7 +16,7 @@ from cspsched.recording.engines import NotSimulatedError
 from cspsched.recording.log import Entry, Iteration, Recording, hash_of
 from cspsched.recording.setup import Setup, make_setup
 from cspsched.simulate import PolicyError, Simulation
-from cspsched.simulate.kernel import Engine, run_policy
+from cspsched.simulate.kernel import Engine, simulate
 from cspsched.units import ns_to_seconds
 
 ROUNDINGS_PER_BATCH = 4
@@ -122,7 +122,7 @@ class Replay:
         }
 
 
-def replay_case(case: RecordedCase, engine: Engine = Engine.CLEAR) -> Replay:
+def replay_case(case: RecordedCase, engine: Engine = Engine.PLAIN) -> Replay:
     """Read a case, simulate it, compare: tokens, order, preemptions, KV blocks, queue, times.
 
     What keeps a case from being replayed becomes its verdict, so that one bad case does not stop the others.
@@ -165,7 +165,7 @@ def _replayed(name: str, source: str, recording: Recording, setup: Setup, engine
         "notes": setup.notes,
     }
     try:
-        simulation = run_policy(setup.instance, setup.policy, engine)
+        simulation = simulate(setup.instance, setup.policy, engine)
     except PolicyError as error:
         return Replay(verdict=Verdict.DIFFERS, reason=f"the simulation stops: {error}", **facts)
     except UsageError as error:

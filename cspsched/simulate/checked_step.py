@@ -5,8 +5,7 @@ from __future__ import annotations
 from operator import index
 
 from cspsched.errors import PolicyError
-from cspsched.simulate.prefix_cache import CachedPrefix
-from cspsched.simulate.step import Step
+from cspsched.simulate.step import CachedPrefix, Step
 
 
 class CheckedStep(Step):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from cspsched.problem.instance import Instance
-from cspsched.simulate.step import Step
+
+if TYPE_CHECKING:
+    from cspsched.simulate.step import Step
 
 
 class PolicyRun(Protocol):

@@ -3,11 +3,71 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
+from typing import NamedTuple
 
 from cspsched.errors import PolicyError
-from cspsched.simulate.pool import PoolError
-from cspsched.simulate.prefix_cache import NOTHING_CACHED, CachedPrefix
-from cspsched.simulate.state import State
+from cspsched.simulate.kernel.batch import restart_output
+from cspsched.simulate.kernel.each.batch import is_finishing, preempt, schedule, take_out
+from cspsched.simulate.kernel.each.prefix import find_cached, num_free_of, reuse
+from cspsched.simulate.kernel.each.swap import swap_in, swap_out
+from cspsched.simulate.kernel.layout import DECODES, Kernel
+
+
+class CachedPrefix(NamedTuple):
+    """The longest run of a request's full blocks that the prefix cache holds."""
+
+    blocks: tuple[int, ...] = ()
+    num_free: int = 0
+    """Those of the blocks that no request holds; to reuse them takes free blocks."""
+
+
+NOTHING_CACHED = CachedPrefix()
+
+
+class Columns:
+    """What policies read of all requests, by position, brought up to date wherever it changes.
+
+    Attributes
+    ----------
+    known
+        Prompt and generated tokens that can be processed; 0 before the arrival and after the last token.
+    computed
+        Tokens with KV entries on the device.
+    held
+        KV blocks on the device.
+    decoding
+        Whether a request generated a token when it was last processed, and was not evicted since.
+    host
+        KV entries in host memory.
+    restored
+        Requests that came back from host memory since the last batch.
+    undelivered
+        Requests in a batch that has not ended.
+    """
+
+    __slots__ = ("computed", "decoding", "held", "host", "known", "restored", "undelivered")
+
+    def __init__(self, num_requests: int) -> None:
+        self.known = [0] * num_requests
+        self.computed = [0] * num_requests
+        self.held = [0] * num_requests
+        self.decoding = [False] * num_requests
+        self.host = [0] * num_requests
+        self.restored: set[int] = set()
+        self.undelivered: set[int] = set()
+
+    def update(self, k: Kernel, request: int) -> None:
+        """Read a request that has arrived and is not retired."""
+        row = k.requests[request]
+        self.known[request] = row.prompt_tokens + row.generated - (row.generated == row.output_tokens)
+        self.held[request] = row.blocks
+        self.computed[request] = row.kv_tokens if row.blocks else 0
+        self.decoding[request] = row.blocks > 0 and row.phase == DECODES
+
+    def forget(self, request: int) -> None:
+        """Forget a request that is retired or dropped."""
+        self.known[request] = self.computed[request] = self.held[request] = 0
+        self.decoding[request] = False
 
 
 class Step:
@@ -41,59 +101,36 @@ class Step:
     """
 
     __slots__ = (
-        "_batch",
-        "_block_tokens",
-        "_cache",
-        "_label",
-        "_pool",
-        "_state",
-        "clock_ns",
-        "computed_tokens",
-        "decoding",
-        "dropped",
-        "evicted",
-        "finishing",
-        "held_blocks",
-        "hits",
-        "host_tokens",
-        "known_tokens",
-        "moved_blocks",
-        "requests_left",
-        "restored",
-        "swapped",
-        "tokens_left",
-        "undelivered",
-    )
+        "_batch", "_columns", "_k", "_label", "_names", "clock_ns", "computed_tokens", "decoding", "dropped",
+        "evicted", "held_blocks", "hits", "host_tokens", "known_tokens", "requests_left", "restored",
+        "swapped", "tokens_left", "undelivered",
+    )  # fmt: skip
 
-    def __init__(self, state: State, clock_ns: int, label: str) -> None:
-        limits = state.instance.limits
-        self.clock_ns = clock_ns
-        self.known_tokens: Sequence[int] = state.known
-        self.computed_tokens: Sequence[int] = state.computed
-        self.held_blocks: Sequence[int] = state.pool.held
-        self.decoding: Sequence[bool] = state.decoding
-        self.tokens_left = limits.max_batch_tokens
-        self.requests_left = limits.max_batch_requests
+    def __init__(self, k: Kernel, columns: Columns, label: str, names: Sequence[str]) -> None:
+        self.clock_ns = k.now.clock_ns
+        self.known_tokens: Sequence[int] = columns.known
+        self.computed_tokens: Sequence[int] = columns.computed
+        self.held_blocks: Sequence[int] = columns.held
+        self.decoding: Sequence[bool] = columns.decoding
+        self.host_tokens: Sequence[int] = columns.host
+        self.undelivered: Set[int] = columns.undelivered
+        self.tokens_left = k.now.batch_tokens
+        self.requests_left = k.now.max_running
         self.evicted: list[int] = []
         self.hits: dict[int, int] = {}
         self.swapped: set[int] = set()
         self.restored: list[int] = []
-        self.finishing: list[int] = []
-        self.moved_blocks = 0
         self.dropped = 0
-        self.host_tokens: Sequence[int] = state.host
-        self.undelivered: Set[int] = state.undelivered
-        self._state = state
-        self._pool = state.pool
-        self._cache = state.cache
-        self._block_tokens = limits.block_tokens
+        self._k = k
+        self._columns = columns
         self._label = label
+        self._names = names
         self._batch: dict[int, int] = {}
 
     @property
     def free_blocks(self) -> int:
-        """KV blocks that nobody holds."""
-        return self._pool.free
+        """KV blocks that no request holds."""
+        return self._k.now.free_blocks
 
     @property
     def batch(self) -> Mapping[int, int]:
@@ -103,11 +140,11 @@ class Step:
     @property
     def free_host_blocks(self) -> int:
         """Free KV blocks in host memory."""
-        return self._state.host_free
+        return self._k.now.free_host_blocks
 
     def missing_blocks(self, request: int, tokens: int) -> int:
         """KV blocks that a request lacks to process a number of tokens (0 if it holds enough)."""
-        needed = -(-(self.computed_tokens[request] + tokens) // self._block_tokens)
+        needed = -(-(self.computed_tokens[request] + tokens) // self._k.now.block_tokens)
         return max(needed - self.held_blocks[request], 0)
 
     def find_cached(self, request: int) -> CachedPrefix:
@@ -115,9 +152,12 @@ class Step:
 
         Nothing is found unless the policy's run has a true attribute `caches_prefixes`.
         """
-        if self._cache is None:
+        k = self._k
+        if not k.now.caches_prefixes or not self.known_tokens[request]:
             return NOTHING_CACHED
-        return self._cache.find(request, self.known_tokens[request])
+        count, first = find_cached(k, request), k.notes[request].first_place
+        found = (k.cache.contents[place.content].first for place in k.cache.places[first : first + count])
+        return CachedPrefix(tuple(found), num_free_of(k, request, count))
 
     def reuse(self, request: int, cached: CachedPrefix) -> None:
         """Let a request without KV cache start with what was found for it; then schedule the rest.
@@ -127,13 +167,16 @@ class Step:
         PolicyError
             If the request holds KV blocks or is on the host, nothing was found, or prefixes are not cached.
         """
-        if self._cache is None or self.host_tokens[request]:
+        if not self._k.now.caches_prefixes or self.host_tokens[request]:
             raise self._refusal(request, "reuses cached KV blocks but may not")
-        try:
-            self._cache.reuse(request, cached)
-        except PoolError as error:
-            raise self._refusal(request, f"reuses cached KV blocks: {error}") from None
-        self.hits[request] = self._state.computed[request] = len(cached.blocks) * self._block_tokens
+        if self.held_blocks[request]:
+            held = self.held_blocks[request]
+            raise self._refusal(request, f"reuses cached KV blocks: it holds {held}, expected none")
+        if not cached.blocks or cached.blocks != self.find_cached(request).blocks:
+            raise self._refusal(request, "reuses cached KV blocks that were not found for it in this step")
+        reuse(self._k, request, len(cached.blocks))
+        self._columns.update(self._k, request)
+        self.hits[request] = self.computed_tokens[request]
 
     def schedule(self, request: int, tokens: int, blocks: int) -> None:
         """Put tokens of a request into the batch and give it so many more KV blocks (0 or more).
@@ -144,7 +187,7 @@ class Step:
             If the request is in the batch already, the tokens are not known (1 to known - computed), C or R
             is exceeded, the blocks are not free, or they cannot hold the KV entries.
         """
-        after = self.computed_tokens[request] + tokens
+        after, now = self.computed_tokens[request] + tokens, self._k.now
         if (
             tokens < 1
             or after > self.known_tokens[request]
@@ -154,16 +197,14 @@ class Step:
             raise self._refusal(request, self._why_not(request, tokens))
         if tokens > self.tokens_left or not self.requests_left:
             raise self._refusal(request, f"does not fit into the batch: {self._room()}, it has {tokens}")
-        if blocks:
-            try:
-                self._pool.take(request, blocks)
-            except PoolError as error:
-                raise self._refusal(request, f"gets KV blocks that there are not: {error}") from None
-        if after > self.held_blocks[request] * self._block_tokens:
-            held = self.held_blocks[request]
+        if blocks and not 1 <= blocks <= now.free_blocks:
+            told = f"{blocks} KV blocks asked for, {now.free_blocks} of {now.kv_blocks} are free"
+            raise self._refusal(request, f"gets KV blocks that there are not: {told}")
+        held = self.held_blocks[request] + blocks
+        if after > held * now.block_tokens:
             raise self._refusal(request, f"needs room for {after} KV entries and holds {held} blocks")
-        if self._cache is not None:
-            self._state.enter(request, after)
+        schedule(self._k, request, tokens, blocks)
+        self._columns.held[request] = held
         self.tokens_left -= tokens
         self.requests_left -= 1
         self._batch[request] = tokens
@@ -180,20 +221,19 @@ class Step:
         """
         if not self.held_blocks[request]:
             raise self._refusal(request, "is preempted but holds no KV blocks")
-        if request in self._state.restored:
+        if request in self._columns.restored:
             raise self._refusal(request, "is preempted before a batch since it came back from host memory")
-        if self.hits.pop(request, 0) == self.computed_tokens[request]:
-            # Admitted in this very step: nothing is lost, and what was cached still is.
-            self._state.evict(request)
-            return self._take_out(request)
-        self._note_eviction(request)
-        self._state.evict(request)
+        if self.hits.pop(request, 0) != self.computed_tokens[request]:
+            self.evicted.append(request)
+        preempt(self._k, request)
         return self._take_out(request)
 
     def restart_output(self, request: int) -> None:
         """Let a preempted request generate all of its output again: a bug of a real engine, emulated."""
-        if request not in self.finishing:
-            self._state.restart_output(request)
+        row = self._k.requests[request]
+        if row.generated < row.output_tokens:
+            restart_output(self._k, request)
+            self._columns.update(self._k, request)
 
     def drop(self, request: int) -> None:
         """Lose a waiting request for good: a bug of a real engine, emulated.
@@ -205,7 +245,9 @@ class Step:
         """
         if self.held_blocks[request] or not self.known_tokens[request]:
             raise self._refusal(request, "is dropped but does not wait")
-        self._state.drop(request)
+        self._k.now.num_waiting -= 1
+        self._k.now.num_unfinished -= 1
+        self._columns.forget(request)
         self.dropped += 1
 
     def swap_out(self, request: int) -> int:
@@ -218,21 +260,26 @@ class Step:
         PolicyError
             If the request has no KV entries, the instance has no swap, or host memory is full.
         """
-        blocks = self.held_blocks[request]
-        if not self.computed_tokens[request] or request in self._state.restored:
+        blocks, now = self.held_blocks[request], self._k.now
+        if not self.computed_tokens[request] or request in self._columns.restored:
             raise self._refusal(request, "is swapped out but has no KV entries of its own to keep")
-        if not self._state.instance.switches.preemption.swaps:
+        if not now.swaps:
             raise self._refusal(request, "is swapped out, but the instance has no swap (switch preemption)")
-        if blocks > self.free_host_blocks:
-            room = f"{self.free_host_blocks} of {self._state.instance.limits.host_kv_blocks} are free"
+        if blocks > now.free_host_blocks:
+            room = f"{now.free_host_blocks} of {now.host_blocks} are free"
             raise self._refusal(request, f"is swapped out with {blocks} KV blocks to host memory, {room}")
-        self._note_eviction(request)
-        if request not in self.finishing:
-            self.swapped.add(request)
-            self.moved_blocks += self._state.swap_out(request)
-        else:
-            self._state.evict(request)
-        return self._take_out(request)
+        self.evicted.append(request)
+        self.hits.pop(request, 0)
+        if is_finishing(self._k, request):
+            preempt(self._k, request)
+            return self._take_out(request)
+        tokens = self._take_out(request)
+        take_out(self._k, request)
+        swap_out(self._k, request)
+        self.swapped.add(request)
+        self._columns.update(self._k, request)
+        self._columns.host[request] = self._k.notes[request].host_tokens
+        return tokens
 
     def swap_in(self, request: int) -> None:
         """Bring the KV cache of a request back from host memory, into as many blocks as it held.
@@ -244,19 +291,19 @@ class Step:
         """
         if not self.host_tokens[request] or request in self.swapped:
             raise self._refusal(request, "is swapped in but was not in host memory before this step")
-        try:
-            self.moved_blocks += self._state.swap_in(request)
-        except PoolError as error:
-            raise self._refusal(request, f"is swapped in without room: {error}") from None
+        blocks, now = self._k.notes[request].host_blocks, self._k.now
+        if blocks > now.free_blocks:
+            told = f"{blocks} KV blocks asked for, {now.free_blocks} of {now.kv_blocks} are free"
+            raise self._refusal(request, f"is swapped in without room: {told}")
+        swap_in(self._k, request)
         self.restored.append(request)
-
-    def _note_eviction(self, request: int) -> None:
-        """An eviction, unless the last token of the request is in flight: then nothing is lost."""
-        if self._state.is_finishing(request):
-            self.finishing.append(request)
-        self.evicted.append(request)
+        self._columns.restored.add(request)
+        self._columns.update(self._k, request)
+        self._columns.host[request] = 0
 
     def _take_out(self, request: int) -> int:
+        """Take a request out of the batch, here and in the columns."""
+        self._columns.update(self._k, request)
         tokens = self._batch.pop(request, 0)
         if tokens:
             self.tokens_left += tokens
@@ -278,5 +325,5 @@ class Step:
         return f"is scheduled with {tokens} tokens, expected 1 to {most}"
 
     def _refusal(self, request: int, what: str) -> PolicyError:
-        name = self._state.instance.requests[request].request_id
+        name = self._names[request]
         return PolicyError(f"policy {self._label}: request {name!r} {what} (at {self.clock_ns} ns)")

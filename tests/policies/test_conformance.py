@@ -16,7 +16,7 @@ from cspsched.recording.log import hash_of
 from cspsched.recording.replay import Verdict, replay_case, simulated_rows
 from cspsched.recording.setup import make_setup
 from cspsched.referee.rules import find_violations
-from cspsched.simulate.kernel import Engine, run_policy
+from cspsched.simulate.kernel import Engine, simulate
 from tests.support.places import DATA
 
 RECORDINGS = DATA / "vllm_conformance"
@@ -63,7 +63,7 @@ def test_a_recording_without_hits_is_reproduced_without_the_cache(name: str) -> 
     setup = make_setup(recording, str(case.entry["source"]), config, requests, name)
     assert isinstance(setup.policy, VllmV1)
     policy = VllmV1(replace(setup.policy.settings, enable_prefix_caching=False))
-    rows = simulated_rows(setup.instance, run_policy(setup.instance, policy, Engine.KERNEL))
+    rows = simulated_rows(setup.instance, simulate(setup.instance, policy, Engine.KERNEL))
 
     assert hash_of((row.sched, row.preempted) for row in rows) == case.entry["schedule_sha256"]
 

@@ -17,7 +17,6 @@ from cspsched.policies.tgi import Tgi, TgiSettings
 from cspsched.problem.instance import Instance, Preemption, Switches
 from cspsched.referee.rules import find_violations
 from cspsched.simulate import Policy, simulate
-from cspsched.simulate.kernel import run_policy
 from tests.support.instances import schedule_unless_stuck
 from tests.support.policy_runs import batches, evictions, instance_of, run
 from tests.support.strategies import check, instances
@@ -347,7 +346,7 @@ def test_sglang_retracts_for_the_important_where_a_place_is_all_it_lacks(
 
     assert [request for _, request in evictions(simulation)] == retracted
     assert batches(simulation)[1] == ([(1, 2)] if retracted else [(0, 1)])
-    assert run_policy(instance, make_policy(text), "kernel").schedule == simulation.schedule
+    assert simulate(instance, make_policy(text), "kernel").schedule == simulation.schedule
 
 
 def test_sglang_retracts_for_a_place_only_if_asked_to_mind_priorities() -> None:

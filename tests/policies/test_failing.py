@@ -10,7 +10,6 @@ import pytest
 from cspsched.errors import PolicyCrashError, PolicyError
 from cspsched.policies.base import make_policy
 from cspsched.simulate import simulate
-from cspsched.simulate.kernel import run_policy
 from tests.support.command_line import Outcome, invoke
 from tests.support.strategies import make_instance
 
@@ -160,7 +159,7 @@ def test_an_answer_that_raises_is_the_same_line_in_both_engines(case: str) -> No
     told = []
     for engine in ("clear", "kernel"):
         with pytest.raises(PolicyCrashError) as caught:
-            run_policy(TIGHT, policy, engine)
+            simulate(TIGHT, policy, engine)
         told.append(str(caught.value))
         assert not isinstance(caught.value.__cause__, PolicyError)
 
@@ -201,7 +200,7 @@ def test_what_is_no_answer_is_the_same_line_in_both_engines(case: str) -> None:
     told = []
     for engine in ("clear", "kernel"):
         with pytest.raises(PolicyError) as caught:
-            run_policy(TIGHT, policy, engine)
+            simulate(TIGHT, policy, engine)
         told.append(str(caught.value))
 
     assert told[0] == told[1]

@@ -18,7 +18,6 @@ from cspsched.policies.text import PolicyText
 from cspsched.policies.vllm_v1 import VllmV1
 from cspsched.simulate import Policy, PolicyRun, simulate
 from cspsched.simulate.decisions import DecisionPolicy
-from cspsched.simulate.kernel import run_policy
 from cspsched.simulate.kernel.support import kernel_rules
 from cspsched.solving import policy_candidates
 from tests.support.command_line import Outcome, invoke
@@ -186,8 +185,8 @@ def test_a_labelled_policy_is_what_it_was() -> None:
     assert (labelled.label, labelled.name, labelled.settings) == ("small", "vllm", plain.settings)  # type: ignore[attr-defined]
     assert kernel_rules(INSTANCE, labelled) == kernel_rules(INSTANCE, plain)
     for engine in ("clear", "kernel"):
-        run = run_policy(INSTANCE, labelled, engine)
-        assert (run.policy, run.schedule) == ("small", run_policy(INSTANCE, plain, engine).schedule)
+        run = simulate(INSTANCE, labelled, engine)
+        assert (run.policy, run.schedule) == ("small", simulate(INSTANCE, plain, engine).schedule)
 
 
 @pytest.mark.parametrize("engine", ["clear", "kernel"])
@@ -195,10 +194,10 @@ def test_errors_of_a_labelled_policy_say_the_label(engine: str, tmp_path: Path) 
     """Of ours and of the user's own."""
     path = folder_with(tmp_path / "a", -1)
     with pytest.raises(PolicyError, match="policy base: chunk of request 'r0' is -1, expected 0 to 4"):
-        run_policy(INSTANCE, make_policy(f"base={path}:Mine"), engine)
+        simulate(INSTANCE, make_policy(f"base={path}:Mine"), engine)
     stuck = make_instance((4, 9), (4, 9), kv_blocks=14, max_batch_tokens=5, chunked_prefill=False)
     with pytest.raises(PolicyError, match="policy short schedules nothing"):
-        run_policy(stuck, make_policy("short=vllm"), engine)
+        simulate(stuck, make_policy("short=vllm"), engine)
 
 
 def test_a_setting_is_added_behind_a_label() -> None:

@@ -7,6 +7,7 @@ from fractions import Fraction
 from itertools import combinations
 
 import pytest
+from cspsched.policies.future_memory import peak_blocks
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,7 +15,6 @@ from cspsched.costs.presets import load_cost
 from cspsched.errors import UsageError
 from cspsched.policies.base import make_policy
 from cspsched.policies.fastserve import Fastserve, FastserveSettings
-from cspsched.policies.future_memory import peak_blocks
 from cspsched.policies.infermax import Eviction, Infermax, InfermaxSettings, Phase
 from cspsched.policies.mc_sf import McSf
 from cspsched.policies.niyama import Niyama, NiyamaSettings

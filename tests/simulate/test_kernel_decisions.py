@@ -14,7 +14,7 @@ from cspsched.policies.base import BatchMode, DecisionPolicy, View, make_policy
 from cspsched.problem.instance import Instance
 from cspsched.problem.request import Request
 from cspsched.simulate import PolicyError, simulate
-from cspsched.simulate.kernel import Workload, run_policy, run_workload, simulate_fast
+from cspsched.simulate.kernel import Workload, run_workload, simulate, simulate_fast
 from tests.support.kernel_cases import draw_instance, outcome
 from tests.support.places import DOCS
 from tests.support.strategies import make_instance
@@ -140,7 +140,7 @@ def test_the_front_door_takes_it() -> None:
     """By name of the engine, and without the policy's having rules of its own."""
     instance = make_instance((4, 4), (9, 2))
 
-    assert run_policy(instance, Careful(), "kernel").schedule == run_policy(instance, Careful()).schedule
+    assert simulate(instance, Careful(), "kernel").schedule == simulate(instance, Careful()).schedule
 
 
 @pytest.mark.parametrize("engine", ["clear", "kernel"])
@@ -161,9 +161,9 @@ def test_nonsense_is_refused_with_the_name_of_the_policy(engine: str) -> None:
 
     tight = make_instance((4, 9), (4, 9), kv_blocks=14)
     with pytest.raises(PolicyError, match="policy greedy: chunk of request 'r0' is 5, expected 0 to 4"):
-        run_policy(tight, Greedy(), engine)
+        simulate(tight, Greedy(), engine)
     with pytest.raises(PolicyError, match="policy blind: victim is 7, expected a running request"):
-        run_policy(tight, Blind(), engine)
+        simulate(tight, Blind(), engine)
 
 
 def test_the_example_of_the_page_runs() -> None:

@@ -22,8 +22,8 @@ from cspsched.simulate.kernel import (
     KernelRun,
     Workload,
     layout,
-    run_policy,
     run_workload,
+    simulate,
     simulate_fast,
 )
 from cspsched.simulate.kernel.core import run_vllm
@@ -186,7 +186,7 @@ def test_nothing_scheduled_for_ever_is_the_same_error() -> None:
     errors = []
     for engine in ("clear", "kernel"):
         with pytest.raises(PolicyError, match="nothing although nothing more can arrive") as caught:
-            run_policy(instance, VLLM, engine)
+            simulate(instance, VLLM, engine)
         errors.append(str(caught.value))
 
     assert errors[0] == errors[1]
@@ -199,7 +199,7 @@ def test_a_refused_prompt_is_named() -> None:
 
     for engine in ("clear", "kernel"):
         with pytest.raises(PolicyError, match="request 'r0' has 40 tokens to prefill"):
-            run_policy(instance, policy, engine)
+            simulate(instance, policy, engine)
 
 
 def test_a_request_that_fits_nowhere_is_refused() -> None:
@@ -217,8 +217,8 @@ def test_a_policy_without_rules_is_told() -> None:
     instance, policy = make_instance((4, 4)), make_policy("vllm:enable_prefix_caching=true")
 
     with pytest.raises(UsageError, match="no kernel rules"):
-        run_policy(instance, policy, "kernel")
-    assert run_policy(instance, policy).schedule == simulate(instance, policy).schedule
+        simulate(instance, policy, "kernel")
+    assert simulate(instance, policy).schedule == simulate(instance, policy).schedule
 
 
 def test_numbers_beyond_64_bits_are_left_to_the_clear_engine() -> None:
@@ -227,7 +227,7 @@ def test_numbers_beyond_64_bits_are_left_to_the_clear_engine() -> None:
 
     with pytest.raises(UsageError, match="too large for the kernel"):
         simulate_fast(instance, VLLM)
-    assert run_policy(instance, VLLM).schedule.end_ns[-1] == 4 * 2**58
+    assert simulate(instance, VLLM).schedule.end_ns[-1] == 4 * 2**58
 
 
 @pytest.mark.parametrize("engine", ["auto", "kernel"])
@@ -236,7 +236,7 @@ def test_the_front_door_gives_what_the_clear_engine_gives(engine: str) -> None:
     arrivals = [40 * index for index in range(5000)]
     instance = make_instance(*[(3, 2)] * 5000, arrivals_ns=arrivals, kv_blocks=20, cost=EVERY_TERM)
 
-    assert digest(run_policy(instance, VLLM, engine)) == digest(simulate(instance, VLLM))
+    assert digest(simulate(instance, VLLM, engine)) == digest(simulate(instance, VLLM))
 
 
 def test_flat_costs_are_the_cost_model() -> None:

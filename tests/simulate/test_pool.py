@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 
 import pytest
+from cspsched.simulate.pool import BlockPool, PoolError
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from cspsched.simulate.pool import BlockPool, PoolError
 
 
 def test_all_blocks_are_free_at_first() -> None:

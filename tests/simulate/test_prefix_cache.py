@@ -8,6 +8,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from cspsched.simulate.pool import PoolError
+from cspsched.simulate.prefix_cache import PrefixCachePool
+from cspsched.simulate.state import State
 
 from cspsched.policies.vllm_v1 import VllmSettings, VllmV1
 from cspsched.problem.instance import Instance
@@ -16,9 +19,6 @@ from cspsched.problem.schedule import Schedule
 from cspsched.referee.history import follow
 from cspsched.referee.rules import find_violations, occupied_blocks
 from cspsched.simulate import CachedPrefix, PolicyError, Step, simulate
-from cspsched.simulate.pool import PoolError
-from cspsched.simulate.prefix_cache import PrefixCachePool
-from cspsched.simulate.state import State
 from tests.oracles.naive_prefix import NaiveBlocks, texts
 from tests.support.command_line import invoke
 from tests.support.strategies import EXAMPLES, make_instance

@@ -5,11 +5,11 @@ from __future__ import annotations
 from fractions import Fraction
 
 import pytest
+from cspsched.simulate.state import State
 
 from cspsched.problem.cost import CostModel
 from cspsched.problem.instance import Instance, Limits
 from cspsched.problem.request import Request
-from cspsched.simulate.state import State
 from cspsched.simulate.step import PolicyError, Step
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cspsched.simulate.state import State
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -21,7 +22,6 @@ from cspsched.referee.metrics import measure
 from cspsched.referee.rules import find_violations
 from cspsched.referee.timing import schedule_asap
 from cspsched.simulate import PolicyError, Simulation, Step, simulate
-from cspsched.simulate.state import State
 from tests.oracles.naive_referee import broken_rules
 from tests.support.scripted import Scripted
 from tests.support.strategies import Batches, Evictions, check, feasible_runs, instances, make_instance

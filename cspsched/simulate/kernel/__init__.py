@@ -1,6 +1,6 @@
-"""The compiled simulation kernel: O(1) work per iteration, and exactly the clear engine's schedule."""
+"""The simulation kernel: one text of every policy, plain or compiled, with O(1) work per iteration."""
 
-from cspsched.simulate.kernel.api import Engine, new_replica, run_policy, run_workload, simulate_fast
+from cspsched.simulate.kernel.api import Engine, new_replica, run_workload, simulate, simulate_fast
 from cspsched.simulate.kernel.replica import KernelReplica
 from cspsched.simulate.kernel.rules import KernelRules
 from cspsched.simulate.kernel.run import KernelRun
@@ -13,7 +13,7 @@ __all__ = [
     "KernelRun",
     "Workload",
     "new_replica",
-    "run_policy",
     "run_workload",
+    "simulate",
     "simulate_fast",
 ]  # fmt: skip

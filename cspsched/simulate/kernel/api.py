@@ -1,4 +1,4 @@
-"""Running a policy in the kernel, and the front door that chooses between the kernel and the clear engine."""
+"""The front door: running a policy over an instance, plain or compiled."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ from enum import StrEnum
 from cspsched.errors import UsageError
 from cspsched.problem.cost import CostModel
 from cspsched.problem.instance import Instance
-from cspsched.simulate.engine import StepReplica, simulate
 from cspsched.simulate.kernel.each.rules import AnyRules, EachRules
 from cspsched.simulate.kernel.replica import KernelReplica
-from cspsched.simulate.kernel.rules import Order
 from cspsched.simulate.kernel.run import KernelRun
 from cspsched.simulate.kernel.running import KernelLoop, fitting_prices
 from cspsched.simulate.kernel.support import kernel_rules, new_loop
@@ -25,16 +23,14 @@ FEWEST_FOR_KERNEL = 5000
 
 
 class Engine(StrEnum):
-    """Which engine runs a policy; the schedule is the same."""
+    """How the kernel runs a policy; the schedule is the same."""
 
     AUTO = "auto"
-    """The kernel where it can, compiled for large traces; else the clear engine."""
-    CLEAR = "clear"
-    """Step by step, as policies in Python are asked; runs every policy."""
+    """Compiled for large traces where the policy has rules, else plain."""
     PLAIN = "plain"
-    """The kernel as plain Python; runs policies with kernel rules."""
+    """As plain Python; runs every policy."""
     KERNEL = "kernel"
-    """The kernel compiled."""
+    """Compiled; runs policies with kernel rules."""
 
 
 def simulate_fast(instance: Instance, policy: Policy, *, plain: bool = False) -> KernelRun:
@@ -43,7 +39,7 @@ def simulate_fast(instance: Instance, policy: Policy, *, plain: bool = False) ->
     Raises
     ------
     UsageError
-        If the kernel has no rules for the policy with its settings, or the numbers do not fit it.
+        If it is to be compiled and the policy decides step by step, or the numbers do not fit.
     InputError, PolicyError, LivelockError
         As `simulate`.
     """
@@ -82,20 +78,26 @@ def run_workload(
     return loop.result()
 
 
-def run_policy(instance: Instance, policy: Policy, engine: Engine | str = Engine.AUTO) -> Simulation:
-    """Run a policy by the engine that suits, or by the one named; the simulation is the same.
+def simulate(instance: Instance, policy: Policy, engine: Engine | str = Engine.AUTO) -> Simulation:
+    """Run a policy over an instance until every request has generated its last token.
+
+    Arrivals at or before the clock are submitted in (arrival, file) order before each decision. A decision
+    without a batch waits for the next arrival; one that only evicted is asked again at once.
 
     Raises
     ------
     UsageError
-        If the kernel is named and cannot run the policy.
-    InputError, PolicyError, LivelockError
-        As `simulate`.
+        If it is to be compiled and the policy decides step by step, or the numbers do not fit.
+    InputError
+        If the instance has a request that can never be served (see `Instance.split_rejected`).
+    PolicyError
+        If the policy breaks a limit.
+    StuckError
+        If it schedules nothing although nothing more can arrive.
+    LivelockError
+        If it evicts again and again without a single token generated in between.
     """
-    engine = _chosen(instance, policy, engine)
-    if engine is Engine.CLEAR:
-        return simulate(instance, policy)
-    return simulate_fast(instance, policy, plain=engine is Engine.PLAIN).to_simulation()
+    return simulate_fast(instance, policy, plain=_is_plain(instance, policy, engine)).to_simulation()
 
 
 def new_replica(instance: Instance, policy: Policy, engine: Engine | str = Engine.AUTO) -> Replica:
@@ -103,34 +105,17 @@ def new_replica(instance: Instance, policy: Policy, engine: Engine | str = Engin
 
     Raises
     ------
-    UsageError
-        If the kernel is named and cannot run the policy.
-    InputError
-        If the instance has a request that can never be served.
+    UsageError, InputError
+        As `simulate`.
     """
-    engine = _chosen(instance, policy, engine)
-    if engine is Engine.CLEAR:
-        return StepReplica(instance, policy)
-    return KernelReplica(instance, policy, plain=engine is Engine.PLAIN)
+    return KernelReplica(instance, policy, plain=_is_plain(instance, policy, engine))
 
 
-def _chosen(instance: Instance, policy: Policy, engine: Engine | str) -> Engine:
-    """The engine that is named, or else the one that suits."""
-    engine = Engine(engine)
-    if engine is not Engine.AUTO:
-        return engine
-    if instance.split_rejected()[1]:
-        return Engine.CLEAR
+def _is_plain(instance: Instance, policy: Policy, engine: Engine | str) -> bool:
+    """Whether the engine that is named, or else the one that suits, is plain Python."""
+    if Engine(engine) is not Engine.AUTO:
+        return Engine(engine) is Engine.PLAIN
+    if len(instance.columns.arrival_ns) < FEWEST_FOR_KERNEL or instance.split_rejected()[1]:
+        return True
     rules = kernel_rules(instance, policy)
-    if rules is None or fitting_prices(Workload.from_instance(instance), rules, instance.cost) is None:
-        return Engine.CLEAR
-    if len(instance.requests) >= FEWEST_FOR_KERNEL:
-        return Engine.KERNEL
-    return Engine.PLAIN if _runs_well_plain(rules) else Engine.CLEAR
-
-
-def _runs_well_plain(rules: AnyRules) -> bool:
-    """Whether plain Python gains by the kernel: not where each step looks at every request in its arrays."""
-    if isinstance(rules, EachRules):
-        return rules.lockstep and not rules.clients
-    return rules.order is not Order.QUALITY
+    return rules is None or fitting_prices(Workload.from_instance(instance), rules, instance.cost) is None

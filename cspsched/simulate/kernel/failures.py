@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from cspsched.errors import LimitError, PolicyError, StuckError
-from cspsched.simulate.engine import LivelockError
+from cspsched.errors import LimitError, LivelockError, PolicyError, StuckError
 from cspsched.simulate.kernel import layout
 from cspsched.simulate.kernel.each.rules import AnyRules
 from cspsched.simulate.kernel.layout import Kernel

@@ -168,6 +168,7 @@ class Now:
     most_new_tokens: int = 0
     host_blocks: int = 0
     flights: int = 0
+    swaps: int = 0
     caches_prefixes: int = 0
     first_free: int = 0
     last_free: int = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from typing import cast
 
 from cspsched.errors import InputError, PolicyCrashError, UsageError
 from cspsched.problem.instance import Instance
@@ -12,7 +13,8 @@ from cspsched.simulate.kernel.machine import answer_with
 from cspsched.simulate.kernel.rules import HasKernelRules
 from cspsched.simulate.kernel.running import Asker, KernelLoop
 from cspsched.simulate.kernel.workload import Workload
-from cspsched.simulate.protocol import Machine, Policy
+from cspsched.simulate.protocol import Machine, Policy, StepPolicy
+from cspsched.simulate.steps import step_rules
 from cspsched.simulate.watch import Watch
 
 
@@ -24,7 +26,7 @@ def new_loop(
     Raises
     ------
     UsageError
-        If the kernel has no rules for the policy with its settings, or the numbers do not fit it.
+        If it is to be compiled and the policy decides step by step, or the numbers do not fit.
     InputError
         If the instance has a request that can never be served.
     """
@@ -32,8 +34,10 @@ def new_loop(
     if rejections:
         raise InputError(f"{rejections[0].reason}; remove such requests first (Instance.split_rejected)")
     rules = kernel_rules(instance, policy)
+    if rules is None and not plain:
+        raise UsageError(f"policy {policy.label} decides step by step in Python, which is not compiled")
     if rules is None:
-        raise UsageError(f"policy {policy.label} has no kernel rules for its settings; use the clear engine")
+        rules = step_rules(instance, cast(StepPolicy, policy))
     asker = _asker(instance, policy)
     if machine is not None:
         rules, asker = _in_flights(rules, policy), partial(answer_with, machine)
@@ -51,7 +55,7 @@ def new_loop(
 
 
 def kernel_rules(instance: Instance, policy: Policy) -> AnyRules | None:
-    """Rules of a policy under an instance's limits; None if only the clear engine runs it."""
+    """Rules of a policy under an instance's limits; None if it decides step by step."""
     with Watch(policy, instance.requests):
         rules = policy.kernel_rules(instance) if isinstance(policy, HasKernelRules) else None
     if rules is not None and not isinstance(rules, AnyRules):

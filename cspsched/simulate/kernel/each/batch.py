@@ -8,7 +8,7 @@ from cspsched.simulate.kernel.each.layout import (
     ENDING,
 )
 from cspsched.simulate.kernel.each.lists import bit_length, drop_listed
-from cspsched.simulate.kernel.each.prefix import enter, release, take
+from cspsched.simulate.kernel.each.prefix import enter, freed_by, take
 from cspsched.simulate.kernel.each.runs import (
     LARGEST_NUMBER,
     close_run,
@@ -124,17 +124,11 @@ def preempt(k: Kernel, request: int) -> int:
     now.num_waiting += 1
     row.blocks = row.kv_tokens = 0
     row.phase = QUEUED
-    return _take_out(k, request)
+    return take_out(k, request)
 
 
 @inner
-def freed_by(k: Kernel, request: int) -> int:
-    """KV blocks that are free once a request has left the device."""
-    return release(k, request) if k.now.caches_prefixes else int(k.requests[request].blocks)
-
-
-@inner
-def _take_out(k: Kernel, request: int) -> int:
+def take_out(k: Kernel, request: int) -> int:
     """Take a request out of the batch; a hole stays."""
     now, tokens = k.now, int(k.requests[request].tokens)
     if tokens:

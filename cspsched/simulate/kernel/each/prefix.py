@@ -84,6 +84,12 @@ def release(k: Kernel, request: int) -> int:
 
 
 @inner
+def freed_by(k: Kernel, request: int) -> int:
+    """KV blocks that are free once a request has left the device."""
+    return release(k, request) if k.now.caches_prefixes else int(k.requests[request].blocks)
+
+
+@inner
 def enter(k: Kernel, request: int, tokens: int) -> None:
     """Let others find the full blocks of a request's first tokens, as far as these have been seen."""
     row, notes = k.requests[request], k.notes[request]

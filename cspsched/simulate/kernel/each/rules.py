@@ -64,6 +64,8 @@ class EachRules:
         Whether the policy keeps `RequestNotes`.
     host_blocks
         KV blocks in host memory, if victims may move there.
+    swaps
+        Whether a policy in Python may move them there.
     flights
         Most batches in flight, of a policy that is asked at arrivals while there are fewer; without lockstep.
     caches_prefixes
@@ -95,6 +97,7 @@ class EachRules:
     most_new_tokens: int = 0
     host_blocks: int = 0
     flights: int = 0
+    swaps: bool = False
     caches_prefixes: bool = False
     restarts_output: bool = False
     drops_above: int = 0

@@ -5,6 +5,7 @@ What a request has there stands in its notes. The blocks move at the boundary be
 
 from __future__ import annotations
 
+from cspsched.simulate.kernel.each.prefix import freed_by, take
 from cspsched.simulate.kernel.each.runs import close_run, log_span
 from cspsched.simulate.kernel.jit import inner
 from cspsched.simulate.kernel.layout import (
@@ -31,7 +32,7 @@ def swap_out(k: Kernel, request: int) -> None:
     notes.decodes_on_host = row.phase == DECODES
     now.free_host_blocks -= row.blocks
     now.moved_blocks += row.blocks
-    now.free_blocks += row.blocks
+    now.free_blocks += freed_by(k, request)
     now.num_running -= 1
     now.num_waiting += 1
     row.blocks = row.kv_tokens = 0
@@ -42,6 +43,8 @@ def swap_out(k: Kernel, request: int) -> None:
 def swap_in(k: Kernel, request: int) -> None:
     """Bring a request back from host memory, into as many blocks as it held."""
     now, row, notes = k.now, k.requests[request], k.notes[request]
+    if now.caches_prefixes:
+        take(k, request, int(notes.host_blocks))
     row.blocks, row.kv_tokens = notes.host_blocks, notes.host_tokens
     row.phase = DECODES if notes.decodes_on_host else PREFILLS
     log_span(k, RETURN_SPAN, request, now.num_batches, row.blocks, row.kv_tokens)
