@@ -22,8 +22,8 @@ CONFORMANCE_SCHEMA = "cspsched/conformance/1"
 GATE_FAILED = 3
 BAD_INPUT = 1
 MOST_ENTRIES_SHOWN = 6
-ENGINES = {"plain": "clear", "compiled": "kernel"}
-"""Words of the command line for the two engines, and their names in the package."""
+ENGINES = {"plain": "plain", "compiled": "kernel"}
+"""Words of the command line, and what they name in the package."""
 
 
 @click.command("conformance")
@@ -34,7 +34,7 @@ ENGINES = {"plain": "clear", "compiled": "kernel"}
     type=click.Choice(list(ENGINES)),
     default="plain",
     show_default=True,
-    help="Which of our two simulators replays: the one in plain Python or the compiled kernel.",
+    help="Whether our simulator replays as plain Python or compiled.",
 )
 @json_option
 def conformance_command(

@@ -13,7 +13,6 @@ keeps. Only the last of the running requests may have prefill left.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, ClassVar
 
 from cspsched.policies.settings import describe_settings
