@@ -13,7 +13,6 @@ keeps. Only the last of the running requests may have prefill left.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, ClassVar
 
 from cspsched.policies.settings import describe_settings
@@ -63,16 +62,6 @@ class Configured:
     def label(self) -> str:
         """Name with the settings that differ from the defaults."""
         return ":".join(filter(None, (self.name, describe_settings(self.settings))))
-
-
-class Compiled:
-    """A policy whose run says its rules."""
-
-    __slots__ = ()
-
-    def kernel_rules(self: Any, instance: Instance) -> Any:
-        """Rules under an instance's limits; None if the kernel does not know the settings."""
-        return self.new_run(replace(instance, requests=instance.requests[:1])).kernel_rules()
 
 
 def queue_rules(

@@ -8,16 +8,15 @@ is not replaced.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
-from cspsched.policies.batching import Compiled, Configured
-from cspsched.policies.reserving import ReservingRun
-from cspsched.policies.sarathi_family import OwnLimits
+from cspsched.policies.batching import Configured
+from cspsched.policies.reserving import longest_blocks
+from cspsched.policies.sarathi_family import family_rules
 from cspsched.policies.settings import require_at_least
 from cspsched.problem.instance import Instance
-from cspsched.simulate import Step
-from cspsched.simulate.kernel.rules import Gate, KernelRules
+from cspsched.simulate.kernel.rules import Gate, KernelRules, Reserve
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,27 +31,19 @@ class FasterTransformerSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class FasterTransformer(Compiled, Configured):
+class FasterTransformer(Configured):
     """FasterTransformer (sarathi-serve): a batch of requests runs to its end before the next is admitted."""
 
     settings: FasterTransformerSettings = FasterTransformerSettings()
     name: ClassVar[str] = "faster-transformer"
     settings_type: ClassVar[type[FasterTransformerSettings]] = FasterTransformerSettings
 
-    def new_run(self, instance: Instance) -> FasterTransformerRun:
-        """Empty queues under the instance's limits and the settings, whichever are tighter."""
-        own = OwnLimits(label=self.label, max_num_seqs=self.settings.max_num_seqs)
-        return FasterTransformerRun(instance, own)
-
-
-class FasterTransformerRun(ReservingRun):
-    """Queues of one run."""
-
-    def _base_rules(self) -> KernelRules | None:
-        """All of it."""
-        rules = super()._base_rules()
-        return rules and replace(rules, gate=Gate.NOBODY_RUNS)
-
-    def may_admit(self, step: Step) -> bool:
-        """Only when nobody runs; those admitted in this step do not run yet."""
-        return not self.running
+    def kernel_rules(self, instance: Instance) -> KernelRules:
+        """Rules under an instance's limits and the settings, whichever are tighter."""
+        return family_rules(
+            instance,
+            max_num_seqs=self.settings.max_num_seqs,
+            reserve=Reserve.FIXED,
+            fixed_blocks=longest_blocks(instance.limits),
+            gate=Gate.NOBODY_RUNS,
+        )

@@ -13,11 +13,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from cspsched.policies.batching import Compiled, Configured
-from cspsched.policies.reserving import Reservation, ReservingRun
-from cspsched.policies.sarathi_family import OwnLimits
+from cspsched.policies.batching import Configured
+from cspsched.policies.reserving import RESERVE, Reservation, longest_blocks
+from cspsched.policies.sarathi_family import family_rules
 from cspsched.policies.settings import require_at_least
 from cspsched.problem.instance import Instance
+from cspsched.simulate.kernel.rules import KernelRules
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,14 +35,18 @@ class OrcaSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Orca(Compiled, Configured):
+class Orca(Configured):
     """Orca (sarathi-serve): decodes and whole prompts in one batch, memory reserved to the end."""
 
     settings: OrcaSettings = OrcaSettings()
     name: ClassVar[str] = "orca"
     settings_type: ClassVar[type[OrcaSettings]] = OrcaSettings
 
-    def new_run(self, instance: Instance) -> ReservingRun:
-        """Empty queues under the instance's limits and the settings, whichever are tighter."""
-        own = OwnLimits(label=self.label, max_num_seqs=self.settings.max_num_seqs)
-        return ReservingRun(instance, own, self.settings.reservation)
+    def kernel_rules(self, instance: Instance) -> KernelRules:
+        """Rules under an instance's limits and the settings, whichever are tighter."""
+        return family_rules(
+            instance,
+            max_num_seqs=self.settings.max_num_seqs,
+            reserve=RESERVE[self.settings.reservation],
+            fixed_blocks=longest_blocks(instance.limits),
+        )

@@ -8,16 +8,29 @@ gives 0 tokens, not a negative number, and beyond `chunk_schedule_max_tokens` th
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 from cspsched.errors import UsageError
-from cspsched.policies.batching import Compiled, Configured
-from cspsched.policies.sarathi_family import FamilyRun, OwnLimits
+from cspsched.policies.batching import Configured
+from cspsched.policies.sarathi_family import (
+    admit_with,
+    continue_with,
+    family_rules,
+    family_rules_by_request,
+    keep_with,
+    preempt_to_front,
+    schedule_decodes,
+    submit_to_family,
+)
 from cspsched.policies.settings import require_at_least, require_fraction
 from cspsched.problem.instance import Instance
-from cspsched.simulate import Step
+from cspsched.simulate.kernel.each.batch import lacking_tokens
+from cspsched.simulate.kernel.each.lists import sort_by_key
+from cspsched.simulate.kernel.each.loops import make_loop
 from cspsched.simulate.kernel.each.rules import AnyRules
+from cspsched.simulate.kernel.jit import inner, merged
+from cspsched.simulate.kernel.layout import Kernel
 from cspsched.simulate.kernel.rules import Chunk, Gate
 from cspsched.units import ceil_div
 
@@ -70,63 +83,69 @@ class SarathiSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Sarathi(Compiled, Configured):
+class Sarathi(Configured):
     """Sarathi-Serve: every decode in every batch, and prefill chunks in what the chunk leaves."""
 
     settings: SarathiSettings = SarathiSettings()
     name: ClassVar[str] = "sarathi"
     settings_type: ClassVar[type[SarathiSettings]] = SarathiSettings
 
-    def new_run(self, instance: Instance) -> SarathiRun:
-        """Empty queues under the instance's limits and the settings, whichever are tighter."""
-        return SarathiRun(instance, self.settings, self.label)
+    def kernel_rules(self, instance: Instance) -> AnyRules:
+        """Rules under an instance's limits and the settings, whichever are tighter.
 
-
-class SarathiRun(FamilyRun):
-    """Queues of one run."""
-
-    def __init__(self, instance: Instance, settings: SarathiSettings, label: str) -> None:
-        own = OwnLimits(
-            label=label,
-            max_num_seqs=settings.max_num_seqs,
-            watermark=settings.watermark,
-            restarts_output=settings.emulate_bugs,
-        )
-        super().__init__(instance, own)
-        self._stage_tokens, sizes = settings.stages()
-        self._chunks = [min(size, self.max_tokens) for size in sizes]
-
-    def schedule(self, step: Step) -> None:
-        """Take decodes, then started prefills, then the queue."""
-        self.mixed(step)
-
-    def kernel_rules(self) -> AnyRules | None:
-        """By request with dynamic chunks: several of them may have prefill left."""
-        rules = self._base_rules()
-        if rules is None:
-            return None
-        if len(self._chunks) > 1:
-            return self._each_rules(
-                longest_prompt=0,
-                by_arrival=True,
-                queue_after_eviction=False,
-                stage_tokens=self._stage_tokens,
-                num_stages=len(self._chunks),
-                stages=tuple(self._chunks),
-            )
-        return replace(
-            rules,
-            max_tokens=self._chunks[0],
-            longest_prompt=0,
-            chunk=Chunk.ANY,
-            gate=Gate.NOT_AFTER_EVICTION,
+        By request with dynamic chunks: several prompts may have prefill left.
+        """
+        settings = self.settings
+        stage_tokens, sizes = settings.stages()
+        chunks = [min(size, instance.limits.kv_tokens, instance.limits.max_batch_tokens) for size in sizes]
+        common: dict[str, Any] = {
+            "max_num_seqs": settings.max_num_seqs,
+            "watermark": settings.watermark,
+            "restarts_output": settings.emulate_bugs,
+            "longest_prompt": 0,
+        }
+        if len(chunks) == 1:
+            common |= {"max_tokens": chunks[0], "chunk": Chunk.ANY, "gate": Gate.NOT_AFTER_EVICTION}
+            return family_rules(instance, **common)
+        own = SarathiOwn(stage_tokens=stage_tokens, num_stages=len(chunks))
+        return family_rules_by_request(
+            instance, run_dynamic, own=own, stages=tuple(chunks), sorts_by_key=True, **common
         )
 
-    def may_admit(self, step: Step) -> bool:
-        """Not after a preemption: the victim at the head has nothing to process until it is reset."""
-        return not step.evicted
 
-    def prefill_tokens(self, request: int, lacking: int, computed: int, used: int) -> int:
-        """What the chunk of the prompt's stage leaves."""
-        stage = min(computed // self._stage_tokens, len(self._chunks) - 1)
-        return max(0, min(lacking, self._chunks[stage] - used))
+@dataclass(slots=True, kw_only=True)
+class SarathiOwn:
+    """Dynamic chunks: processed tokens of a prompt per stage, and stages."""
+
+    stage_tokens: int
+    num_stages: int
+
+
+@inner
+def _tokens_of_stage(k: Kernel, request: int, used: int) -> int:
+    """What the chunk of the prompt's stage leaves."""
+    stage = min(int(k.requests[request].kv_tokens) // int(k.own.stage_tokens), int(k.own.num_stages) - 1)
+    return max(0, min(lacking_tokens(k, request), int(k.calendar[k.now.calendar_mask + 1 + stage]) - used))
+
+
+@inner
+def _may_admit(k: Kernel) -> bool:
+    """Not after a preemption: the victim at the head has nothing to process until it is reset."""
+    return not k.now.num_evictions
+
+
+_keep_decodes = keep_with(preempt_to_front, sort_by_key)
+_continue_prefills = continue_with(_tokens_of_stage)
+_admit = admit_with(_tokens_of_stage, may_admit=_may_admit)
+
+
+@merged
+def sarathi_step(k: Kernel) -> None:
+    """Started prefills, the queue, and the decodes, which were kept before."""
+    num_decodes, num_started, promised = _keep_decodes(k)
+    used = _continue_prefills(k, num_started, num_decodes)
+    _admit(k, used, int(k.now.free_blocks) - promised)
+    schedule_decodes(k, num_decodes)
+
+
+run_dynamic = make_loop("run_sarathi_dynamic", submit=submit_to_family, step=sarathi_step)

@@ -17,239 +17,331 @@ watermark that is never waived. What a request then generates is no longer what 
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
 from typing import Any
 
 from cspsched.problem.instance import Instance
-from cspsched.simulate import Step, StuckError
-from cspsched.simulate.kernel.each.family import family_step
-from cspsched.simulate.kernel.each.family_parts import submit_to_family
-from cspsched.simulate.kernel.each.loops import make_loop
-from cspsched.simulate.kernel.each.rules import AnyRules, EachRules
+from cspsched.simulate.kernel.batch import blocks_of, restart_output
+from cspsched.simulate.kernel.each.batch import (
+    decodes,
+    known_tokens,
+    lacking_tokens,
+    missing_blocks,
+    preempt,
+    schedule,
+)
+from cspsched.simulate.kernel.each.layout import FIRST_LIST, LISTED, SECOND_LIST, SORTED_LIST
+from cspsched.simulate.kernel.each.lists import append_listed, next_arrival
+from cspsched.simulate.kernel.each.lockstep import can_decode_all, decode_all, locked_growth
+from cspsched.simulate.kernel.each.loops import Loop
+from cspsched.simulate.kernel.each.rules import EachRules
+from cspsched.simulate.kernel.each.together import unlock_listed
+from cspsched.simulate.kernel.jit import inner
+from cspsched.simulate.kernel.layout import HEAP, Kernel
 from cspsched.simulate.kernel.rules import Chunk, KernelRules, Need
-from cspsched.units import ceil_div
 
-run_family = make_loop("run_family", submit=submit_to_family, step=family_step)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OwnLimits:
-    """What a scheduler allows itself; the instance's limits bind as well."""
-
-    label: str
-    """Label of the policy, for errors."""
-    max_num_seqs: int
-    """Most running requests."""
-    max_tokens: int | None = None
-    """Token budget of a batch with prefills, if there is one."""
-    watermark: float = 0.0
-    """Share of the blocks that an admission leaves free."""
-    restarts_output: bool = False
-    """Emulated bug of sarathi-serve: a preempted request forgets what it has generated."""
-    drops_above: int | None = None
-    """Emulated bug of vLLM V0: a longer request, or one that the watermark keeps out for ever, is dropped."""
+TokensTest = Callable[[Kernel, int, int], int]
+RequestAct = Callable[[Kernel, int], None]
+RequestTest = Callable[[Kernel, int], bool]
 
 
-class FamilyRun:
-    """Queues of one run, with prefill and decode as its parts; by default whole prompts.
+def family_rules(
+    instance: Instance,
+    *,
+    max_num_seqs: int,
+    max_tokens: int | None = None,
+    watermark: float = 0.0,
+    **decisions: Any,
+) -> KernelRules:
+    """Return the rules of a scheduler under an instance's limits, for the aggregated loop.
 
-    Attributes
+    Parameters
     ----------
-    running
-        Requests that hold KV blocks.
-    waiting
-        Requests that hold none, next first.
-    max_tokens
-        Token budget of a batch with prefills.
-    max_running
-        Most running requests; all of them can decode in one batch.
+    max_num_seqs, max_tokens, watermark
+        The scheduler's own most running requests, token budget of a batch with prefills (None: it has none)
+        and share of the blocks that an admission leaves free.
+    decisions
+        Fields of the rules.
+    """
+    limits = instance.limits
+    own_tokens = max_tokens or limits.kv_tokens
+    budget = min(own_tokens, limits.max_batch_tokens)
+    common: dict[str, Any] = {
+        "longest_prompt": own_tokens if instance.switches.chunked_prefill else budget,
+        "chunk": Chunk.TOO_LONG,
+    }
+    return KernelRules(
+        kv_blocks=limits.kv_blocks,
+        block_tokens=limits.block_tokens,
+        max_tokens=budget,
+        # All that run may decode in one batch.
+        max_running=min(max_num_seqs, limits.max_batch_requests, limits.max_batch_tokens),
+        watermark_blocks=int(watermark * limits.kv_blocks),
+        need=Need.ONE_SPARE,
+        **common | decisions,
+    )
+
+
+def family_rules_by_request(
+    instance: Instance,
+    run: Loop,
+    *,
+    max_num_seqs: int,
+    max_tokens: int | None = None,
+    watermark: float = 0.0,
+    **decisions: Any,
+) -> EachRules:
+    """Return the rules of a scheduler that decides for each request; parameters as of `family_rules`."""
+    base = family_rules(instance, max_num_seqs=max_num_seqs, max_tokens=max_tokens, watermark=watermark)
+    names = "kv_blocks", "block_tokens", "max_tokens", "max_running", "watermark_blocks", "longest_prompt"
+    limits = {name: getattr(base, name) for name in names}
+    most = {"most_holders": base.max_running, "batch_tokens": base.max_tokens, "keeps_order": True}
+    return EachRules(run=run, **limits | most | decisions)
+
+
+# The queue, a ring.
+
+
+@inner
+def submit_to_family(k: Kernel) -> None:
+    """Queue all arrivals at the end."""
+    request = next_arrival(k)
+    while request >= 0:
+        k.requests[request].key = k.requests[request].arrival_ns
+        enqueue(k, request)
+        request = next_arrival(k)
+
+
+@inner
+def enqueue(k: Kernel, request: int) -> None:
+    """Enter a request at the end of the queue."""
+    k.orders[(k.now.queue_start + k.now.heap_size) % len(k.orders), HEAP] = request
+    k.now.heap_size += 1
+
+
+@inner
+def queued(k: Kernel, position: int) -> int:
+    """The request at a position of the queue."""
+    return int(k.orders[(k.now.queue_start + position) % len(k.orders), HEAP])
+
+
+@inner
+def push_front(k: Kernel, request: int) -> None:
+    """Enter a request at the front of the queue."""
+    now = k.now
+    now.queue_start = (now.queue_start + len(k.orders) - 1) % len(k.orders)
+    k.orders[now.queue_start, HEAP] = request
+    now.heap_size += 1
+
+
+@inner
+def _take_queued(k: Kernel, position: int) -> None:
+    """Take a request out of the queue; those in front of it move up."""
+    queue, size, start = k.orders[:, HEAP], len(k.orders), int(k.now.queue_start)
+    for place in range(position, 0, -1):
+        queue[(start + place) % size] = queue[(start + place - 1) % size]
+    k.now.queue_start = (start + 1) % size
+    k.now.heap_size -= 1
+
+
+@inner
+def preempt_to_front(k: Kernel, request: int) -> None:
+    """Evict a request to the front of the queue."""
+    preempt(k, request)
+    if k.now.restarts_output:
+        restart_output(k, request)
+    push_front(k, request)
+
+
+# Prefills and admissions.
+
+
+@inner
+def whole_prompt(k: Kernel, request: int, used: int) -> int:
+    """Tokens of a prefill beside so many used in the batch: all of them, or the next piece of C."""
+    now, lacking, is_new = k.now, lacking_tokens(k, request), not k.requests[request].kv_tokens
+    if is_new and now.longest_prompt and lacking > now.longest_prompt:
+        now.refused = request
+        return 0
+    tokens, left = min(lacking, int(now.max_tokens)), int(now.max_tokens) - used
+    if is_new:
+        return tokens if tokens <= left else 0
+    return min(tokens, left)
+
+
+def continue_with(tokens_of: TokensTest) -> Callable[[Kernel, int, int], int]:
+    """Return a step's part: next tokens for the first so many of SECOND_LIST, whose blocks are allocated.
+
+    It gets the tokens used in the batch, and returns those used then.
+
+    Parameters
+    ----------
+    tokens_of
+        Tokens of a prefill beside so many used in the batch.
     """
 
-    def __init__(self, instance: Instance, own: OwnLimits) -> None:
-        limits = instance.limits
-        own_tokens = own.max_tokens or limits.kv_tokens
-        self.label = own.label
-        self._own = own
-        self.requests = instance.requests
-        self.max_tokens = min(own_tokens, limits.max_batch_tokens)
-        self.max_running = min(own.max_num_seqs, limits.max_batch_requests, limits.max_batch_tokens)
-        self.watermark_blocks = int(own.watermark * limits.kv_blocks)
-        self.block_tokens = limits.block_tokens
-        self.kv_blocks = limits.kv_blocks
-        self.arrival_ns = [request.arrival_ns for request in instance.requests]
-        self.running: list[int] = []
-        self.waiting: deque[int] = deque()
-        self._longest_prompt = own_tokens if instance.switches.chunked_prefill else self.max_tokens
-
-    def submit(self, request: int) -> None:
-        """Queue an arrival."""
-        self.waiting.append(request)
-
-    def retire(self, requests: Sequence[int]) -> None:
-        """Drop finished requests from the running list."""
-        finished = set(requests)
-        self.running = [request for request in self.running if request not in finished]
-
-    def kernel_rules(self) -> AnyRules | None:
-        """The same limits and decisions for the compiled kernel; None where it does not know them."""
-        return self._base_rules()
-
-    def _base_rules(self) -> KernelRules | None:
-        """Rules for the loop over aggregated state; None where an emulated bug is beyond it."""
-        if self._own.drops_above is not None:
-            return None
-        return KernelRules(
-            kv_blocks=self.kv_blocks,
-            block_tokens=self.block_tokens,
-            max_tokens=self.max_tokens,
-            max_running=self.max_running,
-            watermark_blocks=self.watermark_blocks,
-            longest_prompt=self._longest_prompt,
-            chunk=Chunk.TOO_LONG,
-            need=Need.ONE_SPARE,
-            restarts_output=self._own.restarts_output,
-        )
-
-    def _each_rules(self, **decisions: Any) -> EachRules:
-        """Rules of a run that decides for each request in every batch."""
-        rules = EachRules(
-            run=run_family,
-            keeps_order=True,
-            kv_blocks=self.kv_blocks,
-            block_tokens=self.block_tokens,
-            max_tokens=self.max_tokens,
-            max_running=self.max_running,
-            most_holders=self.max_running,
-            batch_tokens=self.max_tokens,
-            watermark_blocks=self.watermark_blocks,
-            longest_prompt=self._longest_prompt,
-            restarts_output=self._own.restarts_output,
-            drops_above=self._own.drops_above or 0,
-        )
-        return replace(rules, **decisions)
-
-    # What a scheduler may decide otherwise.
-
-    def in_order(self) -> Iterable[int]:
-        """Running requests, the last one to be preempted first: by arrival; equals keep their order."""
-        return sorted(self.running, key=self.arrival_ns.__getitem__)
-
-    def may_admit(self, step: Step) -> bool:
-        """Whether the head of the queue may be tried."""
-        return True
-
-    def blocks_to_admit(self, request: int, known: int) -> int:
-        """Blocks that an admission takes: those of all known tokens."""
-        return ceil_div(known, self.block_tokens)
-
-    def prefill_tokens(self, request: int, lacking: int, computed: int, used: int) -> int:
-        """Tokens of a prefill beside so many used in the batch: all of them, or the next piece of C."""
-        tokens, left = min(lacking, self.max_tokens), self.max_tokens - used
-        if not computed:
-            self._refuse_long_prompt(request, lacking)
-            return tokens if tokens <= left else 0
-        return min(tokens, left)
-
-    # The parts of a batch.
-
-    def prefill_only(self, step: Step) -> None:
-        """Continue what was started, then admit; no decode."""
-        started = [request for request in self.running if not step.decoding[request]]
-        used = self.continue_prefills(step, started, 0)
-        self.admit(step, used, step.free_blocks)
-
-    def decode_only(self, step: Step) -> None:
-        """Every decode that can be kept; no prefill."""
-        decodes, started, _ = self.keep_decodes(step)
-        self.running = decodes + started
-        self.schedule_decodes(step, decodes)
-
-    def mixed(self, step: Step) -> None:
-        """Keep the decodes, give started prefills and the queue what they leave; prefills stand first."""
-        decodes, started, promised_blocks = self.keep_decodes(step)
-        used = self.continue_prefills(step, started, len(decodes))
-        self.running = decodes + started
-        self.admit(step, used, step.free_blocks - promised_blocks)
-        self.schedule_decodes(step, decodes)
-
-    def keep_decodes(self, step: Step) -> tuple[list[int], list[int], int]:
-        """Decodes in order, the requests with prefill left, and the blocks that the decodes need."""
-        queue, decodes, started = deque(self.in_order()), [], []
-        computed, held, decoding = step.computed_tokens, step.held_blocks, step.decoding
-        block_tokens, promised = self.block_tokens, 0
-        while queue:
-            request = queue.popleft()
-            if not decoding[request]:
-                started.append(request)
-            elif step.free_blocks > promised or self.make_room(step, request, queue, promised):
-                decodes.append(request)
-                promised += computed[request] == held[request] * block_tokens
-        return decodes, started, promised
-
-    def make_room(self, step: Step, request: int, queue: deque[int], promised: int) -> bool:
-        """Preempt from the end of those not yet visited until a block is free, else the request itself.
-
-        Returns whether the request is kept.
-        """
-        while step.free_blocks == promised and queue:
-            self.preempt(step, queue.pop())
-        if step.free_blocks == promised:
-            self.preempt(step, request)
-            return False
-        return True
-
-    def preempt(self, step: Step, request: int) -> None:
-        """Evict a request to the front of the queue."""
-        step.preempt(request)
-        if self._own.restarts_output:
-            step.restart_output(request)
-        self.waiting.appendleft(request)
-
-    def continue_prefills(self, step: Step, started: Iterable[int], used: int) -> int:
-        """Give started prefills, whose blocks are allocated, their next tokens; return the tokens used."""
-        for request in started:
-            computed = step.computed_tokens[request]
-            tokens = self.prefill_tokens(request, step.known_tokens[request] - computed, computed, used)
+    @inner
+    def continue_prefills(k: Kernel, count: int, used: int) -> int:
+        for position in range(count):
+            request = int(k.slots[position, SECOND_LIST])
+            tokens = tokens_of(k, request, used)
             if tokens:
-                step.schedule(request, tokens, 0)
+                schedule(k, request, tokens, 0)
                 used += tokens
         return used
 
-    def admit(self, step: Step, used: int, spare_blocks: int) -> None:
-        """Admit from the head of the queue, strictly in its order, until something does not fit."""
-        admitted: list[int] = []
-        while self.may_admit(step) and self.waiting and len(self.running) + len(admitted) < self.max_running:
-            request = self.waiting[0]
-            known = step.known_tokens[request]
-            blocks = self.blocks_to_admit(request, known)
-            if self._is_dropped(known, blocks):
-                step.drop(self.waiting.popleft())
+    return continue_prefills
+
+
+@inner
+def always(k: Kernel) -> bool:
+    """Whether the head of the queue may be tried: it may."""
+    return True
+
+
+@inner
+def never(k: Kernel, request: int) -> bool:
+    """Whether a request is passed over: it is not."""
+    return False
+
+
+@inner
+def known_blocks(k: Kernel, request: int) -> int:
+    """Blocks of all known tokens."""
+    return blocks_of(k, known_tokens(k, request))
+
+
+def admit_with(
+    tokens_of: TokensTest,
+    *,
+    may_admit: Callable[[Kernel], bool] = always,
+    blocks_to_admit: Callable[[Kernel, int], int] = known_blocks,
+    is_passed_over: RequestTest = never,
+    enter: RequestAct = append_listed,
+) -> Callable[[Kernel, int, int], None]:
+    """Return a step's part: admissions in the order of the queue, until something does not fit.
+
+    It gets the tokens used in the batch, and the blocks that are to spare.
+
+    Parameters
+    ----------
+    tokens_of
+        Tokens of a prefill beside so many used in the batch.
+    may_admit
+        Whether the queue may be tried.
+    blocks_to_admit
+        Blocks that an admission takes.
+    is_passed_over
+        Whether a request lets others go first.
+    enter
+        How a request joins those that run.
+    """
+
+    @inner
+    def admit(k: Kernel, used: int, spare: int) -> None:
+        now, passed = k.now, 0
+        while may_admit(k) and passed < now.heap_size and now.num_running < now.max_running:
+            request = queued(k, passed)
+            if is_passed_over(k, request):
+                passed += 1
                 continue
-            tokens = self.prefill_tokens(request, known, 0, used)
-            kept_free = self.watermark_blocks if self.running or admitted else 0
-            if not tokens or blocks + kept_free > spare_blocks:
+            blocks = blocks_to_admit(k, request)
+            if now.drops_above and _is_dropped(k, request, blocks):
+                _take_queued(k, passed)
+                now.num_waiting -= 1
+                now.num_unfinished -= 1
+                continue
+            tokens = tokens_of(k, request, used)
+            kept_free = int(now.watermark_blocks) if now.num_running else 0
+            if not tokens or blocks + kept_free > spare:
                 break
-            step.schedule(request, tokens, blocks)
-            admitted.append(self.waiting.popleft())
-            spare_blocks -= blocks
+            _take_queued(k, passed)
+            schedule(k, request, tokens, blocks)
+            enter(k, request)
+            spare -= blocks
             used += tokens
-        self.running += admitted
 
-    def schedule_decodes(self, step: Step, decodes: Iterable[int]) -> None:
-        """One token each."""
-        for request in decodes:
-            step.schedule(request, 1, step.missing_blocks(request, 1))
+    return admit
 
-    def _is_dropped(self, known: int, blocks: int) -> bool:
-        limit = self._own.drops_above
-        return limit is not None and (known > limit or blocks + self.watermark_blocks > self.kv_blocks)
 
-    def _refuse_long_prompt(self, request: int, known: int) -> None:
-        if known > self._longest_prompt:
-            name = self.requests[request].request_id
-            raise StuckError(
-                f"policy {self.label}: request {name!r} has {known} tokens to prefill in one batch, which "
-                f"holds {self._longest_prompt}; raise the policy's token budget, or the instance's"
-            )
+@inner
+def _is_dropped(k: Kernel, request: int, blocks: int) -> bool:
+    """Whether a request is longer than those that are served, or has no room above the watermark."""
+    now = k.now
+    return bool(known_tokens(k, request) > now.drops_above or blocks + now.watermark_blocks > now.kv_blocks)
+
+
+# Decodes.
+
+
+@inner
+def list_started(k: Kernel) -> int:
+    """Put the running requests with prefill left into SECOND_LIST, in order; how many."""
+    count = 0
+    for position in range(k.now.num_listed):
+        request = int(k.slots[position, LISTED])
+        if not decodes(k, request):
+            k.slots[count, SECOND_LIST] = request
+            count += 1
+    return count
+
+
+def keep_with(give_way: RequestAct, sort: Callable[[Kernel, int, int], None]) -> Callable[..., Any]:
+    """Return a step's part that splits the running requests into decodes that can be kept and prefills.
+
+    It returns the decodes, those outside lockstep in FIRST_LIST, the prefills, in SECOND_LIST, and the blocks
+    that the decodes will take. Both are listed anew in this order.
+
+    Parameters
+    ----------
+    give_way
+        How a request is preempted.
+    sort
+        Sorts a column of so many, the last to be preempted first.
+    """
+
+    @inner
+    def keep_decodes(k: Kernel) -> tuple[int, int, int]:
+        now, num_decodes, num_started = k.now, 0, 0
+        if now.is_locked and not can_decode_all(k):
+            unlock_listed(k)
+        promised = locked_growth(k)
+        start, end = 0, int(now.num_listed)
+        for position in range(end):
+            k.slots[position, SORTED_LIST] = k.slots[position, LISTED]
+        sort(k, SORTED_LIST, end)
+        while start < end:
+            request = int(k.slots[start, SORTED_LIST])
+            start += 1
+            if not decodes(k, request):
+                k.slots[num_started, SECOND_LIST] = request
+                num_started += 1
+                continue
+            while now.free_blocks == promised and start < end:
+                end -= 1
+                give_way(k, int(k.slots[end, SORTED_LIST]))
+            if now.free_blocks == promised:
+                give_way(k, request)
+                continue
+            k.slots[num_decodes, FIRST_LIST] = request
+            num_decodes += 1
+            promised += missing_blocks(k, request, 1)
+        now.num_listed = 0
+        for position in range(num_decodes):
+            append_listed(k, int(k.slots[position, FIRST_LIST]))
+        for position in range(num_started):
+            append_listed(k, int(k.slots[position, SECOND_LIST]))
+        return num_decodes + int(now.num_locked), num_started, promised
+
+    return keep_decodes
+
+
+@inner
+def schedule_decodes(k: Kernel, count: int) -> None:
+    """One token each."""
+    if k.now.is_locked:
+        decode_all(k)
+        return
+    for position in range(count):
+        request = int(k.slots[position, FIRST_LIST])
+        schedule(k, request, 1, missing_blocks(k, request, 1))

@@ -8,14 +8,13 @@ of its family (`sarathi_family.py`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
-from cspsched.policies.batching import Compiled, Configured
-from cspsched.policies.sarathi_family import FamilyRun, OwnLimits
+from cspsched.policies.batching import Configured
+from cspsched.policies.sarathi_family import family_rules
 from cspsched.policies.settings import require_at_least, require_fraction
 from cspsched.problem.instance import Instance
-from cspsched.simulate import Step
 from cspsched.simulate.kernel.rules import Batch, KernelRules
 
 
@@ -38,35 +37,20 @@ class SarathiVllmSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class SarathiVllm(Compiled, Configured):
+class SarathiVllm(Configured):
     """vLLM as in sarathi-serve: batches of whole prompts first, decodes only when none is admitted."""
 
     settings: SarathiVllmSettings = SarathiVllmSettings()
     name: ClassVar[str] = "sarathi-vllm"
     settings_type: ClassVar[type[SarathiVllmSettings]] = SarathiVllmSettings
 
-    def new_run(self, instance: Instance) -> SarathiVllmRun:
-        """Empty queues under the instance's limits and the settings, whichever are tighter."""
-        own = OwnLimits(
-            label=self.label,
+    def kernel_rules(self, instance: Instance) -> KernelRules:
+        """Rules under an instance's limits and the settings, whichever are tighter."""
+        return family_rules(
+            instance,
             max_num_seqs=self.settings.max_num_seqs,
             max_tokens=self.settings.max_batched_tokens or instance.limits.max_model_len,
             watermark=self.settings.watermark,
             restarts_output=self.settings.emulate_bugs,
+            batch=Batch.PREFILL_ONLY,
         )
-        return SarathiVllmRun(instance, own)
-
-
-class SarathiVllmRun(FamilyRun):
-    """Queues of one run."""
-
-    def _base_rules(self) -> KernelRules | None:
-        """All of it."""
-        rules = super()._base_rules()
-        return rules and replace(rules, batch=Batch.PREFILL_ONLY)
-
-    def schedule(self, step: Step) -> None:
-        """Prompts first; decodes only if there is none."""
-        self.prefill_only(step)
-        if not step.batch:
-            self.decode_only(step)

@@ -13,19 +13,33 @@ once (Vidur waits for the next event, for ever if there is none).
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Sequence, Set
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from cspsched.policies.sarathi_family import FamilyRun, OwnLimits
+from cspsched.policies.sarathi_family import (
+    RequestAct,
+    RequestTest,
+    family_rules_by_request,
+    preempt_to_front,
+    submit_to_family,
+)
 from cspsched.policies.settings import require_at_least
 from cspsched.problem.instance import Instance
-from cspsched.simulate import Step
-from cspsched.simulate.kernel.each.family_parts import submit_to_family
-from cspsched.simulate.kernel.each.loops import make_loop
-from cspsched.simulate.kernel.each.rules import AnyRules
-from cspsched.simulate.kernel.each.vidur import take_back_or_repeat, vidur_step
+from cspsched.simulate.kernel.each.batch import decodes, missing_blocks, schedule
+from cspsched.simulate.kernel.each.flights import conclude_flight, flies_on, forget_landed
+from cspsched.simulate.kernel.each.layout import BATCHED, IDLE, IN_LOCKSTEP, LISTED, SECOND_LIST
+from cspsched.simulate.kernel.each.lockstep import can_decode_all, decode_all, lock, unlock
+from cspsched.simulate.kernel.each.loops import Act, Loop, make_loop
+from cspsched.simulate.kernel.each.rules import EachRules
+from cspsched.simulate.kernel.each.together import conclude_together
+from cspsched.simulate.kernel.jit import inner, merged
+from cspsched.simulate.kernel.layout import QUEUED, Kernel
+from cspsched.simulate.kernel.records import NOBODY
+from cspsched.simulate.kernel.repeat import repeat_decodes
+from cspsched.simulate.kernel.rules import Reserve
+
+FIXED = int(Reserve.FIXED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,97 +63,260 @@ class VidurSettings:
         return max(self.batch_size_cap // self.num_pipeline_stages, 1)
 
 
-run_vidur = make_loop("run_vidur", submit=submit_to_family, prepare=take_back_or_repeat, step=vidur_step)
+@dataclass(slots=True, kw_only=True)
+class VidurOwn:
+    """Settings, and the running requests that are not in flight: the first so many of IDLE.
 
-
-class VidurRun(FamilyRun):
-    """Queues of one run; by default decodes, then started prefills, then the queue, in one batch.
-
-    Attributes
-    ----------
-    running
-        Requests that hold KV blocks, in flight or not.
-    idle
-        Those of them that are not in flight, in the order in which they came back.
-    batches_in_flight
-        Batches that may run at a time.
-    max_in_batch
-        Most requests with which decodes and admissions may fill a batch.
+    They stand in the order in which they came back from a batch.
     """
 
-    decides_on_arrival = True
+    most_in_batch: int
+    """Most requests with which decodes and admissions may fill a batch."""
+    emulates_bugs: bool = False
+    padded_tokens: int = 0
+    """Most tokens of a batch of prompts, which run alone; 0: they do not."""
+    runs_to_end: bool = False
+    """Whether a batch of requests runs to its end before others are admitted."""
+    num_idle: int = 0
+    is_full: bool = False
+    """Whether this step admits none."""
+    leaked_blocks: int = 0
+    """KV blocks that a bug of FasterTransformer's has lost."""
 
-    def __init__(
-        self, instance: Instance, own: OwnLimits, *, batches_in_flight: int, max_in_batch: int
-    ) -> None:
-        super().__init__(instance, own)
-        self.batches_in_flight = batches_in_flight
-        self.max_in_batch = max_in_batch
-        self.idle: deque[int] = deque()
-        self._in_flight: deque[list[int]] = deque()
 
-    def kernel_rules(self) -> AnyRules | None:
-        """With one pipeline stage."""
-        if self.batches_in_flight > 1:
-            return None
-        own = self._own_rules()
-        return (
-            None if own is None else self._each_rules(run=run_vidur, most_in_batch=self.max_in_batch, **own)
-        )
+def vidur_rules(
+    instance: Instance,
+    run: Loop,
+    settings: VidurSettings,
+    *,
+    own: VidurOwn,
+    max_num_seqs: int,
+    watermark: float = 0.0,
+    **decisions: Any,
+) -> EachRules:
+    """Return the rules of a scheduler under an instance's limits; in lockstep with one pipeline stage."""
+    return family_rules_by_request(
+        instance,
+        run,
+        own=own,
+        max_num_seqs=max_num_seqs,
+        watermark=watermark,
+        flights=settings.num_pipeline_stages,
+        lockstep=settings.num_pipeline_stages == 1 and not own.emulates_bugs,
+        joins_from_batch=True,
+        **decisions,
+    )
 
-    def _own_rules(self) -> dict[str, Any] | None:
-        """What a scheduler decides for itself; None if the kernel does not know it."""
-        return None
 
-    def schedule(self, step: Step) -> None:
-        """Take back who has come back, and form a batch of them and of the queue."""
-        self._take_back(step.undelivered)
-        self.decide(step)
-        if step.batch:
-            self._in_flight.append(list(step.batch))
-            self.idle = deque(request for request in self.idle if request not in step.batch)
+def make_vidur_loop(name: str, step: Act) -> Loop:
+    """Return the loop of a scheduler that decides a batch by a step."""
+    return make_loop(
+        name,
+        submit=submit_to_family,
+        prepare=_take_back_or_repeat,
+        step=step,
+        conclude=_conclude,
+        goes_on=flies_on,
+    )
 
-    def retire(self, requests: Sequence[int]) -> None:
-        """Drop finished requests, who are in the oldest batch in flight."""
-        super().retire(requests)
-        ended = self._in_flight[0]
-        self._in_flight[0] = [request for request in ended if request not in requests]
 
-    def decide(self, step: Step) -> None:
-        """Decodes, then started prefills, then the queue."""
-        started = self.decode(step)
-        used = self.continue_prefills(step, started, len(step.batch))
-        self.idle.extendleft(request for request in reversed(started) if request not in step.batch)
-        self.admit(step, used, step.free_blocks)
+@inner
+def _conclude(k: Kernel) -> int:
+    """Run what was decided, in lockstep or as one of several batches in flight."""
+    return conclude_together(k) if k.now.lockstep else conclude_flight(k)
 
-    def decode(self, step: Step) -> list[int]:
-        """One token for each idle decode in turn, while the batch takes more; return the prefills passed by.
 
-        Victims are taken from the end of those whose turn has not come.
-        """
-        started = []
-        while self.idle and len(step.batch) < self.max_in_batch:
-            request = self.idle.popleft()
-            if not self.is_prefilled(step, request):
-                started.append(request)
-            elif step.free_blocks or self.make_room(step, request, self.idle, 0):
-                step.schedule(request, 1, step.missing_blocks(request, 1))
-        return started
+# Back from a batch.
 
-    def is_prefilled(self, step: Step, request: int) -> bool:
-        """Whether a request takes one token a batch."""
-        return step.decoding[request]
 
-    def may_admit(self, step: Step) -> bool:
-        """Whether the batch takes more requests."""
-        return len(step.batch) < self.max_in_batch
+@inner
+def _take_back_or_repeat(k: Kernel) -> bool:
+    """Before a step: take back the last batch; whether batches of the same decodes were run."""
+    if k.now.lockstep:
+        _take_back(k)
+    else:
+        _take_landed(k)
+    return _may_repeat(k) and _repeat(k)
 
-    def preempt(self, step: Step, request: int) -> None:
-        """Evict a request to the front of the queue."""
-        super().preempt(step, request)
-        self.running.remove(request)
 
-    def _take_back(self, undelivered: Set[int]) -> None:
-        """Make the requests of batches that have ended available, in the order of their batch."""
-        while self._in_flight and undelivered.isdisjoint(self._in_flight[0]):
-            self.idle.extend(self._in_flight.popleft())
+@inner
+def _take_back(k: Kernel) -> None:
+    """Put those of the last batch that have not finished behind those that were left out of it.
+
+    Decodes in lockstep are neither; they go on only if none is left out.
+    """
+    now, own, num_left = k.now, k.own, int(k.own.num_idle)
+    for position in range(now.num_batched):
+        request = k.slots[position, BATCHED]
+        if request != NOBODY and QUEUED < k.requests[request].phase < IN_LOCKSTEP:
+            k.slots[own.num_idle, IDLE] = request
+            own.num_idle += 1
+    if now.is_locked:
+        if now.must_unlock or num_left or (own.num_idle and own.padded_tokens):
+            own.num_idle = unlock(k, IDLE, int(own.num_idle), num_left)
+    elif now.may_lock and not (own.padded_tokens and list_idle_prefills(k)):
+        own.num_idle = lock(k, IDLE, int(own.num_idle))
+
+
+@inner
+def _take_landed(k: Kernel) -> None:
+    """The same where batches end later than they are processed.
+
+    With FasterTransformer's bug the blocks of all that finish before the last of their batch are lost.
+    """
+    now, own, num_left = k.now, k.own, 0
+    for position in range(now.num_landed):
+        request = k.slots[position, LISTED]
+        if k.requests[request].phase != QUEUED:
+            k.slots[own.num_idle, IDLE] = request
+            own.num_idle += 1
+            num_left += 1
+    if own.emulates_bugs and own.runs_to_end and num_left:
+        own.leaked_blocks += (now.num_landed - num_left) * now.fixed_blocks
+    forget_landed(k)
+
+
+@inner
+def _may_repeat(k: Kernel) -> bool:
+    """Whether all that run decode in lockstep, and none can be admitted."""
+    now, own = k.now, k.own
+    if not now.is_locked or not now.num_locked or now.num_locked != now.num_running:
+        return False
+    return bool(now.num_locked <= own.most_in_batch and (not now.num_waiting or own.runs_to_end))
+
+
+@inner
+def _repeat(k: Kernel) -> bool:
+    """Run batches of the same decodes; whether there was one."""
+    now, count = k.now, int(k.now.num_locked)
+    grows, mask = now.reserve != FIXED, int(now.calendar_mask)
+    steps = repeat_decodes(k, count, int(now.locked_context), mask, grows)
+    now.locked_context += count * steps
+    # None of the last batch is to be taken back once more.
+    now.num_batched = 0
+    return steps > 0
+
+
+# Parts of a step.
+
+
+@inner
+def may_admit(k: Kernel) -> bool:
+    """Whether the batch takes more requests."""
+    return bool(k.now.num_in_batch < k.own.most_in_batch and not k.own.is_full)
+
+
+@inner
+def keep_apart(k: Kernel, request: int) -> None:
+    """Let a request run: it will be found in the batch."""
+
+
+@inner
+def spare_blocks(k: Kernel) -> int:
+    """Free blocks that are not lost."""
+    return int(k.now.free_blocks - k.own.leaked_blocks)
+
+
+@inner
+def list_idle_prefills(k: Kernel) -> int:
+    """Put the idle requests with prefill left into SECOND_LIST, in order; how many."""
+    count = 0
+    for position in range(k.own.num_idle):
+        request = int(k.slots[position, IDLE])
+        if not decodes(k, request):
+            k.slots[count, SECOND_LIST] = request
+            count += 1
+    return count
+
+
+@inner
+def keep_left_out(k: Kernel) -> None:
+    """After a step: only what is left out of the batch stays idle."""
+    own, kept = k.own, 0
+    for position in range(own.num_idle):
+        request = k.slots[position, IDLE]
+        if not k.requests[request].tokens:
+            k.slots[kept, IDLE] = request
+            kept += 1
+    own.num_idle = kept
+
+
+def decode_with(
+    is_prefilled: RequestTest = decodes, give_way: RequestAct = preempt_to_front
+) -> Callable[[Kernel], int]:
+    """Return a step's part: one token for each idle decode in turn, while the batch takes more.
+
+    It returns how many prefills were passed by; they stand in SECOND_LIST and are idle no more. Victims are
+    taken from the end of those whose turn has not come.
+
+    Parameters
+    ----------
+    is_prefilled
+        Whether a request takes one token a batch.
+    give_way
+        How a request is preempted.
+    """
+
+    @inner
+    def decode(k: Kernel) -> int:
+        now, own, start, num_started = k.now, k.own, 0, 0
+        reserved = now.reserve == FIXED
+        if now.is_locked:
+            if now.num_locked <= own.most_in_batch and (reserved or can_decode_all(k)):
+                decode_all(k)
+            else:
+                own.num_idle = unlock(k, IDLE, int(own.num_idle), 0)
+        end = int(own.num_idle)
+        while start < end and now.num_in_batch < own.most_in_batch:
+            request = int(k.slots[start, IDLE])
+            start += 1
+            if not is_prefilled(k, request):
+                k.slots[num_started, SECOND_LIST] = request
+                num_started += 1
+                continue
+            while not now.free_blocks and not reserved and start < end:
+                end -= 1
+                give_way(k, int(k.slots[end, IDLE]))
+            if now.free_blocks or reserved:
+                schedule(k, request, 1, missing_blocks(k, request, 1))
+            else:
+                give_way(k, request)
+        own.num_idle = end - start
+        for position in range(end - start):
+            k.slots[position, IDLE] = k.slots[start + position, IDLE]
+        return num_started
+
+    return decode
+
+
+def decodes_first_with(
+    decode: Callable[[Kernel], int],
+    continue_prefills: Callable[[Kernel, int, int], int],
+    admit: Callable[[Kernel, int, int], None],
+) -> Act:
+    """Return a step: decodes, then started prefills, then the queue."""
+
+    @merged
+    def decodes_first(k: Kernel) -> None:
+        num_started = decode(k)
+        used = continue_prefills(k, num_started, int(k.now.num_in_batch))
+        _stand_in_front(k, num_started)
+        admit(k, used, spare_blocks(k))
+
+    return decodes_first
+
+
+@inner
+def _stand_in_front(k: Kernel, count: int) -> None:
+    """Let prefills that were passed by wait in front of those whose turn has not come."""
+    own, num_left = k.own, 0
+    for position in range(count):
+        request = k.slots[position, SECOND_LIST]
+        if not k.requests[request].tokens:
+            k.slots[num_left, SECOND_LIST] = request
+            num_left += 1
+    for position in range(own.num_idle - 1, -1, -1):
+        k.slots[position + num_left, IDLE] = k.slots[position, IDLE]
+    for position in range(num_left):
+        k.slots[position, IDLE] = k.slots[position, SECOND_LIST]
+    own.num_idle += num_left

@@ -12,18 +12,27 @@ emulate_bugs FasterTransformer never gives back the blocks of requests that fini
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from cspsched.policies.batching import Compiled, Configured
-from cspsched.policies.reserving import ReservingRun
-from cspsched.policies.sarathi_family import OwnLimits
-from cspsched.policies.vidur_family import VidurRun, VidurSettings
+from cspsched.policies.batching import Configured
+from cspsched.policies.reserving import longest_blocks
+from cspsched.policies.sarathi_family import admit_with, continue_with, whole_prompt
+from cspsched.policies.vidur_family import (
+    VidurOwn,
+    VidurSettings,
+    decode_with,
+    decodes_first_with,
+    keep_apart,
+    keep_left_out,
+    make_vidur_loop,
+    may_admit,
+    vidur_rules,
+)
 from cspsched.problem.instance import Instance, Limits
-from cspsched.simulate import Step
-from cspsched.simulate.kernel.each.rules import Mode
+from cspsched.simulate.kernel.each.rules import EachRules
+from cspsched.simulate.kernel.jit import inner, merged
+from cspsched.simulate.kernel.layout import Kernel
 from cspsched.simulate.kernel.rules import Reserve
 
 
@@ -53,91 +62,66 @@ class VidurFasterTransformerSettings(VidurOrcaSettings):
 
 
 @dataclass(frozen=True, slots=True)
-class VidurOrca(Compiled, Configured):
+class VidurOrca(Configured):
     """Vidur's Orca: decodes first and whole prompts beside them, memory reserved to the longest length."""
 
     settings: VidurOrcaSettings = VidurOrcaSettings()
     name: ClassVar[str] = "vidur-orca"
     settings_type: ClassVar[type[VidurOrcaSettings]] = VidurOrcaSettings
 
-    def new_run(self, instance: Instance) -> VidurReservingRun:
-        """Empty queues under the instance's limits and the settings, whichever are tighter.
-
-        Raises
-        ------
-        UsageError
-            If max_model_len is not known, or is more than the device holds.
-        """
-        return VidurReservingRun(instance, self.settings, self.label)
+    def kernel_rules(self, instance: Instance) -> EachRules:
+        """Rules under an instance's limits and the settings, whichever are tighter."""
+        return _rules(instance, self.settings, runs_to_end=False)
 
 
 @dataclass(frozen=True, slots=True)
-class VidurFasterTransformer(Compiled, Configured):
+class VidurFasterTransformer(Configured):
     """Vidur's FasterTransformer: a batch of requests runs to its end before the next is formed."""
 
     settings: VidurFasterTransformerSettings = VidurFasterTransformerSettings()
     name: ClassVar[str] = "vidur-faster-transformer"
     settings_type: ClassVar[type[VidurFasterTransformerSettings]] = VidurFasterTransformerSettings
 
-    def new_run(self, instance: Instance) -> VidurFasterTransformerRun:
-        """Empty queues under the instance's limits and the settings, whichever are tighter.
-
-        Raises
-        ------
-        UsageError
-            If max_model_len is not known, or is more than the device holds.
-        """
-        return VidurFasterTransformerRun(instance, self.settings, self.label)
+    def kernel_rules(self, instance: Instance) -> EachRules:
+        """Rules under an instance's limits and the settings, whichever are tighter."""
+        return _rules(instance, self.settings, runs_to_end=True)
 
 
-class VidurReservingRun(VidurRun, ReservingRun):
-    """Queues of one run: the reservation of `ReservingRun`, in the batches of `VidurRun`."""
+def _rules(instance: Instance, settings: VidurOrcaSettings, *, runs_to_end: bool) -> EachRules:
+    most = settings.batch_requests(instance.limits)
+    own = VidurOwn(
+        most_in_batch=most,
+        emulates_bugs=settings.emulate_bugs and runs_to_end,
+        runs_to_end=runs_to_end,
+    )
+    return vidur_rules(
+        instance,
+        run_vidur_reserving,
+        settings,
+        own=own,
+        max_num_seqs=most * settings.num_pipeline_stages,
+        reserve=Reserve.FIXED,
+        fixed_blocks=longest_blocks(instance.limits),
+    )
 
-    def __init__(self, instance: Instance, settings: VidurOrcaSettings, label: str) -> None:
-        max_in_batch = settings.batch_requests(instance.limits)
-        own = OwnLimits(label=label, max_num_seqs=max_in_batch * settings.num_pipeline_stages)
-        super().__init__(
-            instance, own, batches_in_flight=settings.num_pipeline_stages, max_in_batch=max_in_batch
-        )
 
-    def _own_rules(self) -> dict[str, Any] | None:
-        """All of it."""
-        return {"mode": Mode.WHOLE, "reserve": Reserve.FIXED, "fixed_blocks": self._blocks[0]}
-
-    def make_room(self, step: Step, request: int, queue: deque[int], promised: int) -> bool:
-        """Nobody needs a block: all are reserved."""
-        return True
+@inner
+def _longest_blocks(k: Kernel, request: int) -> int:
+    """Blocks that an admission takes."""
+    return int(k.now.fixed_blocks)
 
 
-class VidurFasterTransformerRun(VidurReservingRun):
-    """Queues of one run, and the blocks that the bug has lost."""
+_continue_prefills = continue_with(whole_prompt)
+_admit = admit_with(whole_prompt, may_admit=may_admit, blocks_to_admit=_longest_blocks, enter=keep_apart)
+_decodes_first = decodes_first_with(decode_with(), _continue_prefills, _admit)
 
-    def __init__(self, instance: Instance, settings: VidurOrcaSettings, label: str) -> None:
-        super().__init__(instance, settings, label)
-        self._leaks = settings.emulate_bugs
-        self._leaked_blocks = 0
-        self._forms_batch = True
 
-    def _own_rules(self) -> dict[str, Any] | None:
-        """All of it but the bug."""
-        rules = super()._own_rules()
-        return None if self._leaks or rules is None else rules | {"groups": True}
+@merged
+def vidur_reserving_step(k: Kernel) -> None:
+    """Decodes, then started prefills, then the queue; or only the batch that came back."""
+    k.own.is_full = k.own.runs_to_end and k.own.num_idle + k.now.num_locked > 0
+    _decodes_first(k)
+    keep_left_out(k)
 
-    def decide(self, step: Step) -> None:
-        """Go on with the batch that came back; form one only if there is none."""
-        self._forms_batch = not self.idle
-        super().decide(step)
 
-    def may_admit(self, step: Step) -> bool:
-        """Whether a batch is being formed and takes more requests."""
-        return self._forms_batch and super().may_admit(step)
-
-    def admit(self, step: Step, used: int, spare_blocks: int) -> None:
-        """Admit as all others do, in the blocks that are not lost."""
-        super().admit(step, used, spare_blocks - self._leaked_blocks)
-
-    def retire(self, requests: Sequence[int]) -> None:
-        """Drop finished requests; with the bug the blocks of all but the last of a batch are lost."""
-        super().retire(requests)
-        if self._leaks and self._in_flight[0]:
-            self._leaked_blocks += sum(self.blocks_to_admit(request, 0) for request in requests)
+run_vidur_reserving = make_vidur_loop("run_vidur_reserving", vidur_reserving_step)

@@ -11,17 +11,31 @@ in blocks taken one by one.
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from cspsched.policies.batching import Compiled, Configured
-from cspsched.policies.sarathi_family import OwnLimits
+from cspsched.policies.batching import Configured
+from cspsched.policies.sarathi_family import admit_with, continue_with, preempt_to_front
 from cspsched.policies.settings import require_fraction
-from cspsched.policies.vidur_family import VidurRun, VidurSettings
+from cspsched.policies.vidur_family import (
+    VidurOwn,
+    VidurSettings,
+    decode_with,
+    decodes_first_with,
+    keep_apart,
+    keep_left_out,
+    make_vidur_loop,
+    may_admit,
+    vidur_rules,
+)
 from cspsched.problem.instance import Instance
-from cspsched.simulate import Step
-from cspsched.simulate.kernel.each.rules import Mode
+from cspsched.simulate.kernel.batch import blocks_of
+from cspsched.simulate.kernel.each.batch import decodes, known_tokens
+from cspsched.simulate.kernel.each.layout import IDLE
+from cspsched.simulate.kernel.each.lists import sort_by_key
+from cspsched.simulate.kernel.each.rules import EachRules
+from cspsched.simulate.kernel.jit import inner, merged
+from cspsched.simulate.kernel.layout import Kernel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,68 +53,80 @@ class VidurSarathiSettings(VidurSettings):
 
 
 @dataclass(frozen=True, slots=True)
-class VidurSarathi(Compiled, Configured):
+class VidurSarathi(Configured):
     """Vidur's Sarathi: every decode in every batch, and prefill chunks in what the chunk leaves."""
 
     settings: VidurSarathiSettings = VidurSarathiSettings()
     name: ClassVar[str] = "vidur-sarathi"
     settings_type: ClassVar[type[VidurSarathiSettings]] = VidurSarathiSettings
 
-    def new_run(self, instance: Instance) -> VidurSarathiRun:
-        """Empty queues under the instance's limits and the settings, whichever are tighter."""
-        return VidurSarathiRun(instance, self.settings, self.label)
-
-
-class VidurSarathiRun(VidurRun):
-    """Queues of one run."""
-
-    def __init__(self, instance: Instance, settings: VidurSarathiSettings, label: str) -> None:
-        own = OwnLimits(
-            label=label, max_num_seqs=settings.batch_size_cap, watermark=settings.watermark_blocks_fraction
-        )
-        super().__init__(
+    def kernel_rules(self, instance: Instance) -> EachRules:
+        """Rules under an instance's limits and the settings, whichever are tighter."""
+        settings, limits = self.settings, instance.limits
+        own = VidurOwn(most_in_batch=settings.micro_batch_requests, emulates_bugs=settings.emulate_bugs)
+        return vidur_rules(
             instance,
-            own,
-            batches_in_flight=settings.num_pipeline_stages,
-            max_in_batch=settings.micro_batch_requests,
-        )
-        self._chunk = min(settings.chunk_size, self.max_tokens)
-        self._forgets_prompts = settings.emulate_bugs
-        # What Vidur takes for the prompt of a request that was preempted, where it differs.
-        self._remembered: dict[int, int] = {}
-
-    def _own_rules(self) -> dict[str, Any] | None:
-        """All of it but the bug."""
-        if self._forgets_prompts:
-            return None
-        return {"mode": Mode.STALL_FREE, "max_tokens": self._chunk, "longest_prompt": 0}
-
-    def decide(self, step: Step) -> None:
-        """Decodes, then started prefills, then the queue; who is left out is sorted by arrival."""
-        super().decide(step)
-        self.idle = deque(sorted(self.idle, key=self.arrival_ns.__getitem__))
-
-    def is_prefilled(self, step: Step, request: int) -> bool:
-        """Whether the prompt, or what is remembered of it, is processed."""
-        return step.decoding[request] or step.computed_tokens[request] >= self._remembered.get(
-            request, step.known_tokens[request]
+            run_vidur_sarathi,
+            settings,
+            own=own,
+            max_num_seqs=settings.batch_size_cap,
+            watermark=settings.watermark_blocks_fraction,
+            max_tokens=min(settings.chunk_size, limits.max_batch_tokens),
         )
 
-    def prefill_tokens(self, request: int, lacking: int, computed: int, used: int) -> int:
-        """What the chunk leaves, or less."""
-        prompt = self._remembered.get(request, computed + lacking)
-        return max(min(prompt - computed, self._chunk - used), 0)
 
-    def blocks_to_admit(self, request: int, known: int) -> int:
-        """Blocks of the whole prompt, or of what is remembered of it."""
-        return super().blocks_to_admit(request, self._remembered.get(request, known))
+@inner
+def _prompt_tokens(k: Kernel, request: int) -> int:
+    """Known tokens to be prefilled, or those that are remembered of them."""
+    if k.own.emulates_bugs and k.notes[request].remembered:
+        return int(k.notes[request].remembered)
+    return known_tokens(k, request)
 
-    def preempt(self, step: Step, request: int) -> None:
-        """Evict a request to the front of the queue; with the bug it remembers only what it had processed."""
-        if self._forgets_prompts:
-            # Processed tokens as Vidur counts them: the end of a prefill has produced one more.
-            processed = step.computed_tokens[request] + self.is_prefilled(step, request)
-            self._remembered.pop(request, None)
-            if processed < step.known_tokens[request]:
-                self._remembered[request] = processed
-        super().preempt(step, request)
+
+@inner
+def _prompt_blocks(k: Kernel, request: int) -> int:
+    """Blocks of these tokens."""
+    return blocks_of(k, _prompt_tokens(k, request))
+
+
+@inner
+def _chunk(k: Kernel, request: int, used: int) -> int:
+    """What the chunk leaves, or less."""
+    lacking = _prompt_tokens(k, request) - int(k.requests[request].kv_tokens)
+    return max(min(lacking, int(k.now.max_tokens) - used), 0)
+
+
+@inner
+def _is_prefilled(k: Kernel, request: int) -> bool:
+    """Whether a request takes one token a batch: its prompt, or what is remembered of it, is processed."""
+    if decodes(k, request) or not k.own.emulates_bugs:
+        return decodes(k, request)
+    remembered = k.notes[request].remembered
+    return bool(remembered and k.requests[request].kv_tokens >= remembered)
+
+
+@inner
+def _restart(k: Kernel, request: int) -> None:
+    """Evict a request to the front of the queue; with the bug it remembers only what it had processed."""
+    if k.own.emulates_bugs:
+        # Processed tokens as Vidur counts them: the end of a prefill has produced one more.
+        processed = k.requests[request].kv_tokens + _is_prefilled(k, request)
+        k.notes[request].remembered = processed if processed < known_tokens(k, request) else 0
+    preempt_to_front(k, request)
+
+
+_decode = decode_with(_is_prefilled, _restart)
+_continue_prefills = continue_with(_chunk)
+_admit = admit_with(_chunk, may_admit=may_admit, blocks_to_admit=_prompt_blocks, enter=keep_apart)
+_decodes_first = decodes_first_with(_decode, _continue_prefills, _admit)
+
+
+@merged
+def vidur_sarathi_step(k: Kernel) -> None:
+    """Decodes, then started prefills, then the queue; what is left out is sorted by arrival."""
+    _decodes_first(k)
+    sort_by_key(k, IDLE, int(k.own.num_idle))
+    keep_left_out(k)
+
+
+run_vidur_sarathi = make_vidur_loop("run_vidur_sarathi", vidur_sarathi_step)

@@ -10,18 +10,30 @@ here with emulate_bugs.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from cspsched.policies.batching import Compiled, Configured
-from cspsched.policies.sarathi_family import OwnLimits
+from cspsched.policies.batching import Configured
+from cspsched.policies.sarathi_family import admit_with, continue_with, whole_prompt
 from cspsched.policies.settings import require_fraction
-from cspsched.policies.vidur_family import VidurRun, VidurSettings
+from cspsched.policies.vidur_family import (
+    VidurOwn,
+    VidurSettings,
+    decode_with,
+    keep_apart,
+    keep_left_out,
+    list_idle_prefills,
+    make_vidur_loop,
+    may_admit,
+    spare_blocks,
+    vidur_rules,
+)
 from cspsched.problem.instance import Instance
-from cspsched.simulate import Step
-from cspsched.simulate.kernel.each.rules import Mode
+from cspsched.simulate.kernel.each.layout import BATCHED, IDLE
+from cspsched.simulate.kernel.each.lists import sort_by_key
+from cspsched.simulate.kernel.each.rules import EachRules
+from cspsched.simulate.kernel.jit import inner, merged
+from cspsched.simulate.kernel.layout import Kernel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,55 +51,58 @@ class VidurVllmSettings(VidurSettings):
 
 
 @dataclass(frozen=True, slots=True)
-class VidurVllm(Compiled, Configured):
+class VidurVllm(Configured):
     """Vidur's vLLM (early 2024): batches of whole prompts first, under a padded budget."""
 
     settings: VidurVllmSettings = VidurVllmSettings()
     name: ClassVar[str] = "vidur-vllm"
     settings_type: ClassVar[type[VidurVllmSettings]] = VidurVllmSettings
 
-    def new_run(self, instance: Instance) -> VidurVllmRun:
-        """Empty queues under the instance's limits and the settings, whichever are tighter."""
-        return VidurVllmRun(instance, self.settings, self.label)
-
-
-class VidurVllmRun(VidurRun):
-    """Queues of one run."""
-
-    def __init__(self, instance: Instance, settings: VidurVllmSettings, label: str) -> None:
-        own = OwnLimits(
-            label=label, max_num_seqs=settings.batch_size_cap, watermark=settings.watermark_blocks_fraction
+    def kernel_rules(self, instance: Instance) -> EachRules:
+        """Rules under an instance's limits and the settings, whichever are tighter."""
+        settings = self.settings
+        own = VidurOwn(
+            most_in_batch=settings.micro_batch_requests,
+            emulates_bugs=settings.emulate_bugs,
+            padded_tokens=settings.max_tokens_in_batch,
         )
-        super().__init__(
+        return vidur_rules(
             instance,
-            own,
-            batches_in_flight=settings.num_pipeline_stages,
-            max_in_batch=settings.micro_batch_requests,
+            run_vidur_vllm,
+            settings,
+            own=own,
+            max_num_seqs=settings.batch_size_cap,
+            watermark=settings.watermark_blocks_fraction,
+            sorts_by_key=True,
         )
-        self._padded_tokens = settings.max_tokens_in_batch
-        self._long_prompts_go_alone = not settings.emulate_bugs
-        self._batch: Mapping[int, int] = {}
 
-    def _own_rules(self) -> dict[str, Any] | None:
-        """All of it but the bug."""
-        if not self._long_prompts_go_alone:
-            return None
-        return {"mode": Mode.PADDED, "padded_tokens": self._padded_tokens}
 
-    def decide(self, step: Step) -> None:
-        """Prompts; if there is none, decodes in the order of arrival."""
-        self._batch = step.batch
-        started = [request for request in self.idle if not step.decoding[request]]
-        used = self.continue_prefills(step, started, 0)
-        self.admit(step, used, step.free_blocks)
-        if not step.batch:
-            self.idle = deque(sorted(self.idle, key=self.arrival_ns.__getitem__))
-            self.decode(step)
+@inner
+def _padded_prompt(k: Kernel, request: int, used: int) -> int:
+    """All tokens of a prompt, if the batch padded to its longest prompt stays within the budget."""
+    tokens = whole_prompt(k, request, used)
+    if not used and not k.own.emulates_bugs:
+        return tokens
+    longest = tokens
+    for position in range(k.now.num_batched):
+        longest = max(longest, int(k.requests[k.slots[position, BATCHED]].tokens))
+    return tokens if (k.now.num_in_batch + 1) * longest <= k.own.padded_tokens else 0
 
-    def prefill_tokens(self, request: int, lacking: int, computed: int, used: int) -> int:
-        """All tokens of a prompt, if the batch padded to its longest prompt stays within the budget."""
-        tokens = super().prefill_tokens(request, lacking, computed, used)
-        if self._long_prompts_go_alone and not used:
-            return tokens
-        longest = max(tokens, *self._batch.values()) if self._batch else tokens
-        return tokens if (len(self._batch) + 1) * longest <= self._padded_tokens else 0
+
+_continue_prefills = continue_with(_padded_prompt)
+_admit = admit_with(_padded_prompt, may_admit=may_admit, enter=keep_apart)
+_decode = decode_with()
+
+
+@merged
+def vidur_vllm_step(k: Kernel) -> None:
+    """Prompts; if there is none, decodes in the order of arrival."""
+    used = _continue_prefills(k, list_idle_prefills(k), 0)
+    _admit(k, used, spare_blocks(k))
+    if not k.now.num_in_batch:
+        sort_by_key(k, IDLE, int(k.own.num_idle))
+        _decode(k)
+    keep_left_out(k)
+
+
+run_vidur_vllm = make_vidur_loop("run_vidur_vllm", vidur_vllm_step)

@@ -4,22 +4,24 @@ Source: rules written down from the behaviour of the real scheduler; whole recor
 mode, with recompute and with swap, are reproduced by `tests/test_conformance.py`. A request whose refill
 outgrows the limits vanishes from vLLM (FINISHED_IGNORED: a bug, for `emulate_bugs`; here it is an error,
 see `sarathi_family.py` for this and for the watermark of an empty device). The engine refuses
-max_num_batched_tokens < max_num_seqs; here the tighter binds. For preemption by swap see `vllm_v0_runs.py`.
+max_num_batched_tokens < max_num_seqs; here the tighter binds. For preemption by swap see `vllm_v0_steps.py`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from cspsched.errors import UsageError
-from cspsched.policies.batching import Compiled, Configured
-from cspsched.policies.sarathi_family import OwnLimits
+from cspsched.policies.batching import Configured
+from cspsched.policies.sarathi_family import family_rules, family_rules_by_request
 from cspsched.policies.settings import require_at_least, require_fraction
-from cspsched.policies.vllm_v0_runs import PartialPrefills, V0ChunkedRun, V0DefaultRun, V0Run
+from cspsched.policies.vllm_v0_steps import V0Own, run_chunked, run_whole_prompts
 from cspsched.policies.vllm_v1 import BY_PRIORITY, QueueOrder
 from cspsched.problem.instance import Instance, Limits, Preemption
+from cspsched.simulate.kernel.each.rules import AnyRules
+from cspsched.simulate.kernel.rules import Batch, Order
 
 SMALLEST_DEFAULT_BUDGET = 2048
 """Default of max_num_batched_tokens for short models, and with chunked prefill for all."""
@@ -88,36 +90,53 @@ class VllmV0Settings:
 
 
 @dataclass(frozen=True, slots=True)
-class VllmV0(Compiled, Configured):
+class VllmV0(Configured):
     """vLLM V0 (0.9.2): batches of whole prompts first, decodes only when none is admitted; or chunked."""
 
     settings: VllmV0Settings = VllmV0Settings()
     name: ClassVar[str] = "vllm-v0"
     settings_type: ClassVar[type[VllmV0Settings]] = VllmV0Settings
 
-    def new_run(self, instance: Instance) -> V0Run:
-        """Empty queues under the instance's limits and the settings, whichever are tighter."""
-        settings, budget = self.settings, self.settings.token_budget(instance.limits)
-        swaps = settings.preemption_mode is PreemptionMode.SWAP
+    def kernel_rules(self, instance: Instance) -> AnyRules:
+        """Rules under an instance's limits and the settings, whichever are tighter.
+
+        The aggregated loop knows whole prompts first without delay, priority, swap and bugs.
+
+        Raises
+        ------
+        UsageError
+            If the instance does not allow the preemption that the settings ask for.
+        """
+        settings, limits = self.settings, instance.limits
+        budget, swaps = settings.token_budget(limits), settings.preemption_mode is PreemptionMode.SWAP
         by_priority = settings.policy is QueueOrder.PRIORITY
         if swaps:
             self._require_swap(instance.switches.preemption, by_priority=by_priority)
-        own = OwnLimits(
-            label=self.label,
-            max_num_seqs=min(settings.max_num_seqs, budget or settings.max_num_seqs),
-            max_tokens=budget,
-            watermark=settings.watermark,
-            drops_above=self._longest_prompt(instance.limits) if settings.emulate_bugs else None,
+        own = V0Own(
+            swaps=swaps,
+            delay=float(settings.delay_factor),
+            by_priority=by_priority,
+            most_partial=settings.max_num_partial_prefills,
+            most_long=settings.max_long_partial_prefills,
+            long_tokens=settings.long_tokens(limits),
         )
+        common: dict[str, Any] = {
+            "max_num_seqs": min(settings.max_num_seqs, budget or settings.max_num_seqs),
+            "max_tokens": budget,
+            "watermark": settings.watermark,
+        }
+        by_request: dict[str, Any] = {
+            "own": own,
+            "host_blocks": limits.host_kv_blocks if swaps else 0,
+            "drops_above": self._longest_prompt(limits) if settings.emulate_bugs else 0,
+        }
         if settings.enable_chunked_prefill:
-            partial = PartialPrefills(
-                most=settings.max_num_partial_prefills,
-                most_long=settings.max_long_partial_prefills,
-                long_tokens=settings.long_tokens(instance.limits),
-            )
-            return V0ChunkedRun(instance, own, partial, swaps=swaps)
-        return V0DefaultRun(
-            instance, own, swaps=swaps, delay_factor=settings.delay_factor, by_priority=by_priority
+            return family_rules_by_request(instance, run_chunked, longest_prompt=0, **common, **by_request)
+        if not (swaps or settings.delay_factor or by_priority or settings.emulate_bugs):
+            return family_rules(instance, batch=Batch.PREFILL_ONLY, **common)
+        order = Order.PRIORITY if by_priority else Order.ARRIVAL
+        return family_rules_by_request(
+            instance, run_whole_prompts, order=order, sorts_by_key=by_priority, **common, **by_request
         )
 
     def _longest_prompt(self, limits: Limits) -> int:

@@ -155,8 +155,8 @@ def replay_vidur_case(folder: Path, *, tables: Path | None = None, emulate_bugs:
 def judge_vidur_run(run: VidurRun, engine: Engine = Engine.PLAIN) -> Replay:
     """Replay a run; what keeps it from being replayed becomes its verdict."""
     if engine is Engine.COMPILED:
-        # Its batches overlap on the stages of a machine, which only the clear engine hands them to.
-        reason = "the compiled kernel runs batches one by one, not on Vidur's machine"
+        # Its batches overlap on the stages of a machine, which only plain Python hands them to.
+        reason = "compiled code cannot hand batches to Vidur's machine"
         return Replay(case=run.name, verdict=Verdict.NOT_SIMULATED, reason=reason)
     try:
         replay = replay_vidur_case(run.folder)

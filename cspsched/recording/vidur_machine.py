@@ -88,7 +88,7 @@ class VidurMachine:
         self._forgets_prompts = emulate_bugs
         self._stage_free_fs = [0] * tables.num_stages
 
-    def run(self, batch: Mapping[int, int], computed: Sequence[int], *, ready_ns: int) -> tuple[int, int]:
+    def run(self, batch: Mapping[int, int], computed: Mapping[int, int], *, ready_ns: int) -> tuple[int, int]:
         """Pass the stages: each takes the batch once it has left the stage before and the stage is free.
 
         Raises

@@ -17,7 +17,8 @@ from cspsched.problem.request import Request
 from cspsched.recording.engines import NotSimulatedError
 from cspsched.recording.vidur_case import BatchRow
 from cspsched.recording.vidur_machine import VidurMachine, VidurRequest
-from cspsched.simulate import Policy, ReplicaView, Simulation, StepReplica
+from cspsched.simulate import Policy, ReplicaView, Simulation
+from cspsched.simulate.kernel import KernelReplica
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +96,7 @@ class Replicas:
         def count(view: ReplicaView) -> int:
             return view.num_waiting if self.emulate_bugs else len(view.outstanding)
 
-        def choose(number: int, replicas: Sequence[StepReplica]) -> int:
+        def choose(number: int, replicas: Sequence[KernelReplica]) -> int:
             for replica in replicas:
                 replica.advance(requests[number].arrival_ns)
             counts = [count(replica.view) for replica in replicas]
@@ -104,7 +105,7 @@ class Replicas:
         return self._run(requests, choose)
 
     def _run(
-        self, requests: Sequence[Request], choose: Callable[[int, Sequence[StepReplica]], int]
+        self, requests: Sequence[Request], choose: Callable[[int, Sequence[KernelReplica]], int]
     ) -> list[ReplicaRun]:
         # The machine prices the batches; an instance has to have a cost all the same.
         cost = CostModel(name="vidur-tables", step=Fraction(1))
@@ -115,7 +116,7 @@ class Replicas:
         machines = [
             VidurMachine(requests, self.tables, emulate_bugs=self.emulate_bugs) for _ in range(self.count)
         ]
-        replicas = [StepReplica(instance, self.policy, machine=machine) for machine in machines]
+        replicas = [KernelReplica(instance, self.policy, plain=True, machine=machine) for machine in machines]
         parts: list[list[int]] = [[] for _ in replicas]
         for number in range(len(requests)):
             chosen = choose(number, replicas)

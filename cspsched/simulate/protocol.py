@@ -58,8 +58,8 @@ class StepPolicy(Policy, Protocol):
 class Machine(Protocol):
     """Where batches run, if not one by one at the instance's cost. Its tick is what it takes for 1 ns."""
 
-    def run(self, batch: Mapping[int, int], computed: Sequence[int], *, ready_ns: int) -> tuple[int, int]:
+    def run(self, batch: Mapping[int, int], computed: Mapping[int, int], *, ready_ns: int) -> tuple[int, int]:
         """Run a batch {request: tokens} decided at `ready_ns` and return its start and end.
 
-        `computed` are the KV entries of every request before the batch. Batches end in the order of calls.
+        `computed` are the KV entries of its requests before it. Batches end in the order of calls.
         """

@@ -17,6 +17,7 @@ from cspsched.problem.instance import Instance, Limits
 from cspsched.problem.request import Request
 from cspsched.referee.rules import find_violations
 from cspsched.simulate import PolicyError, simulate
+from cspsched.simulate.kernel import KernelReplica
 from tests.support.strategies import UNIT
 from tests.support.tight_instances import check
 
@@ -315,7 +316,7 @@ class Pipeline:
     def __init__(self, stages: int) -> None:
         self.free = [0] * stages
 
-    def run(self, batch: Mapping[int, int], computed: Sequence[int], *, ready_ns: int) -> tuple[int, int]:
+    def run(self, batch: Mapping[int, int], computed: Mapping[int, int], *, ready_ns: int) -> tuple[int, int]:
         start = max(ready_ns, self.free[0])
         for stage, time in enumerate(stage_times(batch, len(self.free))):
             ready_ns = self.free[stage] = max(ready_ns, self.free[stage]) + time
@@ -366,7 +367,11 @@ def cases(draw: st.DrawFn, scheduler: str) -> tuple[Instance, Setup]:
 
 
 def ours(instance: Instance, setup: Setup) -> list[Row]:
-    simulation = simulate(instance, make_policy(setup.text), machine=Pipeline(setup.stages))
+    machine = Pipeline(setup.stages)
+    replica = KernelReplica(instance, make_policy(setup.text), plain=True, machine=machine)
+    for request in sorted(range(len(instance.requests)), key=lambda i: instance.requests[i].arrival_ns):
+        replica.submit(request)
+    simulation = replica.finish()
     schedule = simulation.schedule
     rows = []
     for j in range(schedule.num_batches):

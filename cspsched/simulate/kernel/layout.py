@@ -44,6 +44,8 @@ ALL_SERVED = 2**62
 FINISHED, LOG_FULL, STUCK, LIVELOCK, PROMPT_REFUSED, TOO_LONG, NO_HOST_ROOM, HOST_FULL = range(8)
 FIRST_QUESTION = 16
 """From here on the answer is a question to a policy in Python."""
+ASK_MACHINE = 20
+"""The question to a machine: when the batch that was decided starts and ends."""
 LAST_CLOCK_NS = 2**61
 LAST_COUNT = 2**31 - 2**27
 """Batches and admissions are counted in 32 bits."""

@@ -46,10 +46,12 @@ class Now:
         Batches with decodes so far.
     num_restored, moved_blocks
         Requests that came back from host memory in this step; blocks to be moved before the next batch.
-    swapped_start, num_swapped
-        vLLM V0: where the queue of swapped requests begins in its ring, and its length.
-    long_left, slot_tokens
-        vLLM V0: long prompts that may start in this step, and the share of a prefill in the budget.
+    num_flying, num_landed, landing_ns
+        Batches in flight, those of LISTED whose batch has ended, and when the oldest batch in flight ends.
+    num_seen
+        Requests that had arrived when the last batch was launched.
+    on_machine
+        Whether a machine says when batches start and end.
     kv_blocks
         From here on: fields of `KernelRules` and `EachRules` by their names.
     """
@@ -84,10 +86,11 @@ class Now:
     num_restored: int = 0
     moved_blocks: int = 0
     free_host_blocks: int = 0
-    swapped_start: int = 0
-    num_swapped: int = 0
-    long_left: int = 0
-    slot_tokens: int = 0
+    num_flying: int = 0
+    num_landed: int = 0
+    num_seen: int = 0
+    landing_ns: int = 0
+    on_machine: int = 0
     num_fruitless: int = 0
     num_batches: int = 0
     batch_row: int = 0
@@ -104,16 +107,8 @@ class Now:
     num_batched: int = 0
     decision: int = 0
     heap_size: int = 0
-    group_left: int = 0
-    is_full: int = 0
     front: int = 0
-    batch_start_ns: int = 0
-    last_prompt_ns: int = 0
-    last_was_prompt: int = 0
     num_idle: int = 0
-    num_steps: int = 0
-    last_prefill_step: int = 0
-    capacity_bound: int = 0
     queue_start: int = 0
     renumbers: int = 0
     is_in_flight: int = 0
@@ -140,8 +135,6 @@ class Now:
     has_answer: int = 0
     answer: int = 0
     chunk_given: int = 0
-    num_queued: int = 0
-    longest_ns: float = 0.0
     length_count: Counts = field(default_factory=_counts)
     length_sum: Counts = field(default_factory=_counts)
     kv_blocks: int = 0
@@ -167,40 +160,27 @@ class Now:
     exact_requests: int = 0
     batch_tokens: int = 0
     most_holders: int = 0
-    mode: int = 0
-    evict: int = 0
-    queue_after_eviction: int = 0
-    groups: int = 0
     learns_lengths: int = 0
     clients: int = 0
-    by_arrival: int = 0
-    most_in_batch: int = 0
-    padded_tokens: int = 0
-    stage_tokens: int = 0
-    num_stages: int = 0
-    by_importance: int = 0
-    adaptive: int = 0
     lookahead: int = 0
     max_model_len: int = 0
-    interval: int = 0
     decides_ahead: int = 0
     most_new_tokens: int = 0
     host_blocks: int = 0
+    flights: int = 0
+    swaps: int = 0
     caches_prefixes: int = 0
     first_free: int = 0
     last_free: int = 0
     num_unseen: int = 0
-    swaps: int = 0
-    most_partial: int = 0
-    most_long: int = 0
     restarts_output: int = 0
     lockstep: int = 0
     keeps_order: int = 0
+    sorts_by_key: int = 0
+    joins_from_batch: int = 0
     stands_by_admission: int = 0
     drops_above: int = 0
-    starvation_period: int = 0
     asks: int = 0
-    ratio: float = 0.0
 
 
 @dataclass(slots=True)
@@ -254,6 +234,10 @@ class RequestNotes:
         service that it got.
     priority, is_victim
         Whom it may retract, and whether it is to go.
+    flight, lands_ns
+        Batch in which it is in flight, and the end of that.
+    remembered
+        Tokens that Vidur's Sarathi takes for its prompt, if they are others (emulated bug).
     host_tokens, host_blocks, decodes_on_host
         What it has in host memory, and whether it decodes when it comes back.
     first_place, num_entered, hit_tokens, num_unseen
@@ -276,6 +260,8 @@ class RequestNotes:
     is_victim: Int32 = 0
     is_queued: Int32 = 0
     is_relegated: Int32 = 0
+    flight: Int32 = 0
+    remembered: Int32 = 0
     host_tokens: Int32 = 0
     host_blocks: Int32 = 0
     decodes_on_host: Int32 = 0
@@ -288,6 +274,7 @@ class RequestNotes:
     idle_since_ns: int = 0
     priority: int = 0
     submitted_as: int = 0
+    lands_ns: int = 0
     tier: int = 0
     left_ns: int = 0
     service: float = 0.0

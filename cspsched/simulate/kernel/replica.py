@@ -8,7 +8,7 @@ from cspsched.simulate.kernel.layout import SUBMISSION, Kernel
 from cspsched.simulate.kernel.records import NEVER_NS, Now
 from cspsched.simulate.kernel.run import KernelRun
 from cspsched.simulate.kernel.support import new_loop
-from cspsched.simulate.protocol import Policy
+from cspsched.simulate.protocol import Machine, Policy
 from cspsched.simulate.replica import ReplicaView, Submissions
 from cspsched.simulate.simulation import Simulation
 
@@ -19,16 +19,26 @@ HELD, WAITING, RUNNING = 3, 4, 5
 class KernelReplica:
     """A replica in the kernel, compiled or as plain Python, for policies with kernel rules.
 
+    Parameters
+    ----------
+    machine
+        Runs the batches in place of the instance's cost, of a policy that can have several in flight. On its
+        own times, and batches that overlap as in a pipeline, the referee has no say.
+
     Raises
     ------
     UsageError
-        If the kernel has no rules for the policy with its settings, or the numbers do not fit it.
+        If the kernel has no rules for the policy with its settings, the numbers do not fit it, or the policy
+        or compiled code is to run on a machine that cannot.
     InputError
         If a request can never be served.
     """
 
-    def __init__(self, instance: Instance, policy: Policy, *, plain: bool = False) -> None:
-        self._instance, self._loop = instance, new_loop(instance, policy, plain=plain)
+    def __init__(
+        self, instance: Instance, policy: Policy, *, plain: bool = False, machine: Machine | None = None
+    ) -> None:
+        self._instance, self._loop = instance, new_loop(instance, policy, plain=plain, machine=machine)
+        self._flies = isinstance(self._loop.rules, EachRules) and self._loop.rules.flies
         self._submissions = Submissions(instance.requests)
         self._clients: dict[str, int] = {}
         now = self._now
@@ -72,25 +82,30 @@ class KernelReplica:
     def next_event_ns(self) -> int | None:
         """When the next decision is due if nothing more is submitted; None if there is none."""
         now, kernel = self._now, self.kernel
-        if not now.num_unfinished or (now.is_idle and now.num_submitted == now.num_arrivals):
+        if not now.num_unfinished:
             return None
-        if now.is_idle:
-            return int(kernel.requests[kernel.orders[now.num_submitted, SUBMISSION]].arrival_ns)
-        return int(now.clock_ns)
+        if not now.is_idle:
+            return int(now.clock_ns)
+        events = [int(now.landing_ns)] if now.num_flying else []
+        if now.num_submitted < now.num_arrivals:
+            events.append(int(kernel.requests[kernel.orders[now.num_submitted, SUBMISSION]].arrival_ns))
+        return min(events, default=None)
 
     @property
     def view(self) -> ReplicaView:
         """What a router may look at."""
         now, blocks = self._now, self._instance.limits.kv_blocks
         num_running, num_waiting, free_blocks = now.num_running, now.num_waiting, now.free_blocks
+        num_submitted = now.num_submitted
         end_ns, counts = self._loop.last_batch()
         if min(now.clock_ns, end_ns) > now.until_ns:
             num_running, num_waiting, free_blocks = counts[RUNNING], counts[WAITING], blocks - counts[HELD]
+            num_submitted = now.num_seen if self._flies else num_submitted
         return self._submissions.look(
             self._finish_ns,
             int(now.until_ns),
             num_running=int(num_running),
-            num_waiting=int(num_waiting + now.num_arrivals - now.num_submitted),
+            num_waiting=int(num_waiting + now.num_arrivals - num_submitted),
             free_blocks=int(free_blocks),
         )
 

@@ -23,8 +23,8 @@ from cspsched.units import ceil_div
 
 MOST_OUTPUT_TOKENS, MOST_BLOCK_TOKENS, MOST_BLOCKS = 2**26, 2**24, 2**31 - 1
 """What the calendar, the residues and 32 bits hold."""
-Asker = Callable[[Kernel], Callable[[int], None]]
-"""Makes of a kernel the function that answers its questions."""
+Asker = Callable[["KernelLoop"], Callable[[int], None]]
+"""Makes of a loop the function that answers its questions."""
 
 
 class KernelLoop:
@@ -67,7 +67,7 @@ class KernelLoop:
         loop = loop_for(rules)
         self._run, self._logs = loop if plain else compiled(loop), Logs()
         self.kernel = new_kernel(workload, rules, prices, plain=plain)
-        self._tell = asker(self.kernel) if asker else None
+        self._tell = asker(self) if asker else None
 
     def go_on(self) -> None:
         """Run until everybody known has finished or `now.until_ns` has come.

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from typing import cast
 
 from cspsched.errors import InputError, PolicyCrashError, UsageError
 from cspsched.problem.instance import Instance
-from cspsched.simulate.kernel.each.rules import AnyRules
+from cspsched.simulate.kernel.each.rules import AnyRules, EachRules
+from cspsched.simulate.kernel.machine import answer_with
 from cspsched.simulate.kernel.rules import HasKernelRules
 from cspsched.simulate.kernel.running import Asker, KernelLoop
 from cspsched.simulate.kernel.workload import Workload
-from cspsched.simulate.protocol import Policy, StepPolicy
+from cspsched.simulate.protocol import Machine, Policy, StepPolicy
 from cspsched.simulate.steps import step_rules
 from cspsched.simulate.watch import Watch
 
 
-def new_loop(instance: Instance, policy: Policy, *, plain: bool = False) -> KernelLoop:
+def new_loop(
+    instance: Instance, policy: Policy, *, plain: bool = False, machine: Machine | None = None
+) -> KernelLoop:
     """A policy on the kernel, compiled or as plain Python, about to serve the whole instance.
 
     Raises
@@ -33,13 +38,18 @@ def new_loop(instance: Instance, policy: Policy, *, plain: bool = False) -> Kern
         raise UsageError(f"policy {policy.label} decides step by step in Python, which is not compiled")
     if rules is None:
         rules = step_rules(instance, cast(StepPolicy, policy))
+    asker = _asker(instance, policy)
+    if machine is not None:
+        rules, asker = _in_flights(rules, policy), partial(answer_with, machine)
+        if not plain:
+            raise UsageError("compiled code cannot ask a machine; run the policy as plain Python")
     return KernelLoop(
         Workload.from_instance(instance),
         rules,
         instance.cost,
         label=policy.label,
         name_of=instance.columns.request_id.__getitem__,
-        asker=_asker(instance, policy),
+        asker=asker,
         plain=plain,
     )
 
@@ -62,4 +72,11 @@ def _asker(instance: Instance, policy: Policy) -> Asker | None:
 
     if not isinstance(policy, DecisionPolicy):
         return None
-    return lambda kernel: Questions(instance, policy, kernel).answer
+    return lambda loop: Questions(instance, policy, loop.kernel).answer
+
+
+def _in_flights(rules: AnyRules, policy: Policy) -> EachRules:
+    """The rules of a policy for a machine, which tells when a batch ends as it is launched."""
+    if not isinstance(rules, EachRules) or not rules.flights:
+        raise UsageError(f"policy {policy.label} cannot run on a machine; only Vidur's policies can")
+    return replace(rules, lockstep=False)

@@ -156,12 +156,17 @@ def conclude(k: Kernel) -> int:
 
 @inner
 def execute(k: Kernel) -> int:
-    """Run the batch: price it, log it, move the clock, generate and finish; TOO_LONG if that takes long."""
-    now, last = k.now, 0
+    """Run the batch: price it and process it."""
     await_moves(k)
-    start_ns = int(now.clock_ns)
     add_up(k)
-    end_ns = price_batch(k)
+    return process(k, int(k.now.clock_ns) + batch_time_ns(k, int(k.now.num_decodes)))
+
+
+@inner
+def process(k: Kernel, end_ns: int) -> int:
+    """Log the batch, generate and finish, move the clock to its end; TOO_LONG if that is late."""
+    now, last, start_ns = k.now, 0, int(k.now.clock_ns)
+    note_batch(k, end_ns)
     for position in range(now.num_batched):
         request = int(k.slots[position, BATCHED])
         if request == NOBODY:
@@ -178,15 +183,12 @@ def execute(k: Kernel) -> int:
 
 
 @inner
-def price_batch(k: Kernel) -> int:
-    """Log the batch whose features are known; its end."""
+def note_batch(k: Kernel, end_ns: int) -> None:
+    """Log the batch, whose features are known."""
     now = k.now
-    num_decodes = int(now.num_decodes)
-    end_ns = int(now.clock_ns + batch_time_ns(k, num_decodes))
-    log_batch(k, num_decodes, end_ns)
-    if num_decodes + now.num_generating:
+    log_batch(k, int(now.num_decodes), end_ns)
+    if now.num_decodes + now.num_generating:
         now.num_fruitless = 0
-    return end_ns
 
 
 @inner
@@ -256,7 +258,7 @@ def finish(k: Kernel, request: int, end_ns: int) -> None:
     if now.decides_ahead:
         k.slots[now.num_ending, ENDING] = request
         now.num_ending += 1
-    else:
+    elif now.lockstep or not now.flights:
         leave(k, request)
 
 

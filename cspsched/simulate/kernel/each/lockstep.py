@@ -14,7 +14,6 @@ from cspsched.simulate.kernel.each.layout import (
     IN_LOCKSTEP,
     LOCKED,
 )
-from cspsched.simulate.kernel.each.rules import Mode
 from cspsched.simulate.kernel.each.runs import LARGEST_NUMBER, close_run
 from cspsched.simulate.kernel.jit import inner
 from cspsched.simulate.kernel.layout import (
@@ -23,7 +22,6 @@ from cspsched.simulate.kernel.layout import (
 )
 from cspsched.simulate.kernel.records import NOBODY
 
-PADDED = int(Mode.PADDED)
 FEWEST_HOLES = 32
 """Fewer are not worth closing."""
 
@@ -79,11 +77,7 @@ def _end_tokens(k: Kernel, request: int) -> int:
 @inner
 def _rank(k: Kernel, request: int) -> int:
     """What the running requests are sorted by; 0 if they stay in the order in which they joined."""
-    if k.now.by_importance:
-        return int(k.requests[request].importance)
-    if k.now.by_arrival or k.now.mode == PADDED:
-        return int(k.requests[request].key)
-    return 0
+    return int(k.requests[request].key) if k.now.sorts_by_key else 0
 
 
 @inner
@@ -267,4 +261,4 @@ def _can_lock(k: Kernel, column: int, count: int) -> bool:
         if rank < now.last_rank or not is_regular(k, request) or (num_others and now.keeps_order):
             return False
         now.last_rank = rank
-    return bool(not num_others or now.mode != PADDED)
+    return True

@@ -23,6 +23,7 @@ def make_loop(
     step: Act,
     prepare: Callable[[Kernel], bool] = regroup,
     conclude: Loop = conclude_together,
+    goes_on: Callable[[Kernel], bool] = goes_on,
 ) -> Loop:
     """Return a loop that makes every decision there is: until all is done, a log is full, or it fails.
 
@@ -38,8 +39,10 @@ def make_loop(
         Puts what the last batch left in order, before a decision; true if it ran batches instead.
     conclude
         Runs what was decided, or waits; an answer other than FINISHED ends the loop.
+    goes_on
+        Whether there is a decision to make.
     """
-    parts = {"_submit": submit, "_prepare": prepare, "_step": step, "_conclude": conclude}
+    parts = {"_submit": submit, "_prepare": prepare, "_step": step, "_conclude": conclude, "goes_on": goes_on}
     code: Any = _loop
     made = FunctionType(code.__code__, {**code.__globals__, **parts}, name)
     made.__qualname__, made.__module__ = name, code.__module__

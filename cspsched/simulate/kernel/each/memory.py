@@ -59,7 +59,6 @@ def calendar_steps(workload: Workload) -> int:
 def _first_state(workload: Workload, rules: EachRules, *, plain: bool) -> Now:
     now = first_state(workload, rules, plain=plain)
     now.is_locked = rules.lockstep
-    now.last_prefill_step = -rules.interval
     now.calendar_mask = calendar_steps(workload) - 1
     now.free_host_blocks = rules.host_blocks
     now.last_free = rules.kv_blocks - 1
@@ -77,7 +76,7 @@ def _requests(workload: Workload, rules: EachRules, *, plain: bool) -> Any:
 
 
 def _notes(workload: Workload, rules: EachRules, *, plain: bool) -> Any:
-    if not (rules.keeps_notes or rules.host_blocks or rules.caches_prefixes):
+    if not (rules.keeps_notes or rules.host_blocks or rules.caches_prefixes or rules.flies):
         return new_records(RequestNotes, 1, plain=plain)
     notes = new_records(RequestNotes, workload.num_requests, plain=plain)
     if rules.clients:

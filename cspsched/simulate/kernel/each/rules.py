@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
 from cspsched.problem.cost import IntArray
@@ -17,40 +16,6 @@ from cspsched.simulate.kernel.rules import Admit, Chunk, KernelRules, Order, Res
 
 if TYPE_CHECKING:
     from cspsched.simulate.kernel.layout import Kernel
-
-
-class Mode(IntEnum):
-    """How a batch is put together."""
-
-    MIXED = 0
-    """Decodes, then prefills."""
-    PREFILL_ONLY = 1
-    """Prefills alone; decodes only if there are none."""
-    DECODE_ONLY = 2
-    """Decodes alone; prefills only if there are none."""
-    PADDED = 10
-    """Vidur's vLLM: padded prompts alone (FAMILY)."""
-    STALL_FREE = 11
-    """Vidur's Sarathi: decodes, then prefills (FAMILY)."""
-    WHOLE = 12
-    """Vidur's Orca and FasterTransformer: decodes, then whole prompts, all memory reserved (FAMILY)."""
-    CHUNKED = 13
-    """vLLM V0 with chunks (FAMILY)."""
-
-
-class Evict(IntEnum):
-    """Who is evicted first."""
-
-    NEWEST = 0
-    """The last admitted."""
-    LAST_IN_ORDER = 1
-    """The last in the order of the queue."""
-    FEWEST_KNOWN = 2
-    """The fewest known tokens; of equals the last in the order of the queue."""
-    FEWEST_GENERATED = 3
-    """The fewest generated tokens, then the longest prompt; of equals the last admitted."""
-    LEAST_IMPORTANT = 4
-    """The first among those of the largest (priority, arrival)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,8 +37,6 @@ class EachRules:
         Most running requests, or (RANKED) most in a batch.
     most_holders
         Most requests that ever hold KV blocks.
-    queue_after_eviction
-        Whether the queue is tried in a step that evicted.
     ttft_limit_ns, tpot_limit_ns
         Deadlines of requests that have none of their own, if the policy looks at deadlines (else 0).
     clients
@@ -93,19 +56,20 @@ class EachRules:
         Whether decodes run in lockstep wherever nothing speaks against it.
     keeps_order
         Whether running requests stand in an order of the policy's own in place of that of their admissions.
+    sorts_by_key, joins_from_batch
+        Whether that order is by key; whether it is that of the batch, of those that begin to decode.
     stands_by_admission
         Whether prefills stand among the decodes of a batch, all by admission; else before or after them.
     keeps_notes
         Whether the policy keeps `RequestNotes`.
     host_blocks
         KV blocks in host memory, if victims may move there.
+    swaps
+        Whether a policy in Python may move them there.
+    flights
+        Most batches in flight, of a policy that is asked at arrivals while there are fewer; without lockstep.
     caches_prefixes
         Whether requests start with full blocks that others have left on the device.
-    swaps
-        Whether victims move to host memory, or the policy refuses to go on if that is full (FAMILY).
-    most_partial, most_long, long_prefill
-        Prefills among which the budget of a batch is split, how many of them may be long, and tokens above
-        which one is long (CHUNKED). Elsewhere `long_prefill` is the longest chunk.
     restarts_output, drops_above
         Emulated bugs (FAMILY): a preempted request generates its whole output again; a longer request, or
         one that the watermark keeps out for ever, is dropped (0: none is).
@@ -119,47 +83,31 @@ class EachRules:
     run: Callable[[Kernel], int]
     batch_tokens: int
     most_holders: int
-    mode: Mode = Mode.MIXED
     reserve: Reserve = Reserve.KNOWN
     chunk: Chunk = Chunk.ANY
-    evict: Evict = Evict.NEWEST
     admit: Admit = Admit.RESERVED
-    queue_after_eviction: bool = True
-    decode_steps: int = 0
-    groups: bool = False
     learns_lengths: bool = False
     clients: bool = False
     watermark_blocks: int = 0
     longest_prompt: int = 0
-    by_arrival: bool = False
-    most_in_batch: int = 0
-    padded_tokens: int = 0
-    stage_tokens: int = 1
-    num_stages: int = 0
     fixed_blocks: int = 0
-    by_importance: bool = False
-    test_known: bool = True
-    long_prefill: int = 0
-    adaptive: bool = False
     lookahead: int = 0
     max_model_len: int = 0
-    interval: int = 1
     decides_ahead: bool = False
     most_new_tokens: int = 0
     host_blocks: int = 0
-    caches_prefixes: bool = False
+    flights: int = 0
     swaps: bool = False
-    most_partial: int = 1
-    most_long: int = 1
+    caches_prefixes: bool = False
     restarts_output: bool = False
     drops_above: int = 0
-    starvation_period: int = 0
     asks: int = 0
-    ratio: float = 0.0
     ttft_limit_ns: float = 0.0
     tpot_limit_ns: float = 0.0
     lockstep: bool = True
     keeps_order: bool = False
+    sorts_by_key: bool = False
+    joins_from_batch: bool = False
     stands_by_admission: bool = False
     keeps_notes: bool = False
     stages: tuple[int, ...] = ()
@@ -175,7 +123,12 @@ class EachRules:
     @property
     def notes_decisions(self) -> bool:
         """Whether a batch may start later than it was decided."""
-        return self.decides_ahead or self.host_blocks > 0
+        return self.decides_ahead or self.host_blocks > 0 or self.flies
+
+    @property
+    def flies(self) -> bool:
+        """Whether batches end later than they are processed."""
+        return self.flights > 0 and not self.lockstep
 
 
 AnyRules = KernelRules | EachRules

@@ -8,7 +8,7 @@ from cspsched.simulate.kernel.each.batch import (
     execute,
     finish,
     generate,
-    price_batch,
+    note_batch,
 )
 from cspsched.simulate.kernel.each.layout import (
     BATCHED,
@@ -25,6 +25,7 @@ from cspsched.simulate.kernel.layout import (
     PREFILLS,
     Kernel,
 )
+from cspsched.simulate.kernel.pricing import batch_time_ns
 from cspsched.simulate.kernel.progress import await_arrival, refusal
 from cspsched.simulate.kernel.records import NOBODY
 
@@ -85,7 +86,8 @@ def _execute_locked(k: Kernel) -> int:
     if now.decode_now:
         now.num_decodes, now.decode_context = now.num_locked, now.locked_context
         now.num_prefills -= now.num_locked
-    end_ns = price_batch(k)
+    end_ns = start_ns + batch_time_ns(k, int(now.num_decodes))
+    note_batch(k, end_ns)
     if now.decode_now:
         _step(k, end_ns)
     for position in range(now.num_batched):
@@ -110,11 +112,11 @@ def _process(k: Kernel, position: int, start_ns: int, end_ns: int) -> None:
 
 @inner
 def _join_new(k: Kernel) -> None:
-    """Those who decode from now on join the lockstep, in the order of the list; Vidur's is the batch."""
+    """Those who decode from now on join the lockstep, in the order of the list or of the batch."""
     now, in_front = k.now, False
-    in_batch = now.most_in_batch > 0
-    for position in range(now.num_batched if in_batch else now.num_listed):
-        request = int(k.slots[position, BATCHED if in_batch else LISTED])
+    column, count = (BATCHED, now.num_batched) if now.joins_from_batch else (LISTED, now.num_listed)
+    for position in range(count):
+        request = int(k.slots[position, column])
         row = k.requests[request]
         if row.phase == DECODES and row.generated < row.output_tokens:
             now.must_unlock = now.must_unlock or in_front
