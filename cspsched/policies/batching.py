@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from cspsched.policies.settings import describe_settings
+from cspsched.policies.step_runs import QueueRun as QueueRun
 from cspsched.problem.instance import Instance
 from cspsched.simulate.aggregated.loops import aggregated_rules
 from cspsched.simulate.kernel.actions import (

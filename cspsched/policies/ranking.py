@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cspsched.policies.batching import rules_by_request
+from cspsched.policies.step_runs import RankedRun as RankedRun
 from cspsched.problem.instance import Instance
 from cspsched.simulate.kernel.actions import evicted_now, lacking_tokens, missing_blocks, preempt, schedule
 from cspsched.simulate.kernel.columns import FIRST_LIST, LISTED

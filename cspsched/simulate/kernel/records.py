@@ -361,8 +361,15 @@ def get_column(records: Any, name: str) -> np.ndarray[Any, Any]:
 
 def _layout(kind: type[Any]) -> np.dtype[Any]:
     hints = get_type_hints(kind, include_extras=True)
-    columns = [(name, KINDS.get(hint) or hint.__metadata__[0]) for name, hint in hints.items()]
+    columns = [(name, _kind(hint)) for name, hint in hints.items()]
     return np.dtype((np.record, np.dtype(columns, align=True)))
+
+
+def _kind(hint: Any) -> str:
+    """Layout of a field: whole numbers of 64 bits, members of an enumeration among them, unless it says."""
+    if not isinstance(hint, type):
+        return str(hint.__metadata__[0])
+    return KINDS.get(hint, KINDS[int])
 
 
 def _first_values(kind: type[Any]) -> Mapping[str, Any]:
