@@ -30,7 +30,7 @@ from cspsched.problem.cost import BatchFeatures, CostModel, IntArray
 from cspsched.simulate.kernel.cost import flatten_cost
 from cspsched.simulate.kernel.jit import compiled
 from cspsched.simulate.kernel.pricing import term_ns
-from cspsched.simulate.kernel.rules import KernelRules
+from cspsched.simulate.kernel.rules import Rules
 
 REPEATS = 7
 SHIPPED = ("h100-llama-3.1-8b", "rtx-pro-6000-llama-3.1-8b")
@@ -131,7 +131,7 @@ def exact_time_ns(cost: CostModel, batch: BatchFeatures[int]) -> int:
 
 def flat_prices(cost: CostModel) -> IntArray:
     """The form that the kernel prices batches from; its first term is that over the tokens of a batch."""
-    rules = KernelRules(kv_blocks=KV_TOKENS, block_tokens=1, max_tokens=MOST_TOKENS, max_running=256)
+    rules = Rules(kv_blocks=KV_TOKENS, block_tokens=1, max_tokens=MOST_TOKENS, max_running=256)
     prices = flatten_cost(cost, rules, KV_TOKENS)
     assert prices is not None
     assert prices[1, 0] == BatchFeatures._fields.index("tokens")

@@ -30,7 +30,7 @@ from cspsched.problem.request import Request
 from cspsched.referee.rules import find_violations
 from cspsched.simulate import Simulation, simulate
 from cspsched.simulate.kernel import KernelRun, Workload, layout, run_workload, simulate_fast
-from cspsched.simulate.kernel.each.rules import AnyRules
+from cspsched.simulate.kernel.rules import Rules
 from cspsched.simulate.kernel.support import kernel_rules
 from cspsched.units import NS_PER_S
 
@@ -167,7 +167,7 @@ def device_of(arguments: argparse.Namespace) -> Instance:
     return Instance(requests=(request,), limits=limits, cost=load_cost(arguments.cost))
 
 
-def rules_of(text: str, device: Instance) -> AnyRules | None:
+def rules_of(text: str, device: Instance) -> Rules | None:
     """Kernel rules of a policy on the device; None if only the clear engine runs it."""
     return kernel_rules(device, make_policy(text))
 

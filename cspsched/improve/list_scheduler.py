@@ -15,8 +15,8 @@ from cspsched.problem.cost import IntArray
 from cspsched.problem.instance import Instance
 from cspsched.problem.objectives import Objective
 from cspsched.problem.schedule import Schedule
+from cspsched.simulate.aggregated.loops import aggregated_rules
 from cspsched.simulate.kernel.cost import flatten_cost
-from cspsched.simulate.kernel.rules import KernelRules
 from cspsched.simulate.kernel.workload import Int32Array
 
 if TYPE_CHECKING:
@@ -224,7 +224,7 @@ def refuse_unsuited(instance: Instance) -> None:
 
 def _flat_prices(instance: Instance) -> IntArray:
     limits = instance.limits
-    rules = KernelRules(
+    rules = aggregated_rules(
         kv_blocks=limits.kv_blocks,
         block_tokens=limits.block_tokens,
         max_tokens=limits.max_batch_tokens,

@@ -16,9 +16,11 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from cspsched.policies.settings import describe_settings
+from cspsched.policies.step_runs import QueueRun as QueueRun
 from cspsched.problem.instance import Instance
-from cspsched.simulate.kernel.batch import blocks_of
-from cspsched.simulate.kernel.each.batch import (
+from cspsched.simulate.aggregated.loops import aggregated_rules
+from cspsched.simulate.kernel.actions import (
+    blocks_of,
     decodes,
     known_tokens,
     lacking_tokens,
@@ -26,8 +28,10 @@ from cspsched.simulate.kernel.each.batch import (
     preempt,
     schedule,
 )
-from cspsched.simulate.kernel.each.layout import LISTED
-from cspsched.simulate.kernel.each.lists import (
+from cspsched.simulate.kernel.columns import LISTED
+from cspsched.simulate.kernel.jit import inner
+from cspsched.simulate.kernel.layout import Kernel
+from cspsched.simulate.kernel.lists import (
     append_listed,
     head,
     next_arrival,
@@ -36,13 +40,10 @@ from cspsched.simulate.kernel.each.lists import (
     pop,
     push,
 )
-from cspsched.simulate.kernel.each.lockstep import can_go_on, decode_all, locked_growth
-from cspsched.simulate.kernel.each.loops import Act, Loop
-from cspsched.simulate.kernel.each.rules import EachRules
-from cspsched.simulate.kernel.each.together import unlock_listed
-from cspsched.simulate.kernel.jit import inner
-from cspsched.simulate.kernel.layout import Kernel
-from cspsched.simulate.kernel.rules import Chunk, KernelRules, Reserve
+from cspsched.simulate.kernel.lockstep import can_go_on, decode_all, locked_growth
+from cspsched.simulate.kernel.loops import Act, Loop
+from cspsched.simulate.kernel.rules import Chunk, Reserve, Rules
+from cspsched.simulate.kernel.together import unlock_listed
 
 NEVER, WHOLE_BLOCKS, BEYOND = int(Chunk.NEVER), int(Chunk.WHOLE_BLOCKS), int(Chunk.BEYOND_BUDGET)
 PEAK, WHOLE_OUTPUT = int(Reserve.PEAK), int(Reserve.OUTPUT)
@@ -70,7 +71,7 @@ def queue_rules(
     max_tokens: int | None = None,
     max_requests: int | None = None,
     **decisions: Any,
-) -> KernelRules:
+) -> Rules:
     """Return the rules of a policy under an instance's limits, for the aggregated loop.
 
     Parameters
@@ -84,7 +85,7 @@ def queue_rules(
     # All running requests may decode in one batch, so the token budget bounds their number, too.
     running = min(limits.max_batch_requests, limits.max_batch_tokens)
     decisions.setdefault("chunk", Chunk.ANY if instance.switches.chunked_prefill else Chunk.NEVER)
-    return KernelRules(
+    return aggregated_rules(
         kv_blocks=limits.kv_blocks,
         block_tokens=limits.block_tokens,
         max_tokens=min(limits.max_batch_tokens, max_tokens or limits.max_batch_tokens),
@@ -101,13 +102,13 @@ def rules_by_request(
     max_tokens: int | None = None,
     max_requests: int | None = None,
     **decisions: Any,
-) -> EachRules:
+) -> Rules:
     """Return the rules of a policy that decides for each request; parameters as of `queue_rules`."""
     base = queue_rules(instance, max_tokens=max_tokens, max_requests=max_requests)
     names = ("kv_blocks", "block_tokens", "max_tokens", "max_running", "chunk")
     limits = {name: getattr(base, name) for name in names}
     most = {"most_holders": base.max_running, "batch_tokens": instance.limits.max_batch_tokens}
-    return EachRules(run=run, **(limits | most | decisions))
+    return Rules(run=run, **(limits | most | decisions))
 
 
 @inner

@@ -16,7 +16,8 @@ from cspsched.policies.reserving import longest_blocks
 from cspsched.policies.sarathi_family import family_rules
 from cspsched.policies.settings import require_at_least
 from cspsched.problem.instance import Instance
-from cspsched.simulate.kernel.rules import Gate, KernelRules, Reserve
+from cspsched.simulate.aggregated.state import Gate
+from cspsched.simulate.kernel.rules import Reserve, Rules
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +39,7 @@ class FasterTransformer(Configured):
     name: ClassVar[str] = "faster-transformer"
     settings_type: ClassVar[type[FasterTransformerSettings]] = FasterTransformerSettings
 
-    def kernel_rules(self, instance: Instance) -> KernelRules:
+    def kernel_rules(self, instance: Instance) -> Rules:
         """Rules under an instance's limits and the settings, whichever are tighter."""
         return family_rules(
             instance,

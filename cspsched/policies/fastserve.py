@@ -33,9 +33,11 @@ from cspsched.policies.batching import Configured, growing_blocks
 from cspsched.policies.ranking import ranked_chunk, ranked_rules, serve_with
 from cspsched.policies.settings import require_at_least
 from cspsched.problem.instance import Instance
-from cspsched.simulate.kernel.each.batch import lacking_tokens, missing_blocks, preempt
-from cspsched.simulate.kernel.each.layout import BATCHED, LEVEL_BITS, LISTED
-from cspsched.simulate.kernel.each.lists import (
+from cspsched.simulate.kernel.actions import lacking_tokens, missing_blocks, preempt
+from cspsched.simulate.kernel.columns import BATCHED, LEVEL_BITS, LISTED
+from cspsched.simulate.kernel.jit import inner, merged
+from cspsched.simulate.kernel.layout import BY_RANK, NO_HOST_ROOM, Kernel
+from cspsched.simulate.kernel.lists import (
     append_listed,
     next_arrival,
     next_number,
@@ -43,13 +45,11 @@ from cspsched.simulate.kernel.each.lists import (
     push,
     sort_by_key,
 )
-from cspsched.simulate.kernel.each.loops import make_loop
-from cspsched.simulate.kernel.each.rules import EachRules
-from cspsched.simulate.kernel.each.swap import swap_in, swap_out
-from cspsched.simulate.kernel.jit import inner, merged
-from cspsched.simulate.kernel.layout import BY_RANK, NO_HOST_ROOM, Kernel
+from cspsched.simulate.kernel.loops import make_loop
 from cspsched.simulate.kernel.pricing import batch_time_ns
 from cspsched.simulate.kernel.records import NOBODY
+from cspsched.simulate.kernel.rules import Rules
+from cspsched.simulate.kernel.swap import swap_in, swap_out
 
 HALF_KEYS = 2 ** (LEVEL_BITS - 1)
 NS_PER_MS = 1_000_000
@@ -88,7 +88,7 @@ class Fastserve(Configured):
     name: ClassVar[str] = "fastserve"
     settings_type: ClassVar[type[FastserveSettings]] = FastserveSettings
 
-    def kernel_rules(self, instance: Instance) -> EachRules:
+    def kernel_rules(self, instance: Instance) -> Rules:
         """Rules under an instance's limits and the settings, whichever are tighter."""
         settings, host_blocks = self.settings, instance.limits.host_kv_blocks
         preemption = instance.switches.preemption

@@ -38,14 +38,14 @@ from cspsched.policies.batching import (
 )
 from cspsched.policies.settings import require_at_least
 from cspsched.problem.instance import Instance
-from cspsched.simulate.kernel.each.batch import known_tokens
-from cspsched.simulate.kernel.each.layout import LISTED
-from cspsched.simulate.kernel.each.lists import bit_length
-from cspsched.simulate.kernel.each.loops import Act, make_loop
-from cspsched.simulate.kernel.each.rules import AnyRules
+from cspsched.simulate.aggregated.state import Batch, Gate
+from cspsched.simulate.kernel.actions import known_tokens
+from cspsched.simulate.kernel.columns import LISTED
 from cspsched.simulate.kernel.jit import inner, merged
 from cspsched.simulate.kernel.layout import Kernel
-from cspsched.simulate.kernel.rules import Batch, Chunk, Gate, Reserve
+from cspsched.simulate.kernel.lists import bit_length
+from cspsched.simulate.kernel.loops import Act, make_loop
+from cspsched.simulate.kernel.rules import Chunk, Reserve, Rules
 
 
 class Phase(StrEnum):
@@ -92,7 +92,7 @@ class Infermax(Configured):
     name: ClassVar[str] = "infermax"
     settings_type: ClassVar[type[InfermaxSettings]] = InfermaxSettings
 
-    def kernel_rules(self, instance: Instance) -> AnyRules:
+    def kernel_rules(self, instance: Instance) -> Rules:
         """Rules under an instance's limits.
 
         By request with prefills first in hybrid batches, where decodes sit out, and with other victims.

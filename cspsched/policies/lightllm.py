@@ -37,14 +37,14 @@ from cspsched.policies.batching import (
 )
 from cspsched.policies.settings import require_at_least, require_fraction
 from cspsched.problem.instance import Instance
-from cspsched.simulate.kernel.batch import blocks_of
-from cspsched.simulate.kernel.each.layout import HELD_TOKENS, IN_LOCKSTEP, LISTED, LOCKED, TO_COME
-from cspsched.simulate.kernel.each.loops import make_loop
-from cspsched.simulate.kernel.each.rules import AnyRules
+from cspsched.simulate.aggregated.state import Admit, Batch
+from cspsched.simulate.kernel.actions import blocks_of
+from cspsched.simulate.kernel.columns import HELD_TOKENS, IN_LOCKSTEP, LISTED, LOCKED, TO_COME
 from cspsched.simulate.kernel.jit import inner, merged
 from cspsched.simulate.kernel.layout import DECODES, Kernel
+from cspsched.simulate.kernel.loops import make_loop
 from cspsched.simulate.kernel.records import NOBODY
-from cspsched.simulate.kernel.rules import Admit, Batch, Chunk
+from cspsched.simulate.kernel.rules import Chunk, Rules
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +76,7 @@ class Lightllm(Configured):
     name: ClassVar[str] = "lightllm"
     settings_type: ClassVar[type[LightllmSettings]] = LightllmSettings
 
-    def kernel_rules(self, instance: Instance) -> AnyRules:
+    def kernel_rules(self, instance: Instance) -> Rules:
         """Rules under an instance's limits; by request unless the device counts as busy at all times."""
         settings, common = self.settings, router_rules(self.settings, instance)
         if settings.router_token_ratio:

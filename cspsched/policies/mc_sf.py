@@ -16,7 +16,8 @@ from typing import ClassVar
 
 from cspsched.policies.batching import queue_rules
 from cspsched.problem.instance import Instance
-from cspsched.simulate.kernel.rules import Admit, Gate, KernelRules, Order
+from cspsched.simulate.aggregated.state import Admit, Gate
+from cspsched.simulate.kernel.rules import Order, Rules
 
 
 class McSf:
@@ -25,11 +26,11 @@ class McSf:
     name: ClassVar[str] = "mc-sf"
     label: ClassVar[str] = "mc-sf"
 
-    def kernel_rules(self, instance: Instance) -> KernelRules:
+    def kernel_rules(self, instance: Instance) -> Rules:
         """Rules under an instance's limits."""
         return run_to_completion(instance, Order.OUTPUT)
 
 
-def run_to_completion(instance: Instance, order: Order) -> KernelRules:
+def run_to_completion(instance: Instance, order: Order) -> Rules:
     """Return rules that admit, in an order, only what fits until all that run have finished."""
     return queue_rules(instance, order=order, gate=Gate.NOT_AFTER_EVICTION, admit=Admit.FUTURE)

@@ -30,15 +30,14 @@ from cspsched.policies.batching import Configured
 from cspsched.policies.needs import Need, RequestData
 from cspsched.policies.ranking import ranked_chunk, ranked_rules, serve_with
 from cspsched.problem.instance import Instance
-from cspsched.simulate.kernel.each.batch import decodes, lacking_tokens
-from cspsched.simulate.kernel.each.layout import LISTED
-from cspsched.simulate.kernel.each.lists import next_arrival, next_number, numbered_key, push
-from cspsched.simulate.kernel.each.loops import make_loop
-from cspsched.simulate.kernel.each.rules import EachRules
+from cspsched.simulate.kernel.actions import decodes, lacking_tokens
+from cspsched.simulate.kernel.columns import LISTED
 from cspsched.simulate.kernel.jit import inner, merged
 from cspsched.simulate.kernel.layout import BY_RANK, HEAP, Kernel
+from cspsched.simulate.kernel.lists import next_arrival, next_number, numbered_key, push
+from cspsched.simulate.kernel.loops import make_loop
 from cspsched.simulate.kernel.pricing import batch_time_ns
-from cspsched.simulate.kernel.rules import Chunk
+from cspsched.simulate.kernel.rules import Chunk, Rules
 
 NEVER = int(Chunk.NEVER)
 NS_PER_MS = 1_000_000
@@ -78,7 +77,7 @@ class Niyama(Configured):
         Need(data=RequestData.LIMIT, without="those of its settings hold for all"),
     )
 
-    def kernel_rules(self, instance: Instance) -> EachRules:
+    def kernel_rules(self, instance: Instance) -> Rules:
         """Rules under an instance's limits."""
         settings = self.settings
         return ranked_rules(

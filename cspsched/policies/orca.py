@@ -18,7 +18,7 @@ from cspsched.policies.reserving import RESERVE, Reservation, longest_blocks
 from cspsched.policies.sarathi_family import family_rules
 from cspsched.policies.settings import require_at_least
 from cspsched.problem.instance import Instance
-from cspsched.simulate.kernel.rules import KernelRules
+from cspsched.simulate.kernel.rules import Rules
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +42,7 @@ class Orca(Configured):
     name: ClassVar[str] = "orca"
     settings_type: ClassVar[type[OrcaSettings]] = OrcaSettings
 
-    def kernel_rules(self, instance: Instance) -> KernelRules:
+    def kernel_rules(self, instance: Instance) -> Rules:
         """Rules under an instance's limits and the settings, whichever are tighter."""
         return family_rules(
             instance,

@@ -11,20 +11,20 @@ from collections.abc import Callable
 from typing import Any
 
 from cspsched.policies.batching import rules_by_request
+from cspsched.policies.step_runs import RankedRun as RankedRun
 from cspsched.problem.instance import Instance
-from cspsched.simulate.kernel.each.batch import evicted_now, lacking_tokens, missing_blocks, preempt, schedule
-from cspsched.simulate.kernel.each.layout import FIRST_LIST, LISTED
-from cspsched.simulate.kernel.each.lists import append_listed, drop_listed, head, pop, push, sort_by_key
-from cspsched.simulate.kernel.each.loops import Act, Loop
-from cspsched.simulate.kernel.each.rules import EachRules
+from cspsched.simulate.kernel.actions import evicted_now, lacking_tokens, missing_blocks, preempt, schedule
+from cspsched.simulate.kernel.columns import FIRST_LIST, LISTED
 from cspsched.simulate.kernel.jit import inner
 from cspsched.simulate.kernel.layout import BY_RANK, Kernel
-from cspsched.simulate.kernel.rules import Chunk
+from cspsched.simulate.kernel.lists import append_listed, drop_listed, head, pop, push, sort_by_key
+from cspsched.simulate.kernel.loops import Act, Loop
+from cspsched.simulate.kernel.rules import Chunk, Rules
 
 NEVER = int(Chunk.NEVER)
 
 
-def ranked_rules(instance: Instance, run: Loop, **decisions: Any) -> EachRules:
+def ranked_rules(instance: Instance, run: Loop, **decisions: Any) -> Rules:
     """Return the rules of a policy that serves by rank; a request without a place keeps its memory."""
     common = {"lockstep": False, "keeps_notes": True, "most_holders": instance.limits.kv_blocks}
     return rules_by_request(instance, run, **(common | decisions))

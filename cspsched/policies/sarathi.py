@@ -25,13 +25,13 @@ from cspsched.policies.sarathi_family import (
 )
 from cspsched.policies.settings import require_at_least, require_fraction
 from cspsched.problem.instance import Instance
-from cspsched.simulate.kernel.each.batch import lacking_tokens
-from cspsched.simulate.kernel.each.lists import sort_by_key
-from cspsched.simulate.kernel.each.loops import make_loop
-from cspsched.simulate.kernel.each.rules import AnyRules
+from cspsched.simulate.aggregated.state import Gate
+from cspsched.simulate.kernel.actions import lacking_tokens
 from cspsched.simulate.kernel.jit import inner, merged
 from cspsched.simulate.kernel.layout import Kernel
-from cspsched.simulate.kernel.rules import Chunk, Gate
+from cspsched.simulate.kernel.lists import sort_by_key
+from cspsched.simulate.kernel.loops import make_loop
+from cspsched.simulate.kernel.rules import Chunk, Rules
 from cspsched.units import ceil_div
 
 DYNAMIC = ("low_chunk_size", "high_chunk_size", "chunk_schedule_max_tokens", "chunk_schedule_stages")
@@ -90,7 +90,7 @@ class Sarathi(Configured):
     name: ClassVar[str] = "sarathi"
     settings_type: ClassVar[type[SarathiSettings]] = SarathiSettings
 
-    def kernel_rules(self, instance: Instance) -> AnyRules:
+    def kernel_rules(self, instance: Instance) -> Rules:
         """Rules under an instance's limits and the settings, whichever are tighter.
 
         By request with dynamic chunks: several prompts may have prefill left.

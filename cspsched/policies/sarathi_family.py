@@ -21,24 +21,26 @@ from collections.abc import Callable
 from typing import Any
 
 from cspsched.problem.instance import Instance
-from cspsched.simulate.kernel.batch import blocks_of, restart_output
-from cspsched.simulate.kernel.each.batch import (
+from cspsched.simulate.aggregated.loops import aggregated_rules
+from cspsched.simulate.aggregated.state import Need
+from cspsched.simulate.kernel.actions import (
+    blocks_of,
     decodes,
     known_tokens,
     lacking_tokens,
     missing_blocks,
     preempt,
+    restart_output,
     schedule,
 )
-from cspsched.simulate.kernel.each.layout import FIRST_LIST, LISTED, SECOND_LIST, SORTED_LIST
-from cspsched.simulate.kernel.each.lists import append_listed, next_arrival
-from cspsched.simulate.kernel.each.lockstep import can_decode_all, decode_all, locked_growth
-from cspsched.simulate.kernel.each.loops import Loop
-from cspsched.simulate.kernel.each.rules import EachRules
-from cspsched.simulate.kernel.each.together import unlock_listed
+from cspsched.simulate.kernel.columns import FIRST_LIST, LISTED, SECOND_LIST, SORTED_LIST
 from cspsched.simulate.kernel.jit import inner
 from cspsched.simulate.kernel.layout import HEAP, Kernel
-from cspsched.simulate.kernel.rules import Chunk, KernelRules, Need
+from cspsched.simulate.kernel.lists import append_listed, next_arrival
+from cspsched.simulate.kernel.lockstep import can_decode_all, decode_all, locked_growth
+from cspsched.simulate.kernel.loops import Loop
+from cspsched.simulate.kernel.rules import Chunk, Rules
+from cspsched.simulate.kernel.together import unlock_listed
 
 TokensTest = Callable[[Kernel, int, int], int]
 RequestAct = Callable[[Kernel, int], None]
@@ -52,7 +54,7 @@ def family_rules(
     max_tokens: int | None = None,
     watermark: float = 0.0,
     **decisions: Any,
-) -> KernelRules:
+) -> Rules:
     """Return the rules of a scheduler under an instance's limits, for the aggregated loop.
 
     Parameters
@@ -70,7 +72,7 @@ def family_rules(
         "longest_prompt": own_tokens if instance.switches.chunked_prefill else budget,
         "chunk": Chunk.TOO_LONG,
     }
-    return KernelRules(
+    return aggregated_rules(
         kv_blocks=limits.kv_blocks,
         block_tokens=limits.block_tokens,
         max_tokens=budget,
@@ -90,13 +92,13 @@ def family_rules_by_request(
     max_tokens: int | None = None,
     watermark: float = 0.0,
     **decisions: Any,
-) -> EachRules:
+) -> Rules:
     """Return the rules of a scheduler that decides for each request; parameters as of `family_rules`."""
     base = family_rules(instance, max_num_seqs=max_num_seqs, max_tokens=max_tokens, watermark=watermark)
     names = "kv_blocks", "block_tokens", "max_tokens", "max_running", "watermark_blocks", "longest_prompt"
     limits = {name: getattr(base, name) for name in names}
     most = {"most_holders": base.max_running, "batch_tokens": base.max_tokens, "keeps_order": True}
-    return EachRules(run=run, **limits | most | decisions)
+    return Rules(run=run, **limits | most | decisions)
 
 
 # The queue, a ring.

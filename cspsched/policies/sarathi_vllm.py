@@ -15,7 +15,8 @@ from cspsched.policies.batching import Configured
 from cspsched.policies.sarathi_family import family_rules
 from cspsched.policies.settings import require_at_least, require_fraction
 from cspsched.problem.instance import Instance
-from cspsched.simulate.kernel.rules import Batch, KernelRules
+from cspsched.simulate.aggregated.state import Batch
+from cspsched.simulate.kernel.rules import Rules
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +45,7 @@ class SarathiVllm(Configured):
     name: ClassVar[str] = "sarathi-vllm"
     settings_type: ClassVar[type[SarathiVllmSettings]] = SarathiVllmSettings
 
-    def kernel_rules(self, instance: Instance) -> KernelRules:
+    def kernel_rules(self, instance: Instance) -> Rules:
         """Rules under an instance's limits and the settings, whichever are tighter."""
         return family_rules(
             instance,

@@ -53,9 +53,8 @@ from cspsched.policies.batching import (
 from cspsched.policies.needs import Need, RequestData
 from cspsched.policies.settings import require_at_least
 from cspsched.problem.instance import Instance
-from cspsched.simulate.kernel.batch import blocks_of
-from cspsched.simulate.kernel.each.batch import known_tokens, preempt
-from cspsched.simulate.kernel.each.layout import (
+from cspsched.simulate.kernel.actions import blocks_of, known_tokens, preempt
+from cspsched.simulate.kernel.columns import (
     BATCHED,
     FIRST_LIST,
     HELD_TOKENS,
@@ -65,14 +64,13 @@ from cspsched.simulate.kernel.each.layout import (
     LOCKED,
     TO_COME,
 )
-from cspsched.simulate.kernel.each.lists import next_number, numbered_key, push
-from cspsched.simulate.kernel.each.loops import make_loop
-from cspsched.simulate.kernel.each.rules import EachRules
-from cspsched.simulate.kernel.each.together import unlock_listed
 from cspsched.simulate.kernel.jit import inner, merged
 from cspsched.simulate.kernel.layout import Kernel
+from cspsched.simulate.kernel.lists import next_number, numbered_key, push
+from cspsched.simulate.kernel.loops import make_loop
 from cspsched.simulate.kernel.records import NOBODY
-from cspsched.simulate.kernel.rules import Chunk, Order
+from cspsched.simulate.kernel.rules import Chunk, Order, Rules
+from cspsched.simulate.kernel.together import unlock_listed
 
 NEVER = int(Chunk.NEVER)
 MOST_NEW_TOKENS = 4096
@@ -174,7 +172,7 @@ class Sglang(Configured):
     name: ClassVar[str] = "sglang"
     settings_type: ClassVar[type[SglangSettings]] = SglangSettings
 
-    def kernel_rules(self, instance: Instance) -> EachRules:
+    def kernel_rules(self, instance: Instance) -> Rules:
         """Rules under an instance's limits."""
         settings, chunk = self.settings, self.settings.chunked_prefill_size
         first = min(0.7 * settings.schedule_conservativeness, 1.0)

@@ -16,7 +16,8 @@ from cspsched.policies.batching import Configured
 from cspsched.policies.sarathi_family import family_rules
 from cspsched.policies.settings import require_at_least, require_fraction
 from cspsched.problem.instance import Instance
-from cspsched.simulate.kernel.rules import Batch, Chunk, Gate, KernelRules
+from cspsched.simulate.aggregated.state import Batch, Gate
+from cspsched.simulate.kernel.rules import Chunk, Rules
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +46,7 @@ class SimpleChunking(Configured):
     name: ClassVar[str] = "simple-chunking"
     settings_type: ClassVar[type[SimpleChunkingSettings]] = SimpleChunkingSettings
 
-    def kernel_rules(self, instance: Instance) -> KernelRules:
+    def kernel_rules(self, instance: Instance) -> Rules:
         """Rules under an instance's limits and the settings, whichever are tighter."""
         return family_rules(
             instance,

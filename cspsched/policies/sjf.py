@@ -12,11 +12,10 @@ from typing import ClassVar
 
 from cspsched.policies.batching import decode_with, last_in_order, prefill, rules_by_request, submit_to_queue
 from cspsched.problem.instance import Instance
-from cspsched.simulate.kernel.each.loops import make_loop
-from cspsched.simulate.kernel.each.rules import EachRules
 from cspsched.simulate.kernel.jit import merged
 from cspsched.simulate.kernel.layout import Kernel
-from cspsched.simulate.kernel.rules import Order
+from cspsched.simulate.kernel.loops import make_loop
+from cspsched.simulate.kernel.rules import Order, Rules
 
 
 class Sjf:
@@ -25,7 +24,7 @@ class Sjf:
     name: ClassVar[str] = "sjf"
     label: ClassVar[str] = "sjf"
 
-    def kernel_rules(self, instance: Instance) -> EachRules:
+    def kernel_rules(self, instance: Instance) -> Rules:
         """Rules under an instance's limits."""
         return rules_by_request(instance, run_sjf, order=Order.OUTPUT)
 

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from cspsched.policies.mc_sf import run_to_completion
 from cspsched.problem.instance import Instance
-from cspsched.simulate.kernel.rules import KernelRules, Order
+from cspsched.simulate.kernel.rules import Order, Rules
 
 
 class SmallestVolume:
@@ -20,6 +20,6 @@ class SmallestVolume:
     name: ClassVar[str] = "smallest-volume"
     label: ClassVar[str] = "smallest-volume"
 
-    def kernel_rules(self, instance: Instance) -> KernelRules:
+    def kernel_rules(self, instance: Instance) -> Rules:
         """Rules under an instance's limits."""
         return run_to_completion(instance, Order.VOLUME)

@@ -23,26 +23,16 @@ from typing import ClassVar
 from cspsched.policies.batching import Configured, queue_rules
 from cspsched.policies.settings import require_at_least
 from cspsched.problem.instance import Instance
-from cspsched.simulate.kernel.batch import blocks_of, known_tokens
-from cspsched.simulate.kernel.core import clear_batch, conclude
+from cspsched.simulate.aggregated.columns import AT_END, BEST, BY_PEAK, CHOSEN, ENDS, HELD_TOKENS, IS_BEST
+from cspsched.simulate.aggregated.loops import clear_batch, conclude
+from cspsched.simulate.aggregated.parts import parts_step
+from cspsched.simulate.aggregated.queues import submit_arrivals
+from cspsched.simulate.aggregated.state import Admit, Gate
+from cspsched.simulate.kernel.actions import blocks_of, known_tokens
 from cspsched.simulate.kernel.jit import inner, merged, outer
-from cspsched.simulate.kernel.layout import (
-    AT_END,
-    BEST,
-    BY_PEAK,
-    CHOSEN,
-    ENDS,
-    FINISHED,
-    HEAP,
-    HELD_TOKENS,
-    IS_BEST,
-    LOG_FULL,
-    Kernel,
-)
-from cspsched.simulate.kernel.parts import parts_step
+from cspsched.simulate.kernel.layout import FINISHED, HEAP, LOG_FULL, Kernel
 from cspsched.simulate.kernel.progress import goes_on, has_room
-from cspsched.simulate.kernel.queues import submit_arrivals
-from cspsched.simulate.kernel.rules import Admit, Gate, KernelRules, Order
+from cspsched.simulate.kernel.rules import Order, Rules
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,12 +54,13 @@ class SortedF(Configured):
     name: ClassVar[str] = "sorted-f"
     settings_type: ClassVar[type[SortedFSettings]] = SortedFSettings
 
-    def kernel_rules(self, instance: Instance) -> KernelRules:
+    def kernel_rules(self, instance: Instance) -> Rules:
         """Rules under an instance's limits: those of MC-SF in this order."""
         return queue_rules(
             instance,
             run=run_quality,
             order=Order.QUALITY,
+            order_columns=AT_END + 1,
             gate=Gate.NOT_AFTER_EVICTION,
             admit=Admit.FUTURE,
             exact_requests=self.settings.exact_requests,
@@ -99,7 +90,7 @@ def run_quality(k: Kernel) -> int:
 def _place_waiting(k: Kernel) -> None:
     """Give places to as many as this step can admit."""
     now = k.now
-    while now.num_unplaced and now.queue_back - now.num_unplaced < now.max_running - now.num_running:
+    while k.own.num_unplaced and k.own.queue_back - k.own.num_unplaced < now.max_running - now.num_running:
         place_next(k)
 
 
@@ -107,14 +98,14 @@ def _place_waiting(k: Kernel) -> None:
 def place_next(k: Kernel) -> None:
     """Give the set of least quality among those without a place the next places, shortest output first."""
     waiting, best = k.orders[:, HEAP], k.orders[:, BEST]
-    num_waiting = k.now.num_unplaced
+    num_waiting = k.own.num_unplaced
     _sort(k, HEAP, num_waiting)
     count = _ideal(k, num_waiting)
     if _holds(k, HEAP, count):
         _copy(k, HEAP, BEST, count)
     else:
         count = _best_filling(k, num_waiting)
-        if num_waiting <= k.now.exact_requests:
+        if num_waiting <= k.own.exact_requests:
             count = _search(k, num_waiting, count)
         _sort(k, BEST, count)
     for place in range(count):
@@ -127,7 +118,7 @@ def place_next(k: Kernel) -> None:
     for place in range(count):
         k.orders[best[place], IS_BEST] = 0
         waiting[num_waiting - 1 - place] = best[place]
-    k.now.num_unplaced = kept
+    k.own.num_unplaced = kept
 
 
 @inner

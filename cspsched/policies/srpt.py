@@ -19,12 +19,12 @@ from cspsched.errors import UsageError
 from cspsched.policies.batching import Configured
 from cspsched.policies.ranking import ranked_rules, serve
 from cspsched.problem.instance import Instance
-from cspsched.simulate.kernel.each.layout import KEY_BITS, LISTED
-from cspsched.simulate.kernel.each.lists import next_arrival, next_number, numbered_key, push
-from cspsched.simulate.kernel.each.loops import make_loop
-from cspsched.simulate.kernel.each.rules import EachRules
+from cspsched.simulate.kernel.columns import KEY_BITS, LISTED
 from cspsched.simulate.kernel.jit import inner, merged
 from cspsched.simulate.kernel.layout import Kernel
+from cspsched.simulate.kernel.lists import next_arrival, next_number, numbered_key, push
+from cspsched.simulate.kernel.loops import make_loop
+from cspsched.simulate.kernel.rules import Rules
 
 
 class Srpt:
@@ -33,7 +33,7 @@ class Srpt:
     name: ClassVar[str] = "srpt"
     label: ClassVar[str] = "srpt"
 
-    def kernel_rules(self, instance: Instance) -> EachRules:
+    def kernel_rules(self, instance: Instance) -> Rules:
         """Rules under an instance's limits; all may be preempted to the end."""
         return ranked_rules(instance, run_remaining, own=Remaining(1.0))
 
@@ -58,7 +58,7 @@ class Trail(Configured):
     name: ClassVar[str] = "trail"
     settings_type: ClassVar[type[TrailSettings]] = TrailSettings
 
-    def kernel_rules(self, instance: Instance) -> EachRules:
+    def kernel_rules(self, instance: Instance) -> Rules:
         """Rules under an instance's limits."""
         return ranked_rules(instance, run_remaining, own=Remaining(float(self.settings.c)))
 

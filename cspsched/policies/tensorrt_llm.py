@@ -41,7 +41,8 @@ from cspsched.policies.batching import (
 )
 from cspsched.policies.settings import require_at_least
 from cspsched.problem.instance import Instance
-from cspsched.simulate.kernel.each.batch import (
+from cspsched.simulate.aggregated.state import Batch
+from cspsched.simulate.kernel.actions import (
     decodes,
     evicted_now,
     lacking_tokens,
@@ -49,15 +50,14 @@ from cspsched.simulate.kernel.each.batch import (
     preempt,
     schedule,
 )
-from cspsched.simulate.kernel.each.layout import FIRST_LIST, HELD_TOKENS, LISTED, TO_COME
-from cspsched.simulate.kernel.each.lists import append_listed, head, pop, push
-from cspsched.simulate.kernel.each.lockstep import can_go_on, decode_all, locked_growth
-from cspsched.simulate.kernel.each.loops import make_loop
-from cspsched.simulate.kernel.each.rules import AnyRules
-from cspsched.simulate.kernel.each.together import unlock_listed
+from cspsched.simulate.kernel.columns import FIRST_LIST, HELD_TOKENS, LISTED, TO_COME
 from cspsched.simulate.kernel.jit import inner, merged
 from cspsched.simulate.kernel.layout import SUBMISSION, Kernel
-from cspsched.simulate.kernel.rules import Batch, Chunk, Reserve
+from cspsched.simulate.kernel.lists import append_listed, head, pop, push
+from cspsched.simulate.kernel.lockstep import can_go_on, decode_all, locked_growth
+from cspsched.simulate.kernel.loops import make_loop
+from cspsched.simulate.kernel.rules import Chunk, Reserve, Rules
+from cspsched.simulate.kernel.together import unlock_listed
 
 NEVER = int(Chunk.NEVER)
 
@@ -111,7 +111,7 @@ class TensorrtLlm(Configured):
     name: ClassVar[str] = "tensorrt-llm"
     settings_type: ClassVar[type[TensorrtLlmSettings]] = TensorrtLlmSettings
 
-    def kernel_rules(self, instance: Instance) -> AnyRules:
+    def kernel_rules(self, instance: Instance) -> Rules:
         """Rules under an instance's limits.
 
         Capacity is asked only when the micro-batch has room: a request that would own blocks earlier without

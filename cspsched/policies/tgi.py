@@ -34,12 +34,12 @@ from cspsched.policies.batching import (
 )
 from cspsched.policies.settings import require_at_least
 from cspsched.problem.instance import Instance
-from cspsched.simulate.kernel.each.layout import LISTED
-from cspsched.simulate.kernel.each.loops import make_loop
-from cspsched.simulate.kernel.each.rules import AnyRules
+from cspsched.simulate.aggregated.state import Batch
+from cspsched.simulate.kernel.columns import LISTED
 from cspsched.simulate.kernel.jit import inner, merged
 from cspsched.simulate.kernel.layout import Kernel
-from cspsched.simulate.kernel.rules import Batch, Chunk, Reserve
+from cspsched.simulate.kernel.loops import make_loop
+from cspsched.simulate.kernel.rules import Chunk, Reserve, Rules
 from cspsched.units import ceil_div
 
 
@@ -76,7 +76,7 @@ class Tgi(Configured):
     name: ClassVar[str] = "tgi"
     settings_type: ClassVar[type[TgiSettings]] = TgiSettings
 
-    def kernel_rules(self, instance: Instance) -> AnyRules:
+    def kernel_rules(self, instance: Instance) -> Rules:
         """Rules under an instance's limits; by request with a budget of total tokens."""
         settings = self.settings
         block, prefill_tokens = instance.limits.block_tokens, settings.max_batch_prefill_tokens

@@ -26,18 +26,17 @@ from cspsched.policies.sarathi_family import (
 )
 from cspsched.policies.settings import require_at_least
 from cspsched.problem.instance import Instance
-from cspsched.simulate.kernel.each.batch import decodes, missing_blocks, schedule
-from cspsched.simulate.kernel.each.flights import conclude_flight, flies_on, forget_landed
-from cspsched.simulate.kernel.each.layout import BATCHED, IDLE, IN_LOCKSTEP, LISTED, SECOND_LIST
-from cspsched.simulate.kernel.each.lockstep import can_decode_all, decode_all, lock, unlock
-from cspsched.simulate.kernel.each.loops import Act, Loop, make_loop
-from cspsched.simulate.kernel.each.rules import EachRules
-from cspsched.simulate.kernel.each.together import conclude_together
+from cspsched.simulate.aggregated.repeat import repeat_decodes
+from cspsched.simulate.kernel.actions import decodes, missing_blocks, schedule
+from cspsched.simulate.kernel.columns import BATCHED, IDLE, IN_LOCKSTEP, LISTED, SECOND_LIST
+from cspsched.simulate.kernel.flights import conclude_flight, flies_on, forget_landed
 from cspsched.simulate.kernel.jit import inner, merged
 from cspsched.simulate.kernel.layout import QUEUED, Kernel
+from cspsched.simulate.kernel.lockstep import can_decode_all, decode_all, lock, unlock
+from cspsched.simulate.kernel.loops import Act, Loop, make_loop
 from cspsched.simulate.kernel.records import NOBODY
-from cspsched.simulate.kernel.repeat import repeat_decodes
-from cspsched.simulate.kernel.rules import Reserve
+from cspsched.simulate.kernel.rules import Reserve, Rules
+from cspsched.simulate.kernel.together import conclude_together
 
 FIXED = int(Reserve.FIXED)
 
@@ -93,7 +92,7 @@ def vidur_rules(
     max_num_seqs: int,
     watermark: float = 0.0,
     **decisions: Any,
-) -> EachRules:
+) -> Rules:
     """Return the rules of a scheduler under an instance's limits; in lockstep with one pipeline stage."""
     return family_rules_by_request(
         instance,

@@ -17,7 +17,7 @@ from cspsched.policies.batching import Configured
 from cspsched.policies.lightllm import Lightllm, LightllmSettings
 from cspsched.policies.settings import require_at_least
 from cspsched.problem.instance import Instance
-from cspsched.simulate.kernel.each.rules import AnyRules
+from cspsched.simulate.kernel.rules import Rules
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +44,7 @@ class VidurLightllm(Configured):
     name: ClassVar[str] = "vidur-lightllm"
     settings_type: ClassVar[type[VidurLightllmSettings]] = VidurLightllmSettings
 
-    def kernel_rules(self, instance: Instance) -> AnyRules:
+    def kernel_rules(self, instance: Instance) -> Rules:
         """Rules under an instance's limits and the settings, whichever are tighter."""
         own = self.settings
         like_lightllm = LightllmSettings(

@@ -30,10 +30,9 @@ from cspsched.policies.vidur_family import (
     vidur_rules,
 )
 from cspsched.problem.instance import Instance, Limits
-from cspsched.simulate.kernel.each.rules import EachRules
 from cspsched.simulate.kernel.jit import inner, merged
 from cspsched.simulate.kernel.layout import Kernel
-from cspsched.simulate.kernel.rules import Reserve
+from cspsched.simulate.kernel.rules import Reserve, Rules
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +68,7 @@ class VidurOrca(Configured):
     name: ClassVar[str] = "vidur-orca"
     settings_type: ClassVar[type[VidurOrcaSettings]] = VidurOrcaSettings
 
-    def kernel_rules(self, instance: Instance) -> EachRules:
+    def kernel_rules(self, instance: Instance) -> Rules:
         """Rules under an instance's limits and the settings, whichever are tighter."""
         return _rules(instance, self.settings, runs_to_end=False)
 
@@ -82,12 +81,12 @@ class VidurFasterTransformer(Configured):
     name: ClassVar[str] = "vidur-faster-transformer"
     settings_type: ClassVar[type[VidurFasterTransformerSettings]] = VidurFasterTransformerSettings
 
-    def kernel_rules(self, instance: Instance) -> EachRules:
+    def kernel_rules(self, instance: Instance) -> Rules:
         """Rules under an instance's limits and the settings, whichever are tighter."""
         return _rules(instance, self.settings, runs_to_end=True)
 
 
-def _rules(instance: Instance, settings: VidurOrcaSettings, *, runs_to_end: bool) -> EachRules:
+def _rules(instance: Instance, settings: VidurOrcaSettings, *, runs_to_end: bool) -> Rules:
     most = settings.batch_requests(instance.limits)
     own = VidurOwn(
         most_in_batch=most,

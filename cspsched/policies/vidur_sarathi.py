@@ -29,13 +29,12 @@ from cspsched.policies.vidur_family import (
     vidur_rules,
 )
 from cspsched.problem.instance import Instance
-from cspsched.simulate.kernel.batch import blocks_of
-from cspsched.simulate.kernel.each.batch import decodes, known_tokens
-from cspsched.simulate.kernel.each.layout import IDLE
-from cspsched.simulate.kernel.each.lists import sort_by_key
-from cspsched.simulate.kernel.each.rules import EachRules
+from cspsched.simulate.kernel.actions import blocks_of, decodes, known_tokens
+from cspsched.simulate.kernel.columns import IDLE
 from cspsched.simulate.kernel.jit import inner, merged
 from cspsched.simulate.kernel.layout import Kernel
+from cspsched.simulate.kernel.lists import sort_by_key
+from cspsched.simulate.kernel.rules import Rules
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +59,7 @@ class VidurSarathi(Configured):
     name: ClassVar[str] = "vidur-sarathi"
     settings_type: ClassVar[type[VidurSarathiSettings]] = VidurSarathiSettings
 
-    def kernel_rules(self, instance: Instance) -> EachRules:
+    def kernel_rules(self, instance: Instance) -> Rules:
         """Rules under an instance's limits and the settings, whichever are tighter."""
         settings, limits = self.settings, instance.limits
         own = VidurOwn(most_in_batch=settings.micro_batch_requests, emulates_bugs=settings.emulate_bugs)

@@ -29,11 +29,11 @@ from cspsched.policies.vidur_family import (
     vidur_rules,
 )
 from cspsched.problem.instance import Instance
-from cspsched.simulate.kernel.each.layout import BATCHED, IDLE
-from cspsched.simulate.kernel.each.lists import sort_by_key
-from cspsched.simulate.kernel.each.rules import EachRules
+from cspsched.simulate.kernel.columns import BATCHED, IDLE
 from cspsched.simulate.kernel.jit import inner, merged
 from cspsched.simulate.kernel.layout import Kernel
+from cspsched.simulate.kernel.lists import sort_by_key
+from cspsched.simulate.kernel.rules import Rules
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +58,7 @@ class VidurVllm(Configured):
     name: ClassVar[str] = "vidur-vllm"
     settings_type: ClassVar[type[VidurVllmSettings]] = VidurVllmSettings
 
-    def kernel_rules(self, instance: Instance) -> EachRules:
+    def kernel_rules(self, instance: Instance) -> Rules:
         """Rules under an instance's limits and the settings, whichever are tighter."""
         settings = self.settings
         own = VidurOwn(

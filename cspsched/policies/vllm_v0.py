@@ -20,8 +20,8 @@ from cspsched.policies.settings import require_at_least, require_fraction
 from cspsched.policies.vllm_v0_steps import V0Own, run_chunked, run_whole_prompts
 from cspsched.policies.vllm_v1 import BY_PRIORITY, QueueOrder
 from cspsched.problem.instance import Instance, Limits, Preemption
-from cspsched.simulate.kernel.each.rules import AnyRules
-from cspsched.simulate.kernel.rules import Batch, Order
+from cspsched.simulate.aggregated.state import Batch
+from cspsched.simulate.kernel.rules import Order, Rules
 
 SMALLEST_DEFAULT_BUDGET = 2048
 """Default of max_num_batched_tokens for short models, and with chunked prefill for all."""
@@ -97,7 +97,7 @@ class VllmV0(Configured):
     name: ClassVar[str] = "vllm-v0"
     settings_type: ClassVar[type[VllmV0Settings]] = VllmV0Settings
 
-    def kernel_rules(self, instance: Instance) -> AnyRules:
+    def kernel_rules(self, instance: Instance) -> Rules:
         """Rules under an instance's limits and the settings, whichever are tighter.
 
         The aggregated loop knows whole prompts first without delay, priority, swap and bugs.

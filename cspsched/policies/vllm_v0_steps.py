@@ -29,7 +29,7 @@ from cspsched.policies.sarathi_family import (
     schedule_decodes,
     whole_prompt,
 )
-from cspsched.simulate.kernel.each.batch import (
+from cspsched.simulate.kernel.actions import (
     decodes,
     known_tokens,
     lacking_tokens,
@@ -37,15 +37,15 @@ from cspsched.simulate.kernel.each.batch import (
     preempt,
     schedule,
 )
-from cspsched.simulate.kernel.each.layout import FIRST_LIST, HELD_TOKENS, LISTED, SECOND_LIST, TO_COME
-from cspsched.simulate.kernel.each.lists import append_listed, next_arrival, sort_by_key
-from cspsched.simulate.kernel.each.lockstep import can_go_on, decode_all, locked_growth
-from cspsched.simulate.kernel.each.loops import make_loop
-from cspsched.simulate.kernel.each.swap import swap_in, swap_out
-from cspsched.simulate.kernel.each.together import unlock_listed
+from cspsched.simulate.kernel.columns import FIRST_LIST, HELD_TOKENS, LISTED, SECOND_LIST, TO_COME
 from cspsched.simulate.kernel.jit import inner, merged
 from cspsched.simulate.kernel.layout import BY_RANK, HEAP, HOST_FULL, Kernel
+from cspsched.simulate.kernel.lists import append_listed, next_arrival, sort_by_key
+from cspsched.simulate.kernel.lockstep import can_go_on, decode_all, locked_growth
+from cspsched.simulate.kernel.loops import make_loop
 from cspsched.simulate.kernel.records import NOBODY
+from cspsched.simulate.kernel.swap import swap_in, swap_out
+from cspsched.simulate.kernel.together import unlock_listed
 
 SWAPPED = BY_RANK
 """Column of `orders` with the swapped requests in a ring, next first."""

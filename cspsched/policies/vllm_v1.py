@@ -21,9 +21,10 @@ from cspsched.policies.batching import Configured
 from cspsched.policies.needs import Need, RequestData
 from cspsched.policies.settings import require_at_least, require_fraction
 from cspsched.problem.instance import Instance
-from cspsched.simulate.kernel.batch import blocks_of
-from cspsched.simulate.kernel.each.ahead import conclude_ahead
-from cspsched.simulate.kernel.each.batch import (
+from cspsched.simulate.aggregated.loops import aggregated_rules
+from cspsched.simulate.aggregated.state import Batch, Victim
+from cspsched.simulate.kernel.actions import (
+    blocks_of,
     decodes,
     is_finishing,
     known_tokens,
@@ -31,17 +32,17 @@ from cspsched.simulate.kernel.each.batch import (
     preempt,
     schedule,
 )
-from cspsched.simulate.kernel.each.layout import BATCHED, LISTED
-from cspsched.simulate.kernel.each.lists import append_listed, head, next_arrival, next_number, pop, push
-from cspsched.simulate.kernel.each.lockstep import can_go_on, decode_all, locked_growth
-from cspsched.simulate.kernel.each.loops import make_loop
-from cspsched.simulate.kernel.each.prefix import find_cached, num_free_of, reuse
-from cspsched.simulate.kernel.each.rules import AnyRules, EachRules
-from cspsched.simulate.kernel.each.together import unlock_listed
+from cspsched.simulate.kernel.ahead import conclude_ahead
+from cspsched.simulate.kernel.columns import BATCHED, LISTED
 from cspsched.simulate.kernel.jit import inner, merged
 from cspsched.simulate.kernel.layout import Kernel
+from cspsched.simulate.kernel.lists import append_listed, head, next_arrival, next_number, pop, push
+from cspsched.simulate.kernel.lockstep import can_go_on, decode_all, locked_growth
+from cspsched.simulate.kernel.loops import make_loop
+from cspsched.simulate.kernel.prefix import find_cached, num_free_of, reuse
 from cspsched.simulate.kernel.records import NOBODY
-from cspsched.simulate.kernel.rules import Batch, Chunk, KernelRules, Order, Reserve, Victim
+from cspsched.simulate.kernel.rules import Chunk, Order, Reserve, Rules
+from cspsched.simulate.kernel.together import unlock_listed
 
 NEVER = int(Chunk.NEVER)
 
@@ -125,7 +126,7 @@ class VllmV1(Configured):
     name: ClassVar[str] = "vllm"
     settings_type: ClassVar[type[VllmSettings]] = VllmSettings
 
-    def kernel_rules(self, instance: Instance) -> AnyRules:
+    def kernel_rules(self, instance: Instance) -> Rules:
         """Rules under an instance's limits and the settings, whichever are tighter.
 
         The aggregated loop knows most settings; by priority only if all decodes and one whole chunk fit into
@@ -154,7 +155,7 @@ class VllmV1(Configured):
         )
         if settings.goes_by_request or needs_order:
             return self._rules_by_request(instance, common)
-        return KernelRules(
+        return aggregated_rules(
             batch=Batch.RUNNING_FIRST,
             reserve=Reserve.CHUNK,
             victim=Victim.LEAST_IMPORTANT if by_priority else Victim.NEWEST,
@@ -163,7 +164,7 @@ class VllmV1(Configured):
             **common,
         )
 
-    def _rules_by_request(self, instance: Instance, common: dict[str, Any]) -> EachRules:
+    def _rules_by_request(self, instance: Instance, common: dict[str, Any]) -> Rules:
         settings, limits = self.settings, instance.limits
         longest = limits.max_model_len or limits.kv_tokens + settings.num_lookahead_tokens
         own = VllmOwn(
@@ -174,7 +175,7 @@ class VllmV1(Configured):
             interval=settings.prefill_schedule_interval,
             last_prefill_step=-settings.prefill_schedule_interval,
         )
-        return EachRules(
+        return Rules(
             run=run_vllm_ahead if settings.async_scheduling else run_vllm,
             own=own,
             stands_by_admission=True,

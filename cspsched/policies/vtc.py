@@ -38,13 +38,13 @@ from cspsched.policies.lightllm import (
 from cspsched.policies.needs import Need, RequestData
 from cspsched.policies.settings import require_at_least
 from cspsched.problem.instance import Instance
-from cspsched.simulate.kernel.each.layout import BATCHED, LOCKED
-from cspsched.simulate.kernel.each.lists import next_arrival, next_number, numbered_key
-from cspsched.simulate.kernel.each.loops import make_loop
-from cspsched.simulate.kernel.each.rules import EachRules
+from cspsched.simulate.kernel.columns import BATCHED, LOCKED
 from cspsched.simulate.kernel.jit import inner, merged
 from cspsched.simulate.kernel.layout import Kernel
+from cspsched.simulate.kernel.lists import next_arrival, next_number, numbered_key
+from cspsched.simulate.kernel.loops import make_loop
 from cspsched.simulate.kernel.records import NOBODY
+from cspsched.simulate.kernel.rules import Rules
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +83,7 @@ class Vtc(Configured):
         Need(data=RequestData.CLIENT, without="all are one client and it acts as fcfs"),
     )
 
-    def kernel_rules(self, instance: Instance) -> EachRules:
+    def kernel_rules(self, instance: Instance) -> Rules:
         """Rules under an instance's limits."""
         settings = self.settings
         like_lightllm = LightllmSettings(

@@ -15,8 +15,7 @@ from typing import ClassVar, Protocol
 from cspsched.errors import PolicyError
 from cspsched.problem.instance import Instance
 from cspsched.problem.request import Request
-from cspsched.simulate.kernel.each.rules import EachRules
-from cspsched.simulate.kernel.rules import Chunk
+from cspsched.simulate.kernel.rules import Chunk, Rules
 
 
 class BatchMode(IntEnum):
@@ -110,12 +109,12 @@ class DecisionPolicy:
         """The running request to evict, as a running one lacks KV blocks: the last admitted."""
         return view.running[-1]
 
-    def kernel_rules(self, instance: Instance) -> EachRules:
+    def kernel_rules(self, instance: Instance) -> Rules:
         """Rules for the compiled kernel under an instance's limits, and which questions it has to ask."""
-        from cspsched.simulate.kernel.each.decided import run_decided
+        from cspsched.simulate.kernel.decided import run_decided
 
         limits = instance.limits
-        return EachRules(
+        return Rules(
             run=run_decided,
             lockstep=False,
             kv_blocks=limits.kv_blocks,

@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence, Set
 from typing import NamedTuple
 
 from cspsched.errors import PolicyError
-from cspsched.simulate.kernel.batch import restart_output
-from cspsched.simulate.kernel.each.batch import is_finishing, preempt, schedule, take_out
-from cspsched.simulate.kernel.each.prefix import find_cached, num_free_of, reuse
-from cspsched.simulate.kernel.each.swap import swap_in, swap_out
+from cspsched.simulate.kernel.actions import is_finishing, preempt, restart_output, schedule, take_out
 from cspsched.simulate.kernel.layout import DECODES, Kernel
+from cspsched.simulate.kernel.prefix import find_cached, num_free_of, reuse
+from cspsched.simulate.kernel.swap import swap_in, swap_out
 
 
 class CachedPrefix(NamedTuple):

@@ -12,13 +12,13 @@ from typing import NamedTuple
 from cspsched.errors import PolicyCrashError
 from cspsched.problem.instance import Instance
 from cspsched.simulate.checked_step import CheckedStep
-from cspsched.simulate.kernel.each.batch import begin, execute, leave
-from cspsched.simulate.kernel.each.layout import ENDING
-from cspsched.simulate.kernel.each.lists import next_arrival
-from cspsched.simulate.kernel.each.prefix import enter
-from cspsched.simulate.kernel.each.rules import EachRules
+from cspsched.simulate.kernel.actions import begin, execute, leave
+from cspsched.simulate.kernel.columns import ENDING
 from cspsched.simulate.kernel.layout import DECIDED_NS, DECODES, FINISHED, LOG_FULL, Kernel
+from cspsched.simulate.kernel.lists import next_arrival
+from cspsched.simulate.kernel.prefix import enter
 from cspsched.simulate.kernel.progress import has_room, next_arrival_ns, refusal
+from cspsched.simulate.kernel.rules import Rules
 from cspsched.simulate.protocol import StepPolicy
 from cspsched.simulate.step import Columns, Step
 from cspsched.simulate.watch import Watch
@@ -26,7 +26,7 @@ from cspsched.simulate.watch import Watch
 RUN_METHODS = ("submit", "schedule", "retire")
 
 
-def step_rules(instance: Instance, policy: StepPolicy) -> EachRules:
+def step_rules(instance: Instance, policy: StepPolicy) -> Rules:
     """Return the rules of a policy that decides step by step, for one run as plain Python.
 
     Raises
@@ -35,7 +35,7 @@ def step_rules(instance: Instance, policy: StepPolicy) -> EachRules:
         If the policy makes no run, or one that cannot be asked.
     """
     steps, limits = Steps(instance, policy), instance.limits
-    return EachRules(
+    return Rules(
         run=steps.run,
         kv_blocks=limits.kv_blocks,
         block_tokens=limits.block_tokens,

@@ -18,20 +18,21 @@ from cspsched.problem.instance import Instance
 from cspsched.referee.metrics import measure
 from cspsched.simulate import LivelockError, PolicyError, simulate
 from cspsched.simulate.kernel import (
-    KernelRules,
+    Rules,
     KernelRun,
     Workload,
     layout,
     run_workload,
     simulate_fast,
 )
-from cspsched.simulate.kernel.core import run_vllm
+from cspsched.simulate.aggregated.loops import run_vllm
 from cspsched.simulate.kernel.cost import flatten_cost
-from cspsched.simulate.kernel.each.rules import AnyRules, EachRules, Loop
+from cspsched.simulate.kernel.rules import Rules, Loop
 from cspsched.simulate.kernel.failures import failure
 from cspsched.simulate.kernel.jit import compiled
 from cspsched.simulate.kernel.memory import Logs, new_kernel
-from cspsched.simulate.kernel.rules import Batch, Order, Reserve
+from cspsched.simulate.aggregated.state import Batch
+from cspsched.simulate.kernel.rules import Order, Reserve
 from tests.support.kernel_cases import BY_REQUEST, SETTINGS, digest, draw_case
 from tests.support.strategies import EVERY_TERM, UNIT, make_instance
 
@@ -155,7 +156,7 @@ def test_ranks_of_the_queue() -> None:
         priority=np.array([1, 2, 1, 0]),
         names=["d", "a", "b", "c"],
     )
-    rules = KernelRules(kv_blocks=9, block_tokens=1, max_tokens=9, max_running=9)
+    rules = Rules(kv_blocks=9, block_tokens=1, max_tokens=9, max_running=9)
 
     assert workload.queue_order(rules).tolist() == [1, 0, 2, 3]
     assert workload.queue_order(replace(rules, order=Order.PRIORITY)).tolist() == [3, 2, 0, 1]
@@ -240,7 +241,7 @@ def test_the_front_door_gives_what_the_clear_engine_gives(engine: str) -> None:
 
 def test_flat_costs_are_the_cost_model() -> None:
     """Constants rounded up, then a row for each term, then its knots as far as a batch can reach."""
-    rules = KernelRules(kv_blocks=8, block_tokens=1, max_tokens=3, max_running=2, reserve=Reserve.CHUNK)
+    rules = Rules(kv_blocks=8, block_tokens=1, max_tokens=3, max_running=2, reserve=Reserve.CHUNK)
     cost = CostModel(
         name="two terms",
         step=Fraction(7, 2),
@@ -263,14 +264,14 @@ def test_flat_costs_are_the_cost_model() -> None:
     ("rules", "elsewhere"),
     [
         (
-            KernelRules(
+            Rules(
                 kv_blocks=5, block_tokens=2, max_tokens=7, max_running=3, batch=Batch.TURNS, future_extra=9,
                 order=Order.PRIORITY,
             ),
             {"waiting_ratio", "prefills_first"},
         ),
         (
-            EachRules(
+            Rules(
                 loop=Loop.RANKED, kv_blocks=5, block_tokens=2, max_tokens=7, max_running=3, batch_tokens=8,
                 most_holders=4, most_in_batch=6, asks=9, output_price=0.1, ratio=0.3, clients=True,
             ),
@@ -279,7 +280,7 @@ def test_flat_costs_are_the_cost_model() -> None:
     ],
     ids=["aggregated", "by request"],
 )  # fmt: skip
-def test_rules_are_in_the_state_by_their_names(rules: AnyRules, elsewhere: set[str]) -> None:
+def test_rules_are_in_the_state_by_their_names(rules: Rules, elsewhere: set[str]) -> None:
     """Every field, whole numbers and floats alike, but those that stand in the lists or in the log."""
     now = new_kernel(COLUMNS, rules, flatten_cost(UNIT, rules, 8)).now
     names = {field.name for field in fields(rules)} - elsewhere

@@ -23,7 +23,7 @@ from cspsched.recording.setup import make_setup
 from cspsched.simulate import Policy, simulate_fast
 from cspsched.simulate.kernel import Workload, layout
 from cspsched.simulate.kernel.cost import flatten_cost
-from cspsched.simulate.kernel.each.rules import EachRules
+from cspsched.simulate.kernel.rules import Rules
 from cspsched.simulate.kernel.jit import compiled
 from cspsched.simulate.kernel.memory import new_kernel
 from cspsched.simulate.kernel.running import loop_for
@@ -171,7 +171,7 @@ def test_with_memory_enough_decodes_stay_in_lockstep(text: str) -> None:
     """No step looks at single decodes: each joins once, numbered one after the other."""
     instance, policy = busy_instance(300, 4000), make_policy(text)
     rules = kernel_rules(instance, policy)
-    assert isinstance(rules, EachRules)
+    assert isinstance(rules, Rules)
     workload = Workload.from_instance(instance)
     prices = flatten_cost(instance.cost, rules, workload.largest_peak)
     assert prices is not None

@@ -2,15 +2,15 @@
 
 from cspsched.simulate.kernel.api import Engine, new_replica, run_workload, simulate, simulate_fast
 from cspsched.simulate.kernel.replica import KernelReplica
-from cspsched.simulate.kernel.rules import KernelRules
+from cspsched.simulate.kernel.rules import Rules
 from cspsched.simulate.kernel.run import KernelRun
 from cspsched.simulate.kernel.workload import Workload
 
 __all__ = [
     "Engine",
     "KernelReplica",
-    "KernelRules",
     "KernelRun",
+    "Rules",
     "Workload",
     "new_replica",
     "run_workload",

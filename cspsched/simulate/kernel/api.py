@@ -8,8 +8,8 @@ from enum import StrEnum
 from cspsched.errors import UsageError
 from cspsched.problem.cost import CostModel
 from cspsched.problem.instance import Instance
-from cspsched.simulate.kernel.each.rules import AnyRules, EachRules
 from cspsched.simulate.kernel.replica import KernelReplica
+from cspsched.simulate.kernel.rules import Rules
 from cspsched.simulate.kernel.run import KernelRun
 from cspsched.simulate.kernel.running import KernelLoop, fitting_prices
 from cspsched.simulate.kernel.support import kernel_rules, new_loop
@@ -50,7 +50,7 @@ def simulate_fast(instance: Instance, policy: Policy, *, plain: bool = False) ->
 
 def run_workload(
     workload: Workload,
-    rules: AnyRules,
+    rules: Rules,
     cost: CostModel,
     *,
     label: str,
@@ -71,7 +71,7 @@ def run_workload(
     LimitError
         If the run goes on beyond 2^61 ns or about 2^31 batches.
     """
-    if isinstance(rules, EachRules) and rules.asks:
+    if rules.asks:
         raise UsageError(f"policy {label} looks at requests, which columns are none of; give an instance")
     loop = KernelLoop(workload, rules, cost, label=label, name_of=name_of)
     loop.go_on()

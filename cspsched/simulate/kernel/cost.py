@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from cspsched.problem.cost import BatchFeatures, CostModel, IntArray, PiecewiseLinear
-from cspsched.simulate.kernel.each.rules import AnyRules, EachRules
+from cspsched.simulate.kernel.rules import Rules
 
 MOST_MOVES = 4
 """A block moves to host memory or back a few times at a boundary, at most."""
@@ -18,7 +18,7 @@ LARGEST_TERM = 2**58
 """Fifteen terms and a clock of less than 2^61 ns stay below 2^63."""
 
 
-def flatten_cost(cost: CostModel, rules: AnyRules, largest_peak: int) -> IntArray | None:
+def flatten_cost(cost: CostModel, rules: Rules, largest_peak: int) -> IntArray | None:
     """Flat form of a cost model; None if a batch could take a term beyond 64 bits.
 
     Rows of four numbers, int64: step, b_p and b_d rounded up, in nanoseconds, and the row of the first knot;
@@ -74,17 +74,15 @@ def _functions(cost: CostModel) -> list[tuple[int, PiecewiseLinear]]:
     return cost.functions(mixed=False) + mixed
 
 
-def _largest_features(rules: AnyRules, largest_peak: int) -> BatchFeatures[int]:
+def _largest_features(rules: Rules, largest_peak: int) -> BatchFeatures[int]:
     """No batch has more of anything."""
     kv_tokens = rules.kv_blocks * rules.block_tokens
     if rules.restarts_output:
         largest_peak = kv_tokens
-    tokens = min(rules.max_tokens + rules.max_running, kv_tokens)
-    if isinstance(rules, EachRules):
-        # Some price a prompt alone before it is cut.
-        tokens = max(tokens, largest_peak)
+    # Some price a prompt alone before it is cut.
+    tokens = max(min(rules.max_tokens + rules.max_running, kv_tokens), largest_peak)
     requests = min(rules.max_running, kv_tokens)
-    if isinstance(rules, EachRules) and rules.has_deadlines:
+    if rules.has_deadlines:
         # Others price chunks before they look whether memory has room for them.
         tokens = max(tokens, rules.max_tokens)
     return BatchFeatures(

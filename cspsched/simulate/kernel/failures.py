@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 from cspsched.errors import LimitError, LivelockError, PolicyError, StuckError
 from cspsched.simulate.kernel import layout
-from cspsched.simulate.kernel.each.rules import AnyRules
 from cspsched.simulate.kernel.layout import Kernel
+from cspsched.simulate.kernel.rules import Rules
 from cspsched.units import ceil_div
 
 
 def failure(
-    answer: int, kernel: Kernel, rules: AnyRules, label: str, name_of: Callable[[int], str]
+    answer: int, kernel: Kernel, rules: Rules, label: str, name_of: Callable[[int], str]
 ) -> Exception:
     """The error behind an answer of the loop, as the clear engine raises it.
 

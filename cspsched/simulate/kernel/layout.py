@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from cspsched.problem.cost import IntArray
-from cspsched.simulate.kernel.each.rules import AnyRules, EachRules
 from cspsched.simulate.kernel.records import (
     BlockState,
     ContentState,
@@ -21,24 +20,19 @@ from cspsched.simulate.kernel.records import (
     RequestNotes,
     RequestState,
 )
+from cspsched.simulate.kernel.rules import Rules
 from cspsched.simulate.kernel.workload import Int32Array
 
 # Values of `phase`: in the queue (or finished), prefill, decode in lockstep, decode that sits out.
 QUEUED, PREFILLS, DECODES, HELD = range(4)
 # Columns of `orders`; those after the third serve a queue by quality.
 SUBMISSION, BY_RANK, HEAP = range(3)
-BY_PEAK, CHOSEN, BEST, IS_BEST, ENDS, HELD_TOKENS, AT_END = range(3, 10)
-# Columns of `slots`.
-LISTED, STARTED, STARTED_TOKENS, GENERATING, STACK, SORTED, NEW_TO_COME, NEW_TOKENS, ENOUGH_WAIT = range(9)
 # Column of `batch_ns` that is there if batches are decided before they start.
 DECIDED_NS = 2
 # Columns of `spans`, and kinds: a chunk before the last, a last chunk, a run of decodes; an eviction, one to
 # host memory, a return from there; tokens found in the prefix cache.
 KIND, SPAN_REQUEST, SPAN_NUMBER, FIRST, AMOUNT, BEFORE = range(6)
 CHUNK_SPAN, LAST_CHUNK_SPAN, RUN_SPAN, EVICTION_SPAN, SWAP_SPAN, RETURN_SPAN, HIT_SPAN = range(7)
-
-ALL_SERVED = 2**62
-"""`Now.served_end` while nobody sits out."""
 
 # Answers of the loop.
 FINISHED, LOG_FULL, STUCK, LIVELOCK, PROMPT_REFUSED, TOO_LONG, NO_HOST_ROOM, HOST_FULL = range(8)
@@ -72,7 +66,7 @@ class Kernel(NamedTuple):
     requests: Sequence[RequestState]
     """A record for each request; times that have not come are -1."""
     own: Any
-    """What the policy alone reads and writes (`EachRules.own`)."""
+    """What the policy alone reads and writes (`Rules.own`)."""
     notes: Sequence[RequestNotes]
     """A record for each request, or a single one where the policy keeps nothing of them."""
     cache: Cache
@@ -101,7 +95,6 @@ class Kernel(NamedTuple):
     steps; of an eviction: blocks, 0 if the last token is in flight and nothing lost); context before."""
 
 
-def most_running(rules: AnyRules, num_requests: int) -> int:
+def most_running(rules: Rules, num_requests: int) -> int:
     """Most requests that ever run at a time: each holds a block."""
-    most = rules.most_holders if isinstance(rules, EachRules) else rules.max_running
-    return min(most, num_requests, rules.kv_blocks)
+    return min(rules.most_holders, num_requests, rules.kv_blocks)

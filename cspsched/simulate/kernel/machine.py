@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from cspsched.errors import LimitError
-from cspsched.simulate.kernel.each.flights import launch
-from cspsched.simulate.kernel.each.layout import BATCHED
+from cspsched.simulate.kernel.columns import BATCHED
+from cspsched.simulate.kernel.flights import launch
 from cspsched.simulate.kernel.records import NEVER_NS, NOBODY
 from cspsched.simulate.kernel.running import KernelLoop
 from cspsched.simulate.protocol import Machine

@@ -1,119 +1,118 @@
-"""Memory of one run: the arrays at its start, and logs that grow."""
+"""Memory of a run at its beginning."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from cspsched.problem.cost import IntArray
 from cspsched.simulate.kernel import layout
-from cspsched.simulate.kernel.each.memory import each_arrays, new_cache
-from cspsched.simulate.kernel.each.rules import AnyRules, EachRules
-from cspsched.simulate.kernel.first import first_requests, first_state
-from cspsched.simulate.kernel.layout import Kernel
-from cspsched.simulate.kernel.records import NOBODY, Nothing, RequestNotes, new_own, new_records, set_column
-from cspsched.simulate.kernel.rules import Batch, KernelRules, Order
-from cspsched.simulate.kernel.workload import Int32Array, Workload
+from cspsched.simulate.kernel.cache import first_places, new_cache
+from cspsched.simulate.kernel.columns import NUM_SLOT
+from cspsched.simulate.kernel.layout import BY_RANK, DECIDED_NS, SUBMISSION, Kernel
+from cspsched.simulate.kernel.logs import MOST_ROWS, ROWS_A_REQUEST, new_logs
+from cspsched.simulate.kernel.records import (
+    NOBODY,
+    Now,
+    RequestNotes,
+    RequestState,
+    new_own,
+    new_records,
+    rules_into,
+    set_column,
+)
+from cspsched.simulate.kernel.rules import Order, Rules
+from cspsched.simulate.kernel.workload import FloatArray, Int32Array, Workload
 
-ROWS_A_REQUEST, MOST_ROWS = 32, 1 << 22
-"""Rows of a log at first, seldom too few, and how many it gets at a time. Unused ones cost nothing."""
 
-
-def new_kernel(workload: Workload, rules: AnyRules, prices: IntArray, *, plain: bool = False) -> Kernel:
+def new_kernel(workload: Workload, rules: Rules, prices: IntArray, *, plain: bool = False) -> Kernel:
     """Memory of a run at its beginning, nothing submitted yet; with plain objects for plain Python."""
     most = layout.most_running(rules, workload.num_requests)
     rows = max(min(ROWS_A_REQUEST * workload.num_requests, MOST_ROWS), 6 * most + 6)
-    notes_decisions = isinstance(rules, EachRules) and rules.notes_decisions
-    logs = _new_logs(rows, layout.DECIDED_NS + notes_decisions, plain=plain)
-    if isinstance(rules, EachRules):
-        return Kernel(prices=prices, **each_arrays(workload, rules, most, plain=plain), **logs)
     return Kernel(
-        now=first_state(workload, rules, plain=plain),
+        now=_first_state(workload, rules, plain=plain),
         requests=_requests(workload, rules, plain=plain),
-        own=new_own(Nothing(), plain=plain),
-        cache=new_cache(workload, None, plain=plain),
-        notes=new_records(RequestNotes, 1, plain=plain),
+        own=new_own(rules.own, plain=plain),
+        notes=_notes(workload, rules, plain=plain),
+        cache=new_cache(workload, rules, plain=plain),
         orders=_orders(workload, rules),
-        slots=_slots(rules, most),
+        # Twice as many as can run, so that holes are closed after as many admissions as can run.
+        slots=np.full((2 * most + 2, NUM_SLOT), NOBODY, dtype=np.int32),
         residues=np.zeros(rules.block_tokens, dtype=np.int32),
-        calendar=np.full(1 << int(workload.output_tokens.max()).bit_length(), NOBODY, dtype=np.int32),
+        calendar=_calendar(workload, rules),
         prices=prices,
-        **logs,
+        **new_logs(rows, DECIDED_NS + rules.notes_decisions, plain=plain),
     )
 
 
-def _requests(workload: Workload, rules: KernelRules, *, plain: bool) -> Any:
-    requests = first_requests(workload, plain=plain)
-    if rules.order not in (Order.ARRIVAL, Order.QUALITY):
+def _first_state(workload: Workload, rules: Rules, *, plain: bool) -> Now:
+    """A replica to which nothing has been submitted, under a policy's rules."""
+    now: Now = new_records(Now, 1, plain=plain)[0]
+    rules_into(now, rules)
+    now.num_arrivals = now.num_unfinished = workload.num_requests
+    now.free_blocks, now.free_host_blocks = rules.kv_blocks, rules.host_blocks
+    now.refused, now.refusal = NOBODY, layout.PROMPT_REFUSED
+    now.is_locked = rules.lockstep
+    now.calendar_mask = _calendar_steps(workload) - 1
+    now.last_free = rules.kv_blocks - 1
+    return now
+
+
+def _requests(workload: Workload, rules: Rules, *, plain: bool) -> Any:
+    """Requests that wait for their arrival."""
+    requests = new_records(RequestState, workload.num_requests, plain=plain)
+    for name in ("prompt_tokens", "output_tokens", "arrival_ns"):
+        set_column(requests, name, getattr(workload, name))
+    if rules.ranks or rules.order is Order.PRIORITY:
         set_column(requests, "rank", workload.ranks(rules))
     if rules.order is Order.PRIORITY:
         set_column(requests, "importance", workload.importance())
+    if not rules.ranks:
+        places = workload.places(rules.order) if rules.places is None else rules.places
+        set_column(requests, "key", workload.by_priority(places) if rules.by_priority else places)
     return requests
 
 
-def _orders(workload: Workload, rules: KernelRules) -> Int32Array:
-    submission = workload.submission_order()
-    if rules.order is Order.ARRIVAL:
-        return submission[:, np.newaxis]
-    if rules.order is Order.QUALITY:
-        orders = np.zeros((workload.num_requests, layout.AT_END + 1), dtype=np.int32)
-        orders[:, layout.SUBMISSION] = submission
-        return orders
-    return np.stack((submission, workload.queue_order(rules), np.zeros_like(submission)), axis=1)
+def _orders(workload: Workload, rules: Rules) -> Int32Array:
+    orders = np.zeros((workload.num_requests, rules.order_columns), dtype=np.int32)
+    orders[:, SUBMISSION] = workload.submission_order()
+    if rules.ranks:
+        orders[:, BY_RANK] = workload.queue_order(rules)
+    return orders
 
 
-def _slots(rules: KernelRules, most: int) -> Int32Array:
-    """Twice as many as can run, so that holes are closed after as many admissions as can run."""
-    slots = np.full((2 * most + 2, layout.ENOUGH_WAIT + 1), NOBODY, dtype=np.int32)
-    if rules.batch is Batch.WAITING_RATIO:
-        # The product in floating point is the policy's own; a whole number reaches it where its ceiling does.
-        enough = np.ceil(rules.waiting_ratio * np.arange(len(slots)))
-        slots[:, layout.ENOUGH_WAIT] = np.minimum(enough, np.iinfo(np.int32).max)
-    return slots
+def _calendar(workload: Workload, rules: Rules) -> Int32Array:
+    """Who finishes at a decode step, modulo a power of two; behind it the chunks by stage."""
+    empty = np.full(_calendar_steps(workload), NOBODY, dtype=np.int32)
+    return np.concatenate((empty, np.array(rules.stages, dtype=np.int32)))
 
 
-class Logs:
-    """Rows logged so far; the kernel writes into the newest array of each log."""
-
-    def __init__(self) -> None:
-        self._full: dict[str, list[npt.NDArray[Any]]] = {"batch_ns": [], "batch_counts": [], "spans": []}
-
-    def keep(self, kernel: Kernel) -> None:
-        """Take over what a kernel has logged."""
-        num_batches, num_spans = kernel.now.batch_row, kernel.now.span_row
-        self._full["batch_ns"].append(kernel.batch_ns[:num_batches])
-        self._full["batch_counts"].append(kernel.batch_counts[:num_batches])
-        self._full["spans"].append(kernel.spans[:num_spans])
-
-    def grow(self, kernel: Kernel) -> Kernel:
-        """Take over what is logged and give the kernel new arrays."""
-        self.keep(kernel)
-        kernel.now.batch_row = kernel.now.span_row = 0
-        rows = max(MOST_ROWS, 3 * len(kernel.slots))
-        return kernel._replace(
-            **_new_logs(rows, kernel.batch_ns.shape[1], plain=isinstance(kernel.requests, list))
-        )
-
-    def last_batch(self, kernel: Kernel) -> tuple[int, list[int]]:
-        """End and counts of the last batch; (-1, []) if there was none."""
-        row, times, counts = kernel.now.batch_row, kernel.batch_ns, kernel.batch_counts
-        if not row and self._full["batch_ns"]:
-            times, counts = self._full["batch_ns"][-1], self._full["batch_counts"][-1]
-            row = len(times)
-        return (int(times[row - 1, 1]), counts[row - 1].tolist()) if row else (-1, [])
-
-    def column(self, name: str) -> npt.NDArray[Any]:
-        """All rows of a log in order; they are given away."""
-        rows = self._full.pop(name)
-        return rows[0] if len(rows) == 1 else np.concatenate(rows)
+def _calendar_steps(workload: Workload) -> int:
+    """Decode steps that the calendar tells apart: more than any request takes."""
+    return 1 << int(workload.output_tokens.max()).bit_length()
 
 
-def _new_logs(rows: int, times: int, *, plain: bool) -> dict[str, Any]:
-    kind = np.int64 if plain else np.int32
-    return {
-        "batch_ns": np.empty((rows, times), dtype=np.int64),
-        "batch_counts": np.empty((rows, 6), dtype=kind),
-        "spans": np.empty((rows, layout.BEFORE + 1), dtype=kind),
-    }
+def _notes(workload: Workload, rules: Rules, *, plain: bool) -> Any:
+    if not (rules.keeps_notes or rules.host_blocks or rules.caches_prefixes or rules.flies):
+        return new_records(RequestNotes, 1, plain=plain)
+    notes = new_records(RequestNotes, workload.num_requests, plain=plain)
+    if rules.clients:
+        set_column(notes, "client", workload.clients_by_arrival())
+    if rules.keeps_notes:
+        set_column(notes, "priority", workload.priorities)
+    if rules.caches_prefixes:
+        set_column(notes, "first_place", first_places(workload, rules))
+    if rules.has_deadlines:
+        set_column(notes, "tier", workload.priorities)
+        ttft_ns = _limits(workload.ttft_limit_ns, workload, rules.ttft_limit_ns)
+        set_column(notes, "due_ns", workload.arrival_ns.astype(np.float64) + ttft_ns)
+        set_column(notes, "token_ns", _limits(workload.tpot_limit_ns, workload, rules.tpot_limit_ns))
+    return notes
+
+
+def _limits(limits_ns: FloatArray | None, workload: Workload, else_ns: float) -> FloatArray:
+    """Limits of all requests, those that a policy gives where a request has none."""
+    if limits_ns is None:
+        return np.full(workload.num_requests, else_ns)
+    return np.where(np.isnan(limits_ns), else_ns, limits_ns)

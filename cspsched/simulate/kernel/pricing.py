@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from cspsched.problem.cost import IntArray
 from cspsched.simulate.kernel.jit import inner
-from cspsched.simulate.kernel.layout import (
-    Kernel,
-)
+from cspsched.simulate.kernel.layout import Kernel
 
 
 @inner

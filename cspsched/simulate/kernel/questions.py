@@ -6,7 +6,7 @@ import numpy as np
 
 from cspsched.problem.instance import Instance
 from cspsched.simulate.decisions import Answers, DecisionPolicy
-from cspsched.simulate.kernel.each import layout as each
+from cspsched.simulate.kernel import columns as each
 from cspsched.simulate.kernel.layout import Kernel
 from cspsched.simulate.kernel.records import set_column
 from cspsched.simulate.watch import Watch

@@ -53,7 +53,7 @@ class Now:
     on_machine
         Whether a machine says when batches start and end.
     kv_blocks
-        From here on: fields of `KernelRules` and `EachRules` by their names.
+        From here on: fields of `Rules` by their names.
     """
 
     clock_ns: int = 0
@@ -62,20 +62,15 @@ class Now:
     is_open: int = 0
     is_idle: int = 0
     num_submitted: int = 0
-    queue_head: int = 0
-    queue_back: int = 0
     num_waiting: int = 0
     num_unfinished: int = 0
     free_blocks: int = 0
     num_running: int = 0
-    running_end: int = 0
-    served_end: int = 0
     num_decodes: int = 0
     decode_context: int = 0
     shift: int = 0
     num_decode_steps: int = 0
     num_admissions: int = 0
-    num_started: int = 0
     decode_now: int = 0
     attention: int = 0
     prefill_tokens: int = 0
@@ -95,12 +90,8 @@ class Now:
     num_batches: int = 0
     batch_row: int = 0
     span_row: int = 0
-    turn: int = 0
-    decode_count: int = 0
     refused: int = 0
     refusal: int = 0
-    peak_blocks: int = 0
-    num_unplaced: int = 0
     used_tokens: int = 0
     num_in_batch: int = 0
     num_listed: int = 0
@@ -142,22 +133,11 @@ class Now:
     max_tokens: int = 0
     max_running: int = 0
     order: int = 0
-    batch: int = 0
     reserve: int = 0
     chunk: int = 0
-    gate: int = 0
-    need: int = 0
-    victim: int = 0
-    admit: int = 0
-    long_prefill: int = 0
     watermark_blocks: int = 0
-    test_known: int = 0
     longest_prompt: int = 0
     fixed_blocks: int = 0
-    decode_steps: int = 0
-    future_spare: int = 0
-    future_extra: int = 0
-    exact_requests: int = 0
     batch_tokens: int = 0
     most_holders: int = 0
     learns_lengths: int = 0
@@ -381,8 +361,15 @@ def get_column(records: Any, name: str) -> np.ndarray[Any, Any]:
 
 def _layout(kind: type[Any]) -> np.dtype[Any]:
     hints = get_type_hints(kind, include_extras=True)
-    columns = [(name, KINDS.get(hint) or hint.__metadata__[0]) for name, hint in hints.items()]
+    columns = [(name, _kind(hint)) for name, hint in hints.items()]
     return np.dtype((np.record, np.dtype(columns, align=True)))
+
+
+def _kind(hint: Any) -> str:
+    """Layout of a field: whole numbers of 64 bits, members of an enumeration among them, unless it says."""
+    if not isinstance(hint, type):
+        return str(hint.__metadata__[0])
+    return KINDS.get(hint, KINDS[int])
 
 
 def _first_values(kind: type[Any]) -> Mapping[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from cspsched.problem.instance import Instance
-from cspsched.simulate.kernel.each.rules import EachRules
 from cspsched.simulate.kernel.layout import SUBMISSION, Kernel
 from cspsched.simulate.kernel.records import NEVER_NS, Now
 from cspsched.simulate.kernel.run import KernelRun
@@ -38,7 +37,7 @@ class KernelReplica:
         self, instance: Instance, policy: Policy, *, plain: bool = False, machine: Machine | None = None
     ) -> None:
         self._instance, self._loop = instance, new_loop(instance, policy, plain=plain, machine=machine)
-        self._flies = isinstance(self._loop.rules, EachRules) and self._loop.rules.flies
+        self._flies = self._loop.rules.flies
         self._submissions = Submissions(instance.requests)
         self._clients: dict[str, int] = {}
         now = self._now
@@ -49,7 +48,7 @@ class KernelReplica:
         """Let a request come at its arrival."""
         self._submissions.add(request)
         kernel, now = self.kernel, self._now
-        if isinstance(self._loop.rules, EachRules) and self._loop.rules.clients:
+        if self._loop.rules.clients:
             client = self._instance.requests[request].client_id
             kernel.notes[request].client = self._clients.setdefault(client, len(self._clients))
         kernel.orders[now.num_arrivals, SUBMISSION] = request

@@ -1,21 +1,22 @@
-"""The decision points that the kernel knows, as small numbers, so that one compiled loop serves all policies.
+"""Rules: the functions and numbers by which the kernel runs a policy.
 
-Each field is one decision. What cannot be said with them is left to the clear engine: then a policy's
-`kernel_rules` returns None.
+The replica knows no policy. What makes it fast (decodes in lockstep, a calendar of finishes, counts of block
+growth) it offers by properties that a policy states here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from cspsched.problem.cost import IntArray
 from cspsched.problem.instance import Instance
+from cspsched.simulate.kernel.records import Nothing
 from cspsched.simulate.protocol import Policy
 
 if TYPE_CHECKING:
-    from cspsched.simulate.kernel.each.rules import EachRules
     from cspsched.simulate.kernel.layout import Kernel
 
 
@@ -38,25 +39,6 @@ class Order(IntEnum):
     """By the places that the rules say."""
     QUALITY = 6
     """Sorted-F: sets of least output over the square of their size first."""
-
-
-class Batch(IntEnum):
-    """What may share a batch, and what comes first."""
-
-    RUNNING_FIRST = 0
-    """vLLM V1: what runs in order of admission, under one token budget; then the queue."""
-    MIXED = 1
-    """Decodes, started prefills, the queue."""
-    PREFILL_ONLY = 2
-    """Prefills alone; decodes only if there are none."""
-    DECODE_ONLY = 3
-    """Decodes alone; prefills only if there are none."""
-    TURNS = 4
-    """Turns of prefills and of decodes."""
-    WAITING_RATIO = 5
-    """TGI: prefills alone, if enough requests wait or enough decode steps have passed."""
-    DECODE_STEPS = 6
-    """LightLLM: prefills alone, every so many decode steps."""
 
 
 class Reserve(IntEnum):
@@ -91,78 +73,78 @@ class Chunk(IntEnum):
     """It takes the whole KV blocks that the budget leaves."""
 
 
-class Gate(IntEnum):
-    """When the queue may be tried."""
+class Entries(IntEnum):
+    """Order of the entries of a batch in the schedule."""
 
-    ALWAYS = 0
-    NOT_AFTER_EVICTION = 1
-    """Not in a step that preempted."""
-    NOBODY_RUNS = 2
-    """Only when no request runs."""
-    NOTHING_STARTED = 3
-    """Not in a batch that continues a started prefill."""
-
-
-class Need(IntEnum):
-    """When decodes lack memory."""
-
-    KEEP_ONE = 0
-    """When all that they take is more than what is free; but the last running request is never evicted."""
-    ONE_SPARE = 1
-    """When one does not see a free block, whether it takes one or not (Sarathi family)."""
-
-
-class Victim(IntEnum):
-    """Who is preempted."""
-
-    NEWEST = 0
-    """The last admitted."""
-    LEAST_IMPORTANT = 1
-    """The first among those of the largest (priority, arrival)."""
-
-
-class Admit(IntEnum):
-    """The memory test of an admission."""
-
-    RESERVED = 0
-    """What it reserves is free, above the watermark."""
-    FUTURE = 1
-    """The memory of all running requests fits at every future completion."""
+    BY_NUMBER = 0
+    """By the number of their spans."""
+    PREFILLS_FIRST = 1
+    """Prefills, then decodes, each by number."""
+    DECODES_FIRST = 2
+    """Decodes, then prefills, each by number."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class KernelRules:
-    """A policy with all its limits, the instance's included.
+class Rules:
+    """A policy under an instance's limits; what a loop does not name it does not read.
 
     Attributes
     ----------
+    run
+        The loop that runs the rules, an `outer` function: it is compiled only if a policy asks for it.
+    own
+        What the policy alone reads and writes, settings and state: an object of a slotted dataclass of
+        numbers, which is `Kernel.own` in the run.
     kv_blocks, block_tokens
         Usable KV blocks, and tokens of each.
-    max_tokens
-        Token budget of a batch (in the Sarathi family: of its prefills).
+    max_tokens, batch_tokens
+        The policy's own token budget of a batch, and the instance's.
     max_running
-        Most running requests. No more than `max_tokens` unless `batch` is RUNNING_FIRST in order of arrival.
-    long_prefill
-        Longest chunk while more than one request is there; 0 means no limit (RUNNING_FIRST).
-    watermark_blocks
-        Blocks that an admission leaves free while others run.
-    test_known
-        Whether an admission with `Reserve.CHUNK` needs room for all known tokens.
-    longest_prompt
-        Most known tokens of an admission; beyond, the policy refuses to go on. 0 means no limit.
-    decode_steps, waiting_ratio
-        Of WAITING_RATIO and DECODE_STEPS.
-    future_spare, future_extra
-        Blocks that have to stay free at every future completion, and tokens that each request counts more
-        until it decodes (`Admit.FUTURE`).
-    run
-        The loop that runs the rules, an `outer` function; None: that of `batch`.
-    exact_requests
-        Most waiting requests among which the best set is found exactly (`Order.QUALITY`).
-    restarts_output
-        Emulated bug: a preempted request generates its whole output again.
-    prefills_first
-        Whether prefills stand before decodes in the log of a batch.
+        Most running requests; of a policy that serves by rank most in a batch.
+    most_holders
+        Most requests that ever hold KV blocks.
+    ttft_limit_ns, tpot_limit_ns
+        Deadlines of requests that have none of their own, if the policy looks at deadlines (else 0).
+    clients
+        Whether decodes in lockstep are counted by client.
+    decides_ahead
+        Whether the next batch is decided while one runs, before its tokens are known.
+    by_priority, places
+        Whether the priority of a request goes before its place in the order of the queue; the places, if the
+        order is `GIVEN`.
+    most_new_tokens
+        Most tokens to come that a request in lockstep may have, if there is a limit.
+    asks
+        Questions that a policy in Python answers, a bit each.
+    stages
+        Chunks by the stage of a prompt.
+    order_columns
+        Columns of `Kernel.orders` that the policy uses.
+    ranks
+        Whether requests have ranks: places in the order of the queue, all different.
+    entries
+        In which order a batch gets its entries.
+    lockstep
+        Whether decodes run in lockstep wherever nothing speaks against it.
+    keeps_order
+        Whether running requests stand in an order of the policy's own in place of that of their admissions.
+    sorts_by_key, joins_from_batch
+        Whether that order is by key; whether it is that of the batch, of those that begin to decode.
+    stands_by_admission
+        Whether prefills stand among the decodes of a batch, all by admission; else before or after them.
+    keeps_notes
+        Whether the policy keeps `RequestNotes`.
+    host_blocks
+        KV blocks in host memory, if victims may move there.
+    swaps
+        Whether a policy in Python may move them there.
+    flights
+        Most batches in flight, of a policy that is asked at arrivals while there are fewer; without lockstep.
+    caches_prefixes
+        Whether requests start with full blocks that others have left on the device.
+    restarts_output, drops_above
+        Emulated bugs: a preempted request generates its whole output again; a longer request, or
+        one that the watermark keeps out for ever, is dropped (0: none is).
     """
 
     kv_blocks: int
@@ -170,31 +152,62 @@ class KernelRules:
     max_tokens: int
     max_running: int
     order: Order = Order.ARRIVAL
-    batch: Batch = Batch.MIXED
+    run: Callable[[Kernel], int]
+    batch_tokens: int
+    most_holders: int
     reserve: Reserve = Reserve.KNOWN
     chunk: Chunk = Chunk.ANY
-    gate: Gate = Gate.ALWAYS
-    need: Need = Need.KEEP_ONE
-    victim: Victim = Victim.NEWEST
-    admit: Admit = Admit.RESERVED
-    long_prefill: int = 0
+    learns_lengths: bool = False
+    clients: bool = False
     watermark_blocks: int = 0
-    test_known: bool = True
     longest_prompt: int = 0
     fixed_blocks: int = 0
-    decode_steps: int = 0
-    future_spare: int = 0
-    future_extra: int = 0
-    exact_requests: int = 0
+    lookahead: int = 0
+    max_model_len: int = 0
+    decides_ahead: bool = False
+    most_new_tokens: int = 0
+    host_blocks: int = 0
+    flights: int = 0
+    swaps: bool = False
+    caches_prefixes: bool = False
     restarts_output: bool = False
-    waiting_ratio: float = 0.0
-    prefills_first: bool = True
-    run: Callable[[Kernel], int] | None = None
+    drops_above: int = 0
+    asks: int = 0
+    ttft_limit_ns: float = 0.0
+    tpot_limit_ns: float = 0.0
+    order_columns: int = 3
+    ranks: bool = False
+    entries: Entries = Entries.BY_NUMBER
+    lockstep: bool = True
+    keeps_order: bool = False
+    sorts_by_key: bool = False
+    joins_from_batch: bool = False
+    stands_by_admission: bool = False
+    keeps_notes: bool = False
+    stages: tuple[int, ...] = ()
+    by_priority: bool = False
+    places: IntArray | None = None
+    own: Any = field(default_factory=Nothing)
+
+    @property
+    def has_deadlines(self) -> bool:
+        """Whether the policy looks at deadlines."""
+        return self.ttft_limit_ns > 0
+
+    @property
+    def notes_decisions(self) -> bool:
+        """Whether a batch may start later than it was decided."""
+        return self.decides_ahead or self.host_blocks > 0 or self.flies
+
+    @property
+    def flies(self) -> bool:
+        """Whether batches end later than they are processed."""
+        return self.flights > 0 and not self.lockstep
 
 
 @runtime_checkable
 class HasKernelRules(Policy, Protocol):
     """A policy that the kernel runs."""
 
-    def kernel_rules(self, instance: Instance) -> KernelRules | EachRules | None:
+    def kernel_rules(self, instance: Instance) -> Rules | None:
         """Rules under an instance's limits and switches; None if the kernel does not know the settings."""

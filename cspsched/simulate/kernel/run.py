@@ -9,7 +9,7 @@ import numpy as np
 
 from cspsched.problem.cost import IntArray
 from cspsched.simulate.kernel import layout
-from cspsched.simulate.kernel.each.rules import AnyRules
+from cspsched.simulate.kernel.rules import Rules
 from cspsched.simulate.kernel.workload import Int32Array, Workload
 from cspsched.simulate.simulation import Simulation
 
@@ -42,7 +42,7 @@ class KernelRun:
     """
 
     policy: str
-    rules: AnyRules
+    rules: Rules
     workload: Workload
     times_ns: IntArray
     num_preemptions: Int32Array

@@ -10,13 +10,12 @@ from cspsched.errors import InputError, UsageError
 from cspsched.problem.cost import CostModel, IntArray
 from cspsched.simulate.kernel import layout
 from cspsched.simulate.kernel.cost import flatten_cost, flatten_exactly
-from cspsched.simulate.kernel.each.rules import AnyRules
 from cspsched.simulate.kernel.failures import failure
 from cspsched.simulate.kernel.jit import compiled
-from cspsched.simulate.kernel.layout import Kernel
-from cspsched.simulate.kernel.memory import Logs, new_kernel
+from cspsched.simulate.kernel.logs import Logs
+from cspsched.simulate.kernel.memory import new_kernel
 from cspsched.simulate.kernel.records import get_column
-from cspsched.simulate.kernel.rules import Batch
+from cspsched.simulate.kernel.rules import Rules
 from cspsched.simulate.kernel.run import TIMES, KernelRun
 from cspsched.simulate.kernel.workload import Workload
 from cspsched.units import ceil_div
@@ -46,7 +45,7 @@ class KernelLoop:
     def __init__(
         self,
         workload: Workload,
-        rules: AnyRules,
+        rules: Rules,
         cost: CostModel,
         *,
         label: str,
@@ -64,8 +63,7 @@ class KernelLoop:
             raise UsageError(f"policy {label}: the numbers are too large for compiled code; run it plain")
         self.rules = rules
         self._workload, self._label, self._name_of = workload, label, name_of
-        loop = loop_for(rules)
-        self._run, self._logs = loop if plain else compiled(loop), Logs()
+        self._run, self._logs = rules.run if plain else compiled(rules.run), Logs()
         self.kernel = new_kernel(workload, rules, prices, plain=plain)
         self._tell = asker(self) if asker else None
 
@@ -127,7 +125,7 @@ class KernelLoop:
         return dict(zip(changed.tolist(), generated[changed].tolist(), strict=True))
 
 
-def fitting_prices(workload: Workload, rules: AnyRules, cost: CostModel) -> IntArray | None:
+def fitting_prices(workload: Workload, rules: Rules, cost: CostModel) -> IntArray | None:
     """The flat cost model; None if something does not fit the kernel's numbers."""
     fits = (
         int(workload.output_tokens.max()) < MOST_OUTPUT_TOKENS
@@ -135,12 +133,3 @@ def fitting_prices(workload: Workload, rules: AnyRules, cost: CostModel) -> IntA
         and rules.kv_blocks <= MOST_BLOCKS
     )
     return flatten_cost(cost, rules, workload.largest_peak) if fits else None
-
-
-def loop_for(rules: AnyRules) -> Callable[[Kernel], int]:
-    """The loop that runs the rules; the others are not loaded."""
-    if rules.run is not None:
-        return rules.run
-    from cspsched.simulate.kernel.core import run_parts, run_vllm
-
-    return run_vllm if rules.batch is Batch.RUNNING_FIRST else run_parts

@@ -9,7 +9,6 @@ import numpy as np
 from cspsched.problem.cost import IntArray
 from cspsched.problem.runs import Column, Runs, RunSchedule
 from cspsched.problem.schedule import Schedule
-from cspsched.simulate.kernel.each.rules import AnyRules, EachRules
 from cspsched.simulate.kernel.layout import (
     AMOUNT,
     BEFORE,
@@ -23,18 +22,12 @@ from cspsched.simulate.kernel.layout import (
     SPAN_REQUEST,
     SWAP_SPAN,
 )
-from cspsched.simulate.kernel.rules import Batch
+from cspsched.simulate.kernel.rules import Entries, Rules
 from cspsched.simulate.kernel.workload import Int32Array
 
 
-def expand_spans(
-    rules: AnyRules, batch_ns: IntArray, batch_counts: Int32Array, spans: Int32Array
-) -> Schedule:
-    """The schedule of a run from the kernel's logs (see `Kernel`), entries in the policy's order.
-
-    Within a batch vLLM V1 goes by admission, the Sarathi family takes prefills first, the others decodes;
-    within each kind, too, the order is that of admission. Of `EachRules` the numbers are the order.
-    """
+def expand_spans(rules: Rules, batch_ns: IntArray, batch_counts: Int32Array, spans: Int32Array) -> Schedule:
+    """The schedule of a run from the kernel's logs (see `Kernel`), entries in the policy's order."""
     # Without blocks: preempted with the last token in flight, so nothing is lost.
     kind = spans[:, KIND]
     evictions = spans[((kind == EVICTION_SPAN) & (spans[:, AMOUNT] > 0)) | (kind == SWAP_SPAN)]
@@ -72,11 +65,11 @@ def expand_spans(
     )
 
 
-def _rank(rules: AnyRules, spans: Int32Array) -> Column:
+def _rank(rules: Rules, spans: Int32Array) -> Column:
     """Order of spans in which each batch gets its entries."""
     number = np.ascontiguousarray(spans[:, SPAN_NUMBER])
-    if isinstance(rules, EachRules) or rules.batch is Batch.RUNNING_FIRST:
+    if rules.entries is Entries.BY_NUMBER:
         return number
     is_run = spans[:, KIND] == RUN_SPAN
-    comes_last = is_run if rules.prefills_first else ~is_run
+    comes_last = is_run if rules.entries is Entries.PREFILLS_FIRST else ~is_run
     return np.asarray(comes_last * (np.int64(1) << 32) + number)

@@ -8,9 +8,8 @@ from typing import cast
 
 from cspsched.errors import InputError, PolicyCrashError, UsageError
 from cspsched.problem.instance import Instance
-from cspsched.simulate.kernel.each.rules import AnyRules, EachRules
 from cspsched.simulate.kernel.machine import answer_with
-from cspsched.simulate.kernel.rules import HasKernelRules
+from cspsched.simulate.kernel.rules import HasKernelRules, Rules
 from cspsched.simulate.kernel.running import Asker, KernelLoop
 from cspsched.simulate.kernel.workload import Workload
 from cspsched.simulate.protocol import Machine, Policy, StepPolicy
@@ -54,13 +53,13 @@ def new_loop(
     )
 
 
-def kernel_rules(instance: Instance, policy: Policy) -> AnyRules | None:
+def kernel_rules(instance: Instance, policy: Policy) -> Rules | None:
     """Rules of a policy under an instance's limits; None if it decides step by step."""
     with Watch(policy, instance.requests):
         rules = policy.kernel_rules(instance) if isinstance(policy, HasKernelRules) else None
-    if rules is not None and not isinstance(rules, AnyRules):
+    if rules is not None and not isinstance(rules, Rules):
         raise PolicyCrashError(
-            f"policy {policy.label}: kernel_rules returns {rules!r}, expected KernelRules, EachRules or None"
+            f"policy {policy.label}: kernel_rules returns {rules!r}, expected Rules, Rules or None"
         )
     return rules
 
@@ -75,8 +74,8 @@ def _asker(instance: Instance, policy: Policy) -> Asker | None:
     return lambda loop: Questions(instance, policy, loop.kernel).answer
 
 
-def _in_flights(rules: AnyRules, policy: Policy) -> EachRules:
+def _in_flights(rules: Rules, policy: Policy) -> Rules:
     """The rules of a policy for a machine, which tells when a batch ends as it is launched."""
-    if not isinstance(rules, EachRules) or not rules.flights:
+    if not rules.flights:
         raise UsageError(f"policy {policy.label} cannot run on a machine; only Vidur's policies can")
     return replace(rules, lockstep=False)

@@ -14,8 +14,7 @@ from cspsched.problem.columns import NO_LIMIT, Prefix
 from cspsched.problem.cost import IntArray
 from cspsched.problem.instance import Instance
 from cspsched.problem.request import MAX_ARRIVAL_NS, MAX_TOKENS
-from cspsched.simulate.kernel.each.rules import AnyRules
-from cspsched.simulate.kernel.rules import Order
+from cspsched.simulate.kernel.rules import Order, Rules
 
 Int32Array = npt.NDArray[np.int32]
 FloatArray = npt.NDArray[np.float64]
@@ -100,7 +99,7 @@ class Workload:
         """Requests in the order of (arrival, file)."""
         return np.argsort(self.arrival_ns, kind="stable").astype(np.int32)
 
-    def queue_order(self, rules: AnyRules) -> Int32Array:
+    def queue_order(self, rules: Rules) -> Int32Array:
         """Requests in the order of the waiting queue, if all were in it."""
         submission = self.submission_order()
         if rules.order is Order.ARRIVAL:
@@ -113,7 +112,7 @@ class Workload:
             key = key * self.prompt_tokens + key * (key - 1) // 2
         return submission[np.argsort(key[submission], kind="stable")]
 
-    def ranks(self, rules: AnyRules) -> Int32Array:
+    def ranks(self, rules: Rules) -> Int32Array:
         """Place of each request in `queue_order`."""
         ranks = np.empty(self.num_requests, dtype=np.int32)
         ranks[self.queue_order(rules)] = np.arange(self.num_requests, dtype=np.int32)

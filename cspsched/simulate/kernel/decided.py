@@ -6,9 +6,9 @@ call. Between two questions any number of batches may run.
 
 from __future__ import annotations
 
-from cspsched.simulate.kernel.batch import blocks_of
-from cspsched.simulate.kernel.each.batch import (
+from cspsched.simulate.kernel.actions import (
     begin,
+    blocks_of,
     conclude,
     decodes,
     known_tokens,
@@ -17,11 +17,13 @@ from cspsched.simulate.kernel.each.batch import (
     preempt,
     schedule,
 )
-from cspsched.simulate.kernel.each.layout import (
+from cspsched.simulate.kernel.columns import (
     KEY_BITS,
     LISTED,
 )
-from cspsched.simulate.kernel.each.lists import (
+from cspsched.simulate.kernel.jit import inner, outer
+from cspsched.simulate.kernel.layout import FINISHED, LOG_FULL, Kernel
+from cspsched.simulate.kernel.lists import (
     append_listed,
     head,
     next_arrival,
@@ -30,8 +32,6 @@ from cspsched.simulate.kernel.each.lists import (
     pop,
     push,
 )
-from cspsched.simulate.kernel.jit import inner, outer
-from cspsched.simulate.kernel.layout import FINISHED, LOG_FULL, Kernel
 from cspsched.simulate.kernel.progress import goes_on, has_room
 from cspsched.simulate.kernel.records import NOBODY
 from cspsched.simulate.kernel.rules import Chunk

@@ -2,21 +2,51 @@
 
 from __future__ import annotations
 
-from cspsched.simulate.kernel.batch import KNOWN_ONLY, execute
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+from cspsched.simulate.aggregated.batch import KNOWN_ONLY, execute
+from cspsched.simulate.aggregated.parts import DECODE_ONLY, MIXED, NOBODY_RUNS, PREFILL_ONLY, parts_step
+from cspsched.simulate.aggregated.queues import submit_arrivals
+from cspsched.simulate.aggregated.repeat import repeat_decodes
+from cspsched.simulate.aggregated.running_first import running_first
+from cspsched.simulate.aggregated.state import Aggregated, Batch
 from cspsched.simulate.kernel.jit import inner, merged, outer
-from cspsched.simulate.kernel.layout import (
-    FINISHED,
-    LAST_CLOCK_NS,
-    LAST_COUNT,
-    LOG_FULL,
-    TOO_LONG,
-    Kernel,
-)
-from cspsched.simulate.kernel.parts import DECODE_ONLY, MIXED, NOBODY_RUNS, PREFILL_ONLY, parts_step
+from cspsched.simulate.kernel.layout import FINISHED, LAST_CLOCK_NS, LAST_COUNT, LOG_FULL, TOO_LONG, Kernel
 from cspsched.simulate.kernel.progress import await_arrival, goes_on, has_room, refusal
-from cspsched.simulate.kernel.queues import submit_arrivals
-from cspsched.simulate.kernel.repeat import repeat_decodes
-from cspsched.simulate.kernel.running_first import running_first
+from cspsched.simulate.kernel.rules import Entries, Order, Rules
+
+Loop = Callable[[Kernel], int]
+
+
+def aggregated_rules(*, run: Loop | None = None, prefills_first: bool = True, **decisions: Any) -> Rules:
+    """Return the rules of a policy that the aggregated loop serves.
+
+    Parameters
+    ----------
+    run
+        The loop; None: that of `batch`.
+    prefills_first
+        Whether prefills stand before decodes in a batch, where they do not stand by admission.
+    decisions
+        Fields of `Aggregated` and of `Rules`.
+    """
+    names = {one.name for one in fields(Aggregated)} & decisions.keys()
+    own = Aggregated(**{name: decisions.pop(name) for name in names})
+    by_admission = own.batch is Batch.RUNNING_FIRST
+    entries = Entries.PREFILLS_FIRST if prefills_first else Entries.DECODES_FIRST
+    order = decisions.get("order", Order.ARRIVAL)
+    return Rules(
+        run=run or (run_vllm if by_admission else run_parts),
+        own=own,
+        lockstep=False,
+        ranks=order not in (Order.ARRIVAL, Order.QUALITY),
+        entries=Entries.BY_NUMBER if by_admission else entries,
+        batch_tokens=decisions["max_tokens"],
+        most_holders=decisions["max_running"],
+        **decisions,
+    )
 
 
 @outer
@@ -76,9 +106,9 @@ def _may_repeat(k: Kernel) -> bool:
     now = k.now
     if not now.num_decodes or now.num_decodes != now.num_running:
         return False
-    if now.batch not in (MIXED, PREFILL_ONLY, DECODE_ONLY):
+    if k.own.batch not in (MIXED, PREFILL_ONLY, DECODE_ONLY):
         return False
-    return bool(not now.num_waiting or now.gate == NOBODY_RUNS)
+    return bool(not now.num_waiting or k.own.gate == NOBODY_RUNS)
 
 
 @inner

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from cspsched.simulate.kernel.each.layout import (
+from cspsched.simulate.kernel.columns import (
     IN_LOCKSTEP,
     KEY_BITS,
     LISTED,
 )
 from cspsched.simulate.kernel.jit import inner
-from cspsched.simulate.kernel.layout import (
-    HEAP,
-    QUEUED,
-    SUBMISSION,
-    Kernel,
-)
+from cspsched.simulate.kernel.layout import HEAP, QUEUED, SUBMISSION, Kernel
 
 
 @inner

@@ -5,26 +5,16 @@ At most one request has prefill left, the last admitted: what cuts a prompt is t
 
 from __future__ import annotations
 
-from cspsched.simulate.kernel.batch import (
-    add_chunk,
-    admit,
-    blocks_of,
-    decode_growth,
-    evict,
-    known_tokens,
-)
-from cspsched.simulate.kernel.future import future_fits
+from cspsched.simulate.aggregated.batch import add_chunk, admit, decode_growth, evict
+from cspsched.simulate.aggregated.columns import LISTED, STARTED
+from cspsched.simulate.aggregated.future import future_fits
+from cspsched.simulate.aggregated.queues import newest, queue_head
+from cspsched.simulate.aggregated.state import Admit, Batch, Gate, Need
+from cspsched.simulate.kernel.actions import blocks_of, known_tokens
 from cspsched.simulate.kernel.jit import inner, merged
-from cspsched.simulate.kernel.layout import (
-    DECODES,
-    ENOUGH_WAIT,
-    LISTED,
-    STARTED,
-    Kernel,
-)
-from cspsched.simulate.kernel.queues import newest, queue_head
+from cspsched.simulate.kernel.layout import DECODES, Kernel
 from cspsched.simulate.kernel.records import NOBODY
-from cspsched.simulate.kernel.rules import Admit, Batch, Chunk, Gate, Need, Reserve
+from cspsched.simulate.kernel.rules import Chunk, Reserve
 
 MIXED, PREFILL_ONLY, DECODE_ONLY = int(Batch.MIXED), int(Batch.PREFILL_ONLY), int(Batch.DECODE_ONLY)
 TURNS, WAITING_RATIO = int(Batch.TURNS), int(Batch.WAITING_RATIO)
@@ -41,7 +31,7 @@ FUTURE = int(Admit.FUTURE)
 @merged
 def parts_step(k: Kernel) -> None:
     """Decide a batch."""
-    mode = k.now.batch
+    mode = k.own.batch
     if mode == MIXED:
         decode(k)
         prefill(k)
@@ -68,14 +58,14 @@ def _has_batch(k: Kernel) -> bool:
 @inner
 def _take_turn(k: Kernel) -> None:
     """The part that is due, or the other one if there is nothing to do in it."""
-    due = k.now.turn
+    due = k.own.turn
     for attempt in range(2):
         if due ^ attempt:
             decode(k)
         else:
             prefill(k)
         if not attempt and _has_batch(k):
-            k.now.turn = 1 - due
+            k.own.turn = 1 - due
             return
 
 
@@ -83,16 +73,16 @@ def _take_turn(k: Kernel) -> None:
 def _prefill_at_times(k: Kernel, by_ratio: bool) -> None:  # noqa: FBT001
     """Prefills when they are due by the number of waiting requests or of decode steps; else decodes."""
     now = k.now
-    is_due = not now.num_running or now.num_started or now.decode_count >= now.decode_steps
-    if is_due or (by_ratio and now.num_waiting >= k.slots[now.num_running, ENOUGH_WAIT]):
+    is_due = not now.num_running or k.own.num_started or k.own.decode_count >= k.own.decode_steps
+    if is_due or (by_ratio and now.num_waiting >= k.own.waiting_ratio * now.num_running):
         if not by_ratio:
-            now.decode_count = 0
+            k.own.decode_count = 0
         prefill(k)
     if not now.num_prefills:
-        now.decode_count += 1
+        k.own.decode_count += 1
         decode(k)
     elif by_ratio:
-        now.decode_count = 0
+        k.own.decode_count = 0
 
 
 @inner
@@ -100,7 +90,7 @@ def decode(k: Kernel) -> None:
     """One token for every decode, after evictions if blocks are short."""
     now = k.now
     now.decode_now = 1
-    if k.now.need == ONE_SPARE:
+    if k.own.need == ONE_SPARE:
         while now.num_decodes and _lacks_spare(k):
             _evict_newest(k)
     else:
@@ -117,7 +107,7 @@ def _lacks_spare(k: Kernel) -> bool:
     spare = now.free_blocks - decode_growth(k)
     if spare:
         return bool(spare < 0)
-    place = now.running_end - 1
+    place = k.own.running_end - 1
     while k.slots[place, LISTED] == NOBODY or k.requests[k.slots[place, LISTED]].phase != DECODES:
         place -= 1
     # What the last one takes itself does not count.
@@ -129,7 +119,7 @@ def _lacks_spare(k: Kernel) -> bool:
 def _evict_newest(k: Kernel) -> None:
     request = newest(k)
     if k.requests[request].phase != DECODES:
-        k.now.num_started = 0
+        k.own.num_started = 0
     evict(k, request)
 
 
@@ -138,17 +128,17 @@ def prefill(k: Kernel) -> None:
     """Continue the started prefill, then admit from the head of the queue while it fits."""
     now = k.now
     used = now.num_decodes if now.decode_now else 0
-    gate = now.gate
+    gate = k.own.gate
     if (gate == NOT_AFTER_EVICTION and now.num_evictions) or (gate == NOBODY_RUNS and now.num_running):
         is_open = False
     else:
-        is_open = gate != NOTHING_STARTED or not now.num_started
-    if now.num_started:
+        is_open = gate != NOTHING_STARTED or not k.own.num_started
+    if k.own.num_started:
         request = int(k.slots[0, STARTED])
         tokens = chunk_tokens(k, known_tokens(k, request) - int(k.requests[request].kv_tokens), used, False)
         if not tokens or not add_chunk(k, request, tokens):
             return
-        now.num_started = 0
+        k.own.num_started = 0
         used += tokens
     if is_open:
         _admit_waiting(k, used)
@@ -189,14 +179,14 @@ def _admit_waiting(k: Kernel, used: int) -> None:
         blocks = reserved_blocks(k, request, known)
         if now.num_running:
             fits = blocks + promised + now.watermark_blocks <= now.free_blocks
-            if not (future_fits(k, request) if now.admit == FUTURE else fits):
+            if not (future_fits(k, request) if k.own.admit == FUTURE else fits):
                 return
         elif blocks > now.free_blocks:
             return
         used += tokens
         if not admit(k, request, tokens, blocks):
             k.slots[0, STARTED] = request
-            now.num_started = 1
+            k.own.num_started = 1
             return
 
 

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
+from cspsched.simulate.aggregated.columns import LISTED, STACK
+from cspsched.simulate.aggregated.state import ALL_SERVED
 from cspsched.simulate.kernel.jit import inner
-from cspsched.simulate.kernel.layout import (
-    ALL_SERVED,
-    BY_RANK,
-    HEAP,
-    LISTED,
-    STACK,
-    SUBMISSION,
-    Kernel,
-)
+from cspsched.simulate.kernel.layout import BY_RANK, HEAP, SUBMISSION, Kernel
 from cspsched.simulate.kernel.records import NOBODY
 from cspsched.simulate.kernel.rules import Order
 
@@ -37,9 +31,9 @@ def submit_arrivals(k: Kernel) -> None:
 def _enter(k: Kernel, request: int) -> None:
     """Put a request to its rank; in a queue by quality all that wait lose their places."""
     if k.now.order == QUALITY:
-        k.orders[k.now.queue_back, HEAP] = request
-        k.now.queue_back += 1
-        k.now.num_unplaced = k.now.queue_back
+        k.orders[k.own.queue_back, HEAP] = request
+        k.own.queue_back += 1
+        k.own.num_unplaced = k.own.queue_back
     else:
         push_rank(k, k.requests[request].rank)
 
@@ -48,12 +42,12 @@ def _enter(k: Kernel, request: int) -> None:
 def queue_head(k: Kernel) -> int:
     """The request that is served next (somebody waits)."""
     if k.now.order == QUALITY:
-        return int(k.orders[k.now.queue_back - 1, HEAP])
+        return int(k.orders[k.own.queue_back - 1, HEAP])
     if k.now.order:
         return int(k.orders[k.orders[0, HEAP], BY_RANK])
-    if k.now.queue_back:
-        return int(k.slots[k.now.queue_back - 1, STACK])
-    return int(k.orders[k.now.queue_head, SUBMISSION])
+    if k.own.queue_back:
+        return int(k.slots[k.own.queue_back - 1, STACK])
+    return int(k.orders[k.own.queue_head, SUBMISSION])
 
 
 @inner
@@ -62,13 +56,13 @@ def pop_head(k: Kernel) -> None:
     now = k.now
     now.num_waiting -= 1
     if k.now.order == QUALITY:
-        now.queue_back -= 1
+        k.own.queue_back -= 1
     elif k.now.order:
         pop_rank(k)
-    elif now.queue_back:
-        now.queue_back -= 1
+    elif k.own.queue_back:
+        k.own.queue_back -= 1
     else:
-        now.queue_head += 1
+        k.own.queue_head += 1
 
 
 @inner
@@ -79,15 +73,15 @@ def queue_again(k: Kernel, request: int) -> None:
     if k.now.order:
         _enter(k, request)
     else:
-        k.slots[now.queue_back, STACK] = request
-        now.queue_back += 1
+        k.slots[k.own.queue_back, STACK] = request
+        k.own.queue_back += 1
 
 
 @inner
 def push_rank(k: Kernel, rank: int) -> None:
     """Enter a rank into the heap."""
-    heap, child = k.orders[:, HEAP], k.now.queue_back
-    k.now.queue_back += 1
+    heap, child = k.orders[:, HEAP], k.own.queue_back
+    k.own.queue_back += 1
     while child:
         parent = (child - 1) >> 1
         if heap[parent] <= rank:
@@ -101,8 +95,8 @@ def push_rank(k: Kernel, rank: int) -> None:
 def pop_rank(k: Kernel) -> None:
     """Remove the smallest rank from the heap."""
     heap = k.orders[:, HEAP]
-    k.now.queue_back -= 1
-    size = k.now.queue_back
+    k.own.queue_back -= 1
+    size = k.own.queue_back
     rank, parent = heap[size], 0
     while True:
         child = 2 * parent + 1
@@ -121,14 +115,14 @@ def pop_rank(k: Kernel) -> None:
 def append_running(k: Kernel, request: int) -> None:
     """Enter an admitted request at the end of the list and number its admission."""
     now, row = k.now, k.requests[request]
-    if now.running_end == len(k.slots):
+    if k.own.running_end == len(k.slots):
         close_holes(k)
-    place = now.running_end
+    place = k.own.running_end
     k.slots[place, LISTED] = request
     row.place = place
     row.number = now.num_admissions
     now.num_admissions += 1
-    now.running_end += 1
+    k.own.running_end += 1
     now.num_running += 1
 
 
@@ -142,37 +136,36 @@ def remove_running(k: Kernel, request: int) -> None:
 @inner
 def close_holes(k: Kernel) -> None:
     """Move the list together; at most half of it is in use, so this is O(1) per admission."""
-    now, end = k.now, 0
-    served = now.served_end
-    for place in range(now.running_end):
+    end = 0
+    served = k.own.served_end
+    for place in range(k.own.running_end):
         if place == served:
-            now.served_end = end
+            k.own.served_end = end
         request = k.slots[place, LISTED]
         if request != NOBODY:
             k.slots[end, LISTED] = request
             k.requests[request].place = end
             end += 1
-    if ALL_SERVED > served >= now.running_end:
-        now.served_end = ALL_SERVED
-    now.running_end = end
+    if ALL_SERVED > served >= k.own.running_end:
+        k.own.served_end = ALL_SERVED
+    k.own.running_end = end
 
 
 @inner
 def newest(k: Kernel) -> int:
     """The last admitted of the running requests (there is one)."""
-    now = k.now
-    while k.slots[now.running_end - 1, LISTED] == NOBODY:
-        now.running_end -= 1
-    return int(k.slots[now.running_end - 1, LISTED])
+    while k.slots[k.own.running_end - 1, LISTED] == NOBODY:
+        k.own.running_end -= 1
+    return int(k.slots[k.own.running_end - 1, LISTED])
 
 
 @inner
 def victim(k: Kernel) -> int:
     """The request to preempt next: the last admitted, or the first of the least important."""
-    if not k.now.victim:
+    if not k.own.victim:
         return newest(k)
     worst, found = -1, NOBODY
-    for place in range(k.now.running_end):
+    for place in range(k.own.running_end):
         request = k.slots[place, LISTED]
         if request != NOBODY and k.requests[request].importance > worst:
             worst, found = k.requests[request].importance, request

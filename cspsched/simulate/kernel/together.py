@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cspsched.simulate.kernel.each.batch import (
+from cspsched.simulate.kernel.actions import (
     add_up,
     end_batch,
     execute,
@@ -10,24 +10,19 @@ from cspsched.simulate.kernel.each.batch import (
     generate,
     note_batch,
 )
-from cspsched.simulate.kernel.each.layout import (
+from cspsched.simulate.kernel.columns import (
     BATCHED,
     LISTED,
 )
-from cspsched.simulate.kernel.each.lists import drop_listed
-from cspsched.simulate.kernel.each.lockstep import join_new, lock, part, unlock
-from cspsched.simulate.kernel.each.runs import process_chunk
-from cspsched.simulate.kernel.each.swap import await_moves
 from cspsched.simulate.kernel.jit import inner, merged
-from cspsched.simulate.kernel.layout import (
-    DECODES,
-    FINISHED,
-    PREFILLS,
-    Kernel,
-)
+from cspsched.simulate.kernel.layout import DECODES, FINISHED, PREFILLS, Kernel
+from cspsched.simulate.kernel.lists import drop_listed
+from cspsched.simulate.kernel.lockstep import join_new, lock, part, unlock
 from cspsched.simulate.kernel.pricing import batch_time_ns
 from cspsched.simulate.kernel.progress import await_arrival, refusal
 from cspsched.simulate.kernel.records import NOBODY
+from cspsched.simulate.kernel.runs import process_chunk
+from cspsched.simulate.kernel.swap import await_moves
 
 BEFORE_DECODES, AFTER_DECODES = -(2**30), 2**30 + 2**29
 """Numbers of chunks in a batch with decodes in lockstep, whose numbers are between them."""

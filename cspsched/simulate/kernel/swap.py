@@ -5,8 +5,6 @@ What a request has there stands in its notes. The blocks move at the boundary be
 
 from __future__ import annotations
 
-from cspsched.simulate.kernel.each.prefix import freed_by, take
-from cspsched.simulate.kernel.each.runs import close_run, log_span
 from cspsched.simulate.kernel.jit import inner
 from cspsched.simulate.kernel.layout import (
     DECIDED_NS,
@@ -17,6 +15,8 @@ from cspsched.simulate.kernel.layout import (
     SWAP_SPAN,
     Kernel,
 )
+from cspsched.simulate.kernel.prefix import freed_by, take
+from cspsched.simulate.kernel.runs import close_run, log_span
 
 
 @inner

@@ -8,28 +8,20 @@ does, the rest of the list sits out and leaves the lockstep.
 
 from __future__ import annotations
 
-from cspsched.simulate.kernel.batch import (
+from cspsched.simulate.aggregated.batch import (
     add_chunk,
     admit,
-    blocks_of,
     decode_growth,
     enter_decode,
     evict,
-    known_tokens,
     leave_decode,
 )
+from cspsched.simulate.aggregated.columns import LISTED, STARTED, STARTED_TOKENS
+from cspsched.simulate.aggregated.queues import queue_head, victim
+from cspsched.simulate.aggregated.state import ALL_SERVED
+from cspsched.simulate.kernel.actions import blocks_of, known_tokens
 from cspsched.simulate.kernel.jit import inner, merged
-from cspsched.simulate.kernel.layout import (
-    ALL_SERVED,
-    DECODES,
-    HELD,
-    LISTED,
-    PREFILLS,
-    STARTED,
-    STARTED_TOKENS,
-    Kernel,
-)
-from cspsched.simulate.kernel.queues import queue_head, victim
+from cspsched.simulate.kernel.layout import DECODES, HELD, PREFILLS, Kernel
 from cspsched.simulate.kernel.records import NOBODY
 from cspsched.simulate.kernel.rules import Chunk
 
@@ -41,14 +33,14 @@ def running_first(k: Kernel) -> None:
     """Decide a batch."""
     now = k.now
     longest = now.kv_blocks * now.block_tokens
-    if now.long_prefill and now.num_running + now.num_waiting > 1:
-        longest = now.long_prefill
+    if k.own.long_prefill and now.num_running + now.num_waiting > 1:
+        longest = k.own.long_prefill
     now.decode_now = 1
-    if now.victim:
+    if k.own.victim:
         used = _serve_by_importance(k)
     else:
         used = now.num_decodes
-        if now.num_started or now.served_end != ALL_SERVED or used > now.max_tokens:
+        if k.own.num_started or k.own.served_end != ALL_SERVED or used > now.max_tokens:
             used = _share_budget(k, longest)
         _make_room(k, _started_blocks(k))
     _process_started(k)
@@ -66,7 +58,7 @@ def _serve_by_importance(k: Kernel) -> int:
     now = k.now
     _make_room(k, 0)
     used = now.num_decodes
-    if now.num_started:
+    if k.own.num_started:
         request = k.slots[0, STARTED]
         lacking = known_tokens(k, request) - k.requests[request].kv_tokens
         k.slots[0, STARTED_TOKENS] = min(lacking, k.now.max_tokens - used)
@@ -79,13 +71,13 @@ def _serve_by_importance(k: Kernel) -> int:
 def _share_budget(k: Kernel, longest: int) -> int:
     """Give the running requests their tokens in order, as far as the budget goes; return the tokens used."""
     now = k.now
-    if now.served_end >= now.running_end:
-        now.served_end = ALL_SERVED
+    if k.own.served_end >= k.own.running_end:
+        k.own.served_end = ALL_SERVED
     used, served = now.num_decodes, 0
-    for position in range(now.num_started):
+    for position in range(k.own.num_started):
         request = k.slots[position, STARTED]
         k.slots[position, STARTED_TOKENS] = 0
-        if k.requests[request].place < now.served_end:
+        if k.requests[request].place < k.own.served_end:
             k.slots[position, STARTED_TOKENS] = min(
                 known_tokens(k, request) - k.requests[request].kv_tokens, longest
             )
@@ -93,7 +85,7 @@ def _share_budget(k: Kernel, longest: int) -> int:
             served += 1
     if used > k.now.max_tokens:
         return _cut_end(k, used, served)
-    if now.served_end != ALL_SERVED:
+    if k.own.served_end != ALL_SERVED:
         return _extend_end(k, used, served, longest)
     return int(used)
 
@@ -101,8 +93,8 @@ def _share_budget(k: Kernel, longest: int) -> int:
 @inner
 def _cut_end(k: Kernel, used: int, served: int) -> int:
     """Take tokens from the end of the list until the budget holds."""
-    now, budget = k.now, k.now.max_tokens
-    place = min(now.served_end, now.running_end)
+    budget = k.now.max_tokens
+    place = min(k.own.served_end, k.own.running_end)
     while used > budget:
         place -= 1
         request = k.slots[place, LISTED]
@@ -117,7 +109,7 @@ def _cut_end(k: Kernel, used: int, served: int) -> int:
             k.slots[served, STARTED_TOKENS] -= used - budget
             return int(budget)
         used -= own
-        now.served_end = place
+        k.own.served_end = place
         if is_decode:
             leave_decode(k, request)
         else:
@@ -128,9 +120,9 @@ def _cut_end(k: Kernel, used: int, served: int) -> int:
 @inner
 def _extend_end(k: Kernel, used: int, served: int, longest: int) -> int:
     """Serve further requests of the list while tokens are left."""
-    now, budget = k.now, k.now.max_tokens
-    place = now.served_end
-    while place < now.running_end and used < budget:
+    budget = k.now.max_tokens
+    place = k.own.served_end
+    while place < k.own.running_end and used < budget:
         request = k.slots[place, LISTED]
         place += 1
         if request == NOBODY:
@@ -143,7 +135,7 @@ def _extend_end(k: Kernel, used: int, served: int, longest: int) -> int:
             k.slots[served, STARTED_TOKENS] = min(lacking, longest, budget - used)
             used += k.slots[served, STARTED_TOKENS]
             served += 1
-    now.served_end = place if place < now.running_end else ALL_SERVED
+    k.own.served_end = place if place < k.own.running_end else ALL_SERVED
     return int(used)
 
 
@@ -159,7 +151,7 @@ def _own_blocks(k: Kernel, position: int) -> int:
 def _started_blocks(k: Kernel) -> int:
     """KV blocks that all started prefills take."""
     blocks = 0
-    for position in range(k.now.num_started):
+    for position in range(k.own.num_started):
         blocks += _own_blocks(k, position)
     return blocks
 
@@ -172,9 +164,9 @@ def _make_room(k: Kernel, prefill_blocks: int) -> None:
         request = victim(k)
         if k.requests[request].phase == PREFILLS:
             # It is the last of those that are left, whatever the order of eviction.
-            now.num_started -= 1
+            k.own.num_started -= 1
             if prefill_blocks:
-                prefill_blocks -= _own_blocks(k, now.num_started)
+                prefill_blocks -= _own_blocks(k, k.own.num_started)
         evict(k, request)
 
 
@@ -182,12 +174,12 @@ def _make_room(k: Kernel, prefill_blocks: int) -> None:
 def _process_started(k: Kernel) -> None:
     """Put the chunks into the batch; keep those with prefill left."""
     kept = 0
-    for position in range(k.now.num_started):
+    for position in range(k.own.num_started):
         request, tokens = int(k.slots[position, STARTED]), int(k.slots[position, STARTED_TOKENS])
         if not tokens or not add_chunk(k, request, tokens):
             k.slots[kept, STARTED] = request
             kept += 1
-    k.now.num_started = kept
+    k.own.num_started = kept
 
 
 @inner
@@ -202,11 +194,11 @@ def _admit_waiting(k: Kernel, budget: int, longest: int) -> None:
             break
         tokens = min(tokens, budget)
         kept_free = now.watermark_blocks if now.num_running else 0
-        tested = known if now.test_known else tokens
+        tested = known if k.own.test_known else tokens
         # The decodes have not taken theirs yet.
         if blocks_of(k, tested) + kept_free + decode_growth(k) > now.free_blocks:
             break
         if not admit(k, request, tokens, 0):
-            k.slots[now.num_started, STARTED] = request
-            now.num_started += 1
+            k.slots[k.own.num_started, STARTED] = request
+            k.own.num_started += 1
         budget -= tokens

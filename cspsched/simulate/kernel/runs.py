@@ -7,7 +7,7 @@ request sits out, or where the order has changed so that its number no longer fi
 
 from __future__ import annotations
 
-from cspsched.simulate.kernel.each.layout import (
+from cspsched.simulate.kernel.columns import (
     BATCHED,
 )
 from cspsched.simulate.kernel.jit import inner

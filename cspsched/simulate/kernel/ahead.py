@@ -7,24 +7,19 @@ the batch in flight has ended. For the same reason nobody is admitted whose own 
 
 from __future__ import annotations
 
-from cspsched.simulate.kernel.each.batch import leave
-from cspsched.simulate.kernel.each.layout import (
+from cspsched.simulate.kernel.actions import leave
+from cspsched.simulate.kernel.columns import (
     BATCHED,
     ENDING,
     UNSEEN,
 )
-from cspsched.simulate.kernel.each.lists import drop_listed
-from cspsched.simulate.kernel.each.prefix import enter
-from cspsched.simulate.kernel.each.together import execute_together
 from cspsched.simulate.kernel.jit import inner
-from cspsched.simulate.kernel.layout import (
-    DECIDED_NS,
-    DECODES,
-    FINISHED,
-    Kernel,
-)
+from cspsched.simulate.kernel.layout import DECIDED_NS, DECODES, FINISHED, Kernel
+from cspsched.simulate.kernel.lists import drop_listed
+from cspsched.simulate.kernel.prefix import enter
 from cspsched.simulate.kernel.progress import await_arrival, refusal
 from cspsched.simulate.kernel.records import NOBODY
+from cspsched.simulate.kernel.together import execute_together
 
 
 @inner

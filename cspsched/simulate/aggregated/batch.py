@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from cspsched.simulate.aggregated.columns import GENERATING, SORTED
+from cspsched.simulate.aggregated.queues import append_running, pop_head, queue_again, remove_running
+from cspsched.simulate.aggregated.state import Admit
+from cspsched.simulate.kernel.actions import blocks_of, known_tokens, log_batch, restart_output
 from cspsched.simulate.kernel.jit import inner
 from cspsched.simulate.kernel.layout import (
     AMOUNT,
@@ -10,31 +14,22 @@ from cspsched.simulate.kernel.layout import (
     DECODES,
     EVICTION_SPAN,
     FIRST,
-    GENERATING,
     HELD,
     KIND,
     LAST_CHUNK_SPAN,
     PREFILLS,
     QUEUED,
     RUN_SPAN,
-    SORTED,
     SPAN_NUMBER,
     SPAN_REQUEST,
     Kernel,
 )
 from cspsched.simulate.kernel.pricing import batch_time_ns
-from cspsched.simulate.kernel.queues import append_running, pop_head, queue_again, remove_running
 from cspsched.simulate.kernel.records import NOBODY
-from cspsched.simulate.kernel.rules import Admit, Reserve
+from cspsched.simulate.kernel.rules import Reserve
 
 CHUNK_ONLY, KNOWN_ONLY = int(Reserve.CHUNK), int(Reserve.KNOWN)
 FUTURE = int(Admit.FUTURE)
-
-
-@inner
-def known_tokens(k: Kernel, request: int) -> int:
-    """Prompt and generated tokens of a request that does not decode in lockstep."""
-    return int(k.requests[request].prompt_tokens) + int(k.requests[request].generated)
 
 
 @inner
@@ -43,12 +38,6 @@ def decode_growth(k: Kernel) -> int:
     if k.now.reserve > KNOWN_ONLY:
         return 0
     return int(k.residues[k.now.shift])
-
-
-@inner
-def blocks_of(k: Kernel, tokens: int) -> int:
-    """KV blocks of a number of tokens."""
-    return int((tokens + k.now.block_tokens - 1) // k.now.block_tokens)
 
 
 @inner
@@ -67,7 +56,7 @@ def enter_decode(k: Kernel, request: int) -> None:
     if following != NOBODY:
         k.requests[following].previous = request
     k.calendar[slot] = request
-    if k.now.admit == FUTURE:
+    if k.own.admit == FUTURE:
         sort_in(k, request)
 
 
@@ -82,7 +71,7 @@ def _last_step(k: Kernel, request: int) -> int:
 def leave_decode(k: Kernel, request: int) -> None:
     """Leave the lockstep: the row says again what the request has; its run is logged."""
     now, row = k.now, k.requests[request]
-    if k.now.admit == FUTURE:
+    if k.own.admit == FUTURE:
         sort_out(k, request)
     following, previous = row.next, row.previous
     if following != NOBODY:
@@ -132,8 +121,8 @@ def admit(k: Kernel, request: int, tokens: int, blocks: int) -> bool:
     append_running(k, request)
     row.phase = PREFILLS
     row.blocks = blocks
-    if now.admit == FUTURE:
-        now.peak_blocks += peak_blocks(k, request)
+    if k.own.admit == FUTURE:
+        k.own.peak_blocks += peak_blocks(k, request)
     now.free_blocks -= blocks
     if k.requests[request].scheduled_ns < 0:
         k.requests[request].scheduled_ns = now.clock_ns
@@ -192,26 +181,18 @@ def evict(k: Kernel, request: int) -> None:
 
 
 @inner
-def restart_output(k: Kernel, request: int) -> None:
-    """Let a preempted request generate its whole output again: what it has counts as prompt."""
-    row = k.requests[request]
-    row.prompt_tokens += row.generated
-    row.generated = 0
-
-
-@inner
 def _leave(k: Kernel, request: int) -> None:
     """Take a request out of the running ones."""
     remove_running(k, request)
-    if k.now.admit == FUTURE:
-        k.now.peak_blocks -= peak_blocks(k, request)
+    if k.own.admit == FUTURE:
+        k.own.peak_blocks -= peak_blocks(k, request)
 
 
 @inner
 def peak_blocks(k: Kernel, request: int) -> int:
     """KV blocks that a request holds at its end, by the count of the policies that look ahead."""
     tokens = int(k.requests[request].prompt_tokens) + int(k.requests[request].output_tokens) - 1
-    return blocks_of(k, tokens + int(k.now.future_extra))
+    return blocks_of(k, tokens + int(k.own.future_extra))
 
 
 @inner
@@ -265,14 +246,3 @@ def finish(k: Kernel, request: int, end_ns: int) -> None:
     k.requests[request].finish_ns = end_ns
     k.requests[request].phase = QUEUED
     _leave(k, request)
-
-
-@inner
-def log_batch(k: Kernel, num_decodes: int, end_ns: int) -> None:
-    """Note times and counts of the batch."""
-    now = k.now
-    times, counts = k.batch_ns[now.batch_row], k.batch_counts[now.batch_row]
-    now.batch_row += 1
-    times[0], times[1] = now.clock_ns, end_ns
-    counts[0], counts[1], counts[2] = now.num_prefills, num_decodes, now.prefill_tokens
-    counts[3], counts[4], counts[5] = k.now.kv_blocks - now.free_blocks, now.num_waiting, now.num_running

@@ -2,22 +2,10 @@
 
 from __future__ import annotations
 
-from cspsched.simulate.kernel.batch import blocks_of, log_batch
-from cspsched.simulate.kernel.each.layout import (
+from cspsched.simulate.kernel.columns import (
     BATCHED,
     ENDING,
 )
-from cspsched.simulate.kernel.each.lists import bit_length, drop_listed
-from cspsched.simulate.kernel.each.prefix import enter, freed_by, take
-from cspsched.simulate.kernel.each.runs import (
-    LARGEST_NUMBER,
-    close_run,
-    log_span,
-    number_after,
-    process_chunk,
-    process_decode,
-)
-from cspsched.simulate.kernel.each.swap import await_moves
 from cspsched.simulate.kernel.jit import inner
 from cspsched.simulate.kernel.layout import (
     DECODES,
@@ -30,9 +18,45 @@ from cspsched.simulate.kernel.layout import (
     TOO_LONG,
     Kernel,
 )
+from cspsched.simulate.kernel.lists import bit_length, drop_listed
+from cspsched.simulate.kernel.prefix import enter, freed_by, take
 from cspsched.simulate.kernel.pricing import batch_time_ns
 from cspsched.simulate.kernel.progress import await_arrival, refusal
 from cspsched.simulate.kernel.records import NOBODY
+from cspsched.simulate.kernel.runs import (
+    LARGEST_NUMBER,
+    close_run,
+    log_span,
+    number_after,
+    process_chunk,
+    process_decode,
+)
+from cspsched.simulate.kernel.swap import await_moves
+
+
+@inner
+def blocks_of(k: Kernel, tokens: int) -> int:
+    """KV blocks of a number of tokens."""
+    return int((tokens + k.now.block_tokens - 1) // k.now.block_tokens)
+
+
+@inner
+def log_batch(k: Kernel, num_decodes: int, end_ns: int) -> None:
+    """Note times and counts of the batch."""
+    now = k.now
+    times, counts = k.batch_ns[now.batch_row], k.batch_counts[now.batch_row]
+    now.batch_row += 1
+    times[0], times[1] = now.clock_ns, end_ns
+    counts[0], counts[1], counts[2] = now.num_prefills, num_decodes, now.prefill_tokens
+    counts[3], counts[4], counts[5] = k.now.kv_blocks - now.free_blocks, now.num_waiting, now.num_running
+
+
+@inner
+def restart_output(k: Kernel, request: int) -> None:
+    """Let a preempted request generate its whole output again: what it has counts as prompt."""
+    row = k.requests[request]
+    row.prompt_tokens += row.generated
+    row.generated = 0
 
 
 @inner

@@ -6,24 +6,18 @@ Decodes stand sorted by that; requests that do not decode yet, few at a time, ar
 
 from __future__ import annotations
 
-from cspsched.simulate.kernel.batch import blocks_of, known_tokens, peak_blocks
+from cspsched.simulate.aggregated.batch import peak_blocks
+from cspsched.simulate.aggregated.columns import GENERATING, NEW_TO_COME, NEW_TOKENS, SORTED, STARTED
+from cspsched.simulate.kernel.actions import blocks_of, known_tokens
 from cspsched.simulate.kernel.jit import inner
-from cspsched.simulate.kernel.layout import (
-    DECODES,
-    GENERATING,
-    NEW_TO_COME,
-    NEW_TOKENS,
-    SORTED,
-    STARTED,
-    Kernel,
-)
+from cspsched.simulate.kernel.layout import DECODES, Kernel
 
 
 @inner
 def future_fits(k: Kernel, request: int) -> bool:
     """Whether the peak with one more request leaves enough free."""
-    block, most = k.now.block_tokens, k.now.kv_blocks - k.now.future_spare
-    if k.now.peak_blocks + peak_blocks(k, request) <= most:
+    block, most = k.now.block_tokens, k.now.kv_blocks - k.own.future_spare
+    if k.own.peak_blocks + peak_blocks(k, request) <= most:
         return True
     count = _sort_new(k, request)
     alive = held = new = decode = 0
@@ -51,7 +45,7 @@ def future_fits(k: Kernel, request: int) -> bool:
 def _outlook(k: Kernel, request: int) -> tuple[int, int]:
     """Tokens that a request will still add and that it holds, one more if it does not decode yet."""
     row = k.requests[request]
-    generated, context, extra = int(row.generated), known_tokens(k, request), int(k.now.future_extra)
+    generated, context, extra = int(row.generated), known_tokens(k, request), int(k.own.future_extra)
     if row.phase == DECODES:
         steps = int(k.now.num_decode_steps) - int(row.since)
         generated, context, extra = generated + steps, int(row.kv_tokens) + steps + 1, 0
@@ -62,10 +56,10 @@ def _outlook(k: Kernel, request: int) -> tuple[int, int]:
 def _sort_new(k: Kernel, request: int) -> int:
     """Sort the head of the queue and the requests that run and do not decode yet; return their number."""
     count = 0
-    for position in range(k.now.num_generating + k.now.num_started + 1):
+    for position in range(k.now.num_generating + k.own.num_started + 1):
         if position < k.now.num_generating:
             to_come, tokens = _outlook(k, int(k.slots[position, GENERATING]))
-        elif position < k.now.num_generating + k.now.num_started:
+        elif position < k.now.num_generating + k.own.num_started:
             to_come, tokens = _outlook(k, int(k.slots[0, STARTED]))
         else:
             to_come, tokens = _outlook(k, request)

@@ -1,0 +1,1 @@
+"""The fast loop: decodes that go on unchanged are one number, a sum and a calendar of finishes."""
