@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from cspsched.policies.sorted_f import SortedF, SortedFSettings, place_next
 from cspsched.simulate import KernelReplica
+from cspsched.simulate.aggregated.queues import submit_arrivals
 from cspsched.simulate.kernel.layout import HEAP
-from cspsched.simulate.kernel.queues import submit_arrivals
 from tests.oracles.best_set import Profile, least_rank, naive_filling, naive_peak_blocks, rank_of
 from tests.support.strategies import check, make_instance
 
@@ -35,8 +35,8 @@ def placed(
         k.requests[request].generated = held - instance.requests[request].prompt_tokens
     place_next(k)
     # Those that have places stand behind the others, next to be served last.
-    places = k.orders[k.now.num_unplaced : k.now.queue_back, HEAP].tolist()
-    assert sorted(k.orders[: k.now.queue_back, HEAP].tolist()) == list(range(len(waiting)))
+    places = k.orders[k.own.num_unplaced : k.own.queue_back, HEAP].tolist()
+    assert sorted(k.orders[: k.own.queue_back, HEAP].tolist()) == list(range(len(waiting)))
     return places[::-1]
 
 

@@ -15,8 +15,8 @@ from cspsched.problem.schedule import Schedule
 from cspsched.referee.history import follow
 from cspsched.referee.rules import find_violations, occupied_blocks
 from cspsched.simulate import CachedPrefix, KernelReplica, PolicyError, simulate
-from cspsched.simulate.kernel.each.prefix import enter, find_cached, num_free_of, release, reuse, take
 from cspsched.simulate.kernel.layout import Kernel
+from cspsched.simulate.kernel.prefix import enter, find_cached, num_free_of, release, reuse, take
 from tests.oracles.naive_prefix import NaiveBlocks, texts
 from tests.support.command_line import invoke
 from tests.support.scripted import Scripted
