@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import fields, replace
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,24 +19,25 @@ from cspsched.problem.instance import Instance
 from cspsched.referee.metrics import measure
 from cspsched.simulate import LivelockError, PolicyError, simulate
 from cspsched.simulate.aggregated.loops import run_vllm
-from cspsched.simulate.aggregated.state import Batch
-from cspsched.simulate.kernel import (
-    KernelRun,
-    Rules,
-    Workload,
-    layout,
-    run_workload,
-    simulate_fast,
-)
-from cspsched.simulate.kernel.cost import flatten_cost
+from cspsched.simulate.aggregated.state import Aggregated, Batch
+from cspsched.simulate.kernel import KernelRun, Rules, Workload, layout, run_workload, simulate_fast
+from cspsched.simulate.kernel.cost import flatten_cost, flatten_exactly
 from cspsched.simulate.kernel.failures import failure
 from cspsched.simulate.kernel.jit import compiled
-from cspsched.simulate.kernel.memory import Logs, new_kernel
-from cspsched.simulate.kernel.rules import Loop, Order, Reserve, Rules
+from cspsched.simulate.kernel.logs import Logs
+from cspsched.simulate.kernel.memory import new_kernel
+from cspsched.simulate.kernel.rules import Order, Reserve
 from tests.support.kernel_cases import BY_REQUEST, SETTINGS, digest, draw_case
+from tests.support.scripted import LastFirst
 from tests.support.strategies import EVERY_TERM, UNIT, make_instance
 
 VLLM = make_policy("vllm")
+
+
+def rules_of(**values: Any) -> Rules:
+    """Rules of small numbers, for what is made before they are run."""
+    limits = ("kv_blocks", "block_tokens", "max_tokens", "max_running", "batch_tokens", "most_holders")
+    return Rules(**(dict.fromkeys(limits, 9) | {"run": run_vllm, "own": Aggregated()} | values))
 
 
 def random_runs() -> list[tuple[Instance, KernelRun]]:
@@ -44,7 +46,7 @@ def random_runs() -> list[tuple[Instance, KernelRun]]:
     runs = []
     for instance, policy in filter(None, cases):
         try:
-            runs.append((instance, simulate_fast(instance, policy)))
+            runs.append((instance, simulate_fast(instance, policy, plain=True)))
         except PolicyError:
             continue
     return runs
@@ -125,7 +127,7 @@ def test_columns_without_requests_give_the_same_run() -> None:
     rules = VLLM.kernel_rules(instance)
     run = run_workload(COLUMNS, rules, EVERY_TERM, label="vllm")
 
-    assert digest(run.to_simulation()) == digest(simulate(instance, VLLM))
+    assert digest(run.to_simulation()) == digest(simulate(instance, VLLM, "plain"))
 
 
 @pytest.mark.parametrize(
@@ -155,7 +157,7 @@ def test_ranks_of_the_queue() -> None:
         priority=np.array([1, 2, 1, 0]),
         names=["d", "a", "b", "c"],
     )
-    rules = Rules(kv_blocks=9, block_tokens=1, max_tokens=9, max_running=9)
+    rules = rules_of()
 
     assert workload.queue_order(rules).tolist() == [1, 0, 2, 3]
     assert workload.queue_order(replace(rules, order=Order.PRIORITY)).tolist() == [3, 2, 0, 1]
@@ -180,7 +182,7 @@ def test_evictions_without_end_are_a_livelock() -> None:
 
 
 def test_nothing_scheduled_for_ever_is_the_same_error() -> None:
-    """A refill beyond the budget, with chunks off: both engines say how many wait."""
+    """A refill beyond the budget, with chunks off: plain and compiled it is said how many wait."""
     instance = make_instance((4, 9), (4, 9), kv_blocks=16, max_batch_tokens=5, chunked_prefill=False)
     errors = []
     for engine in ("plain", "compiled"):
@@ -192,7 +194,7 @@ def test_nothing_scheduled_for_ever_is_the_same_error() -> None:
 
 
 def test_a_refused_prompt_is_named() -> None:
-    """The request's own name stands in the error, as in the clear engine's."""
+    """The request's own name stands in the error, plain and compiled."""
     instance = make_instance((40, 2), max_batch_tokens=50)
     policy = make_policy("vllm-v0:max_num_batched_tokens=20")
 
@@ -202,50 +204,60 @@ def test_a_refused_prompt_is_named() -> None:
 
 
 def test_a_request_that_fits_nowhere_is_refused() -> None:
-    """As by the clear engine; columns, too."""
+    """Plain and compiled; columns, too."""
     instance = make_instance((40, 20), (1, 1), kv_blocks=30)
 
-    with pytest.raises(InputError, match="remove such requests first"):
-        simulate_fast(instance, VLLM)
+    for plain in (True, False):
+        with pytest.raises(InputError, match="remove such requests first"):
+            simulate_fast(instance, VLLM, plain=plain)
     with pytest.raises(InputError, match="needs 59 tokens of KV cache"):
         run_workload(Workload.from_instance(instance), VLLM.kernel_rules(instance), UNIT, label="vllm")
 
 
-def test_a_policy_without_rules_is_told() -> None:
-    """The kernel by name is a promise; the front door without a name takes the clear engine."""
-    instance, policy = make_instance((4, 4)), make_policy("vllm:enable_prefix_caching=true")
+def test_a_policy_that_decides_step_by_step_is_not_compiled() -> None:
+    """To be compiled is a promise; the front door without a name runs it plain, however long the trace is."""
+    arrivals = [10 * index for index in range(5000)]
+    instance = make_instance(*[(3, 1)] * 5000, arrivals_ns=arrivals)
+    policy = LastFirst()
 
-    with pytest.raises(UsageError, match="no kernel rules"):
-        simulate(instance, policy, "kernel")
-    assert simulate(instance, policy).schedule == simulate(instance, policy).schedule
+    with pytest.raises(
+        UsageError, match="policy last-first:1 decides step by step in Python, which is not compiled"
+    ):
+        simulate(instance, policy, "compiled")
+    assert simulate(instance, policy).schedule == simulate(instance, VLLM, "plain").schedule
 
 
-def test_numbers_beyond_64_bits_are_left_to_the_clear_engine() -> None:
+def test_numbers_beyond_64_bits_are_left_to_plain_python() -> None:
     """A batch of more than 2^58 ns in one term is refused, not wrapped around."""
     instance = make_instance((4, 4), cost=CostModel(name="slow", step=Fraction(2**58)))
 
-    with pytest.raises(UsageError, match="too large for the kernel"):
+    with pytest.raises(UsageError, match="the numbers are too large for compiled code; run it plain"):
         simulate_fast(instance, VLLM)
     assert simulate(instance, VLLM).schedule.end_ns[-1] == 4 * 2**58
 
 
-@pytest.mark.parametrize("engine", ["auto", "kernel"])
-def test_the_front_door_gives_what_the_clear_engine_gives(engine: str) -> None:
-    """Whichever engine runs, on a trace large enough for the kernel to be chosen."""
+@pytest.mark.parametrize("engine", ["auto", "compiled"])
+def test_the_front_door_gives_what_plain_python_gives(engine: str) -> None:
+    """On a trace large enough to be compiled without being asked."""
     arrivals = [40 * index for index in range(5000)]
     instance = make_instance(*[(3, 2)] * 5000, arrivals_ns=arrivals, kv_blocks=20, cost=EVERY_TERM)
 
-    assert digest(simulate(instance, VLLM, engine)) == digest(simulate(instance, VLLM))
+    assert digest(simulate(instance, VLLM, engine)) == digest(simulate(instance, VLLM, "plain"))
 
 
 def test_flat_costs_are_the_cost_model() -> None:
-    """Constants rounded up, then a row for each term, then its knots as far as a batch can reach."""
-    rules = Rules(kv_blocks=8, block_tokens=1, max_tokens=3, max_running=2, reserve=Reserve.CHUNK)
+    """Constants rounded up, a row for each term, its knots as far as a batch can reach, the price of a swap.
+
+    Plain Python has numbers of any size: there all knots are kept.
+    """
+    rules = rules_of(kv_blocks=8, block_tokens=1, max_tokens=3, max_running=2, batch_tokens=3, most_holders=2)
+    rules = replace(rules, reserve=Reserve.CHUNK)
     cost = CostModel(
         name="two terms",
         step=Fraction(7, 2),
         tokens=PiecewiseLinear((0, 4, 90), (Fraction(1), Fraction(0), Fraction(5, 3))),
         decode_request=Fraction(1, 7),
+        swap_block=Fraction(5, 6),
     )
     position = BatchFeatures._fields.index
 
@@ -256,36 +268,48 @@ def test_flat_costs_are_the_cost_model() -> None:
         [0, 0, 3, 0],
         [4, 12, 0, 0],
         [0, 0, 1, 0],
+        [5, 6, 0, 0],
+    ]
+    assert flatten_exactly(cost).tolist()[1:6] == [
+        [position("tokens"), 3, 3, 6],
+        [position("num_decodes"), 7, 6, 7],
+        [0, 0, 3, 0],
+        [4, 12, 0, 0],
+        [90, 12, 5, 0],
     ]
 
 
+ELSEWHERE = {
+    "run", "own", "order_columns", "ranks", "places", "by_priority", "stages", "keeps_notes", "ttft_limit_ns",
+    "tpot_limit_ns", "entries",
+}  # fmt: skip
+"""What stands in the columns of requests, in the policy's own record, or in the schedule."""
+
+
+@pytest.mark.parametrize("plain", [True, False])
 @pytest.mark.parametrize(
-    ("rules", "elsewhere"),
+    "rules",
     [
-        (
-            Rules(
-                kv_blocks=5, block_tokens=2, max_tokens=7, max_running=3, batch=Batch.TURNS, future_extra=9,
-                order=Order.PRIORITY,
-            ),
-            {"waiting_ratio", "prefills_first"},
+        rules_of(
+            kv_blocks=5, block_tokens=2, max_tokens=7, max_running=3, order=Order.PRIORITY,
+            own=Aggregated(batch=Batch.TURNS, future_extra=9, waiting_ratio=0.3), ranks=True,
         ),
-        (
-            Rules(
-                loop=Loop.RANKED, kv_blocks=5, block_tokens=2, max_tokens=7, max_running=3, batch_tokens=8,
-                most_holders=4, most_in_batch=6, asks=9, output_price=0.1, ratio=0.3, clients=True,
-            ),
-            {"stages"},
+        rules_of(
+            kv_blocks=5, block_tokens=2, max_tokens=7, max_running=3, batch_tokens=8, most_holders=4, asks=9,
+            clients=True, keeps_notes=True, lockstep=False, stages=(4, 2),
         ),
     ],
     ids=["aggregated", "by request"],
 )  # fmt: skip
-def test_rules_are_in_the_state_by_their_names(rules: Rules, elsewhere: set[str]) -> None:
-    """Every field, whole numbers and floats alike, but those that stand in the lists or in the log."""
-    now = new_kernel(COLUMNS, rules, flatten_cost(UNIT, rules, 8)).now
-    names = {field.name for field in fields(rules)} - elsewhere
+def test_rules_are_in_the_state_by_their_names(rules: Rules, plain: bool) -> None:  # noqa: FBT001
+    """Every field, and of the policy's own record whole numbers and floats alike."""
+    kernel = new_kernel(COLUMNS, rules, flatten_cost(UNIT, rules, 8), plain=plain)
+    names = {field.name for field in fields(rules)} - ELSEWHERE
 
-    assert {name: getattr(now, name) for name in names} == {name: getattr(rules, name) for name in names}
-    assert not any(hasattr(now, name) for name in elsewhere)
+    assert {name: getattr(kernel.now, name) for name in names} == {n: getattr(rules, n) for n in names}
+    assert not any(hasattr(kernel.now, name) for name in ELSEWHERE)
+    own = [field.name for field in fields(rules.own)]
+    assert [getattr(kernel.own, name) for name in own] == [getattr(rules.own, name) for name in own]
 
 
 def test_clients_are_numbered_by_their_first_arrival() -> None:
