@@ -278,8 +278,9 @@ def _corners(values: list[int]) -> Iterator[tuple[int, int]]:
 
 def _least_sum(corners: list[tuple[int, int]], total: int, count: int) -> int:
     """`count` times the convex function at the mean, or at the nearest end."""
-    mean = min(max(Fraction(total, count), Fraction(corners[0][0])), Fraction(corners[-1][0]))
+    # In units of 1 / count, so that the mean is a whole number.
+    mean = min(max(total, count * corners[0][0]), count * corners[-1][0])
     for (left, low), (right, high) in pairwise(corners):
-        if left <= mean <= right:
-            return int(count * (low + (mean - left) * Fraction(high - low, right - left)))
+        if count * left <= mean <= count * right:
+            return count * low + (mean - count * left) * (high - low) // (right - left)
     return count * corners[0][1]
