@@ -91,11 +91,11 @@ def _place_waiting(k: Kernel) -> None:
     """Give places to as many as this step can admit."""
     now = k.now
     while k.own.num_unplaced and k.own.queue_back - k.own.num_unplaced < now.max_running - now.num_running:
-        _place_next(k)
+        place_next(k)
 
 
 @merged
-def _place_next(k: Kernel) -> None:
+def place_next(k: Kernel) -> None:
     """Give the set of least quality among those without a place the next places, shortest output first."""
     waiting, best = k.orders[:, HEAP], k.orders[:, BEST]
     num_waiting = k.own.num_unplaced

@@ -346,7 +346,7 @@ def test_sglang_retracts_for_the_important_where_a_place_is_all_it_lacks(
 
     assert [request for _, request in evictions(simulation)] == retracted
     assert batches(simulation)[1] == ([(1, 2)] if retracted else [(0, 1)])
-    assert simulate(instance, make_policy(text), "kernel").schedule == simulation.schedule
+    assert simulate(instance, make_policy(text), "compiled").schedule == simulation.schedule
 
 
 def test_sglang_retracts_for_a_place_only_if_asked_to_mind_priorities() -> None:

@@ -151,13 +151,13 @@ TIGHT = make_instance((4, 9), (4, 9), kv_blocks=14)
 
 
 @pytest.mark.parametrize("case", ANSWERS)
-def test_an_answer_that_raises_is_the_same_line_in_both_engines(case: str) -> None:
+def test_an_answer_that_raises_is_the_same_line_plain_and_compiled(case: str) -> None:
     """The method is the decision; the request is the one that was asked about."""
     method, message = ANSWERS[case]
     code = f"{DECIDED}    def {method}  # here\n"
     policy = make_policy(written(code))
     told = []
-    for engine in ("clear", "kernel"):
+    for engine in ("plain", "compiled"):
         with pytest.raises(PolicyCrashError) as caught:
             simulate(TIGHT, policy, engine)
         told.append(str(caught.value))
@@ -192,13 +192,13 @@ NO_ANSWERS = {
 
 
 @pytest.mark.parametrize("case", NO_ANSWERS)
-def test_what_is_no_answer_is_the_same_line_in_both_engines(case: str) -> None:
+def test_what_is_no_answer_is_the_same_line_plain_and_compiled(case: str) -> None:
     """With the line where the method begins."""
     method, message = NO_ANSWERS[case]
     code = f"{DECIDED}    def {method}  # here\n"
     policy = make_policy(written(code))
     told = []
-    for engine in ("clear", "kernel"):
+    for engine in ("plain", "compiled"):
         with pytest.raises(PolicyError) as caught:
             simulate(TIGHT, policy, engine)
         told.append(str(caught.value))

@@ -178,18 +178,18 @@ def test_whatever_a_policy_calls_itself(kind: type, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_labelled_policy_is_what_it_was() -> None:
-    """Settings, kernel rules and schedules of both engines are the same; only the label is new."""
+    """Settings, kernel rules and schedules, plain and compiled, are the same; only the label is new."""
     plain, labelled = make_policy("vllm:max_num_seqs=2"), make_policy("small=vllm:max_num_seqs=2")
 
     assert isinstance(labelled, VllmV1)
     assert (labelled.label, labelled.name, labelled.settings) == ("small", "vllm", plain.settings)  # type: ignore[attr-defined]
     assert kernel_rules(INSTANCE, labelled) == kernel_rules(INSTANCE, plain)
-    for engine in ("clear", "kernel"):
+    for engine in ("plain", "compiled"):
         run = simulate(INSTANCE, labelled, engine)
         assert (run.policy, run.schedule) == ("small", simulate(INSTANCE, plain, engine).schedule)
 
 
-@pytest.mark.parametrize("engine", ["clear", "kernel"])
+@pytest.mark.parametrize("engine", ["plain", "compiled"])
 def test_errors_of_a_labelled_policy_say_the_label(engine: str, tmp_path: Path) -> None:
     """Of ours and of the user's own."""
     path = folder_with(tmp_path / "a", -1)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 from fractions import Fraction
-from itertools import combinations
 
 import pytest
-from cspsched.policies.future_memory import peak_blocks
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,7 +18,7 @@ from cspsched.policies.mc_sf import McSf
 from cspsched.policies.niyama import Niyama, NiyamaSettings
 from cspsched.policies.sjf import Sjf
 from cspsched.policies.smallest_volume import SmallestVolume
-from cspsched.policies.sorted_f import Candidate, Device, SortedF, SortedFSettings, best_set, quality
+from cspsched.policies.sorted_f import SortedF, SortedFSettings
 from cspsched.policies.srpt import Srpt, Trail, TrailSettings
 from cspsched.policies.vtc import Vtc, VtcSettings
 from cspsched.problem.cost import CostModel, PiecewiseLinear
@@ -30,6 +28,8 @@ from cspsched.problem.schedule import Schedule
 from cspsched.referee.metrics import measure
 from cspsched.referee.rules import find_violations
 from cspsched.simulate import LivelockError, Policy, simulate
+from tests.oracles.best_set import naive_peak_blocks
+from tests.oracles.naive_mc_sf import naive_mc_sf
 from tests.support.instances import (
     RUN_TO_COMPLETION,
     four_mixed,
@@ -93,49 +93,37 @@ policies = planners | st.sampled_from([Sjf(), Srpt()]) | trail | fastserve | inf
 # The future-memory test
 
 
-def naive_peak_blocks(profile: list[tuple[int, int]], block_tokens: int) -> int:
-    """Walk forward token by token: everybody adds one until it has added all, then it is gone."""
-    most, alive = 0, list(profile)
-    while alive:
-        most = max(most, sum(-(-held // block_tokens) for held, _ in alive))
-        alive = [(held + 1, to_come - 1) for held, to_come in alive if to_come]
-    return most
-
-
-profiles = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 30)), max_size=8)
-
-
 @check
-@given(profiles, st.integers(1, 16))
-def test_the_closed_form_is_the_walk_token_by_token(profile: list[tuple[int, int]], block: int) -> None:
-    """The peak lies where somebody finishes, and blocks are counted right between."""
-    assert naive_peak_blocks(profile, block) == peak_blocks(profile, block)
+@given(instances())
+def test_mc_sf_admits_by_the_walk_token_by_token(instance: Instance) -> None:
+    """With ample C and unit cost every batch is that of the paper's rule, memory walked token by token."""
+    budget = 1 + sum(request.peak_kv_tokens for request in instance.requests)
+    limits = replace(instance.limits, max_batch_tokens=budget)
+    instance = replace(instance, limits=limits, switches=Switches(), cost=UNIT)
+    simulation = simulate(instance, McSf())
+    starts = simulation.schedule.start_ns.tolist()
+    ours = [(start, sorted(batch)) for start, batch in zip(starts, batches(simulation), strict=True)]
 
-
-@check
-@given(profiles)
-def test_with_blocks_of_a_token_it_is_the_published_form(profile: list[tuple[int, int]]) -> None:
-    """max_k (b_k k + sum of a_j for j <= k), b descending."""
-    ordered = sorted(profile, key=lambda pair: -pair[1])
-    published = [b * (k + 1) + sum(a for a, _ in ordered[: k + 1]) for k, (_, b) in enumerate(ordered)]
-
-    assert max(published, default=0) == peak_blocks(profile, 1)
+    assert ours == [(start, sorted(batch)) for start, batch in naive_mc_sf(instance)]
 
 
 @pytest.mark.parametrize(
-    ("profile", "block", "peak"),
+    ("rows", "block", "peak"),
     [
-        ([], 4, 0),
-        ([(4, 0)], 4, 1),
-        ([(4, 1)], 4, 2),
-        ([(0, 4)], 4, 1),
-        ([(2, 5), (9, 0)], 1, 11),
-        ([(2, 5), (3, 2)], 1, 9),
+        ([(2, 6), (9, 1)], 1, 11),
+        ([(2, 6), (3, 3)], 1, 9),
+        ([(4, 2), (3, 3)], 4, 3),
+        ([(1, 5), (1, 5)], 4, 4),
+        ([(1, 4), (1, 6), (4, 1)], 4, 3),
+        ([(1, 9), (2, 4), (5, 2)], 2, 6),
     ],
 )
-def test_peaks_by_hand(profile: list[tuple[int, int]], block: int, peak: int) -> None:
-    """Now, at the end of the first to finish, or at the end of the last."""
-    assert peak_blocks(profile, block) == peak
+def test_peaks_by_hand(rows: list[tuple[int, int]], block: int, peak: int) -> None:
+    """Now, at the end of the first to finish, or of the last: one block less is too little for all."""
+    assert naive_peak_blocks([(prompt, output - 1) for prompt, output in rows], block) == peak
+    for kv_blocks, together in ((peak, True), (peak - 1, False)):
+        first = batches(run("mc-sf", instance_of(*rows, kv_blocks=kv_blocks, block_tokens=block)))[0]
+        assert (len(first) == len(rows)) == together
 
 
 # All of them
@@ -298,31 +286,6 @@ def test_sjf_evicts_the_longest_output() -> None:
 
 
 # Sorted-F
-
-
-candidates = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 12)), min_size=1, max_size=6)
-
-
-@check
-@given(candidates, st.integers(0, 20), st.integers(1, 4))
-def test_sorted_f_finds_the_set_of_least_f(sizes: list[tuple[int, int]], spare: int, block: int) -> None:
-    """Exact against all subsets; the greedy filling is feasible and never better."""
-    waiting = [Candidate(output, held, i) for i, (output, held) in enumerate(sizes)]
-    largest = max(-(-candidate.peak_tokens // block) for candidate in waiting)
-    device = Device(largest + spare, block)
-    subsets = (subset for size in range(1, len(sizes) + 1) for subset in combinations(waiting, size))
-    fitting = (
-        subset
-        for subset in subsets
-        if naive_peak_blocks([(c.held_tokens, c.output_tokens - 1) for c in subset], block) <= device[0]
-    )
-    least = min(quality(sum(c.output_tokens for c in subset), len(subset)) for subset in fitting)
-    exact, greedy = best_set(waiting, device, 10), best_set(waiting, device, 0)
-
-    assert quality(sum(c.output_tokens for c in exact), len(exact)) == least
-    assert quality(sum(c.output_tokens for c in greedy), len(greedy)) >= least
-    assert exact == sorted(exact)
-    assert device.holds(greedy)
 
 
 def test_sorted_f_puts_many_small_ones_before_a_long_prompt() -> None:

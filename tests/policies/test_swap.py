@@ -18,7 +18,7 @@ from cspsched.problem.objectives import Objective
 from cspsched.referee.metrics import measure
 from cspsched.referee.rules import find_violations
 from cspsched.simulate import LivelockError, PolicyError, simulate
-from tests.support.policy_runs import run, schedule_or_error
+from tests.support.policy_runs import batches, evictions, run, schedule_or_error
 from tests.support.strategies import check, feasible_runs
 from tests.support.swap_cases import instance_of, with_swap
 from tests.support.tight_instances import instances
@@ -63,21 +63,18 @@ def test_fastserve_refuses_to_drop_what_may_only_be_swapped() -> None:
 
 
 def test_fastserve_starts_no_prompt_while_host_memory_is_short() -> None:
-    """Nine of ten host blocks are taken: exactly a tenth is free, which is enough; of eleven it is not."""
+    """All host blocks but one are taken: of ten that is a tenth, which is enough; of eleven it is not."""
     starts = {}
     for host in (10, 11):
-        instance = instance_of((4, 8), (1, 1, 3), kv_blocks=20, host=host)
-        policy_run = make_policy(QUICK).new_run(instance)
-        starts[host] = policy_run.may_start(_Host(1))  # type: ignore[attr-defined]
+        # r0 makes room for r1 after two batches, with all but one of the host blocks; then r2 comes.
+        rows = [(host - 2, 8), (8, 5, 2), (1, 1, 3)]
+        simulation = run(QUICK, instance_of(*rows, kv_blocks=16, host=host))
 
-    assert starts == {10: True, 11: False}
+        assert batches(simulation)[:3] == [[(0, host - 2)], [(0, 1)], [(1, 8)]]
+        assert (evictions(simulation)[0], simulation.schedule.evicted_to_host[0]) == ((2, 0), 1)
+        starts[host] = batches(simulation)[3]
 
-
-class _Host:
-    """Free host blocks and nothing else."""
-
-    def __init__(self, free_host_blocks: int) -> None:
-        self.free_host_blocks = free_host_blocks
+    assert starts == {10: [(1, 1), (2, 1)], 11: [(1, 1)]}
 
 
 swap_instances = st.builds(

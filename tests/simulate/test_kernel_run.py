@@ -18,22 +18,21 @@ from cspsched.problem.cost import BatchFeatures, CostModel, PiecewiseLinear
 from cspsched.problem.instance import Instance
 from cspsched.referee.metrics import measure
 from cspsched.simulate import LivelockError, PolicyError, simulate
+from cspsched.simulate.aggregated.loops import run_vllm
+from cspsched.simulate.aggregated.state import Batch
 from cspsched.simulate.kernel import (
-    Rules,
     KernelRun,
+    Rules,
     Workload,
     layout,
     run_workload,
     simulate_fast,
 )
-from cspsched.simulate.aggregated.loops import run_vllm
 from cspsched.simulate.kernel.cost import flatten_cost
-from cspsched.simulate.kernel.rules import Rules, Loop
 from cspsched.simulate.kernel.failures import failure
 from cspsched.simulate.kernel.jit import compiled
 from cspsched.simulate.kernel.memory import Logs, new_kernel
-from cspsched.simulate.aggregated.state import Batch
-from cspsched.simulate.kernel.rules import Order, Reserve
+from cspsched.simulate.kernel.rules import Loop, Order, Reserve, Rules
 from tests.support.kernel_cases import BY_REQUEST, SETTINGS, digest, draw_case
 from tests.support.strategies import EVERY_TERM, UNIT, make_instance
 
@@ -183,7 +182,7 @@ def test_nothing_scheduled_for_ever_is_the_same_error() -> None:
     """A refill beyond the budget, with chunks off: both engines say how many wait."""
     instance = make_instance((4, 9), (4, 9), kv_blocks=16, max_batch_tokens=5, chunked_prefill=False)
     errors = []
-    for engine in ("clear", "kernel"):
+    for engine in ("plain", "compiled"):
         with pytest.raises(PolicyError, match="nothing although nothing more can arrive") as caught:
             simulate(instance, VLLM, engine)
         errors.append(str(caught.value))
@@ -196,7 +195,7 @@ def test_a_refused_prompt_is_named() -> None:
     instance = make_instance((40, 2), max_batch_tokens=50)
     policy = make_policy("vllm-v0:max_num_batched_tokens=20")
 
-    for engine in ("clear", "kernel"):
+    for engine in ("plain", "compiled"):
         with pytest.raises(PolicyError, match="request 'r0' has 40 tokens to prefill"):
             simulate(instance, policy, engine)
 

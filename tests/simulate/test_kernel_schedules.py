@@ -23,9 +23,9 @@ from cspsched.recording.setup import make_setup
 from cspsched.simulate import Policy, simulate_fast
 from cspsched.simulate.kernel import Workload, layout
 from cspsched.simulate.kernel.cost import flatten_cost
-from cspsched.simulate.kernel.rules import Rules
 from cspsched.simulate.kernel.jit import compiled
 from cspsched.simulate.kernel.memory import new_kernel
+from cspsched.simulate.kernel.rules import Rules
 from cspsched.simulate.kernel.running import loop_for
 from cspsched.simulate.kernel.support import kernel_rules
 from tests.support.kernel_cases import (

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from cspsched.simulate.pool import PoolError
-from cspsched.simulate.prefix_cache import PrefixCachePool
-from cspsched.simulate.state import State
 
 from cspsched.policies.vllm_v1 import VllmSettings, VllmV1
 from cspsched.problem.instance import Instance
@@ -18,9 +14,13 @@ from cspsched.problem.prefix import BlockContents
 from cspsched.problem.schedule import Schedule
 from cspsched.referee.history import follow
 from cspsched.referee.rules import find_violations, occupied_blocks
-from cspsched.simulate import CachedPrefix, PolicyError, Step, simulate
+from cspsched.simulate import CachedPrefix, KernelReplica, PolicyError, simulate
+from cspsched.simulate.kernel.layout import Kernel
+from cspsched.simulate.kernel.prefix import enter, find_cached, num_free_of, release, reuse, take
 from tests.oracles.naive_prefix import NaiveBlocks, texts
 from tests.support.command_line import invoke
+from tests.support.scripted import Scripted
+from tests.support.steps import put_missing, step_after
 from tests.support.strategies import EXAMPLES, make_instance
 from tests.support.vllm_cases import policy_of, random_case
 
@@ -38,6 +38,9 @@ def shared(*sizes: tuple[int, int], prefix: Prefix, **limits: int) -> Instance:
     """Requests that all begin alike, in blocks of two tokens."""
     return with_prefixes(make_instance(*sizes, block_tokens=2, **limits), *[prefix] * len(sizes))  # type: ignore[arg-type]
 
+
+TWICE = shared((5, 2), (5, 2), prefix=(("a", 4),))
+"""Two requests of five tokens, four of which they share."""
 
 # Content
 
@@ -65,127 +68,128 @@ def test_a_stream_is_shared_as_far_as_both_prompts_go() -> None:
     assert [contents.of(0, k) == contents.of(1, k) for k in range(4)] == [True, True, False, False]
 
 
-# The pool
+# The blocks
 
 
-def pool_of(prefix: Prefix = (), *, kv_blocks: int = 4) -> PrefixCachePool:
-    return PrefixCachePool(shared((9, 9), (9, 9), (9, 9), prefix=prefix, kv_blocks=kv_blocks))
+def kernel_of(*prompts: int, prefix: Prefix = (), kv_blocks: int = 4) -> Kernel:
+    """Requests that wait for a device with a cache, in blocks of two tokens."""
+    instance = shared(*((prompt, 1) for prompt in prompts), prefix=prefix, kv_blocks=kv_blocks)
+    policy = Scripted(lambda number, step: None, caches_prefixes=True)
+    return KernelReplica(instance, policy, plain=True).kernel
 
 
-def fill(pool: PrefixCachePool, request: int, tokens: int) -> None:
+def give(k: Kernel, request: int, count: int) -> None:
+    """Give a request so many more blocks."""
+    take(k, request, count)
+    k.requests[request].blocks += count
+    k.now.free_blocks -= count
+
+
+def fill(k: Kernel, request: int, tokens: int) -> None:
     """Take what so many tokens need and enter what is full."""
-    pool.take(request, -(-tokens // 2))
-    pool.enter(request, tokens)
+    give(k, request, -(-tokens // 2))
+    enter(k, request, tokens)
+
+
+def free(k: Kernel, request: int) -> int:
+    """Free what a request holds; how many blocks are free by that."""
+    freed = release(k, request)
+    k.requests[request].blocks = 0
+    k.now.free_blocks += freed
+    return freed
+
+
+def found(k: Kernel, request: int) -> list[int]:
+    """Blocks that a request would reuse."""
+    first = k.notes[request].first_place
+    places = k.cache.places[first : first + find_cached(k, request)]
+    return [k.cache.contents[place.content].first for place in places]
 
 
 def test_what_was_left_is_found_and_taken_again() -> None:
     """Two full blocks of five tokens, free by now; the request holds them again and nobody else can."""
-    pool = pool_of()
-    fill(pool, 0, 5)
-    pool.release(0)
-    cached = pool.find(0, known_tokens=6)
-    pool.reuse(0, cached)
+    k = kernel_of(6, 6)
+    fill(k, 0, 5)
+    free(k, 0)
+    left = found(k, 0)
 
-    assert (len(cached.blocks), cached.num_free) == (2, 2)
-    assert (pool.held[0], pool.free, pool.used, pool.num_holders) == (2, 2, 2, 1)
-    assert pool.find(1, known_tokens=6) == CachedPrefix()
+    assert (len(left), num_free_of(k, 0, 2)) == (2, 2)
+    reuse(k, 0, 2)
+    assert (k.requests[0].blocks, k.requests[0].kv_tokens, k.now.free_blocks) == (2, 4, 2)
+    assert [k.cache.blocks[block].num_holders for block in left] == [1, 1]
+    assert found(k, 1) == []
 
 
 @pytest.mark.parametrize(("known_tokens", "blocks"), [(4, 1), (5, 2), (2, 0), (3, 1)])
 def test_the_last_known_token_is_never_cached(known_tokens: int, blocks: int) -> None:
     """Four tokens are there, in two blocks; a request of four tokens has to process one."""
-    pool = pool_of((("a", 4),))
-    fill(pool, 0, 4)
+    instance = make_instance((4, 2), (known_tokens, 2), block_tokens=2)
+    prefixes = [(("a", 4),), (("a", min(known_tokens, 4)),)]
+    step = step_after(with_prefixes(instance, *prefixes), put_missing((0, 4)), caches_prefixes=True)
 
-    assert len(pool.find(1, known_tokens).blocks) == blocks
+    assert len(step.find_cached(1).blocks) == blocks
 
 
 def test_shared_blocks_are_counted_once_and_free_when_the_last_leaves() -> None:
     """Two requests hold the same two blocks."""
-    pool = pool_of((("a", 4),))
-    fill(pool, 0, 4)
-    cached = pool.find(1, known_tokens=5)
-    pool.reuse(1, cached)
+    k = kernel_of(4, 5, prefix=(("a", 4),))
+    fill(k, 0, 4)
 
-    assert (cached.num_free, pool.used, pool.num_holders) == (0, 2, 2)
-    assert (pool.release(0), pool.used) == (2, 2)
-    assert (pool.release(1), pool.used) == (2, 0)
+    assert (find_cached(k, 1), num_free_of(k, 1, 2)) == (2, 0)
+    reuse(k, 1, 2)
+    assert k.now.free_blocks == 2
+    assert (free(k, 0), k.now.free_blocks) == (0, 2)
+    assert (free(k, 1), k.now.free_blocks) == (2, 4)
 
 
 def test_blocks_without_content_are_reused_first() -> None:
     """The half-filled block is given away before the full ones, of which the last goes first."""
-    pool = pool_of(kv_blocks=3)
-    fill(pool, 0, 5)
-    pool.release(0)
+    k = kernel_of(6, 6, kv_blocks=3)
+    fill(k, 0, 5)
+    free(k, 0)
 
-    found = []
-    for taken in range(3):
-        pool.take(1, 1)
-        found.append(len(pool.find(0, known_tokens=6).blocks))
-        assert pool.used == taken + 1
-    assert found == [2, 1, 0]
+    num_found = []
+    for _ in range(3):
+        give(k, 1, 1)
+        num_found.append(find_cached(k, 0))
+    assert num_found == [2, 1, 0]
 
 
 def test_the_oldest_content_goes_first() -> None:
     """First in, first out between requests: what the first left is forgotten before what the second left."""
-    pool = pool_of(kv_blocks=2)
-    fill(pool, 0, 2)
-    fill(pool, 1, 2)
-    pool.release(0)
-    pool.release(1)
-    pool.take(2, 1)
+    k = kernel_of(3, 3, 2, kv_blocks=2)
+    fill(k, 0, 2)
+    fill(k, 1, 2)
+    free(k, 0)
+    free(k, 1)
+    give(k, 2, 1)
 
-    assert [len(pool.find(request, known_tokens=3).blocks) for request in (0, 1)] == [0, 1]
+    assert [find_cached(k, request) for request in (0, 1)] == [0, 1]
 
 
 def test_equal_content_is_kept_twice_and_the_first_is_found() -> None:
     """Both computed it; when the first is overwritten, the second takes its place."""
-    pool = pool_of((("a", 2),), kv_blocks=3)
-    fill(pool, 0, 2)
-    fill(pool, 1, 2)
-    first = pool.find(2, known_tokens=3).blocks
-    pool.release(0)
-    pool.take(2, 2)
+    k = kernel_of(3, 3, 3, prefix=(("a", 2),), kv_blocks=3)
+    fill(k, 0, 2)
+    fill(k, 1, 2)
+    first = found(k, 2)
+    free(k, 0)
+    assert (k.now.free_blocks, found(k, 2)) == (2, first)
 
-    assert pool.used == 3
-    assert pool.find(0, known_tokens=3).blocks != first
-    assert len(pool.find(0, known_tokens=3).blocks) == 1
-
-
-def test_the_pool_refuses_what_makes_no_sense() -> None:
-    """Reuse of nothing, or by a request that holds blocks; too many blocks; a second release."""
-    pool = pool_of()
-    fill(pool, 0, 4)
-    with pytest.raises(PoolError, match="0 cached blocks"):
-        pool.reuse(1, CachedPrefix())
-    with pytest.raises(PoolError, match="for 2 held ones"):
-        pool.reuse(0, pool.find(0, known_tokens=5))
-    with pytest.raises(PoolError, match="3 KV blocks asked for, 2 of 4 are free"):
-        pool.take(1, 3)
-    with pytest.raises(PoolError, match="no KV blocks to release"):
-        pool.release(1)
+    give(k, 2, 2)
+    assert k.now.free_blocks == 0
+    assert len(found(k, 0)) == 1
+    assert found(k, 0) != first
 
 
 # Steps
 
 
-def step_after(instance: Instance, batch: Sequence[tuple[int, int]], *, caches_prefixes: bool = True) -> Step:
-    """A step after a batch of (request, tokens), in which all requests have arrived."""
-    state = State(instance, caches_prefixes=caches_prefixes)
-    for request in range(len(instance.requests)):
-        state.submit(request)
-    step = Step(state, clock_ns=0, label="test")
-    for request, tokens in batch:
-        step.schedule(request, tokens, step.missing_blocks(request, tokens))
-    state.process(step.batch)
-    return Step(state, clock_ns=1, label="test")
-
-
 def test_a_request_starts_with_what_is_cached() -> None:
     """Four of five tokens are there; one is left, which needs a block of its own."""
-    step = step_after(shared((5, 2), (5, 2), prefix=(("a", 4),)), [(0, 5)])
+    step = step_after(TWICE, put_missing((0, 5)), caches_prefixes=True)
     step.reuse(1, step.find_cached(1))
-    step.schedule(1, 1, step.missing_blocks(1, 1))
+    put_missing((1, 1))(step)
 
     assert step.hits == {1: 4}
     assert (step.computed_tokens[1], step.held_blocks[1]) == (4, 3)
@@ -193,29 +197,68 @@ def test_a_request_starts_with_what_is_cached() -> None:
 
 def test_a_request_that_is_withdrawn_leaves_no_hit() -> None:
     """It was admitted in this very step: no eviction, no hit, and the blocks are the first one's again."""
-    step = step_after(shared((5, 2), (5, 2), prefix=(("a", 4),)), [(0, 5)])
+    step = step_after(TWICE, put_missing((0, 5)), caches_prefixes=True)
+    free_blocks = step.free_blocks
     step.reuse(1, step.find_cached(1))
-    step.schedule(1, 1, step.missing_blocks(1, 1))
+    put_missing((1, 1))(step)
 
     assert step.preempt(1) == 1
     assert (step.hits, step.evicted, step.computed_tokens[1], step.held_blocks[1]) == ({}, [], 0, 0)
+    assert step.free_blocks == free_blocks
+
+
+def test_blocks_found_free_are_told_from_those_that_are_held() -> None:
+    """While r0 runs, to start r1 takes no free block; when r0 has been evicted, it takes two."""
+    step = step_after(TWICE, put_missing((0, 5)), caches_prefixes=True)
+    blocks, free_blocks = step.find_cached(1).blocks, step.free_blocks
+    assert step.find_cached(1).num_free == 0
+
+    step.preempt(0)
+    assert step.find_cached(1) == CachedPrefix(blocks, 2)
+    step.reuse(1, step.find_cached(1))
+    assert step.free_blocks == free_blocks + 3 - 2
 
 
 def test_nothing_is_found_without_a_cache() -> None:
     """A policy that did not ask for it may ask all the same."""
-    step = step_after(shared((5, 2), (5, 2), prefix=(("a", 4),)), [(0, 5)], caches_prefixes=False)
+    step = step_after(TWICE, put_missing((0, 5)))
 
     assert step.find_cached(1) == CachedPrefix()
-    with pytest.raises(PolicyError, match="reuses cached KV blocks but may not"):
+    with pytest.raises(PolicyError, match="'r1' reuses cached KV blocks but may not"):
         step.reuse(1, CachedPrefix((0,), 1))
+
+
+def test_reuse_of_what_was_not_found_is_refused() -> None:
+    """Nothing at all, and fewer blocks than there are."""
+    step = step_after(TWICE, put_missing((0, 5)), caches_prefixes=True)
+    blocks = step.find_cached(1).blocks
+
+    for cached in (CachedPrefix(), CachedPrefix(blocks[:1]), CachedPrefix(blocks[::-1])):
+        with pytest.raises(PolicyError, match="'r1' reuses cached KV blocks that were not found for it"):
+            step.reuse(1, cached)
 
 
 def test_reuse_by_a_resident_is_refused() -> None:
     """Cached blocks come first or not at all."""
-    step = step_after(shared((5, 2), (5, 2), prefix=(("a", 4),)), [(0, 5)])
+    step = step_after(TWICE, put_missing((0, 5)), caches_prefixes=True)
 
-    with pytest.raises(PolicyError, match="3 held ones"):
+    with pytest.raises(PolicyError, match="'r0' reuses cached KV blocks: it holds 3, expected none"):
         step.reuse(0, step.find_cached(0))
+
+
+def test_blocks_that_are_not_there_are_refused() -> None:
+    """More than are free, those of the cache among them; and a second eviction."""
+    step = step_after(
+        shared((5, 2), (9, 2), prefix=(), kv_blocks=5), put_missing((0, 5)), caches_prefixes=True
+    )
+
+    with pytest.raises(PolicyError, match="3 KV blocks asked for, 2 of 5 are free"):
+        step.schedule(1, 5, 3)
+    step.preempt(0)
+    with pytest.raises(PolicyError, match="'r0' is preempted but holds no KV blocks"):
+        step.preempt(0)
+    step.schedule(1, 9, 5)
+    assert step.find_cached(0) == CachedPrefix()
 
 
 # The referee

@@ -3,33 +3,24 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import replace
-from fractions import Fraction
 
 import numpy as np
 import pytest
 
 from cspsched.errors import InfeasibleError, StuckError, UsageError
 from cspsched.policies.base import make_policy
-from cspsched.problem.instance import Instance, Preemption
-from cspsched.simulate import Policy, Replica, ReplicaView, Simulation, StepReplica, simulate
-from cspsched.simulate.kernel import Engine, KernelReplica, new_replica
-from tests.support.kernel_cases import BY_REQUEST, SETTINGS, digest, draw_case, draw_instance, outcome
+from cspsched.problem.instance import Instance
+from cspsched.simulate import Engine, Policy, Replica, ReplicaView, Simulation, new_replica, simulate
+from tests.support.kernel_cases import BY_REQUEST, REST, SETTINGS, digest, draw_case, draw_instance, outcome
+from tests.support.scripted import LastFirst
 from tests.support.strategies import EXAMPLES, make_instance
+from tests.support.swap_cases import Chaotic, with_swap
 
-ENGINES = [StepReplica, KernelReplica]
-PLAIN_ONLY = [
-    "vllm:enable_prefix_caching=true",
-    "vllm:enable_prefix_caching=true,async_scheduling=true",
-    "vllm-v0:preemption_mode=swap",
-    "fastserve",
-    "sglang:ignore_eos=true",
-    "vidur-sarathi:num_pipeline_stages=2",
-    "vidur-vllm:num_pipeline_stages=3",
-    "vidur-orca:emulate_bugs=true",
-    "sarathi-vllm:emulate_bugs=true",
-]
-"""Policies that the kernel does not know, or not so: swap, shared blocks, pipelines, bugs."""
+ENGINES = [Engine.PLAIN, Engine.COMPILED]
+COMPILED = ["vllm", "sarathi", "sglang", "sorted-f"]
+"""One policy of every family of loops, as each loop is compiled for long."""
 
 
 def by_arrival(instance: Instance) -> list[int]:
@@ -54,45 +45,66 @@ def serves(instance: Instance, policy: Policy) -> bool:
     return outcome(lambda: simulate(instance, policy))[0] == "simulation"
 
 
-def pieces_differ(instance: Instance, policy: Policy, kind: type[Replica], seed: int) -> bool:
-    """Whether a run in pieces, or its error, is another one."""
+def pieces_differ(instance: Instance, new_policy: Callable[[], Policy], engine: Engine, seed: int) -> bool:
+    """Whether a run in pieces, or its error, is another one than that of plain Python at once."""
     rng = random.Random(seed)
-    whole = outcome(lambda: simulate(instance, policy))
-    return outcome(lambda: in_pieces(instance, kind(instance, policy), rng)) != whole
+    whole = outcome(lambda: simulate(instance, new_policy(), Engine.PLAIN))
+    return outcome(lambda: in_pieces(instance, new_replica(instance, new_policy(), engine), rng)) != whole
 
 
-@pytest.mark.parametrize("name", [*SETTINGS, *BY_REQUEST])
-def test_pieces_make_the_whole(name: str) -> None:
-    """Every policy on both engines: same batches, blocks, queue and evictions by hash, or the same error."""
-    cases = [(seed, draw_case(name, seed)) for seed in range(5000, 5000 + EXAMPLES // 8)]
-    tried = [(seed, *case, kind) for seed, case in cases if case for kind in ENGINES]
+@pytest.mark.parametrize(
+    ("name", "engine"),
+    [
+        *((name, Engine.PLAIN) for name in [*SETTINGS, *BY_REQUEST, *REST]),
+        *((name, Engine.COMPILED) for name in COMPILED),
+    ],
+)
+def test_pieces_make_the_whole(name: str, engine: Engine) -> None:
+    """Every policy: same batches, blocks, queue and evictions by hash, or the same error."""
+    drawn = [(seed, draw_case(name, seed)) for seed in range(5000, 5000 + EXAMPLES // 8)]
+    cases = [(seed, *case) for seed, case in drawn if case]
 
-    assert len(tried) > EXAMPLES // 8
+    assert len(cases) > EXAMPLES // 16
+    assert any(serves(instance, policy) for _, instance, policy in cases)
     assert [
-        (seed, kind) for seed, instance, policy, kind in tried if pieces_differ(instance, policy, kind, seed)
+        seed
+        for seed, instance, policy in cases
+        if pieces_differ(instance, lambda policy=policy: policy, engine, seed)
     ] == []
 
 
-@pytest.mark.parametrize("text", PLAIN_ONLY)
-def test_pieces_make_the_whole_of_what_only_plain_python_runs(text: str) -> None:
-    """Shared blocks, swap, pipelines that are asked at arrivals, emulated bugs."""
-    policy, tried = make_policy(text), 0
+@pytest.mark.parametrize(
+    "new_policy",
+    [
+        lambda seed, instance: LastFirst(),
+        lambda seed, instance: LastFirst(batches_in_flight=2),
+        lambda seed, instance: LastFirst(batches_in_flight=3, decides_on_arrival=True),
+        lambda seed, instance: Chaotic(instance, random.Random(seed)),
+    ],
+    ids=["one by one", "ahead", "at arrivals", "at random"],
+)
+def test_pieces_of_a_users_policy_make_the_whole(new_policy: Callable[[int, Instance], Policy]) -> None:
+    """A policy that is asked for every batch: at once, ahead, at arrivals, with swap at random."""
+    served = 0
     for seed in range(EXAMPLES // 4):
-        instance = with_swap(draw_instance(random.Random(f"{text} {seed}")))
+        instance = servable(seed)
         if instance is not None:
-            tried += serves(instance, policy)
+            served += serves(instance, new_policy(seed, instance))
 
-            assert not pieces_differ(instance, policy, StepReplica, seed), seed
-    assert tried
+            assert not pieces_differ(
+                instance,
+                lambda instance=instance, seed=seed: new_policy(seed, instance),
+                Engine.PLAIN,
+                seed,
+            ), seed
+    assert served > EXAMPLES // 8
 
 
-def with_swap(instance: Instance) -> Instance | None:
-    """What of an instance can be served, with host memory; None if that is nothing."""
-    limits = replace(instance.limits, host_kv_blocks=50)
-    switches = replace(instance.switches, preemption=Preemption.EITHER)
-    cost = replace(instance.cost, swap_block=Fraction(7, 2))
+def servable(seed: int) -> Instance | None:
+    """What of a random instance can be served, with host memory; None if that is nothing."""
+    instance = with_swap(draw_instance(random.Random(f"pieces {seed}")), 50, swap_block=3)
     try:
-        return replace(instance, limits=limits, switches=switches, cost=cost).split_rejected()[0]
+        return instance.split_rejected()[0]
     except InfeasibleError:
         return None
 
@@ -131,9 +143,14 @@ def naive_view(instance: Instance, policy: Policy, submitted: list[int], time_ns
     )
 
 
-@pytest.mark.parametrize("kind", ENGINES)
-@pytest.mark.parametrize("name", ["vllm", "sarathi", "sglang", "srpt", "vtc", "vidur-sarathi", "sorted-f"])
-def test_routed_requests_run_as_if_they_were_alone(name: str, kind: type[Replica]) -> None:
+@pytest.mark.parametrize(
+    ("name", "engine"),
+    [
+        *((name, Engine.PLAIN) for name in [*COMPILED, "srpt", "vtc", "vidur-sarathi"]),
+        *((name, Engine.COMPILED) for name in COMPILED),
+    ],
+)
+def test_routed_requests_run_as_if_they_were_alone(name: str, engine: Engine) -> None:
     """Three replicas share a trace at random; views and schedules are those of simulations of each part."""
     seen = 0
     for seed in range(EXAMPLES // 16):
@@ -142,7 +159,7 @@ def test_routed_requests_run_as_if_they_were_alone(name: str, kind: type[Replica
             continue
         instance, policy = case
         rng = random.Random(seed)
-        replicas, parts = [kind(instance, policy) for _ in range(3)], [[], [], []]
+        replicas, parts = [new_replica(instance, policy, engine) for _ in range(3)], [[], [], []]
         for request in by_arrival(instance):
             arrival_ns, chosen = instance.requests[request].arrival_ns, rng.randrange(3)
             for replica, part in zip(replicas, parts, strict=True):
@@ -172,11 +189,11 @@ def positions(simulation: Simulation, part: np.ndarray) -> dict[str, np.ndarray]
     return {name: part[getattr(simulation.schedule, name)] for name in names}
 
 
-@pytest.mark.parametrize("engine", ["clear", "kernel"])
-def test_an_idle_replica_has_no_event(engine: str) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_idle_replica_has_no_event(engine: Engine) -> None:
     """Nothing submitted, a request that comes, a batch that runs, all done."""
     instance = make_instance((3, 2), (4, 1), arrivals_ns=[10, 500], kv_blocks=20)
-    replica = new_replica(instance, make_policy("vllm"), Engine(engine))
+    replica = new_replica(instance, make_policy("vllm"), engine)
     free = ReplicaView(num_running=0, num_waiting=0, free_blocks=20, outstanding=(), outstanding_tokens=0)
     assert (replica.next_event_ns, replica.view) == (None, free)
     replica.submit(0)
@@ -192,11 +209,11 @@ def test_an_idle_replica_has_no_event(engine: str) -> None:
     assert replica.finish().schedule.start_ns[-1] == 500
 
 
-@pytest.mark.parametrize("engine", ["clear", "plain", "kernel"])
-def test_who_waits_for_a_later_arrival_is_seen_beside_an_idle_device(engine: str) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_who_waits_for_a_later_arrival_is_seen_beside_an_idle_device(engine: Engine) -> None:
     """It was submitted early; nothing runs until it comes, whatever the last batch held."""
     instance = make_instance((3, 2), (4, 1), arrivals_ns=[10, 500], kv_blocks=20)
-    replica = new_replica(instance, make_policy("vllm"), Engine(engine))
+    replica = new_replica(instance, make_policy("vllm"), engine)
     replica.submit(0)
     replica.submit(1)
     replica.advance(400)
@@ -207,8 +224,8 @@ def test_who_waits_for_a_later_arrival_is_seen_beside_an_idle_device(engine: str
     )
 
 
-@pytest.mark.parametrize("engine", ["clear", "kernel"])
-def test_only_what_can_still_come_is_submitted(engine: str) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_only_what_can_still_come_is_submitted(engine: Engine) -> None:
     """Neither the past, nor out of order, nor twice."""
     instance = make_instance((3, 2), (4, 1), (4, 1), arrivals_ns=[10, 500, 300])
     replica = new_replica(instance, make_policy("vllm"), engine)
@@ -226,8 +243,8 @@ def test_only_what_can_still_come_is_submitted(engine: str) -> None:
         other.submit(0)
 
 
-@pytest.mark.parametrize("engine", ["clear", "kernel"])
-def test_a_policy_that_waits_for_an_arrival_is_stuck_only_at_the_end(engine: str) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_policy_that_waits_for_an_arrival_is_stuck_only_at_the_end(engine: Engine) -> None:
     """A prompt that its budget never holds; before the end something may still arrive."""
     instance = make_instance((6, 3))
     policy = make_policy("vllm:max_num_batched_tokens=3,enable_chunked_prefill=false")

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import pytest
-from cspsched.simulate.state import State
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -24,7 +22,9 @@ from cspsched.referee.timing import schedule_asap
 from cspsched.simulate import PolicyError, Simulation, Step, simulate
 from tests.oracles.naive_referee import broken_rules
 from tests.support.scripted import Scripted
+from tests.support.steps import Act, put, step_after
 from tests.support.strategies import Batches, Evictions, check, feasible_runs, instances, make_instance
+from tests.support.swap_cases import Chaotic
 
 AROUND: Batches = [[(0, 2)], [(1, 2)], [(0, 1)]]
 """r0 of (2, 2) starts, r1 of (2, 1) runs, r0 ends; r0 may be in host memory meanwhile."""
@@ -236,32 +236,27 @@ def test_swap_survives_json(drawn):
 # What a step refuses.
 
 
-def state_of(*, host: int = 2, preemption: Preemption = Preemption.EITHER) -> State:
+def residing(*, host: int = 2, preemption: Preemption = Preemption.EITHER) -> Step:
     """r0 holds 6 entries in 2 blocks of 4 tokens; r1 has arrived; 5 blocks on the device."""
-    instance = swapping((6, 3), (6, 3), host=host, preemption=preemption, kv_blocks=5, block_tokens=4)
-    state = State(instance)
-    state.submit(0)
-    state.submit(1)
-    step = Step(state, 0, "mine")
-    step.schedule(0, 6, 2)
-    state.process(step.batch)
-    return state
+    return step_after(swapping_blocks(host=host, preemption=preemption), put((0, 6, 2)))
 
 
-def parked() -> State:
+def parked() -> Step:
     """The same with r0 in host memory since the step before."""
-    state = state_of()
-    Step(state, 0, "mine").swap_out(0)
-    return state
+    return step_after(swapping_blocks(), put((0, 6, 2)), lambda step: step.swap_out(0))
+
+
+def swapping_blocks(*, host: int = 2, preemption: Preemption = Preemption.EITHER) -> Instance:
+    """Two requests on 5 blocks of 4 tokens."""
+    return swapping((6, 3), (6, 3), host=host, preemption=preemption, kv_blocks=5, block_tokens=4)
 
 
 def test_swap_out_frees_the_device_and_takes_the_host():
     """Six entries in two blocks move; the request holds nothing then and knows what it knew."""
-    state = state_of()
-    step = Step(state, 0, "mine")
+    step = residing()
     taken_out = step.swap_out(0)
 
-    assert (taken_out, step.evicted, step.swapped, step.moved_blocks) == (0, [0], {0}, 2)
+    assert (taken_out, step.evicted, step.swapped) == (0, [0], {0})
     assert (step.free_blocks, step.free_host_blocks) == (5, 0)
     assert (step.host_tokens[0], step.computed_tokens[0], step.held_blocks[0]) == (6, 0, 0)
     assert (step.known_tokens[0], step.decoding[0]) == (7, False)
@@ -269,11 +264,10 @@ def test_swap_out_frees_the_device_and_takes_the_host():
 
 def test_swap_in_gives_everything_back():
     """Entries, blocks and phase are as they were."""
-    state = parked()
-    step = Step(state, 0, "mine")
+    step = parked()
     step.swap_in(0)
 
-    assert (step.restored, step.moved_blocks, step.evicted) == ([0], 2, [])
+    assert (step.restored, step.evicted) == ([0], [])
     assert (step.free_blocks, step.free_host_blocks) == (3, 2)
     assert (step.host_tokens[0], step.computed_tokens[0], step.held_blocks[0]) == (0, 6, 2)
     assert step.decoding[0]
@@ -282,24 +276,24 @@ def test_swap_in_gives_everything_back():
 
 def test_swap_out_takes_the_request_out_of_the_batch():
     """Its token and its place are free again; the block that it got for that token moves as well."""
-    state = state_of()
-    step = Step(state, 0, "mine")
-    step.schedule(0, 1, 0)
+    step = residing(host=3)
+    step.schedule(0, 1, 1)
 
     assert (step.swap_out(0), dict(step.batch), step.tokens_left) == (1, {}, 100)
+    assert (step.free_blocks, step.free_host_blocks) == (5, 0)
 
 
 @pytest.mark.parametrize(
-    ("state", "act", "message"),
+    ("step", "act", "message"),
     [
-        (state_of(), lambda step: step.swap_out(1), "'r1' is swapped out but has no KV entries"),
+        (residing(), lambda step: step.swap_out(1), "'r1' is swapped out but has no KV entries"),
         (
-            state_of(preemption=Preemption.RECOMPUTE),
+            residing(preemption=Preemption.RECOMPUTE),
             lambda step: step.swap_out(0),
             "the instance has no swap",
         ),
         (
-            state_of(host=1),
+            residing(host=1),
             lambda step: step.swap_out(0),
             "'r0' is swapped out with 2 KV blocks to host memory, 1 of 1 are free",
         ),
@@ -310,9 +304,9 @@ def test_swap_out_takes_the_request_out_of_the_batch():
         ),
         (parked(), lambda step: step.swap_out(0), "'r0' is swapped out but has no KV entries"),
         (parked(), lambda step: step.preempt(0), "'r0' is preempted but holds no KV blocks"),
-        (state_of(), lambda step: step.swap_in(0), "'r0' is swapped in but was not in host memory"),
+        (residing(), lambda step: step.swap_in(0), "'r0' is swapped in but was not in host memory"),
         (
-            state_of(),
+            residing(),
             lambda step: (step.swap_out(0), step.swap_in(0)),
             "'r0' is swapped in but was not in host memory before this step",
         ),
@@ -333,10 +327,10 @@ def test_swap_out_takes_the_request_out_of_the_batch():
         ),
     ],
 )
-def test_a_step_refuses(state: State, act: Callable[[Step], object], message: str):
+def test_a_step_refuses(step: Step, act: Act, message: str):
     """Nothing moves that is not there, twice in a step, or without room."""
     with pytest.raises(PolicyError, match=message):
-        act(Step(state, 0, "mine"))
+        act(step)
 
 
 # The engine.
@@ -357,63 +351,6 @@ def test_moves_of_steps_without_a_batch_count_for_the_next_batch():
     assert (schedule.start_ns.tolist(), schedule.end_ns.tolist()) == ([0, 21], [1, 22])
     assert find_violations(instance, schedule) == []
     assert (schedule.evicted_batch.tolist(), schedule.restored_batch.tolist()) == ([1], [1])
-
-
-class Chaotic(Scripted):
-    """Preempts, swaps, restores and schedules at random; later it serves one request after another."""
-
-    def __init__(self, instance: Instance, rng: random.Random) -> None:
-        super().__init__(self.step)
-        self.rng = rng
-        self.count = len(instance.requests)
-        self.block_tokens = instance.limits.block_tokens
-        self.blocks_on_host = [0] * self.count
-        self.back: set[int] = set()
-        """Who came back from host memory since the last batch."""
-
-    def step(self, number: int, step: Step) -> None:
-        """One decision."""
-        for i in self.rng.sample(range(self.count), self.count if number < 40 else 0):
-            luck = self.rng.random() if self.may_leave(step, i) else 1
-            if luck < 0.15:
-                step.preempt(i)
-            elif luck < 0.4 and step.held_blocks[i] <= step.free_host_blocks:
-                self.blocks_on_host[i] = step.held_blocks[i]
-                step.swap_out(i)
-            else:
-                self.serve(step, i)
-        if not step.batch and not step.evicted and not step.restored:
-            self.serve_one(step)
-        if step.batch:
-            self.back.clear()
-
-    def may_leave(self, step: Step, request: int) -> bool:
-        """Whether a request holds something and has not just come back."""
-        return step.held_blocks[request] > 0 and request not in self.back
-
-    def serve(self, step: Step, request: int) -> None:
-        """Bring somebody back if the blocks are there, or process whatever fits of a request."""
-        if step.host_tokens[request]:
-            # With room for one more entry somebody who comes back goes on at once.
-            needed = -(-(step.host_tokens[request] + 1) // self.block_tokens)
-            room = step.free_blocks >= max(self.blocks_on_host[request], needed)
-            if not room or request in step.swapped:
-                return
-            step.swap_in(request)
-            self.back.add(request)
-        tokens = min(step.known_tokens[request] - step.computed_tokens[request], step.tokens_left)
-        if tokens > 0 and step.requests_left and step.missing_blocks(request, tokens) <= step.free_blocks:
-            step.schedule(request, tokens, step.missing_blocks(request, tokens))
-
-    def serve_one(self, step: Step) -> None:
-        """Drop who may be dropped, then serve whoever can be; those who just came back first."""
-        left = [i for i in range(self.count) if step.known_tokens[i]]
-        left.sort(key=lambda i: (i in self.back, step.host_tokens[i] > 0, step.computed_tokens[i]))
-        for i in left[:-1]:
-            if self.may_leave(step, i):
-                step.preempt(i)
-        for i in reversed(left):
-            self.serve(step, i)
 
 
 @given(instances(), st.integers(0, 2**20))

@@ -1,0 +1,45 @@
+"""MC-SF by the book (arXiv 2502.07115): whole prompts, all decodes in every batch, token by token."""
+
+from __future__ import annotations
+
+from cspsched.problem.instance import Instance
+from tests.oracles.best_set import naive_peak_blocks
+
+Batch = list[tuple[int, int]]
+
+
+def naive_mc_sf(instance: Instance) -> list[tuple[int, Batch]]:
+    """Start of each batch, and (request, tokens) of its prefills and then its decodes.
+
+    Batches take a nanosecond, and every batch has room for all decodes and prompts.
+    """
+    requests, limits = instance.requests, instance.limits
+    generated = [0] * len(requests)
+    running: list[int] = []
+    batches: list[tuple[int, Batch]] = []
+    clock_ns = 0
+
+    def profile(i: int) -> tuple[int, int]:
+        return requests[i].prompt_tokens + generated[i], requests[i].output_tokens - generated[i] - 1
+
+    while any(done < request.output_tokens for done, request in zip(generated, requests, strict=True)):
+        left = [i for i, request in enumerate(requests) if generated[i] < request.output_tokens]
+        waiting = [i for i in left if i not in running and requests[i].arrival_ns <= clock_ns]
+        waiting.sort(key=lambda i: (requests[i].output_tokens, requests[i].arrival_ns, i))
+        decodes, prefills = list(running), list[int]()
+        while waiting and len(running) < limits.max_batch_requests:
+            profiles = [profile(i) for i in [*running, waiting[0]]]
+            if running and naive_peak_blocks(profiles, limits.block_tokens) > limits.kv_blocks:
+                break
+            prefills.append(waiting.pop(0))
+            running.append(prefills[-1])
+        if not running:
+            clock_ns = min(requests[i].arrival_ns for i in left)
+            continue
+        batch = [(i, requests[i].prompt_tokens) for i in prefills] + [(i, 1) for i in decodes]
+        batches.append((clock_ns, batch))
+        clock_ns += 1
+        for i in running:
+            generated[i] += 1
+        running = [i for i in running if generated[i] < requests[i].output_tokens]
+    return batches
