@@ -46,10 +46,10 @@ lint: $(BIN)/cspsched
 	$(BIN)/mypy
 
 quick: lint
-	$(BIN)/pytest -q -n 2 $(QUICK:%=tests/%.py)
+	$(BIN)/pytest -q -n 2 --dist loadfile $(QUICK:%=tests/%.py)
 
 test: lint
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --dist loadfile
 
 clean:
 	rm -rf $(VENV) demo-report build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

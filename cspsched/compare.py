@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from cspsched.bounds.misses import percentile_ns
+from cspsched.bounds.misses import percentiles_ns
 from cspsched.errors import InputError, UsageError
 from cspsched.exact.watch import Progress
 from cspsched.improve.rivals import Rival, Run, run_rivals
@@ -213,7 +213,7 @@ def _percentile_bounds(
         return {}
     tell("bounding percentiles")
     return {
-        objective: {percent: percentile_ns(instance, percent, objective) for percent in percentiles}
+        objective: percentiles_ns(instance, percentiles, objective)
         for objective in (Objective.LATENCY, Objective.TTFT)
     }
 

@@ -209,10 +209,7 @@ TESTS = CHECKOUT / "tests"
 SHARED = {"oracles", "support"}
 """Slow twins, and helpers of more than one test file."""
 OF_NAMED_TUPLES = {"_asdict", "_fields", "_make", "_replace"}
-TEST_FILES = {
-    path.relative_to(TESTS).as_posix(): ast.parse(path.read_text(encoding="utf-8"))
-    for path in sorted(TESTS.rglob("*.py"))
-}
+TEST_FILES = [path.relative_to(TESTS).as_posix() for path in sorted(TESTS.rglob("*.py"))]
 
 
 def private_names(tree: ast.AST) -> set[str]:
@@ -241,10 +238,11 @@ def test_tests_lie_in_folders_of_the_package():
 @pytest.mark.parametrize("name", TEST_FILES)
 def test_tests_share_by_support_and_ask_for_public_names(name):
     """No test file imports another, and none uses a private name of the package."""
-    others = {used for used in imports_of(TEST_FILES[name]) if used.rpartition(".")[2].startswith("test_")}
+    tree = ast.parse((TESTS / name).read_text(encoding="utf-8"))
+    others = {used for used in imports_of(tree) if used.rpartition(".")[2].startswith("test_")}
 
     assert {used for used in others if used.startswith("tests.")} == set()
-    assert private_names(TEST_FILES[name]) == set()
+    assert private_names(tree) == set()
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,15 @@ A percentile of the latencies is at least x if so many requests take at least x.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
 
 from cspsched.bounds.critical_path import solo_times_ns
 from cspsched.bounds.flow import SPLITS, Heads, Relaxation
+from cspsched.bounds.parts.batches import ExactArray
 from cspsched.bounds.parts.tables import Tables
 from cspsched.errors import InputError
 from cspsched.problem.instance import Instance
@@ -57,33 +59,44 @@ def fewest_misses(
         raise InputError(
             f"{len(limits_ns)} limits, expected one of each of {len(instance.requests)} requests"
         )
-    tables, processing = _machines(instance, objective)
-    return _fewest(tables, processing, np.array(limits_ns, dtype=object), objective)
+    return _machines(instance, objective).fewest_misses(np.array(limits_ns, dtype=object))
 
 
 def percentile_ns(instance: Instance, percent: int, objective: Objective = Objective.LATENCY) -> int:
-    """Lower bound on a percentile of the latencies (or TTFT), in nanoseconds.
+    """Lower bound on a percentile of the latencies (or TTFT), in nanoseconds: one of `percentiles_ns`."""
+    return percentiles_ns(instance, [percent], objective)[percent]
+
+
+def percentiles_ns(
+    instance: Instance, percents: Iterable[int], objective: Objective = Objective.LATENCY
+) -> dict[int, int]:
+    """Lower bounds on percentiles of the latencies (or TTFT), in nanoseconds.
 
     Percentiles interpolate between neighbours as numpy does, so the value is at least the order statistic
     below it. If k requests or more take longer than x, the k-th largest is at least x + 1.
 
     Parameters
     ----------
-    percent
+    percents
         From 0 to 100, such as 99.
     """
-    if not 0 <= percent <= 100:
-        raise InputError(f"percentile {percent}, expected 0 to 100")
-    tables, processing = _machines(instance, objective)
-    count = len(instance.requests)
+    percents = list(percents)
+    for percent in percents:
+        if not 0 <= percent <= 100:
+            raise InputError(f"percentile {percent}, expected 0 to 100")
+    machines = _machines(instance, objective)
+    return {percent: _percentile_ns(machines, percent) for percent in percents}
+
+
+def _percentile_ns(machines: Machines, percent: int) -> int:
+    count = len(machines.solo_ns)
     longer = count - (count - 1) * percent // 100
 
     def must_exceed(limit_ns: int) -> bool:
-        limits_ns = np.full(count, limit_ns, dtype=object)
-        return _fewest(tables, processing, limits_ns, objective) >= longer
+        return machines.fewest_misses(np.full(count, limit_ns, dtype=object)) >= longer
 
     # So many take this long even alone, which is often all that is proven; so the search starts there.
-    low = high = int(sorted(solo_times_ns(tables, objective), reverse=True)[longer - 1])
+    low = high = int(sorted(machines.solo_ns, reverse=True)[longer - 1])
     step = max(1, low // FIRST_STEPS)
     while must_exceed(high):
         low, high, step = high + 1, high + step, 2 * step
@@ -114,30 +127,40 @@ def late_requests(processing: Sequence[int], due: Sequence[int]) -> int:
     return late
 
 
-def _machines(instance: Instance, objective: Objective) -> tuple[Tables, list[list[int]]]:
-    """Processing times of every single machine that all schedules contain."""
+@dataclass(frozen=True)
+class Machines:
+    """Single machines that all schedules contain."""
+
+    arrivals_ns: ExactArray
+    """From the first one on, shape (num_requests,)."""
+    solo_ns: ExactArray
+    """What each request takes alone, shape (num_requests,)."""
+    processing_ns: list[list[int]]
+    """Processing times on each machine."""
+
+    def fewest_misses(self, limits_ns: ExactArray) -> int:
+        """Most of the fewest late requests of any machine, and of those that are late anyway."""
+        lost = self.solo_ns > limits_ns
+        kept = np.flatnonzero(~lost)
+        due = (self.arrivals_ns + limits_ns)[kept].tolist()
+        late = [late_requests([times[i] for i in kept], due) for times in self.processing_ns]
+        return int(lost.sum()) + max(late)
+
+
+def _machines(instance: Instance, objective: Objective) -> Machines:
     if objective not in BOUNDED:
         raise InputError(f"{objective} is no time of a request, expected one of {', '.join(BOUNDED)}")
     tables = Tables(instance)
     heads = Heads(tables, Fraction(1 if objective is Objective.LATENCY else 0))
     first = Heads(tables, Fraction(0)).consumption
-    machines = [
+    relaxations = [
         Relaxation(heads, heads.work(table), first, table.minorant, split, with_tails=False)
         for table in tables.work
         for split in SPLITS
     ]
-    return tables, [machine.processing_ns().tolist() for machine in machines]
-
-
-def _fewest(
-    tables: Tables,
-    processing: list[list[int]],
-    limits_ns: np.typing.NDArray[np.object_],
-    objective: Objective,
-) -> int:
-    lost = solo_times_ns(tables, objective) > limits_ns
-    kept = np.flatnonzero(~lost)
-    start_ns = int(tables.arrivals_ns.min())
-    due = (tables.arrivals_ns.astype(object) - start_ns + limits_ns)[kept].tolist()
-    late = [late_requests([times[i] for i in kept], due) for times in processing]
-    return int(lost.sum()) + max(late)
+    arrivals_ns = tables.arrivals_ns.astype(object)
+    return Machines(
+        arrivals_ns=arrivals_ns - int(arrivals_ns.min()),
+        solo_ns=solo_times_ns(tables, objective),
+        processing_ns=[relaxation.processing_ns().tolist() for relaxation in relaxations],
+    )

@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 
 from cspsched.bounds import certificates, check_certificate
 from cspsched.bounds.critical_path import critical_path
-from cspsched.bounds.pair_delay.bound import Company, Hull
-from cspsched.bounds.pair_delay.details import SHARE_UNIT
+from cspsched.bounds.pair_delay import bound
+from cspsched.bounds.pair_delay.bound import Company, Hull, pair_delay_certificates
+from cspsched.bounds.pair_delay.details import MOST_CHUNKS, SHARE_UNIT
+from cspsched.bounds.pair_delay.kernel import convex_sums
 from cspsched.bounds.parts.entries import least_growth_ns
 from cspsched.bounds.parts.tables import Tables
 from cspsched.costs.presets import load_cost
@@ -73,11 +75,18 @@ def test_least_growth_is_the_least_over_every_start(knots, slopes, top):
 def test_convex_sums_are_below_every_way_to_cut(steps, count, total):
     """Against all chunks that add up to the total or more; exact for one chunk of a convex function."""
     values = np.cumsum([0, *steps])
-    found = int(Hull.below(values).sums(total, np.array([count]))[0])
+    found = least_sums(values, total)[count]
     ways = combinations_with_replacement(range(1, len(values)), count)
     assert all(found <= int(values[list(way)].sum()) for way in ways if sum(way) >= total)
     if len(steps) >= total and steps == sorted(steps):
-        assert int(Hull.below(values).sums(total, np.array([1]))[0]) == values[total]
+        assert least_sums(values, total)[1] == values[total]
+
+
+def least_sums(values, total):
+    """What the hull of some values says for 0 (nothing), 1, 2, ... numbers that add up to a total."""
+    hull, rows = Hull.below(values), np.zeros((1, MOST_CHUNKS + 2), dtype=np.int64)
+    convex_sums(hull.corners, hull.values, total, 0, rows, 0)
+    return rows[0].tolist()
 
 
 def steps(rng):
@@ -131,6 +140,37 @@ def test_no_share_exceeds_the_optimum(first):
         assert check_certificate(instance, pair_delay(instance)) == []
         apart, better = apart + bool(company.apart), better + (values[0] > alone)
     assert min(apart, better) > 0
+
+
+@pytest.mark.parametrize("first", range(0, EXAMPLES, 50))
+def test_some_of_the_pairs_prove_no_more_than_the_optimum(first, monkeypatch):
+    """Where each request counts only the last before it, this is a bound, too, and derived again."""
+    others = 0
+    for seed in range(first, first + 50):
+        instance = pressed(random.Random(seed))
+        every = pair_delay(instance)
+        with monkeypatch.context() as few:
+            few.setattr(bound, "MOST_PAIRS", 1)
+            certificate = pair_delay(instance)
+        assert certificate.details["partners"] == 1
+        assert certificate.value_ns <= exhaustive_optimum(instance, Objective.LATENCY)
+        assert check_certificate(instance, certificate) == []
+        others += certificate.value_ns != every.value_ns
+    assert others > 0
+
+
+def test_long_traces_have_it_too():
+    """Each pair counts once, with 100 requests a second; a trace of any length is bounded as well."""
+    values = [pair_delay_certificates(Tables(chat(count, 1e7, 3)))[0].value_ns for count in (3000, 13_000)]
+    assert values[1] / 13_000 == pytest.approx(values[0] / 3000, rel=0.01)
+
+
+def test_pairs_and_time_grow_with_the_requests(monkeypatch):
+    """Where all come at once, each counts those that came last; never more pairs than are allowed."""
+    monkeypatch.setattr(bound, "MOST_PAIRS", 10_000)
+    counts = [len(Company.of(Tables(chat(count, 1, 3))).pairs.older) for count in (50, 100, 200, 400)]
+    assert counts[:2] == [50 * 49 // 2, 100 * 99 // 2]
+    assert all(8000 < count <= 10_000 for count in counts[2:])
 
 
 def test_a_prompt_beside_a_decoding_request_is_priced_exactly():
@@ -198,6 +238,8 @@ def test_details_are_checked():
     instance = make_instance((2, 3), (2, 3))
     certificate = pair_delay(instance)
     assert check_certificate(instance, replace(certificate, value_ns=certificate.value_ns + 1))
+    with pytest.raises(InputError, match="partners is -1"):
+        check_certificate(instance, replace(certificate, details=certificate.details | {"partners": -1}))
     with pytest.raises(InputError, match="share is 17"):
         check_certificate(instance, replace(certificate, details=certificate.details | {"share": 17}))
     for apart in ("0-1 1-0", "0-2", "0", "1-0"):

@@ -6,6 +6,8 @@ import pytest
 
 from cspsched.exact import portfolio
 from cspsched.exact.closed_form import ClosedForm
+from cspsched.exact.heuristics.local_search import SLICE
+from cspsched.exact.heuristics.member import CELL_S, MOVES_PER_PAIR, LocalSearchMember
 from cspsched.exact.members import Company, Leader
 from cspsched.exact.model.member import ModelMember
 from cspsched.exact.race import NOWHERE, Row
@@ -152,3 +154,23 @@ def test_the_packing_search_takes_the_place_of_the_state_search():
 
     assert result.dual_ns == result.primal_ns
     assert result.provenance["failures"] == []
+
+
+def test_local_search_of_few_requests_leaves_the_time_to_proofs(monkeypatch):
+    """Seven requests have 500 moves for each pair: a second of counted work, of an hour."""
+    left_s = []
+
+    class Proof(Fake):
+        def run(self, record, clock):
+            left_s.append(record.watch.remaining_s)
+            return super().run(record, clock)
+
+    monkeypatch.setattr("cspsched.exact.solver.closed_form_bound", lambda *_: ClosedForm(0, "nothing", {}))
+    monkeypatch.setattr(portfolio, "PORTFOLIO", [Row(LocalSearchMember), Row(lambda: Proof([], proves=True))])
+    limits = SearchLimits(time_limit_s=3600, num_workers=1, deterministic=True)
+    result = solve_exactly(CROWD, Objective.LATENCY, limits)
+
+    batches = sum(request.output_tokens for request in CROWD.requests)  # one at a time
+    most_s = (MOVES_PER_PAIR * 7**2 + 2 * SLICE) * 7 * batches * CELL_S
+    assert 0 < 3600 - left_s[0] <= most_s < 5
+    assert result.primal_ns == result.dual_ns

@@ -48,6 +48,8 @@ MIXED = replace(
 )
 """One attention kernel for both: beside a prefill a decode may cost more than its refill."""
 THIRDS = replace(WHOLE_SLOPES, name="thirds", tokens=PiecewiseLinear.linear(Fraction(22, 3)))
+E4_RECOMPUTE_NS = 181_582_588
+"""Optimum of `four_mixed`, which two programs prove in `tests/exact/test_expected.py`."""
 
 
 def talk(value_ns, time_left_s=60.0):
@@ -185,11 +187,5 @@ def test_full_tables_and_time_keep_a_valid_bound():
     late = search_states(space, talk(upper, 0.0))
 
     assert full.stop_reason is StopReason.TOO_LARGE
-    assert (
-        0
-        < full.bound_ns
-        <= exhaustive_optimum(
-            replace(instance, switches=replace(instance.switches, chunked_prefill=False)), Objective.MAKESPAN
-        )
-    )
+    assert 0 < full.bound_ns <= E4_RECOMPUTE_NS
     assert (late.stop_reason, late.bound_ns, late.decisions) == (StopReason.TIME_LIMIT, 0, None)

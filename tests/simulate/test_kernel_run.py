@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import fields, replace
 from fractions import Fraction
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -40,8 +41,9 @@ def rules_of(**values: Any) -> Rules:
     return Rules(**(dict.fromkeys(limits, 9) | {"run": run_vllm, "own": Aggregated()} | values))
 
 
+@cache
 def random_runs() -> list[tuple[Instance, KernelRun]]:
-    """A few finished runs of every policy."""
+    """A few finished runs of every policy, made for the first test that looks at them."""
     cases = [draw_case(name, seed) for name in SETTINGS | BY_REQUEST for seed in range(12)]
     runs = []
     for instance, policy in filter(None, cases):
@@ -52,18 +54,15 @@ def random_runs() -> list[tuple[Instance, KernelRun]]:
     return runs
 
 
-RUNS = random_runs()
-
-
 def test_the_random_runs_are_worth_looking_at() -> None:
     """There are enough of them, and preemptions in several."""
-    assert len(RUNS) > 200
-    assert sum(bool(run.num_preemptions.any()) for _, run in RUNS) > 10
+    assert len(random_runs()) > 200
+    assert sum(bool(run.num_preemptions.any()) for _, run in random_runs()) > 10
 
 
 def test_times_of_requests_are_those_of_the_metrics() -> None:
     """First token and last token per request, as measured on the schedule entry by entry."""
-    for instance, run in RUNS:
+    for instance, run in random_runs():
         metrics = measure(instance, run.to_simulation().schedule)
 
         assert (run.first_token_ns - metrics.arrival_ns).tolist() == metrics.ttft_ns.tolist()
@@ -72,7 +71,7 @@ def test_times_of_requests_are_those_of_the_metrics() -> None:
 
 def test_a_request_is_scheduled_when_its_first_batch_starts() -> None:
     """Also if that admission was lost to preemption later."""
-    for _, run in RUNS:
+    for _, run in random_runs():
         schedule = run.to_simulation().schedule
         starts = schedule.start_ns[schedule.batch_of_entry]
         requests, first_entries = np.unique(schedule.request, return_index=True)
@@ -82,7 +81,7 @@ def test_a_request_is_scheduled_when_its_first_batch_starts() -> None:
 
 def test_preemptions_are_counted_per_request() -> None:
     """How often each was evicted, and the KV entries that it lost."""
-    for instance, run in RUNS:
+    for instance, run in random_runs():
         history = measure(instance, run.to_simulation().schedule).history
         evicted, count = history.schedule.evicted_request, len(instance.requests)
 
@@ -93,7 +92,7 @@ def test_preemptions_are_counted_per_request() -> None:
 
 def test_gaps_between_tokens_come_out_weighted() -> None:
     """The pooled ITL gaps of all requests, without a list of all tokens."""
-    for instance, run in RUNS:
+    for instance, run in random_runs():
         gaps, times = run.itl_gaps()
         metrics = measure(instance, run.to_simulation().schedule)
 
@@ -102,7 +101,7 @@ def test_gaps_between_tokens_come_out_weighted() -> None:
 
 def test_batches_count_what_is_in_them_and_who_runs() -> None:
     """Prefills, decodes and prefill tokens; running = arrived - finished - waiting, as known then."""
-    for instance, run in RUNS:
+    for instance, run in random_runs():
         features = measure(instance, run.to_simulation().schedule).history.features
         counts, decided_ns = run.batch_counts, run.decided_ns
         arrived = np.searchsorted(np.sort(run.workload.arrival_ns), decided_ns, side="right")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any
@@ -284,53 +285,53 @@ def test_swap_out_takes_the_request_out_of_the_batch():
 
 
 @pytest.mark.parametrize(
-    ("step", "act", "message"),
+    ("new_step", "act", "message"),
     [
-        (residing(), lambda step: step.swap_out(1), "'r1' is swapped out but has no KV entries"),
+        (residing, lambda step: step.swap_out(1), "'r1' is swapped out but has no KV entries"),
         (
-            residing(preemption=Preemption.RECOMPUTE),
+            lambda: residing(preemption=Preemption.RECOMPUTE),
             lambda step: step.swap_out(0),
             "the instance has no swap",
         ),
         (
-            residing(host=1),
+            lambda: residing(host=1),
             lambda step: step.swap_out(0),
             "'r0' is swapped out with 2 KV blocks to host memory, 1 of 1 are free",
         ),
         (
-            parked(),
+            parked,
             lambda step: step.schedule(0, 1, 0),
             "'r0' is scheduled while its KV cache is in host memory",
         ),
-        (parked(), lambda step: step.swap_out(0), "'r0' is swapped out but has no KV entries"),
-        (parked(), lambda step: step.preempt(0), "'r0' is preempted but holds no KV blocks"),
-        (residing(), lambda step: step.swap_in(0), "'r0' is swapped in but was not in host memory"),
+        (parked, lambda step: step.swap_out(0), "'r0' is swapped out but has no KV entries"),
+        (parked, lambda step: step.preempt(0), "'r0' is preempted but holds no KV blocks"),
+        (residing, lambda step: step.swap_in(0), "'r0' is swapped in but was not in host memory"),
         (
-            residing(),
+            residing,
             lambda step: (step.swap_out(0), step.swap_in(0)),
             "'r0' is swapped in but was not in host memory before this step",
         ),
         (
-            parked(),
+            parked,
             lambda step: (step.schedule(1, 6, 4), step.swap_in(0)),
             "'r0' is swapped in without room: 2 KV blocks asked for, 1 of 5 are free",
         ),
         (
-            parked(),
+            parked,
             lambda step: (step.swap_in(0), step.preempt(0)),
             "'r0' is preempted before a batch since it came back",
         ),
         (
-            parked(),
+            parked,
             lambda step: (step.swap_in(0), step.swap_out(0)),
             "'r0' is swapped out but has no KV entries of its own to keep",
         ),
     ],
 )
-def test_a_step_refuses(step: Step, act: Act, message: str):
+def test_a_step_refuses(new_step: Callable[[], Step], act: Act, message: str):
     """Nothing moves that is not there, twice in a step, or without room."""
     with pytest.raises(PolicyError, match=message):
-        act(step)
+        act(new_step())
 
 
 # The engine.

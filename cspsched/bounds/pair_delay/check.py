@@ -33,15 +33,18 @@ def plain_pair_delay(instance: Instance, details: Details) -> int:
     ValueError
         If the share is none, or a request is in two pairs that are apart.
     """
-    share, method = int(details["share"]), "search" if details["prefill"] == "exact" else "minorant"
+    share, partners = int(details["share"]), int(details["partners"])
+    method = "search" if details["prefill"] == "exact" else "minorant"
     if not 0 <= share <= SHARE_UNIT:
         raise ValueError(f"share is {share}, expected 0 to {SHARE_UNIT}")
+    if partners < 0:
+        raise ValueError(f"partners is {partners}, expected 0 or more")
     apart = [tuple(map(int, pair.split("-"))) for pair in str(details["apart"]).split()]
     members = [member for pair in apart for member in pair]
     places = range(len(instance.requests))
     if len(set(members)) < len(members) or any(len(pair) != 2 or pair[1] not in places for pair in apart):
         raise ValueError(f"apart is {details['apart']!r}, expected pairs of which no two share a request")
-    company = PlainCompany(instance, share, method)
+    company = PlainCompany(instance, share, method, partners)
     return company.value_ns() + sum(company.conflict(i, j) for i, j in apart)
 
 
@@ -111,6 +114,8 @@ class PlainCompany:
     instance: Instance
     share: int
     method: str
+    most: int
+    """Pairs that each request has at most with those before it."""
 
     @cached_property
     def requests(self) -> list[Request]:
@@ -144,11 +149,12 @@ class PlainCompany:
 
     @cached_property
     def pairs(self) -> list[list[tuple[int, int]]]:
-        """For each request the earlier ones with tokens left, and how many."""
-        return [
-            [(i, left) for i in range(j) for left in [self.left(i, j)] if left]
-            for j in range(len(self.requests))
-        ]
+        """For each request the last earlier ones with tokens left, and how many."""
+        pairs = []
+        for j in range(len(self.requests)):
+            present = [(i, left) for i in range(j) for left in [self.left(i, j)] if left]
+            pairs.append(present[max(0, len(present) - self.most) :])
+        return pairs
 
     @cached_property
     def decoding(self) -> list[tuple[int, int, int]]:
@@ -278,8 +284,9 @@ def _corners(values: list[int]) -> Iterator[tuple[int, int]]:
 
 def _least_sum(corners: list[tuple[int, int]], total: int, count: int) -> int:
     """`count` times the convex function at the mean, or at the nearest end."""
-    mean = min(max(Fraction(total, count), Fraction(corners[0][0])), Fraction(corners[-1][0]))
+    # In units of 1 / count, so that the mean is a whole number.
+    mean = min(max(total, count * corners[0][0]), count * corners[-1][0])
     for (left, low), (right, high) in pairwise(corners):
-        if left <= mean <= right:
-            return int(count * (low + (mean - left) * Fraction(high - low, right - left)))
+        if count * left <= mean <= count * right:
+            return count * low + (mean - count * left) * (high - low) // (right - left)
     return count * corners[0][1]

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cspsched.bounds.pair_delay.details import Pairs
 from cspsched.problem.cost import IntArray
 from cspsched.problem.instance import Limits
 
@@ -27,28 +28,28 @@ class Conflict(NamedTuple):
     """Batches of the younger one without the older one, if the younger one ends first."""
 
 
-def conflicts(
-    limits: Limits, first: IntArray, last: IntArray, pairs: tuple[tuple[IntArray, IntArray], ...]
-) -> tuple[Conflict, ...]:
+def conflicts(limits: Limits, first: IntArray, last: IntArray, pairs: Pairs) -> tuple[Conflict, ...]:
     """Disjoint pairs that have to be apart for long, the longest first.
 
     Parameters
     ----------
     first, last
         Tokens resident at the first and last output token by request, int64.
-    pairs
-        For each request the older ones with tokens left, and how many.
     """
-    younger = np.repeat(np.arange(len(pairs)), [len(older) for older, _ in pairs])
-    older = np.concatenate([older for older, _ in pairs])
-    left = np.concatenate([left for _, left in pairs])
+    blocks = -(-last // limits.block_tokens)
+    if len(first) < 2 or int(np.partition(blocks, -2)[-2:].sum()) <= limits.kv_blocks:
+        return ()
+    younger = np.repeat(np.arange(len(first)), np.diff(pairs.starts))
+    # Those that fit at their longest always do.
+    tight = np.flatnonzero(blocks[pairs.older] + blocks[younger] > limits.kv_blocks)
+    younger, older, left = younger[tight], pairs.older[tight].astype(np.int64), pairs.left[tight]
     outputs = last - first + 1
     mine, theirs = outputs[younger], outputs[older]
     together = _most_common(limits, last[older] - left + 1, first[younger], np.minimum(left, mine))
     from_start = _most_common(limits, first[older], first[younger], np.minimum(mine, theirs))
     waits = np.stack([left - together, mine - from_start])
     apart = waits.min(axis=0)
-    taken, found = np.zeros(len(pairs), dtype=bool), []
+    taken, found = np.zeros(len(first), dtype=bool), []
     for k in np.argsort(-apart, kind="stable").tolist():
         if apart[k] <= 0:
             break

@@ -145,21 +145,6 @@ class Waits:
         """Integral of mu_i over all time, rounded up: S^2 L / 2."""
         return -(-(self.prices.stretch**2) * self.length // (2 * STRETCH_UNIT**2))
 
-    def integral(self, chosen: IntArray, start: IntArray, end: IntArray) -> IntArray:
-        """Integral of mu_i from `start` to `end` after the arrival, of chosen requests, rounded down."""
-        reach = self.reach[chosen]
-        start, end = np.minimum(start, reach), np.minimum(end, reach)
-        # Within its reach mu_i is linear: the length times the mean of both ends.
-        means = self._mu(chosen, start) + self._mu(chosen, end)
-        whole: IntArray = (end - start) * means // (2 * PRICE_UNIT)
-        return whole
-
-    def _mu(self, chosen: IntArray, since: IntArray) -> IntArray:
-        """mu_i at a time after the arrival within its reach, rounded down, in 1 / 1024."""
-        length = self.length[chosen]
-        rest = self.prices.stretch * length - STRETCH_UNIT * since
-        return np.asarray(PRICE_UNIT // STRETCH_UNIT * rest // np.maximum(length, 1), dtype=np.int64)
-
     def _sum_by_window(self) -> IntArray:
         """Sum of all mu_i at the end of each window, for they fall; a request's own first window is left out.
 
@@ -188,24 +173,24 @@ def least_costs(waits: Waits) -> IntArray:
     After its prompt's work in some window all its decodes are still to come, so it is there until then and
     for its decodes; that takes over from the cheapest cost of its own batches.
     """
+    from cspsched.bounds.time_price.kernel import Given, fill_least_costs
+
     table, prices = waits.table, waits.prices
-    toll = prices.price + waits.everybody
-    free, decodes = _free_costs(waits), _lone_decodes(table, prices.price)
-    here, active = waits.arrivals // prices.window_ns, np.arange(len(table.arrivals))
-    past = waits.ends // prices.window_ns
-    best: IntArray = np.maximum(waits.ends - waits.arrivals, table.least + table.prefill)
-    for step in range(prices.num_windows):
-        active = active[here[active] + step < past[active]]
-        if not len(active):
-            break
-        index = here[active] + step
-        since = np.maximum(index * prices.window_ns - waits.arrivals[active], 0)
-        stay = decodes[active] + since + waits.integral(active, since, since + table.decoding[active])
-        work = table.prefill[active] * toll[index] // PRICE_UNIT
-        best[active] = np.minimum(best[active], np.maximum(free[active], stay) + work)
-        # Staying longer costs more, even if the work were free.
-        active = active[stay < best[active]]
-    return best
+    given = Given(
+        arrivals=waits.arrivals,
+        ends=waits.ends,
+        length=waits.length,
+        reach=waits.reach,
+        least=table.least,
+        decoding=table.decoding,
+        prefill=table.prefill,
+        free=_free_costs(waits),
+        lone=_lone_decodes(table, prices.price),
+        tolls=prices.price + waits.everybody,
+    )
+    found = np.empty_like(waits.arrivals)
+    fill_least_costs(given, prices.window_ns, prices.stretch, found)
+    return found
 
 
 def _lone_decodes(table: Columns, price: int) -> IntArray:

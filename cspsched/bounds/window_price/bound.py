@@ -89,6 +89,8 @@ class WindowTable(NamedTuple):
 
 def line_tables(table: WindowTable, chosen: WindowPrices) -> LineTables | None:
     """Tables of all lines; None where 64-bit integers might overflow."""
+    from cspsched.bounds.window_price.kernel import LineInputs, fill_lines
+
     columns = table.columns
     resident = np.arange(len(columns.decodes), dtype=np.int64)
     if _overflows(table, chosen):
@@ -98,25 +100,24 @@ def line_tables(table: WindowTable, chosen: WindowPrices) -> LineTables | None:
     more_work = -(-(columns.decodes + 1) * share // STRETCH_UNIT)
     held = columns.alpha * chosen.memory * resident // (STRETCH_UNIT * table.capacity)
     more_held = -(-columns.alpha * chosen.memory * resident // (STRETCH_UNIT * table.capacity))
-    cheapest = columns.refills * min(chosen.prices) // PRICE_UNIT
-    rows = []
-    for price in chosen.references:
-        for slope in chosen.slopes:
-            own = columns.alpha * slope // SLOPE_UNIT + held * price // PRICE_UNIT
-            paid = work * price // PRICE_UNIT
-            cost = own + paid + 2 * integer_root(own * paid)
-            # Nobody has 0 resident tokens, and nobody decodes into 1.
-            cost[:2] = 0
-            needed = -(-cost * PRICE_UNIT // np.maximum(columns.refills, 1))
-            above = -(-columns.alpha * slope // SLOPE_UNIT) - (-more_held * price // PRICE_UNIT)
-            root = _root_up(above) + _root_up(-(-more_work * price // PRICE_UNIT))
-            falling = np.maximum.accumulate(needed[::-1])[::-1]
-            rows.append((np.cumsum(cost), np.cumsum(np.minimum(cost, cheapest)), falling, root))
-    if max(int(costs[-1]) for costs, *_ in rows) * 2 * DOUBLE_RATE >= INT64_SAFE:
-        return None
-    sums, least_sums, needed, roots = (
-        np.ascontiguousarray(np.stack(column)) for column in zip(*rows, strict=True)
+    kinds = [
+        (columns.alpha * slope // SLOPE_UNIT, ceil_div(columns.alpha * slope, SLOPE_UNIT), price)
+        for price in chosen.references
+        for slope in chosen.slopes
+    ]
+    given = LineInputs(
+        kinds=np.array(kinds, dtype=np.int64),
+        work=work,
+        more_work=more_work,
+        held=held,
+        more_held=more_held,
+        refills=columns.refills,
+        cheapest=columns.refills * min(chosen.prices) // PRICE_UNIT,
     )
+    sums, least_sums, needed, roots = np.empty((4, len(kinds), len(resident)), dtype=np.int64)
+    fill_lines(given, sums, least_sums, needed, roots)
+    if int(sums[:, -1].max()) * 2 * DOUBLE_RATE >= INT64_SAFE:
+        return None
     return LineTables(
         costs=sums,
         least_costs=least_sums,
@@ -140,6 +141,7 @@ def outcome(table: WindowTable, chosen: WindowPrices) -> Outcome | None:
     from cspsched.bounds.window_price.kernel import (
         COST,
         NUM_ROWS,
+        NUM_STATES,
         Given,
         add_gradient,
         least_costs,
@@ -152,11 +154,13 @@ def outcome(table: WindowTable, chosen: WindowPrices) -> Outcome | None:
     held = holds(columns, placed, chosen)
     prices = np.array(chosen.prices, dtype=np.int64)
     inverse = ceil_div(2**INVERSE_BITS, 256 * columns.alpha)
+    tolls = prices + held.everybody
     scalars = [chosen.window_ns, inverse, chosen.height, chosen.memory, table.capacity]
+    scalars += [int(prices.argmin()), int(tolls.min())]
     given = Given(
         *lines,
         prices=prices,
-        tolls=prices + held.everybody,
+        tolls=tolls,
         arrivals=placed.arrivals,
         ends=placed.ends,
         first=columns.first,
@@ -168,7 +172,7 @@ def outcome(table: WindowTable, chosen: WindowPrices) -> Outcome | None:
         scalars=np.array(scalars, dtype=np.int64),
     )
     found = np.empty((NUM_ROWS, len(columns.arrivals)), dtype=np.int64)
-    least_costs(given, found, np.empty((4, len(lines.costs)), dtype=np.int64))
+    least_costs(given, found, np.empty((NUM_STATES, len(lines.costs)), dtype=np.int64))
     gradient = np.zeros(len(prices))
     add_gradient(given, found, gradient)
     paid = ceil_div(sum(chosen.prices) * chosen.window_ns, PRICE_UNIT)
@@ -179,10 +183,6 @@ def window_bound_ns(table: WindowTable, chosen: WindowPrices) -> int | None:
     """The bound on the sum of latencies in nanoseconds, or None where 64-bit integers might overflow."""
     found = outcome(table, chosen)
     return None if found is None else found.value_ns
-
-
-def _root_up(values: IntArray) -> IntArray:
-    return integer_root(values << (2 * ROOT_BITS)) + 1
 
 
 def _overflows(table: WindowTable, chosen: WindowPrices) -> bool:

@@ -6,12 +6,13 @@ of all that it calls, what numba compiles. Both ways of running share one text, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dis import get_instructions
 from functools import cache
 from pathlib import Path
 from types import CellType, FunctionType
 from typing import Any, TypeVar, cast
+from zlib import crc32
 
 from cspsched.problem.sources import source_version
 
@@ -49,8 +50,8 @@ def merged(function: Function) -> Function:
 def outer(function: Function) -> Function:
     """Mark a function that Python calls, and whose machine code is kept on disk.
 
-    Numba renews what it keeps when the file of this one function changes. The name under which it is kept
-    says which state of all our sources it was compiled from.
+    Numba renews what it keeps when the file of this one function changes. So the name under which it is kept
+    says which state of all sources it was compiled from: of ours, and of a user's functions that it calls.
     """
     _options[function] = {"cache": True}
     return function
@@ -74,8 +75,40 @@ def _linked(function: Callable[..., Any]) -> FunctionType:
     copy = FunctionType(plain.__code__, {**values, **linked}, plain.__name__, plain.__defaults__, cells)
     copy.__qualname__, copy.__module__ = plain.__qualname__, plain.__module__
     if "cache" in _options[function]:
-        copy.__qualname__ += f"_{_version()}"
+        copy.__qualname__ = name_on_disk(plain)
     return copy
+
+
+def name_on_disk(function: Callable[..., Any]) -> str:
+    """Name under which the machine code of an outer function is kept."""
+    foreign = crc32("".join(sorted(_foreign(function, set()))).encode())
+    return f"{function.__qualname__}_{_version()}_{foreign:08x}"
+
+
+def _foreign(function: Callable[..., Any], seen: set[Callable[..., Any]]) -> Iterator[str]:
+    """What compiled code takes from the users' functions among those that a function calls."""
+    plain = cast(FunctionType, function)
+    if plain in seen:
+        return
+    seen.add(plain)
+    is_ours = plain.__module__.startswith("cspsched.")
+    for value in _values_of(plain):
+        if isinstance(value, FunctionType) and value in _options:
+            yield from _foreign(value, seen)
+        elif not is_ours and isinstance(value, int | float | str | tuple):
+            yield repr(value)
+    if not is_ours:
+        code = plain.__code__
+        yield repr((plain.__qualname__, code.co_code, code.co_consts, code.co_names, code.co_varnames))
+
+
+def _values_of(function: FunctionType) -> Iterator[Any]:
+    """Values of the global names and of the cells that a function uses."""
+    for step in get_instructions(function):
+        if step.opname == "LOAD_GLOBAL" and step.argval in function.__globals__:
+            yield function.__globals__[step.argval]
+    for cell in function.__closure__ or ():
+        yield cell.cell_contents
 
 
 @cache
