@@ -197,5 +197,9 @@ class Steps:
                 now.num_unfinished -= 1
             columns.forget(request)
         if batch.finished:
-            with self._watch:
-                self._run.retire(batch.finished)
+            self._retire(batch.finished)
+
+    def _retire(self, finished: list[int]) -> None:
+        """Tell the policy who is finished; an error names no request, as a local `request` would make it."""
+        with self._watch:
+            self._run.retire(finished)
