@@ -1,4 +1,4 @@
-"""A user's policy of answers to questions: the same schedule in the kernel and step by step, and as vLLM."""
+"""A user's policy of answers to questions: one schedule, plain, compiled and step by step, and as vLLM."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from cspsched.problem.instance import Instance
 from cspsched.problem.request import Request
 from cspsched.simulate import PolicyError, simulate
 from cspsched.simulate.kernel import Workload, run_workload, simulate_fast
+from tests.oracles.step_by_step import StepByStep
 from tests.support.kernel_cases import draw_instance, outcome
 from tests.support.places import DOCS
 from tests.support.strategies import make_instance
@@ -96,21 +97,31 @@ INSTANCES = instances()
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.name)
-def test_the_kernel_asks_as_the_clear_engine_does(policy: DecisionPolicy) -> None:
+def test_compiled_it_is_asked_as_in_plain_python(policy: DecisionPolicy) -> None:
     """Same schedule by SHA-256, or the same error word by word, on random instances."""
     for instance in INSTANCES:
-        clear = outcome(lambda i=instance: simulate(i, policy))
-        assert clear == outcome(lambda i=instance: simulate_fast(i, policy).to_simulation())
+        plain = outcome(lambda i=instance: simulate(i, policy, "plain"))
+        assert plain == outcome(lambda i=instance: simulate(i, policy, "compiled"))
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.name)
+def test_it_is_asked_as_step_by_step(policy: DecisionPolicy) -> None:
+    """Same schedule by SHA-256 as of a run that asks whenever something comes up, or an error of both."""
+    for instance in INSTANCES:
+        kind, said = outcome(lambda i=instance: simulate(i, policy, "plain"))
+        twin, its = outcome(lambda i=instance: simulate(i, StepByStep(policy)))
+        assert (twin, its) == (kind, said)
 
 
 def test_first_come_first_served_is_vllm() -> None:
-    """A user's policy that decides nothing otherwise reproduces vLLM's schedule, in both engines."""
+    """A user's policy that decides nothing otherwise reproduces vLLM's schedule, plain and compiled."""
     for instance in INSTANCES:
         try:
             vllm = simulate(instance, make_policy("vllm"))
         except PolicyError:
             continue
-        for run in (simulate(instance, Fcfs()), simulate_fast(instance, Fcfs()).to_simulation()):
+        for engine in ("plain", "compiled"):
+            run = simulate(instance, Fcfs(), engine)
             assert run.schedule == vllm.schedule
             assert np.array_equal(run.held_blocks, vllm.held_blocks)
 
@@ -137,13 +148,13 @@ def _entries(instance: Instance, policy: DecisionPolicy) -> list[int] | None:
 
 
 def test_the_front_door_takes_it() -> None:
-    """By name of the engine, and without the policy's having rules of its own."""
+    """Compiled by name, and without the policy's having rules of its own."""
     instance = make_instance((4, 4), (9, 2))
 
-    assert simulate(instance, Careful(), "kernel").schedule == simulate(instance, Careful()).schedule
+    assert simulate(instance, Careful(), "compiled").schedule == simulate(instance, Careful()).schedule
 
 
-@pytest.mark.parametrize("engine", ["clear", "kernel"])
+@pytest.mark.parametrize("engine", ["plain", "compiled"])
 def test_nonsense_is_refused_with_the_name_of_the_policy(engine: str) -> None:
     """A chunk beyond what there is, and a victim that does not run."""
 
@@ -167,7 +178,7 @@ def test_nonsense_is_refused_with_the_name_of_the_policy(engine: str) -> None:
 
 
 def test_the_example_of_the_page_runs() -> None:
-    """The fast policy of docs/adding_a_policy.md, in both engines."""
+    """The fast policy of docs/adding_a_policy.md, plain, compiled and step by step."""
     page = (DOCS / "adding_a_policy.md").read_text(encoding="utf-8")
     source = next(block for block in page.split("```python\n") if "class Fast(" in block).partition("```")[0]
     scope: dict[str, Any] = {"__name__": "fast_policy"}
@@ -175,14 +186,16 @@ def test_the_example_of_the_page_runs() -> None:
     policy = scope["Fast"]()
 
     for instance in INSTANCES[:40]:
-        clear = outcome(lambda i=instance: simulate(i, policy))
-        assert clear == outcome(lambda i=instance: simulate_fast(i, policy).to_simulation())
+        plain = outcome(lambda i=instance: simulate(i, policy, "plain"))
+        assert plain == outcome(lambda i=instance: simulate(i, policy, "compiled"))
+        assert plain == outcome(lambda i=instance: simulate(i, StepByStep(policy)))
 
 
-def test_columns_are_no_requests() -> None:
-    """A policy in Python looks at requests, so columns alone will not do."""
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.name)
+def test_columns_are_no_requests(policy: DecisionPolicy) -> None:
+    """A policy in Python looks at requests, if only for their order, so columns alone will not do."""
     instance = make_instance((4, 4))
-    rules = Fcfs().kernel_rules(instance)
+    rules = policy.kernel_rules(instance)
 
     with pytest.raises(UsageError, match="give an instance"):
         run_workload(Workload.from_instance(instance), rules, instance.cost, label="fcfs")
