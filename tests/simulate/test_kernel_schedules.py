@@ -25,8 +25,6 @@ from cspsched.simulate.kernel import Workload, layout
 from cspsched.simulate.kernel.cost import flatten_cost
 from cspsched.simulate.kernel.jit import compiled
 from cspsched.simulate.kernel.memory import new_kernel
-from cspsched.simulate.kernel.rules import Rules
-from cspsched.simulate.kernel.running import loop_for
 from cspsched.simulate.kernel.support import kernel_rules
 from tests.support.kernel_cases import (
     BY_REQUEST,
@@ -171,13 +169,13 @@ def test_with_memory_enough_decodes_stay_in_lockstep(text: str) -> None:
     """No step looks at single decodes: each joins once, numbered one after the other."""
     instance, policy = busy_instance(300, 4000), make_policy(text)
     rules = kernel_rules(instance, policy)
-    assert isinstance(rules, Rules)
+    assert rules is not None
     workload = Workload.from_instance(instance)
     prices = flatten_cost(instance.cost, rules, workload.largest_peak)
     assert prices is not None
     kernel = new_kernel(workload, rules, prices)
 
-    assert compiled(loop_for(rules))(kernel) == layout.FINISHED
+    assert compiled(rules.run)(kernel) == layout.FINISHED
     assert kernel.now.is_locked
     runs = kernel.spans[: kernel.now.span_row]
     runs = runs[runs[:, layout.KIND] == layout.RUN_SPAN]
