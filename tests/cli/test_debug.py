@@ -21,7 +21,7 @@ def test_a_bug_of_ours_is_a_line_with_a_request_to_report_it(
     def broken(self: object, instance: Instance) -> None:
         raise RuntimeError("of\nours")
 
-    monkeypatch.setattr("cspsched.policies.vllm_v1.VllmV1.new_run", broken)
+    monkeypatch.setattr("cspsched.policies.vllm_v1.VllmV1.kernel_rules", broken)
     outcome = invoke(capsys, "simulate", "tiny-12", *(["--debug"] if debug else []))
     last = outcome.err.splitlines()[-1]
 

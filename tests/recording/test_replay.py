@@ -16,7 +16,7 @@ from cspsched.recording.engines import Engine, engine_of
 from cspsched.recording.replay import Replay, Verdict, replay_case
 from cspsched.simulate import simulate
 from tests.support.command_line import invoke
-from tests.support.recordings import TIGHT, instance_of, log_lines, requests_of, simulated, write_case
+from tests.support.recordings import COST, TIGHT, instance_of, log_lines, requests_of, simulated, write_case
 
 V0 = {
     "num_kv_blocks": 12, "num_cpu_blocks": 0, "block_size": 2, "max_num_seqs": 4, "max_model_len": 64,
@@ -316,18 +316,34 @@ def test_command_prints_a_line_a_case_and_exits_0_if_all_are_equal(
 def test_command_replays_with_either_engine(
     tmp_path: Path, lines: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Equal both; the kernel says what it has no rules for, and that fails no gate."""
+    """Equal plain and compiled; what cannot be compiled is told, and fails no gate."""
+    fine = {**TIGHT, "cost": {**COST, "c": 1e-30}}
     write_case(tmp_path, "a", TIGHT, lines)
-    write_case(tmp_path, "b", {**TIGHT, "enable_prefix_caching": True}, lines)
+    write_case(tmp_path, "b", fine, log_lines(*simulated(config=fine)))
     plain, compiled = (
         invoke(capsys, "conformance", tmp_path, "a", "--engine", e) for e in ("plain", "compiled")
     )
-    everything = invoke(capsys, "conformance", tmp_path, "--engine", "compiled")
+    all_plain, everything = (
+        invoke(capsys, "conformance", tmp_path, "--engine", e) for e in ("plain", "compiled")
+    )
 
     assert (plain.code, plain.out) == (compiled.code, compiled.out)
     assert (plain.code, plain.out.splitlines()[-1]) == (0, "1 case: 1 equal")
+    assert (all_plain.code, all_plain.out.splitlines()[-1]) == (0, "2 cases: 2 equal")
     assert (everything.code, everything.out.splitlines()[-1]) == (0, "2 cases: 1 equal, 1 not simulated")
-    assert "enable_prefix_caching=true has no kernel rules for its settings" in everything.out
+    assert "the numbers are too large for compiled code; run it plain" in everything.out
+
+
+def test_a_case_with_a_prefix_cache_is_replayed(tmp_path: Path) -> None:
+    """Preempted requests find what they left: another schedule than without."""
+    config = {**TIGHT, "enable_prefix_caching": True}
+    made = log_lines(*simulated("vllm:enable_prefix_caching=true", config))
+    assert made != log_lines(*simulated())
+    write_case(tmp_path, "a", config, made)
+    (case,) = find_cases(tmp_path)
+
+    replay = replay_case(case)
+    assert (replay.verdict, replay.difference) == (Verdict.EQUAL, None)
 
 
 def test_command_exits_3_and_shows_both_sides(
