@@ -133,7 +133,7 @@ def _judged(
     tell(f"simulating {policy.label} on {len(instance.requests)} requests")
     if is_long(instance) and kernel_rules(instance, policy) is None:
         raise UsageError(
-            f"policy {policy.label} runs in the clear engine only, which takes hours on a trace this long; "
+            f"policy {policy.label} is not compiled, and plain Python takes hours on a trace this long; "
             "leave it out or shorten the trace (--limit)"
         )
     simulation = simulate(instance, policy)

@@ -55,7 +55,7 @@ class Entry:
     source: Source | None
     """None if a policy of another package does not say."""
     engine: str
-    """`kernel` if the compiled kernel runs it with its default settings, else `clear`."""
+    """`compiled` if it compiles with its default settings, else `plain`."""
     settings: tuple[Setting, ...]
 
 
@@ -118,7 +118,7 @@ def describe_policy(name: str) -> Entry:
         name=name,
         follows=(type(policy).__doc__ or "").strip().partition("\n")[0],
         source=source if isinstance(source, Source) else None,
-        engine="compiled" if _runs_in_kernel(policy) else "clear",
+        engine="compiled" if _runs_in_kernel(policy) else "plain",
         settings=() if settings_type is None else tuple(_settings(settings_type)),
     )
 

@@ -1,6 +1,6 @@
 """Compiled: a step of vLLM V1, running requests in order of admission under one token budget, then the queue.
 
-The clear engine walks the running list and preempts the last admitted (or least important) whenever a
+vLLM walks the running list and preempts the last admitted (or least important) whenever a
 request finds no block. The walk over a remaining set fails somewhere exactly if all that it takes together is
 more than what is free; so it is enough to evict until the sum fits. Where the budget ends before the list
 does, the rest of the list sits out and leaves the lockstep.

@@ -14,7 +14,7 @@ from cspsched.units import ceil_div
 def failure(
     answer: int, kernel: Kernel, rules: Rules, label: str, name_of: Callable[[int], str]
 ) -> Exception:
-    """The error behind an answer of the loop, as the clear engine raises it.
+    """The error behind an answer of the loop.
 
     Parameters
     ----------

@@ -112,7 +112,7 @@ class KernelRun:
         return np.asarray((first[order][1:] - last[order][:-1])[same], dtype=np.int64)
 
     def to_simulation(self) -> Simulation:
-        """The whole schedule, entry by entry, as the clear engine gives it."""
+        """The whole schedule, entry by entry."""
         from cspsched.simulate.kernel.spans import expand_spans
 
         schedule = expand_spans(self.rules, self.batch_ns, self.batch_counts, self.spans)
