@@ -24,8 +24,10 @@ def test_a_search_that_keeps_no_schedule_finds_the_same(objective, monkeypatch):
     assert whole.schedule is not None
 
 
-def test_what_takes_hours_is_refused(monkeypatch):
-    """A policy without kernel rules is not simulated on a long trace."""
+def test_what_takes_hours_is_refused(monkeypatch, tmp_path):
+    """A policy that decides step by step is not simulated on a long trace."""
     monkeypatch.setattr(long_runs, "MOST_ENTRIES", 0)
-    with pytest.raises(UsageError, match="clear engine only"):
-        improve(mixed(arrivals=True), heuristics=["sglang:schedule_policy=random"], limits=STEPS)
+    code = "from tests.support.scripted import LastFirst\n\n\nclass Mine(LastFirst): ...\n"
+    (tmp_path / "mine.py").write_text(code, encoding="utf-8")
+    with pytest.raises(UsageError, match="last-first:1 is not compiled, and plain Python takes hours"):
+        improve(mixed(arrivals=True), heuristics=[f"{tmp_path / 'mine.py'}:Mine"], limits=STEPS)

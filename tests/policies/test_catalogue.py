@@ -36,13 +36,13 @@ def test_every_built_in_policy_has_a_source() -> None:
 
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_every_built_in_policy_is_described(name: str) -> None:
-    """A first line, its source, an engine, and a sentence for every setting."""
+    """A first line, its source, that it compiles, and a sentence for every setting."""
     entry = describe_policy(name)
 
     assert entry.name == name == make_policy(name).name
     assert entry.follows.endswith(".")
     assert entry.source == SOURCES[name]
-    assert entry.engine in ("kernel", "clear")
+    assert entry.engine == "compiled"
     assert [setting.name for setting in entry.settings if not setting.meaning] == []
     settings_type = getattr(make_policy(name), "settings_type", None)
     expected = [field.name for field in fields(settings_type)] if settings_type else []
@@ -99,7 +99,7 @@ def test_the_command_shows_one_policy_with_the_meaning_of_its_settings(
     assert run(cspsched_group, ["policies", "infermax"]) == 0
     text = capsys.readouterr().out
 
-    assert "source: InferMax 2024, https://arxiv.org/abs/2411.07447; engine: kernel" in text
+    assert "source: InferMax 2024, https://arxiv.org/abs/2411.07447; engine: compiled" in text
     assert '    eviction = "newest" (one of newest, shortest, histogram)\n        Who is evicted' in text
     assert "vllm" not in text
 
@@ -162,13 +162,13 @@ def test_a_policy_of_another_package_may_name_its_source(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """By an attribute; without one the listing says so, and it runs in the clear engine."""
+    """By an attribute; without one the listing says so, and it runs as plain Python."""
     points = EntryPoints([EntryPoint("other", f"{__name__}:{kind.__name__}", base.ENTRY_POINT_GROUP)])
     monkeypatch.setattr(base, "entry_points", lambda *, group: points.select(group=group))
     entry = describe_policy("other")
 
-    assert (entry.source, entry.engine) == (source, "clear")
+    assert (entry.source, entry.engine) == (source, "plain")
     assert [setting.meaning for setting in entry.settings] == ["What the first means.", ""]
     assert run(cspsched_group, ["policies"]) == 0
     listed = capsys.readouterr().out
-    assert f"source: {'P 1, https://example.org' if source else '-'}; engine: clear" in listed
+    assert f"source: {'P 1, https://example.org' if source else '-'}; engine: plain" in listed

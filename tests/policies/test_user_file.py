@@ -92,7 +92,7 @@ def test_the_listing_shows_a_policy_of_a_file(page_policy: Path, capsys: pytest.
     text = capsys.readouterr().out
 
     assert "Shortest prompt first" in text
-    assert "source: -; engine: clear" in text
+    assert "source: -; engine: plain" in text
     assert "max_num_seqs = 64" in text
 
 
