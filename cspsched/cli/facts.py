@@ -68,8 +68,8 @@ def capacity_command(as_json: bool, **options: Any) -> None:  # noqa: FBT001 - c
 def policies_command(name: str | None, as_json: bool) -> None:  # noqa: FBT001
     """List the policies with what they follow and their settings.
 
-    With NAME only that one, with the meaning of its settings; it may be FILE.py:CLASS. The engine is the one
-    that runs the default settings: the compiled kernel, or the clear one.
+    With NAME only that one, with the meaning of its settings; it may be FILE.py:CLASS. The engine says
+    whether the default settings compile for long traces, or run as plain Python.
 
     \b
     cspsched policies

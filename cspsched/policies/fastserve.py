@@ -242,7 +242,7 @@ def _push_out(k: Kernel, victim: int) -> None:
     has_room = k.requests[victim].blocks <= now.free_host_blocks
     if own.swaps and (has_room or not own.recomputes):
         if not has_room and now.refused == NOBODY:
-            now.refused, now.refusal, now.most = victim, NO_HOST_ROOM, now.free_host_blocks
+            now.refused, now.refusal, now.room_left = victim, NO_HOST_ROOM, now.free_host_blocks
         swap_out(k, victim)
         own.num_swapped += 1
     else:

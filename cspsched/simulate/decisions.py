@@ -15,6 +15,7 @@ from typing import ClassVar, Protocol
 from cspsched.errors import PolicyError
 from cspsched.problem.instance import Instance
 from cspsched.problem.request import Request
+from cspsched.simulate.kernel.decided import Asking, run_decided
 from cspsched.simulate.kernel.rules import Chunk, Rules
 
 
@@ -111,8 +112,6 @@ class DecisionPolicy:
 
     def kernel_rules(self, instance: Instance) -> Rules:
         """Rules for the compiled kernel under an instance's limits, and which questions it has to ask."""
-        from cspsched.simulate.kernel.decided import run_decided
-
         limits = instance.limits
         return Rules(
             run=run_decided,
@@ -124,7 +123,7 @@ class DecisionPolicy:
             max_running=limits.max_batch_requests,
             most_holders=limits.max_batch_requests,
             chunk=Chunk.ANY if instance.switches.chunked_prefill else Chunk.NEVER,
-            asks=sum(1 << bit for bit, names in enumerate(QUESTIONS) if self._overrides(names)),
+            own=Asking(sum(1 << bit for bit, names in enumerate(QUESTIONS) if self._overrides(names))),
         )
 
     def _overrides(self, names: Sequence[str]) -> bool:

@@ -6,6 +6,8 @@ call. Between two questions any number of batches may run.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from cspsched.simulate.kernel.actions import (
     begin,
     blocks_of,
@@ -43,6 +45,35 @@ BEGIN, SERVE, QUEUE = range(3)
 NEVER = int(Chunk.NEVER)
 
 
+@dataclass(slots=True)
+class Asking:
+    """Where the decision has come to, and what is asked.
+
+    Attributes
+    ----------
+    asks
+        Questions that the policy answers, a bit each.
+    stage, position, budget, batch_mode, chunk_given
+        Of the decision: the part and the place in the list of running requests that it has come to, tokens
+        that are left, what the batch may hold, and the chunk of the request at that place.
+    asked, most
+        The request that is asked about, and the largest answer.
+    has_answer, answer
+        Whether the question is answered, and how.
+    """
+
+    asks: int = 0
+    stage: int = BEGIN
+    position: int = 0
+    budget: int = 0
+    batch_mode: int = MIXED
+    chunk_given: int = 0
+    asked: int = 0
+    most: int = 0
+    has_answer: bool = False
+    answer: int = 0
+
+
 @inner
 def submit_to_decided(k: Kernel) -> None:
     """Queue all arrivals, in the order of their places and then of submission."""
@@ -57,23 +88,23 @@ def submit_to_decided(k: Kernel) -> None:
 def decided_step(k: Kernel) -> int:
     """Go on with the decision; 0 once it is made, else a question."""
     now = k.now
-    if now.stage == BEGIN:
+    if k.own.stage == BEGIN:
         question = _begin(k)
         if question:
             return question
-    if now.stage == SERVE:
+    if k.own.stage == SERVE:
         question = _serve_running(k)
         if question:
             return question
-        now.stage = QUEUE
+        k.own.stage = QUEUE
     question = _admit_waiting(k)
     if question:
         return question
-    if not now.num_in_batch and not now.num_evictions and now.batch_mode != MIXED:
+    if not now.num_in_batch and not now.num_evictions and k.own.batch_mode != MIXED:
         # Nothing of the kind that was asked for: then whatever there is.
-        now.stage, now.position, now.batch_mode = SERVE, 0, MIXED
+        k.own.stage, k.own.position, k.own.batch_mode = SERVE, 0, MIXED
         return decided_again(k)
-    now.stage = BEGIN
+    k.own.stage = BEGIN
     return 0
 
 
@@ -82,30 +113,29 @@ def decided_again(k: Kernel) -> int:
     """Decide a mixed batch."""
     question = _serve_running(k)
     if not question:
-        k.now.stage = QUEUE
+        k.own.stage = QUEUE
         question = _admit_waiting(k)
     if not question:
-        k.now.stage = BEGIN
+        k.own.stage = BEGIN
     return question
 
 
 @inner
 def _question(k: Kernel, number: int, request: int, most: int) -> int:
     """A question if the policy wants it and has not answered it yet, else 0."""
-    now = k.now
-    if not now.asks >> (number - ASK_MODE) & 1:
+    if not k.own.asks >> (number - ASK_MODE) & 1:
         return 0
-    if now.has_answer:
-        now.has_answer = 0
+    if k.own.has_answer:
+        k.own.has_answer = 0
         return 0
-    now.asked, now.most = request, most
+    k.own.asked, k.own.most = request, most
     return number
 
 
 @inner
 def _asks(k: Kernel, number: int) -> bool:
     """Whether the policy wants a question."""
-    return bool(k.now.asks >> (number - ASK_MODE) & 1)
+    return bool(k.own.asks >> (number - ASK_MODE) & 1)
 
 
 @inner
@@ -114,8 +144,8 @@ def _begin(k: Kernel) -> int:
     now = k.now
     question = _question(k, ASK_MODE, NOBODY, 0)
     if not question:
-        now.batch_mode = now.answer if _asks(k, ASK_MODE) else MIXED
-        now.stage, now.position, now.budget = SERVE, 0, now.max_tokens
+        k.own.batch_mode = k.own.answer if _asks(k, ASK_MODE) else MIXED
+        k.own.stage, k.own.position, k.own.budget = SERVE, 0, now.max_tokens
     return question
 
 
@@ -123,26 +153,26 @@ def _begin(k: Kernel) -> int:
 def _serve_running(k: Kernel) -> int:
     """Give every running request what it lacks, in order of admission, as far as the batch may hold it."""
     now = k.now
-    while now.budget and now.position < now.num_listed:
-        request = int(k.slots[now.position, LISTED])
+    while k.own.budget and k.own.position < now.num_listed:
+        request = int(k.slots[k.own.position, LISTED])
         is_decode = decodes(k, request)
-        skips = now.batch_mode == PREFILL_ONLY if is_decode else now.batch_mode == DECODE_ONLY
-        tokens = min(lacking_tokens(k, request), int(now.budget))
-        if not is_decode and not skips and not now.chunk_given:
+        skips = k.own.batch_mode == PREFILL_ONLY if is_decode else k.own.batch_mode == DECODE_ONLY
+        tokens = min(lacking_tokens(k, request), int(k.own.budget))
+        if not is_decode and not skips and not k.own.chunk_given:
             question = _question(k, ASK_CHUNK, request, tokens)
             if question:
                 return question
-            now.chunk_given = now.answer if _asks(k, ASK_CHUNK) else tokens
-            skips = not now.chunk_given
+            k.own.chunk_given = k.own.answer if _asks(k, ASK_CHUNK) else tokens
+            skips = not k.own.chunk_given
         if skips:
-            now.position += 1
+            k.own.position += 1
             continue
         if not is_decode:
-            tokens = int(now.chunk_given)
+            tokens = int(k.own.chunk_given)
         question = _serve_one(k, request, tokens)
         if question:
             return question
-        now.chunk_given = 0
+        k.own.chunk_given = 0
         if not k.requests[request].blocks:
             break
     return 0
@@ -159,12 +189,12 @@ def _serve_one(k: Kernel, request: int, tokens: int) -> int:
             return question
         victim = int(k.slots[now.num_listed - 1, LISTED])
         if _asks(k, ASK_VICTIM):
-            victim = int(now.answer)
+            victim = int(k.own.answer)
         _evict(k, victim)
     if k.requests[request].blocks:
         schedule(k, request, tokens, blocks)
-        now.budget -= tokens
-        now.position += 1
+        k.own.budget -= tokens
+        k.own.position += 1
     return 0
 
 
@@ -174,9 +204,9 @@ def _evict(k: Kernel, request: int) -> None:
     now, position = k.now, 0
     while k.slots[position, LISTED] != request:
         position += 1
-    now.budget += preempt(k, request)
+    k.own.budget += preempt(k, request)
     now.num_listed -= 1
-    now.position -= position < now.position
+    k.own.position -= position < k.own.position
     for place in range(position, now.num_listed):
         k.slots[place, LISTED] = k.slots[place + 1, LISTED]
     now.front -= 1
@@ -189,27 +219,27 @@ def _evict(k: Kernel, request: int) -> None:
 def _admit_waiting(k: Kernel) -> int:
     """Admit in the order of the queue until something does not fit, or the policy says so."""
     now = k.now
-    if now.num_evictions or now.batch_mode == DECODE_ONLY:
+    if now.num_evictions or k.own.batch_mode == DECODE_ONLY:
         return 0
-    while now.budget and now.heap_size and now.num_listed < now.max_running:
+    while k.own.budget and now.heap_size and now.num_listed < now.max_running:
         request = head(k)
         known = known_tokens(k, request)
-        if known > now.budget and now.chunk == NEVER:
+        if known > k.own.budget and now.chunk == NEVER:
             break
-        tokens = min(known, int(now.budget))
+        tokens = min(known, int(k.own.budget))
         if blocks_of(k, known) > now.free_blocks:
             break
         question = _question(k, ASK_ADMIT, request, tokens)
         if question:
             return question
         if _asks(k, ASK_ADMIT):
-            tokens = int(now.answer)
+            tokens = int(k.own.answer)
         if not tokens:
             break
         pop(k)
         schedule(k, request, tokens, blocks_of(k, tokens))
         append_listed(k, request)
-        now.budget -= tokens
+        k.own.budget -= tokens
     return 0
 
 
@@ -217,7 +247,7 @@ def _admit_waiting(k: Kernel) -> int:
 def run_decided(k: Kernel) -> int:
     """Run the questions of a policy in Python until all is done, a log is full, or there is one."""
     while goes_on(k):
-        if not k.now.stage and not k.now.has_answer:
+        if not k.own.stage and not k.own.has_answer:
             if not has_room(k):
                 return LOG_FULL
             submit_to_decided(k)

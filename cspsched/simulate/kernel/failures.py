@@ -50,7 +50,7 @@ def failure(
     if answer == layout.NO_HOST_ROOM:
         request = int(now.refused)
         blocks = int(kernel.notes[request].host_blocks)
-        free = f"{now.most} of {now.host_blocks} are free"
+        free = f"{now.room_left} of {now.host_blocks} are free"
         return PolicyError(
             f"policy {label}: request {name_of(request)!r} is swapped out with {blocks} KV blocks to host "
             f"memory, {free} (at {now.clock_ns} ns)"

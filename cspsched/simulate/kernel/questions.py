@@ -19,7 +19,8 @@ class Questions:
 
     def __init__(self, instance: Instance, policy: DecisionPolicy, kernel: Kernel) -> None:
         self.requests = instance.requests
-        self._now, self._rows, self._slots = kernel.now, kernel.requests, kernel.slots
+        self._now, self._own = kernel.now, kernel.own
+        self._rows, self._slots = kernel.requests, kernel.slots
         with Watch(policy, instance.requests):
             self._answers = Answers(policy, instance)
             keys = np.array([self._answers.order(request) for request in instance.requests])
@@ -28,10 +29,10 @@ class Questions:
 
     def answer(self, question: int) -> None:
         """Ask the policy and leave its answer for the loop."""
-        now = self._now
+        own = self._own
         with self._watch:
-            now.answer = self._ask(question, int(now.asked), int(now.most))
-        now.has_answer = 1
+            own.answer = self._ask(question, int(own.asked), int(own.most))
+        own.has_answer = 1
 
     def _ask(self, question: int, request: int, most: int) -> int:
         if question == ASK_ADMIT:
@@ -55,7 +56,7 @@ class Questions:
     @property
     def tokens_left(self) -> int:
         """Tokens that the batch still takes."""
-        return int(self._now.budget)
+        return int(self._own.budget)
 
     @property
     def num_running(self) -> int:

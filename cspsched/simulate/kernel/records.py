@@ -50,6 +50,8 @@ class Now:
         Batches in flight, those of LISTED whose batch has ended, and when the oldest batch in flight ends.
     num_seen
         Requests that had arrived when the last batch was launched.
+    refused, refusal, room_left
+        A request that the policy refuses, the answer that says why, and free blocks in host memory then.
     on_machine
         Whether a machine says when batches start and end.
     kv_blocks
@@ -92,6 +94,7 @@ class Now:
     span_row: int = 0
     refused: int = 0
     refusal: int = 0
+    room_left: int = 0
     used_tokens: int = 0
     num_in_batch: int = 0
     num_listed: int = 0
@@ -117,15 +120,6 @@ class Now:
     last_number: int = 0
     last_rank: int = 0
     calendar_mask: int = 0
-    stage: int = 0
-    position: int = 0
-    budget: int = 0
-    batch_mode: int = 0
-    asked: int = 0
-    most: int = 0
-    has_answer: int = 0
-    answer: int = 0
-    chunk_given: int = 0
     length_count: Counts = field(default_factory=_counts)
     length_sum: Counts = field(default_factory=_counts)
     kv_blocks: int = 0
@@ -160,7 +154,6 @@ class Now:
     joins_from_batch: int = 0
     stands_by_admission: int = 0
     drops_above: int = 0
-    asks: int = 0
 
 
 @dataclass(slots=True)

@@ -114,8 +114,6 @@ class Rules:
         order is `GIVEN`.
     most_new_tokens
         Most tokens to come that a request in lockstep may have, if there is a limit.
-    asks
-        Questions that a policy in Python answers, a bit each.
     stages
         Chunks by the stage of a prompt.
     order_columns
@@ -172,7 +170,6 @@ class Rules:
     caches_prefixes: bool = False
     restarts_output: bool = False
     drops_above: int = 0
-    asks: int = 0
     ttft_limit_ns: float = 0.0
     tpot_limit_ns: float = 0.0
     order_columns: int = 3
