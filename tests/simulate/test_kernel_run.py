@@ -23,6 +23,7 @@ from cspsched.simulate.aggregated.loops import run_vllm
 from cspsched.simulate.aggregated.state import Aggregated, Batch
 from cspsched.simulate.kernel import KernelRun, Rules, Workload, layout, run_workload, simulate_fast
 from cspsched.simulate.kernel.cost import flatten_cost, flatten_exactly
+from cspsched.simulate.kernel.decided import Asking
 from cspsched.simulate.kernel.failures import failure
 from cspsched.simulate.kernel.jit import compiled
 from cspsched.simulate.kernel.logs import Logs
@@ -294,8 +295,8 @@ ELSEWHERE = {
             own=Aggregated(batch=Batch.TURNS, future_extra=9, waiting_ratio=0.3), ranks=True,
         ),
         rules_of(
-            kv_blocks=5, block_tokens=2, max_tokens=7, max_running=3, batch_tokens=8, most_holders=4, asks=9,
-            clients=True, keeps_notes=True, lockstep=False, stages=(4, 2),
+            kv_blocks=5, block_tokens=2, max_tokens=7, max_running=3, batch_tokens=8, most_holders=4,
+            own=Asking(asks=9), clients=True, keeps_notes=True, lockstep=False, stages=(4, 2),
         ),
     ],
     ids=["aggregated", "by request"],
