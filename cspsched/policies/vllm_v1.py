@@ -39,7 +39,7 @@ from cspsched.simulate.kernel.layout import Kernel
 from cspsched.simulate.kernel.lists import append_listed, head, next_arrival, next_number, pop, push
 from cspsched.simulate.kernel.lockstep import can_go_on, decode_all, locked_growth
 from cspsched.simulate.kernel.loops import make_loop
-from cspsched.simulate.kernel.prefix import find_cached, num_free_of, reuse
+from cspsched.simulate.kernel.prefix import CACHES, find_cached, num_free_of, reuse
 from cspsched.simulate.kernel.records import NOBODY
 from cspsched.simulate.kernel.rules import Chunk, Order, Reserve, Rules
 from cspsched.simulate.kernel.together import unlock_listed
@@ -368,7 +368,7 @@ def _admit_waiting(k: Kernel, longest: int, defers: bool, budget: int) -> bool: 
     now, own, has_prefill = k.now, k.own, False
     while budget and now.heap_size and now.num_running < now.max_running:
         request = head(k)
-        num_cached = find_cached(k, request) if now.caches_prefixes else 0
+        num_cached = find_cached(k, request) if CACHES and now.caches_prefixes else 0
         cached, known = num_cached * int(now.block_tokens), known_tokens(k, request)
         if defers and known - cached > 1:
             break
@@ -377,7 +377,7 @@ def _admit_waiting(k: Kernel, longest: int, defers: bool, budget: int) -> bool: 
             break
         tokens = min(tokens, budget)
         spare = now.free_blocks - (now.watermark_blocks if now.num_running else 0)
-        if num_cached:
+        if CACHES and num_cached:
             spare -= num_free_of(k, request, num_cached)
         if own.test_known and blocks_of(k, min(known, int(now.max_model_len))) - num_cached > spare:
             break
@@ -386,7 +386,7 @@ def _admit_waiting(k: Kernel, longest: int, defers: bool, budget: int) -> bool: 
         if blocks > spare:
             break
         pop(k)
-        if num_cached:
+        if CACHES and num_cached:
             reuse(k, request, num_cached)
         schedule(k, request, tokens, blocks)
         append_listed(k, request)

@@ -19,7 +19,7 @@ from cspsched.simulate.kernel.layout import (
     Kernel,
 )
 from cspsched.simulate.kernel.lists import bit_length, drop_listed
-from cspsched.simulate.kernel.prefix import enter, freed_by, take
+from cspsched.simulate.kernel.prefix import CACHES, enter, freed_by, take
 from cspsched.simulate.kernel.pricing import batch_time_ns
 from cspsched.simulate.kernel.progress import await_arrival, refusal
 from cspsched.simulate.kernel.records import NOBODY
@@ -115,7 +115,7 @@ def schedule(k: Kernel, request: int, tokens: int, blocks: int) -> None:
         now.num_running += 1
         now.num_waiting -= 1
     row.tokens = tokens
-    if now.caches_prefixes:
+    if CACHES and now.caches_prefixes:
         take(k, request, blocks)
     row.blocks += blocks
     now.free_blocks -= blocks
@@ -123,7 +123,7 @@ def schedule(k: Kernel, request: int, tokens: int, blocks: int) -> None:
     now.num_in_batch += 1
     k.slots[now.num_batched, BATCHED] = request
     now.num_batched += 1
-    if now.caches_prefixes:
+    if CACHES and now.caches_prefixes:
         enter(k, request, int(row.kv_tokens) + tokens)
 
 
@@ -135,7 +135,9 @@ def preempt(k: Kernel, request: int) -> int:
     """
     now, row = k.now, k.requests[request]
     close_run(k, request)
-    if row.kv_tokens and not (now.caches_prefixes and row.kv_tokens == k.notes[request].hit_tokens):
+    if row.kv_tokens and not (
+        CACHES and now.caches_prefixes and row.kv_tokens == k.notes[request].hit_tokens
+    ):
         now.num_evictions += 1
         row.evicted_at = now.decision
         loses = not is_finishing(k, request)

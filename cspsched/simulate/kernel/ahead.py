@@ -16,7 +16,7 @@ from cspsched.simulate.kernel.columns import (
 from cspsched.simulate.kernel.jit import inner
 from cspsched.simulate.kernel.layout import DECIDED_NS, DECODES, FINISHED, Kernel
 from cspsched.simulate.kernel.lists import drop_listed
-from cspsched.simulate.kernel.prefix import enter
+from cspsched.simulate.kernel.prefix import CACHES, enter
 from cspsched.simulate.kernel.progress import await_arrival, refusal
 from cspsched.simulate.kernel.records import NOBODY
 from cspsched.simulate.kernel.together import execute_together
@@ -47,7 +47,7 @@ def _launch(k: Kernel) -> int:
     k.batch_ns[now.batch_row, DECIDED_NS] = decided_ns
     now.clock_ns = max(decided_ns, busy_until_ns)
     answer = execute_together(k)
-    if now.caches_prefixes:
+    if CACHES and now.caches_prefixes:
         _note_unseen(k)
     now.busy_until_ns, now.clock_ns = now.clock_ns, decided_ns
     if now.is_in_flight:

@@ -32,11 +32,10 @@ def first_places(workload: Workload, rules: Rules) -> IntArray:
     return np.cumsum(counts) - counts
 
 
-def new_cache(workload: Workload, rules: Rules, *, plain: bool) -> Cache:
-    """An empty prefix cache: all blocks free, in order; a record of each kind where there is none."""
+def new_cache(workload: Workload, rules: Rules, *, plain: bool) -> Cache | None:
+    """An empty prefix cache, all blocks free, in order; None where there is none."""
     if not rules.caches_prefixes:
-        kinds = BlockState, ContentState, PlaceState
-        return Cache(*(new_records(kind, 1, plain=plain) for kind in kinds))
+        return None
     count, counts = rules.kv_blocks, num_places_of(workload, rules)
     limits = Limits(
         kv_blocks=count, block_tokens=rules.block_tokens, max_batch_tokens=1, max_batch_requests=1

@@ -58,20 +58,26 @@ def outer(function: Function) -> Function:
 
 
 @cache
-def compiled(function: Function) -> Function:
-    """A marked function as machine code, made at its first call."""
+def compiled(function: Function, **constants: bool) -> Function:
+    """A marked function as machine code, made at its first call.
+
+    Parameters
+    ----------
+    constants
+        Values of global names, in the function and in all that it calls: what they rule out is not compiled.
+    """
     import numba as nb
 
-    return cast(Function, nb.njit(**COMMON, **_options[function])(_linked(function)))
+    return cast(Function, nb.njit(**COMMON, **_options[function])(_linked(function, constants)))
 
 
-def _linked(function: Callable[..., Any]) -> FunctionType:
+def _linked(function: Callable[..., Any], constants: Mapping[str, bool]) -> FunctionType:
     """A copy of a function in which the names of marked functions stand for compiled ones."""
     plain = cast(FunctionType, function)
-    values = plain.__globals__
+    values = {**plain.__globals__, **constants}
     names = {step.argval for step in get_instructions(plain) if step.opname == "LOAD_GLOBAL"}
-    linked = {name: _link(values[name]) for name in names if name in values}
-    cells = tuple(CellType(_link(cell.cell_contents)) for cell in plain.__closure__ or ())
+    linked = {name: _link(values[name], constants) for name in names if name in values}
+    cells = tuple(CellType(_link(cell.cell_contents, constants)) for cell in plain.__closure__ or ())
     copy = FunctionType(plain.__code__, {**values, **linked}, plain.__name__, plain.__defaults__, cells)
     copy.__qualname__, copy.__module__ = plain.__qualname__, plain.__module__
     if "cache" in _options[function]:
@@ -118,5 +124,7 @@ def _version() -> str:
     return source_version(package / "simulate", package / "policies")
 
 
-def _link(value: Any) -> Any:
-    return compiled(value) if isinstance(value, FunctionType) and value in _options else value
+def _link(value: Any, constants: Mapping[str, bool]) -> Any:
+    if isinstance(value, FunctionType) and value in _options:
+        return compiled(value, **constants)
+    return value

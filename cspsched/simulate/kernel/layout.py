@@ -47,7 +47,7 @@ MAX_FRUITLESS = 100
 
 
 class Cache(NamedTuple):
-    """The prefix cache; a record of each where there is none."""
+    """The prefix cache."""
 
     blocks: Sequence[BlockState]
     contents: Sequence[ContentState]
@@ -69,7 +69,8 @@ class Kernel(NamedTuple):
     """What the policy alone reads and writes (`Rules.own`)."""
     notes: Sequence[RequestNotes]
     """A record for each request, or a single one where the policy keeps nothing of them."""
-    cache: Cache
+    cache: Any
+    """A `Cache`, or None."""
     orders: Int32Array
     """Shape (num_requests, 3), or (num_requests, 1) if the queue is in order of arrival: requests by
     (arrival, file); requests in the order of the queue; a heap of ranks in that order. If the queue is by

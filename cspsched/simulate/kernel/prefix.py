@@ -13,6 +13,9 @@ from cspsched.simulate.kernel.jit import inner
 from cspsched.simulate.kernel.layout import PREFILLS, Kernel
 from cspsched.simulate.kernel.records import NOBODY
 
+CACHES = True
+"""Of compiled code a constant: whether it knows of the prefix cache. Elsewhere `now.caches_prefixes` says so."""
+
 
 @inner
 def find_cached(k: Kernel, request: int) -> int:
@@ -86,7 +89,7 @@ def release(k: Kernel, request: int) -> int:
 @inner
 def freed_by(k: Kernel, request: int) -> int:
     """KV blocks that are free once a request has left the device."""
-    return release(k, request) if k.now.caches_prefixes else int(k.requests[request].blocks)
+    return release(k, request) if CACHES and k.now.caches_prefixes else int(k.requests[request].blocks)
 
 
 @inner

@@ -63,7 +63,10 @@ class KernelLoop:
             raise UsageError(f"policy {label}: the numbers are too large for compiled code; run it plain")
         self.rules = rules
         self._workload, self._label, self._name_of = workload, label, name_of
-        self._run, self._logs = rules.run if plain else compiled(rules.run), Logs()
+        self._run, self._logs = (
+            rules.run if plain else compiled(rules.run, CACHES=rules.caches_prefixes),
+            Logs(),
+        )
         self.kernel = new_kernel(workload, rules, prices, plain=plain)
         self._tell = asker(self) if asker else None
 

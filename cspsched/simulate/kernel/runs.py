@@ -24,6 +24,7 @@ from cspsched.simulate.kernel.layout import (
     SPAN_REQUEST,
     Kernel,
 )
+from cspsched.simulate.kernel.prefix import CACHES
 from cspsched.simulate.kernel.records import NO_RUN, NOBODY
 
 LARGEST_NUMBER = 2**30
@@ -58,7 +59,7 @@ def process_chunk(k: Kernel, request: int, start_ns: int) -> None:
     row = k.requests[request]
     tokens, before = int(row.tokens), int(row.kv_tokens)
     row.kv_tokens = before + tokens
-    if k.now.caches_prefixes and k.notes[request].hit_tokens:
+    if CACHES and k.now.caches_prefixes and k.notes[request].hit_tokens:
         log_span(k, HIT_SPAN, request, k.now.num_batches, int(k.notes[request].hit_tokens), 0)
         k.notes[request].hit_tokens = 0
     ends = row.kv_tokens == row.prompt_tokens + row.generated

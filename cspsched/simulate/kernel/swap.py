@@ -15,7 +15,7 @@ from cspsched.simulate.kernel.layout import (
     SWAP_SPAN,
     Kernel,
 )
-from cspsched.simulate.kernel.prefix import freed_by, take
+from cspsched.simulate.kernel.prefix import CACHES, freed_by, take
 from cspsched.simulate.kernel.runs import close_run, log_span
 
 
@@ -43,7 +43,7 @@ def swap_out(k: Kernel, request: int) -> None:
 def swap_in(k: Kernel, request: int) -> None:
     """Bring a request back from host memory, into as many blocks as it held."""
     now, row, notes = k.now, k.requests[request], k.notes[request]
-    if now.caches_prefixes:
+    if CACHES and now.caches_prefixes:
         take(k, request, int(notes.host_blocks))
     row.blocks, row.kv_tokens = notes.host_blocks, notes.host_tokens
     row.phase = DECODES if notes.decodes_on_host else PREFILLS
