@@ -86,7 +86,8 @@ def _see(k: Kernel, count: int) -> None:
 def _deliver(k: Kernel, num_due: int, num_seen: int, end_ns: int) -> None:
     """Let the oldest batch end: so many of those that are to finish leave, so many tokens are seen."""
     now = k.now
-    _see(k, num_seen)
+    if CACHES and now.caches_prefixes:
+        _see(k, num_seen)
     now.clock_ns = end_ns
     now.somebody_finished = 0
     for position in range(num_due):

@@ -14,7 +14,7 @@ from cspsched.simulate.kernel.layout import PREFILLS, Kernel
 from cspsched.simulate.kernel.records import NOBODY
 
 CACHES = True
-"""Of compiled code a constant: whether it knows of the prefix cache. Elsewhere `now.caches_prefixes` says so."""
+"""Of compiled code a constant: whether it knows of the prefix cache. Plain, `now.caches_prefixes` says so."""
 
 
 @inner
