@@ -29,7 +29,7 @@ from tests.oracles.exhaustive import exhaustive_optimum
 from tests.support.strategies import EXAMPLES, make_instance
 
 SEEDS = range(0, max(300, EXAMPLES), 25)
-LISTS = range(0, max(100, EXAMPLES // 3), 25)
+LISTS = range(0, max(50, EXAMPLES // 3), 25)
 """Each compares three times."""
 POLICIES = ("vllm", "vllm:max_num_seqs=1", "mc-sf", "sarathi:chunk=2,watermark=0", "sglang", "srpt")
 BY_STEPS = ImproveLimits(time_limit_s=None, max_steps=5)

@@ -13,7 +13,7 @@ from tests.support.pages import undocumented
 SMALL = (
     "chat-2000",
     "--limit",
-    "40",
+    "14",
     "--kv-tokens",
     "9000",
     "--heuristics",
@@ -117,7 +117,7 @@ def test_what_cannot_be_written_is_refused_before_the_search(capsys, tmp_path):
 
 def test_compare_takes_its_upper_end_from_the_search(capsys):
     """With steps a large trace is held against a schedule that is better than every policy's."""
-    arguments = ("chat-2000", "--limit", "120", "--scale-rate", "1000", "--kv-tokens", "9000", "--json")
+    arguments = ("chat-2000", "--limit", "60", "--scale-rate", "1000", "--kv-tokens", "9000", "--json")
     plain = json.loads(invoke(capsys, "compare", *arguments, "--steps", "0").out)
     improved = json.loads(invoke(capsys, "compare", *arguments, "--steps", "100").out)
 
@@ -140,7 +140,7 @@ def test_every_field_is_documented(command, capsys, tmp_path):
 BRIEF = (
     "chat-2000",
     "--limit",
-    "40",
+    "14",
     "--kv-tokens",
     "9000",
     "--heuristics",

@@ -21,7 +21,7 @@ ROOM = ("--kv-tokens", "64", "--block-tokens", "1")
 COMMANDS = {
     "simulate": (),
     "bound": ("--objective", "latency"),
-    "solve": ("--deterministic", "--time-limit", "20s"),
+    "solve": ("--deterministic", "--time-limit", "2s"),
     "compare": ("--heuristics", "vllm", "sarathi", "--time-limit", "20s"),
     "improve": ("--steps", "20", "--objective", "latency"),
     "bracket": ("--steps", "20", "--objective", "latency"),

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cspsched.costs.models import load_device, load_model
@@ -156,6 +156,7 @@ def test_fitted_cost_models_stay_in_int64(name):
 
 
 @pytest.mark.parametrize("name", cost_names())
+@settings(max_examples=25)
 @given(
     small=st.lists(st.integers(0, 10_000), min_size=8, max_size=8),
     more=st.lists(st.integers(0, 10_000), min_size=8, max_size=8),

@@ -63,7 +63,7 @@ def test_every_policy_serves_by_the_rules(instance: Instance, name: str) -> None
 
 
 @needs_data
-@pytest.mark.parametrize(("trace", "limit"), [("azure2023_code", 2000), ("azure2023_conv", 300)])
+@pytest.mark.parametrize(("trace", "limit"), [("azure2023_code", 1000), ("azure2023_conv", 150)])
 def test_every_policy_finishes_the_azure_traces(trace: str, limit: int) -> None:
     """The first requests on the default device, with default settings, by the rules.
 

@@ -32,7 +32,8 @@ from tests.oracles.naive_family import (
 )
 from tests.oracles.naive_simulator import NaivePolicy, NaiveRequest, naive_simulate
 from tests.support.policy_runs import batches, evictions, instance_of, run, schedule_or_error
-from tests.support.tight_instances import EXAMPLES, check, instances
+from tests.support.strategies import EXAMPLES
+from tests.support.tight_instances import check, instances
 from tests.support.v0_cases import budgets, limits_of, seqs, v0_chunked_settings, v0_settings, watermarks
 
 NO_CHUNKS = Switches(chunked_prefill=False)

@@ -19,7 +19,7 @@ from cspsched.problem.request import Request
 from cspsched.problem.schedule import Schedule
 from cspsched.referee.timing import schedule_asap
 
-EXAMPLES = int(os.environ.get("CSPSCHED_ORACLE_EXAMPLES", "200"))
+EXAMPLES = int(os.environ.get("CSPSCHED_ORACLE_EXAMPLES", "100"))
 """Examples of each property; a long run sets thousands."""
 
 check = settings(

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import os
-
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from cspsched.problem.instance import Instance, Limits
 from cspsched.problem.request import Request
-from tests.support.strategies import EVERY_TERM
-
-EXAMPLES = int(os.environ.get("CSPSCHED_ORACLE_EXAMPLES", "200"))
-"""Examples of each property; a long run sets thousands."""
+from tests.support.strategies import EVERY_TERM, EXAMPLES
 
 check = settings(
     max_examples=EXAMPLES,
