@@ -124,7 +124,7 @@ def describe_policy(name: str) -> Entry:
 
 
 def _runs_in_kernel(policy: Policy) -> bool:
-    """Whether the kernel knows its default rules, under limits that bind nobody."""
+    """Whether the kernel knows its default rules, under limits that do not bind."""
     if not isinstance(policy, HasKernelRules):
         return False
     request = Request(request_id="r0", arrival_ns=0, prompt_tokens=1, output_tokens=1)

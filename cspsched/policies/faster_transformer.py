@@ -1,7 +1,7 @@
 """FasterTransformer's request-level batching, as in sarathi-serve (microsoft/sarathi-serve@96f9911).
 
 Source: rules written down from the behaviour of the real scheduler; whole recorded schedules of it are
-reproduced by `tests/test_conformance.py`. A batch of requests is admitted when nobody runs, with
+reproduced by `tests/test_conformance.py`. A batch of requests is admitted when none runs, with
 max_model_len tokens (at most the device) reserved for each, and decoded to the end; who finishes leaves and
 is not replaced.
 """

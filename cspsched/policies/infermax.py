@@ -1,7 +1,7 @@
 """InferMax's unified scheduler (arXiv 2411.07447): one scheduler whose switches span the usual ones.
 
 * priority: decodes or prefills first; hybrid: both may share a batch; chunked prefill on or off.
-* reservation: an admission takes the blocks of I + O - 1 tokens, and nobody is ever evicted. The length is
+* reservation: an admission takes the blocks of I + O - 1 tokens, and none is ever evicted. The length is
   the true one, so with reservation it is clairvoyant.
 * eviction, when a decode lacks memory: `newest`, the latest arrival (NRF), or `shortest`, the request with
   the fewest known tokens (SRF), whose refill is the cheapest. `histogram` evicts the newest and seldom has
@@ -12,7 +12,7 @@
 The defaults are those of the published comparison of preemption with reservation: decodes first, hybrid,
 chunks where the instance allows them, newest first. Left open by the written rules and decided here: an
 admission needs the blocks of all known tokens, and takes them with the first chunk; evicted requests go back
-to their place in order of arrival; nobody is admitted in a batch before which somebody was evicted; prefills
+to their place in order of arrival; none is admitted in a batch before which one was evicted; prefills
 that go first leave the blocks that the decodes of the same batch need. The histogram's rule is that of the
 authors' simulator (`histogram` of its scheduler `test`), which names no default threshold; here it is 0.
 """

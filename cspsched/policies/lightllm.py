@@ -12,7 +12,7 @@ router_max_wait_tokens 1 (newer releases; 6 in old ones). Left open by the writt
 
 * router_max_new_token_len has no default there; 1024 here, without effect while router_token_ratio is 0.
 * Busy means a share of used KV blocks of at least (not above) router_token_ratio, so that 0 is always busy.
-* A try that admits nobody starts the count of router_max_wait_tokens decode steps again.
+* A try without an admission starts the count of router_max_wait_tokens decode steps again.
 * Paused requests lose their KV entries. Tokens are counted in KV blocks; with blocks of one token that is the
   router's own rule. A prompt longer than batch_max_tokens is cut where chunks are allowed.
 

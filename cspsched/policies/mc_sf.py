@@ -7,7 +7,7 @@ does not fit ends the round.
 The paper knows neither token budgets nor chunks. Here all running requests decode in every batch, and the
 prompts share what the budgets leave, in chunks where the instance allows them. A prompt that takes several
 batches ends later than the test assumes; should memory fall short by that, the last admitted is evicted and
-recomputed. Without chunks nobody is evicted.
+recomputed. Without chunks none is evicted.
 """
 
 from __future__ import annotations

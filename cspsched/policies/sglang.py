@@ -18,9 +18,9 @@ Defaults: chunked_prefill_size 8192 (a GPU of 60 to 160 GB), max_prefill_tokens 
 schedule_conservativeness 1, schedule_policy fcfs. Left open by the written rules and decided here:
 
 * A retracted request goes to the end of the queue (fcfs), and reserves what it still has to generate.
-* A full batch (somebody did not fit) is tried again once a request finishes or is retracted.
+* A full batch (a request did not fit) is tried again once a request finishes or is retracted.
 * max_prefill_tokens counts like chunked_prefill_size, but a prompt that exceeds what is left of it waits.
-* The KV blocks of a prompt in chunks are all taken with its first chunk; nobody else could take them anyway.
+* The KV blocks of a prompt in chunks are all taken with its first chunk; no other could take them anyway.
 * The last running request is never aborted: the instance has rejected requests that do not fit alone.
 * Without the cache no prefix is known, so that lpm and dfs-weight are fcfs. random draws a place for every
   request once, not for every batch.
@@ -252,7 +252,7 @@ def _chunk_tokens(k: Kernel, lacking: int) -> int:
 def _has_room(k: Kernel, request: int) -> bool:
     """Whether there is room for a request and the outputs that are set aside, all victims gone."""
     now, own = k.now, k.own
-    # Of those in lockstep nobody has more to generate than is looked at, and none is a victim.
+    # Of those in lockstep none has more to generate than is looked at, and none is a victim.
     whole, shared = 0, int(now.locked_total - now.locked_context - now.num_locked)
     free = now.free_blocks - (growing_blocks(k) if own.mixes_decodes else 0)
     for position in range(now.num_listed):
@@ -331,7 +331,7 @@ def _fits(k: Kernel, request: int) -> bool:
 
 @inner
 def _make_room(k: Kernel, request: int) -> bool:
-    """Retract the least important, as few as make a place and room; nobody if all of them do not."""
+    """Retract the least important, as few as make a place and room; none if all of them do not."""
     now, count = k.now, 0
     most = int(k.notes[request].priority + k.own.threshold)
     if not _is_any_less_important(k, most):
@@ -430,7 +430,7 @@ _decode = decode_with(_retracted_first, _to_the_end)
 
 @inner
 def _update_share(k: Kernel) -> None:
-    """Decay, or after a retraction expect a few more tokens of everybody than have been generated."""
+    """Decay, or after a retraction expect a few more tokens of each than have been generated."""
     now, own, first = k.now, k.own, k.own.first_share
     if not now.num_evictions:
         least = LEAST_SHARE * first

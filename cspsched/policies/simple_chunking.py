@@ -3,7 +3,7 @@
 Source: rules written down from the behaviour of the real scheduler; whole recorded schedules of it are
 reproduced by `tests/test_conformance.py`. Turns of prefill chunks and of decodes alternate; a turn without
 anything to do passes to the other at once. The recordings add to the written rules that a prefill turn which
-continues a started prefill admits nobody, whatever the chunk leaves. Deviations: those of its family
+continues a started prefill admits none, whatever the chunk leaves. Deviations: those of its family
 (`sarathi_family.py`).
 """
 

@@ -2,15 +2,15 @@
 
 The quality of a set X of requests is F(X) = sum of outputs / |X|^2: how much decoding it costs to have many
 requests done. Phase 1 takes the set of least F among those that fit the device together when started
-together, orders it by output length, and goes on with the rest. Phase 2 admits in that order whoever fits at
-every future completion; the first that does not ends the round, and nobody is preempted.
+together, orders it by output length, and goes on with the rest. Phase 2 admits in that order what fits at
+every future completion; the first that does not ends the round, and none is preempted.
 
 Finding the least F is hard where prompts differ. Here it is exact in two cases: if the requests of shortest
 output with the least F of all sizes fit, which they mostly do, or if at most `exact_requests` wait (branch
 and bound). Else it is the best of two greedy fillings, by output and by prompt + output, in the place of the
 paper's local search; the constant-factor guarantee is then not claimed.
 
-The paper has all requests at 0. Here, after an arrival or a preemption, whoever still waits is ordered anew
+The paper has all requests at 0. Here, after an arrival or a preemption, what still waits is ordered anew
 (its variant of a receding horizon). Token budgets and chunks are those of `mc-sf`, which differs in the order
 only.
 """

@@ -6,7 +6,7 @@
   prediction: a request that has generated c = 0.8 of it goes before all others and is no longer preempted for
   their sake (but it is where those before it would not fit otherwise).
 
-Left open by the written rules: a request beyond the budgets keeps its memory until somebody needs it; evicted
+Left open by the written rules: a request beyond the budgets keeps its memory until another needs it; evicted
 requests are recomputed; ties go to the earlier submission.
 """
 

@@ -4,10 +4,10 @@ Source: rules written down from the behaviour of `capacityScheduler` and `microB
 Python mirror; the rules name no release). Capacity:
 
 * guaranteed_no_evict (default): first come, first served, each reserves the blocks of prompt + max_new_tokens
-  (here the request's output); the first that does not fit ends the pass. Nobody is ever paused.
+  (here the request's output); the first that does not fit ends the pass. None is ever paused.
 * max_utilization: requests in order of arrival, each needs the blocks of its next step only; where they lack,
   the last started request is paused and recomputed later; without one the pass ends.
-* static_batch: as the default, but nobody is admitted until the whole group has finished.
+* static_batch: as the default, but no request is admitted until the whole group has finished.
 * prefill_first: as the default, but contexts run alone, and generation only when there is none to run.
 
 Micro-batch: generation requests first, one token each, then contexts first come, first served within

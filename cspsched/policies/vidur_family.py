@@ -7,7 +7,7 @@ a batch stands behind those that were left out of it. With `num_pipeline_stages=
 time. An instance is one machine, on which such micro-batches run one after another; pipeline stages that
 work at the same time are simulated by `cspsched.recording.vidur` only.
 
-Deviations, beside those of the family (`sarathi_family.py`): a step that evicted everybody is asked again at
+Deviations, beside those of the family (`sarathi_family.py`): a step that evicted all is asked again at
 once (Vidur waits for the next event, for ever if there is none).
 """
 

@@ -2,7 +2,7 @@
 
 Orca: running requests first, then whole prompts, in one batch; no token budget. FasterTransformer: a batch of
 requests runs to its end before the next is formed. Both admit while the blocks of max_model_len tokens are
-free (no watermark), so that nobody is ever preempted, and take at most max_batch_size requests in a batch:
+free (no watermark), so that none is ever preempted, and take at most max_batch_size requests in a batch:
 as many as Vidur's memory planner finds room for, at most batch_size_cap.
 
 Vidur reserves floor(max_tokens / block size) blocks, here it is the ceiling: a request may need them. Its

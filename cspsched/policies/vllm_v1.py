@@ -91,7 +91,7 @@ class VllmSettings:
     long_prefill_token_threshold_adaptive: bool = False
     """Let a threshold be at least the token budget over the number of requests there; none stays none."""
     prefill_schedule_interval: int = 1
-    """Steps from one with prefills to the next, as long as no request had to wait and somebody decodes.
+    """Steps from one with prefills to the next, as long as no request had to wait and a request decodes.
 
     A run begins as if the last prefills were as long ago as that.
     """
@@ -218,7 +218,7 @@ def _submit(k: Kernel) -> None:
 
 @merged
 def vllm_step(k: Kernel) -> None:
-    """Running requests first; the waiting queue only if nobody had to be preempted."""
+    """Running requests first; the waiting queue only if none had to be preempted."""
     now, own = k.now, k.own
     longest, defers = _longest_chunk(k), _defers_prefills(k)
     budget = _serve_running(k, longest, defers)
@@ -244,7 +244,7 @@ def _longest_chunk(k: Kernel) -> int:
 
 @inner
 def _defers_prefills(k: Kernel) -> bool:
-    """Whether prefills wait: the last were not long ago, left nobody waiting, and somebody decodes."""
+    """Whether prefills wait: the last were not long ago, left none waiting, and a request decodes."""
     now, own = k.now, k.own
     if own.interval <= 1 or own.capacity_bound:
         return False

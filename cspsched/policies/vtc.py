@@ -2,7 +2,7 @@
 
 Source: rules written down from the behaviour of Ying1123/VTC-artifact (`vtc_req_queue.py`). Each client
 (`client_id` of a request) has a counter of the service it got. When its queue becomes non-empty the counter
-is lifted to the least of the other clients with queued requests, so that nobody saves up service by being
+is lifted to the least of the other clients with queued requests, so that no client saves up service by being
 away. Of the clients with queued requests the one of least counter goes next: its head is admitted by the
 memory test and budgets of `lightllm`, and input_price x prompt is charged at once; every decode step charges
 output_price x tokens. The first client that does not fit ends the round. All clients weigh the same.

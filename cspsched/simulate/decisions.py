@@ -37,7 +37,7 @@ class View(Protocol):
     clock_ns
         Now.
     free_blocks
-        KV blocks that nobody holds.
+        KV blocks that no request holds.
     tokens_left
         Tokens that the batch still takes.
     num_running, num_waiting
@@ -90,7 +90,7 @@ class DecisionPolicy:
     def order(self, request: Request) -> float:
         """Key of a request in the queue, a number, smaller first; asked once before the run.
 
-        Among equals the first submitted goes first, but whoever is preempted goes before all of them.
+        Among equals the first submitted goes first, but a preempted one goes before all of them.
         """
         return 0
 

@@ -30,7 +30,7 @@ class ReplicaView:
     num_waiting
         Requests that were submitted, are not finished and hold none.
     free_blocks
-        KV blocks that nobody holds.
+        KV blocks that no request holds.
     outstanding
         Requests that were submitted and have not generated their last token, in the order of submission.
     outstanding_tokens

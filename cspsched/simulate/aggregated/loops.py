@@ -102,7 +102,7 @@ def conclude(k: Kernel) -> int:
 
 @inner
 def _may_repeat(k: Kernel) -> bool:
-    """Whether all that run decode, nobody can be admitted, and the mode keeps no count of steps."""
+    """Whether all that run decode, none can be admitted, and the mode keeps no count of steps."""
     now = k.now
     if not now.num_decodes or now.num_decodes != now.num_running:
         return False

@@ -40,7 +40,7 @@ def _enter(k: Kernel, request: int) -> None:
 
 @inner
 def queue_head(k: Kernel) -> int:
-    """The request that is served next (somebody waits)."""
+    """The request that is served next (there is one)."""
     if k.now.order == QUALITY:
         return int(k.orders[k.own.queue_back - 1, HEAP])
     if k.now.order:

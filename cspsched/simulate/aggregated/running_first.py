@@ -52,7 +52,7 @@ def running_first(k: Kernel) -> None:
 def _serve_by_importance(k: Kernel) -> int:
     """Make room for the decodes, then for the one started prefill; return the tokens used.
 
-    The prefill, the last of the list, is offered what the decodes left. Whoever is evicted for its sake
+    The prefill, the last of the list, is offered what the decodes left. What is evicted for its sake
     returns tokens to the budget, but not to the prefill.
     """
     now = k.now

@@ -2,7 +2,7 @@
 
 A finished request keeps its blocks and its place until its batch has ended. Preempted before that, it counts
 as waiting until then, and need not be queued: a step that preempts does not admit, and before the next step
-the batch in flight has ended. For the same reason nobody is admitted whose own batch is in flight.
+the batch in flight has ended. For the same reason none is admitted whose own batch is in flight.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from cspsched.simulate.kernel.records import NOBODY
 
 @inner
 def goes_on(k: Kernel) -> bool:
-    """Whether there is a decision to make: somebody is unfinished, and it is time."""
+    """Whether there is a decision to make: a request is unfinished, and it is time."""
     now = k.now
     if now.is_idle:
         # Its decision at this time has been made, without a batch.

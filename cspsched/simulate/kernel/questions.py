@@ -50,7 +50,7 @@ class Questions:
 
     @property
     def free_blocks(self) -> int:
-        """KV blocks that nobody holds."""
+        """KV blocks that no request holds."""
         return int(self._now.free_blocks)
 
     @property

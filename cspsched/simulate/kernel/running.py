@@ -71,7 +71,7 @@ class KernelLoop:
         self._tell = asker(self) if asker else None
 
     def go_on(self) -> None:
-        """Run until everybody known has finished or `now.until_ns` has come.
+        """Run until all known requests have finished or `now.until_ns` has come.
 
         Raises
         ------

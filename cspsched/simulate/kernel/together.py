@@ -64,7 +64,7 @@ def execute_together(k: Kernel) -> int:
     now = k.now
     if now.is_locked:
         return _execute_locked(k)
-    # Where everybody had a part in the batch, lockstep will do for the next.
+    # Where all had a part in the batch, lockstep will do for the next.
     all_served = now.num_in_batch + now.num_ending >= now.num_running and not now.num_evictions
     answer = execute(k)
     now.may_lock = now.lockstep and all_served and not now.renumbers

@@ -39,7 +39,7 @@ class Workload:
     prefixes
         What each prompt begins with (see `Request.prefix`); None: nothing is shared.
     ttft_limit_ns, tpot_limit_ns
-        float64, nanoseconds, nan where a request has no limit; None: nobody has one.
+        float64, nanoseconds, nan where a request has no limit; None: none has one.
     """
 
     arrival_ns: IntArray
