@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 import time
@@ -43,6 +44,7 @@ class Talk:
         """Whether a line is on the terminal that may be rewritten."""
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._log, self._handler = logging.getLogger("cspsched"), _ToTalk(self)
 
     def tell(self, message: str) -> None:
         """One line that stays."""
@@ -92,12 +94,27 @@ class Talk:
 
     def __enter__(self) -> Self:
         self._thread.start()
+        self._log.setLevel(logging.INFO)
+        self._log.addHandler(self._handler)
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._log.removeHandler(self._handler)
         self._ended.set()
         self._thread.join()
         self.close_line()
+
+
+class _ToTalk(logging.Handler):
+    """Tells what the package has to say, such as that it compiles."""
+
+    def __init__(self, talk: Talk) -> None:
+        super().__init__()
+        self._talk = talk
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One line of talk."""
+        self._talk.tell(record.getMessage())
 
 
 def current_talk() -> Talk | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 
@@ -20,6 +22,7 @@ from cspsched.simulate.kernel.run import TIMES, KernelRun
 from cspsched.simulate.kernel.workload import Workload
 from cspsched.units import ceil_div
 
+LOG = logging.getLogger("cspsched")
 MOST_OUTPUT_TOKENS, MOST_BLOCK_TOKENS, MOST_BLOCKS = 2**26, 2**24, 2**31 - 1
 """What the calendar, the residues and 32 bits hold."""
 Asker = Callable[["KernelLoop"], Callable[[int], None]]
@@ -63,10 +66,8 @@ class KernelLoop:
             raise UsageError(f"policy {label}: the numbers are too large for compiled code; run it plain")
         self.rules = rules
         self._workload, self._label, self._name_of = workload, label, name_of
-        self._run, self._logs = (
-            rules.run if plain else compiled(rules.run, CACHES=rules.caches_prefixes),
-            Logs(),
-        )
+        self._run = rules.run if plain else compiled(rules.run, CACHES=rules.caches_prefixes)
+        self._logs, self._may_compile = Logs(), not plain
         self.kernel = new_kernel(workload, rules, prices, plain=plain)
         self._tell = asker(self) if asker else None
 
@@ -78,6 +79,23 @@ class KernelLoop:
         StuckError, LivelockError, LimitError
             As `run_workload`.
         """
+        with self._telling():
+            self._go_on()
+        if self.kernel.now.num_unfinished and not self.kernel.now.is_open:
+            # It waited for an arrival while it was open, and none came.
+            raise self._failure(layout.STUCK)
+
+    def _telling(self) -> AbstractContextManager[None]:
+        """What tells, in the first run of compiled code, that it is compiled first."""
+        if not self._may_compile:
+            return nullcontext()
+        from cspsched.compiled.jit import told_of_compiling
+
+        self._may_compile = False
+        what = f"compiling the policy {self._label}, once after an installation"
+        return told_of_compiling(lambda: LOG.info(what), lambda: None)
+
+    def _go_on(self) -> None:
         while (answer := int(self._run(self.kernel))) != layout.FINISHED:
             if answer == layout.LOG_FULL:
                 self.kernel = self._logs.grow(self.kernel)
@@ -85,9 +103,6 @@ class KernelLoop:
                 self._tell(answer)
             else:
                 raise self._failure(answer)
-        if self.kernel.now.num_unfinished and not self.kernel.now.is_open:
-            # It waited for an arrival while it was open, and none came.
-            raise self._failure(layout.STUCK)
 
     def _failure(self, answer: int) -> Exception:
         return failure(answer, self.kernel, self.rules, self._label, self._name_of)
