@@ -6,6 +6,8 @@ is left to the walk along the entries: here nothing is said of it but where it i
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import numpy.typing as npt
 
@@ -26,49 +28,75 @@ NUM_FEATURES = 8
 BEGUN, CONTEXT, COVERING = range(3)
 
 
+class Asked(NamedTuple):
+    """What the requests ask for, and the blocks that each takes under reservation; 0 without."""
+
+    prompt_tokens: IntArray
+    output_tokens: IntArray
+    arrival_ns: IntArray
+    reserved_blocks: IntArray
+
+
+class RunColumns(NamedTuple):
+    """The columns of `Runs`."""
+
+    request: Column
+    is_decode_run: BoolArray
+    first: Column
+    length: Column
+    tokens: Column
+    kv_tokens: Column
+    step_batch: npt.NDArray[np.intp]
+
+
+class Boundaries(NamedTuple):
+    """Times of batches, and evictions in the order of (request, batch).
+
+    Those of a request are `next_eviction:last_eviction`; the first number rises as they are met.
+    """
+
+    start_ns: IntArray
+    end_ns: IntArray
+    evicted_batch: IntArray
+    next_eviction: IntArray
+    last_eviction: IntArray
+
+
+class Followed(NamedTuple):
+    """State of the requests: 0 and false at the beginning, and -1."""
+
+    kv: IntArray
+    generated: IntArray
+    decoding: BoolArray
+    last_batch: IntArray
+
+
+class Found(NamedTuple):
+    """What is found; zeros at the beginning. A lone gap lies before the first token of a run or chunk."""
+
+    first_token_ns: IntArray
+    last_token_ns: IntArray
+    kv_evicted: IntArray
+    per_batch: IntArray
+    per_step: IntArray
+    lone_gaps: IntArray
+
+
 @outer
 def walk_runs(
-    prompt_tokens: IntArray,
-    output_tokens: IntArray,
-    arrival_ns: IntArray,
-    reserved_blocks: IntArray,
+    asked: Asked,
     block_tokens: int,
-    request: Column,
-    is_decode_run: BoolArray,
-    first: Column,
-    length: Column,
-    tokens: Column,
-    kv_tokens: Column,
-    step_batch: npt.NDArray[np.intp],
-    start_ns: IntArray,
-    end_ns: IntArray,
-    evicted_batch: IntArray,
-    next_eviction: IntArray,
-    last_eviction: IntArray,
-    kv: IntArray,
-    generated: IntArray,
-    decoding: BoolArray,
-    last_batch: IntArray,
-    first_token_ns: IntArray,
-    last_token_ns: IntArray,
-    kv_evicted: IntArray,
-    per_batch: IntArray,
-    per_step: IntArray,
-    lone_gaps: IntArray,
+    runs: RunColumns,
+    boundaries: Boundaries,
+    followed: Followed,
+    found: Found,
 ) -> int:
-    """Number of lone gaps; or -1 - the number of the first run that is not plainly right.
-
-    Parameters
-    ----------
-    reserved_blocks
-        Of each request under reservation; 0 without.
-    evicted_batch
-        Evictions in the order of (request, batch); those of a request are `next_eviction:last_eviction`.
-    kv, generated, decoding, last_batch
-        State of the requests: 0 and false at the beginning, and -1.
-    first_token_ns, last_token_ns, kv_evicted, per_batch, per_step, lone_gaps
-        What is found; zeros at the beginning. A lone gap lies before the first token of a run or chunk.
-    """
+    """Number of lone gaps; or -1 - the number of the first run that is not plainly right."""
+    prompt_tokens, output_tokens, arrival_ns, reserved_blocks = asked
+    request, is_decode_run, first, length, tokens, kv_tokens, step_batch = runs
+    start_ns, end_ns, evicted_batch, next_eviction, last_eviction = boundaries
+    kv, generated, decoding, last_batch = followed
+    first_token_ns, last_token_ns, kv_evicted, per_batch, per_step, lone_gaps = found
     num_gaps = 0
     for run in range(len(request)):
         i = request[run]

@@ -28,6 +28,11 @@ from cspsched.referee.run_walk import (
     NUM_GENERATING,
     RESIDENTS,
     TOKENS,
+    Asked,
+    Boundaries,
+    Followed,
+    Found,
+    RunColumns,
     walk_runs,
 )
 from cspsched.referee.walk import BoolArray
@@ -138,55 +143,50 @@ def _walk(instance: Instance, schedule: RunSchedule) -> _Walked | None:
     last_eviction = np.searchsorted(evicted[order], np.arange(count), side="right")
     block = instance.limits.block_tokens
     peaks = -(-columns.peak_kv_tokens // block) * instance.switches.reservation
-    kv, generated, first_token_ns, last_token_ns = np.zeros((4, count), dtype=np.int64)
-    kv_evicted = np.zeros(len(order), dtype=np.int64)
-    per_batch = np.zeros((RESIDENTS + 1, batches + 1), dtype=np.int64)
-    per_step = np.zeros((COVERING + 1, steps + 2), dtype=np.int64)
-    lone_gaps = np.zeros(len(runs.request), dtype=np.int64)
+    generated = np.zeros(count, dtype=np.int64)
+    found = Found(
+        first_token_ns=np.zeros(count, dtype=np.int64),
+        last_token_ns=np.zeros(count, dtype=np.int64),
+        kv_evicted=np.zeros(len(order), dtype=np.int64),
+        per_batch=np.zeros((RESIDENTS + 1, batches + 1), dtype=np.int64),
+        per_step=np.zeros((COVERING + 1, steps + 2), dtype=np.int64),
+        lone_gaps=np.zeros(len(runs.request), dtype=np.int64),
+    )
     num_gaps = walk_runs(
-        columns.prompt_tokens,
-        columns.output_tokens,
-        columns.arrival_ns,
-        peaks,
+        Asked(columns.prompt_tokens, columns.output_tokens, columns.arrival_ns, peaks),
         block,
-        runs.request,
-        runs.is_decode_run,
-        runs.first,
-        runs.length,
-        runs.tokens,
-        runs.kv_tokens,
-        runs.step_batch,
-        schedule.start_ns,
-        schedule.end_ns,
-        schedule.evicted_batch[order],
-        next_eviction,
-        last_eviction,
-        kv,
-        generated,
-        np.zeros(count, dtype=bool),
-        np.full(count, -1, dtype=np.int64),
-        first_token_ns,
-        last_token_ns,
-        kv_evicted,
-        per_batch,
-        per_step,
-        lone_gaps,
+        RunColumns(*(getattr(runs, name) for name in RunColumns._fields)),
+        Boundaries(
+            schedule.start_ns,
+            schedule.end_ns,
+            schedule.evicted_batch[order],
+            next_eviction,
+            last_eviction,
+        ),
+        Followed(
+            np.zeros(count, dtype=np.int64),
+            generated,
+            np.zeros(count, dtype=bool),
+            np.full(count, -1, dtype=np.int64),
+        ),
+        found,
     )
     if num_gaps < 0 or np.any(generated != columns.output_tokens) or np.any(next_eviction != last_eviction):
         return None
+    per_batch, per_step = found.per_batch, found.per_step
     _add_runs(per_batch, per_step, runs)
-    unordered = np.empty_like(kv_evicted)
-    unordered[order] = kv_evicted
+    unordered = np.empty_like(found.kv_evicted)
+    unordered[order] = found.kv_evicted
     gaps = np.diff(schedule.end_ns[runs.step_batch])
     return _Walked(
         features=BatchFeatures(*per_batch[:NUM_FEATURES, :-1]),
         occupied_blocks=np.cumsum(per_batch[BLOCKS, :-1]),
         residents=np.cumsum(per_batch[RESIDENTS, :-1]),
         times=Times(
-            first_token_ns=first_token_ns,
-            last_token_ns=last_token_ns,
+            first_token_ns=found.first_token_ns,
+            last_token_ns=found.last_token_ns,
             gaps=Gaps.of(
-                np.concatenate((gaps, lone_gaps[:num_gaps])),
+                np.concatenate((gaps, found.lone_gaps[:num_gaps])),
                 np.concatenate((np.cumsum(per_step[COVERING])[1:steps], np.ones(num_gaps, dtype=np.int64))),
             ),
         ),
