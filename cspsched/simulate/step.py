@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import NamedTuple
 
 from cspsched.errors import PolicyError
@@ -57,11 +57,20 @@ class Columns:
 
     def update(self, k: Kernel, request: int) -> None:
         """Read a request that has arrived and is not retired."""
-        row = k.requests[request]
-        self.known[request] = row.prompt_tokens + row.generated - (row.generated == row.output_tokens)
-        self.held[request] = row.blocks
-        self.computed[request] = row.kv_tokens if row.blocks else 0
-        self.decoding[request] = row.blocks > 0 and row.phase == DECODES
+        self.update_all(k, (request,))
+
+    def update_all(self, k: Kernel, requests: Iterable[int]) -> None:
+        """Read requests that have arrived and are not retired."""
+        rows, known, held, computed, decoding = (
+            k.requests, self.known, self.held, self.computed, self.decoding,
+        )  # fmt: skip
+        for request in requests:
+            row = rows[request]
+            blocks, generated = row.blocks, row.generated
+            known[request] = row.prompt_tokens + generated - (generated == row.output_tokens)
+            held[request] = blocks
+            computed[request] = row.kv_tokens if blocks else 0
+            decoding[request] = blocks > 0 and row.phase == DECODES
 
     def forget(self, request: int) -> None:
         """Forget a request that is retired or dropped."""
@@ -100,9 +109,9 @@ class Step:
     """
 
     __slots__ = (
-        "_batch", "_columns", "_k", "_label", "_names", "clock_ns", "computed_tokens", "decoding", "dropped",
-        "evicted", "held_blocks", "hits", "host_tokens", "known_tokens", "requests_left", "restored",
-        "swapped", "tokens_left", "undelivered",
+        "_batch", "_columns", "_k", "_label", "_names", "_now", "clock_ns", "computed_tokens", "decoding",
+        "dropped", "evicted", "held_blocks", "hits", "host_tokens", "known_tokens", "requests_left",
+        "restored", "swapped", "tokens_left", "undelivered",
     )  # fmt: skip
 
     def __init__(self, k: Kernel, columns: Columns, label: str, names: Sequence[str]) -> None:
@@ -120,7 +129,7 @@ class Step:
         self.swapped: set[int] = set()
         self.restored: list[int] = []
         self.dropped = 0
-        self._k = k
+        self._k, self._now = k, k.now
         self._columns = columns
         self._label = label
         self._names = names
@@ -186,24 +195,20 @@ class Step:
             If the request is in the batch already, the tokens are not known (1 to known - computed), C or R
             is exceeded, the blocks are not free, or they cannot hold the KV entries.
         """
-        after, now = self.computed_tokens[request] + tokens, self._k.now
-        if (
-            tokens < 1
-            or after > self.known_tokens[request]
-            or request in self._batch
-            or self.host_tokens[request]
-        ):
+        columns, now = self._columns, self._now
+        after = columns.computed[request] + tokens
+        if tokens < 1 or after > columns.known[request] or request in self._batch or columns.host[request]:
             raise self._refusal(request, self._why_not(request, tokens))
         if tokens > self.tokens_left or not self.requests_left:
             raise self._refusal(request, f"does not fit into the batch: {self._room()}, it has {tokens}")
         if blocks and not 1 <= blocks <= now.free_blocks:
             told = f"{blocks} KV blocks asked for, {now.free_blocks} of {now.kv_blocks} are free"
             raise self._refusal(request, f"gets KV blocks that there are not: {told}")
-        held = self.held_blocks[request] + blocks
+        held = columns.held[request] + blocks
         if after > held * now.block_tokens:
             raise self._refusal(request, f"needs room for {after} KV entries and holds {held} blocks")
         schedule(self._k, request, tokens, blocks)
-        self._columns.held[request] = held
+        columns.held[request] = held
         self.tokens_left -= tokens
         self.requests_left -= 1
         self._batch[request] = tokens

@@ -168,12 +168,14 @@ class Steps:
         finished = [int(k.slots[place, ENDING]) for place in range(now.num_ending)]
         now.num_ending = 0
         columns.restored.clear()
-        columns.undelivered.update(batch)
-        generating = [request for request in batch if k.requests[request].phase == DECODES]
+        columns.update_all(k, batch)
+        generating: list[int] = []
+        if self.depth > 1:
+            columns.undelivered.update(batch)
+        if self.caches_prefixes:
+            generating = [request for request in batch if k.requests[request].phase == DECODES]
         for request in generating:
             k.notes[request].num_unseen += 1
-        for request in batch:
-            columns.update(k, request)
         self._in_flight.append(_InFlight(batch, finished, generating, now.busy_until_ns))
         return answer
 
@@ -182,12 +184,13 @@ class Steps:
         now, columns, batch = k.now, self._columns, self._in_flight.popleft()
         now.clock_ns = batch.end_ns
         self._clock = (now.num_batches, now.clock_ns)
-        columns.undelivered.difference_update(batch.requests)
-        columns.undelivered.update(*(later.requests for later in self._in_flight))
+        if self.depth > 1:
+            columns.undelivered.difference_update(batch.requests)
+            columns.undelivered.update(*(later.requests for later in self._in_flight))
         for request in batch.generating:
             row, notes = k.requests[request], k.notes[request]
             notes.num_unseen -= 1
-            if now.caches_prefixes and row.blocks:
+            if row.blocks:
                 enter(k, request, row.kv_tokens - notes.num_unseen)
         for request in batch.finished:
             if k.requests[request].blocks:
