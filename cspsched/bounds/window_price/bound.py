@@ -132,12 +132,20 @@ class Outcome(NamedTuple):
     """The bound under some prices."""
 
     value_ns: int
+    """An estimate that proves nothing where only every so manieth request was looked at."""
     gradient: FloatArray
     """What a little more of each price adds, per nanosecond of its window; floats that prove nothing."""
+    visited: int
+    """Windows that were looked at, summed over requests."""
+    work: int
+    """The same times the lines: what the time is spent on."""
 
 
-def outcome(table: WindowTable, chosen: WindowPrices) -> Outcome | None:
-    """The bound on the sum of latencies; None where 64-bit integers might overflow."""
+def outcome(table: WindowTable, chosen: WindowPrices, every: int = 1) -> Outcome | None:
+    """The bound on the sum of latencies; None where 64-bit integers might overflow.
+
+    With `every`, an estimate from every so manieth request, each in place of so many.
+    """
     from cspsched.bounds.window_price.kernel import (
         COST,
         NUM_ROWS,
@@ -157,26 +165,33 @@ def outcome(table: WindowTable, chosen: WindowPrices) -> Outcome | None:
     tolls = prices + held.everybody
     scalars = [chosen.window_ns, inverse, chosen.height, chosen.memory, table.capacity]
     scalars += [int(prices.argmin()), int(tolls.min())]
+
+    def some(column: IntArray) -> IntArray:
+        return np.ascontiguousarray(column[::every])
+
     given = Given(
         *lines,
         prices=prices,
         tolls=tolls,
-        arrivals=placed.arrivals,
-        ends=placed.ends,
-        first=columns.first,
-        last=columns.last,
-        least=columns.least,
-        prefill=columns.prefill,
-        length=held.length,
-        area=held.area,
+        arrivals=some(placed.arrivals),
+        ends=some(placed.ends),
+        first=some(columns.first),
+        last=some(columns.last),
+        least=some(columns.least),
+        prefill=some(columns.prefill),
+        length=some(held.length),
+        area=some(held.area),
         scalars=np.array(scalars, dtype=np.int64),
     )
-    found = np.empty((NUM_ROWS, len(columns.arrivals)), dtype=np.int64)
-    least_costs(given, found, np.empty((NUM_STATES, len(lines.costs)), dtype=np.int64))
+    count, num_lines = len(columns.arrivals), len(lines.costs)
+    found = np.empty((NUM_ROWS, len(given.arrivals)), dtype=np.int64)
+    visited = least_costs(given, found, np.empty((NUM_STATES, num_lines), dtype=np.int64))
     gradient = np.zeros(len(prices))
     add_gradient(given, found, gradient)
-    paid = ceil_div(sum(chosen.prices) * chosen.window_ns, PRICE_UNIT)
-    return Outcome(total(found[COST]) - paid, gradient / chosen.window_ns - 1)
+    costs_ns, paid = total(found[COST]), ceil_div(sum(chosen.prices) * chosen.window_ns, PRICE_UNIT)
+    if every > 1:
+        costs_ns, gradient = costs_ns * count // len(given.arrivals), gradient * count / len(given.arrivals)
+    return Outcome(costs_ns - paid, gradient / chosen.window_ns - 1, visited, visited * num_lines)
 
 
 def window_bound_ns(table: WindowTable, chosen: WindowPrices) -> int | None:
