@@ -93,8 +93,6 @@ def line_tables(table: WindowTable, chosen: WindowPrices) -> LineTables | None:
 
     columns = table.columns
     resident = np.arange(len(columns.decodes), dtype=np.int64)
-    if _overflows(table, chosen):
-        return None
     share = STRETCH_UNIT - chosen.memory
     work = columns.decodes * share // STRETCH_UNIT
     more_work = -(-(columns.decodes + 1) * share // STRETCH_UNIT)
@@ -155,11 +153,11 @@ def outcome(table: WindowTable, chosen: WindowPrices, every: int = 1) -> Outcome
         least_costs,
     )
 
-    lines = line_tables(table, chosen)
-    if lines is None:
-        return None
     columns, placed = table.columns, chosen.windows().placed(table.columns.arrivals)
     held = holds(columns, placed, chosen)
+    lines = None if _overflows(table, chosen, held) else line_tables(table, chosen)
+    if lines is None:
+        return None
     prices = np.array(chosen.prices, dtype=np.int64)
     inverse = ceil_div(2**INVERSE_BITS, 256 * columns.alpha)
     tolls = prices + held.everybody
@@ -200,28 +198,33 @@ def window_bound_ns(table: WindowTable, chosen: WindowPrices) -> int | None:
     return None if found is None else found.value_ns
 
 
-def _overflows(table: WindowTable, chosen: WindowPrices) -> bool:
+def _overflows(table: WindowTable, chosen: WindowPrices, held: Holds) -> bool:
     """Whether a product might not fit into 64 bits."""
     columns, highest = table.columns, max((*chosen.references, *chosen.prices))
     alpha, longest = columns.alpha, len(columns.decodes)
-    held = alpha * chosen.memory * longest // (STRETCH_UNIT * table.capacity) + 1
-    own = alpha * max(chosen.slopes) // SLOPE_UNIT + held * highest // PRICE_UNIT + 2
+    share = alpha * chosen.memory * longest // (STRETCH_UNIT * table.capacity) + 1
+    own = alpha * max(chosen.slopes) // SLOPE_UNIT + share * highest // PRICE_UNIT + 2
     paid = (int(columns.decodes.max()) + 1) * highest // PRICE_UNIT + 1
     cost = 2 * (own + paid)
-    span = len(chosen.prices) * chosen.window_ns
     length = int(columns.least.max()) * chosen.pace // STRETCH_UNIT
-    toll = highest + PRICE_UNIT * chosen.height // STRETCH_UNIT * len(columns.arrivals)
+    area = length * max(chosen.height, STRETCH_UNIT) // STRETCH_UNIT + 1
+    toll, prefill = highest + int(held.everybody.max()), int(columns.prefill.max())
+    # At the earliest end no line shows more than the time until then, the toll of the first window and all
+    # tokens; so nobody is looked at for longer than that and what mu gives back.
+    stay = int(columns.least.max()) + area + prefill * toll // PRICE_UNIT + cost * longest
+    span = min(len(chosen.prices), stay // chosen.window_ns + 3) * chosen.window_ns
     rate = cost * RATE_UNIT // alpha + RATE_UNIT * max(chosen.height, STRETCH_UNIT)
     products = (
         span * rate * 4,
         rate << INVERSE_BITS // 2,
         cost * longest,
-        int(columns.prefill.max()) * toll * (DOUBLE_RATE // PRICE_UNIT),
+        prefill * toll * (DOUBLE_RATE // PRICE_UNIT),
         int(columns.refills.max()) * highest,
         cost * PRICE_UNIT,
         alpha * chosen.memory * longest,
         highest * chosen.memory * longest * 4,
-        max(chosen.height, STRETCH_UNIT) * length * RATE_UNIT,
-        (int(columns.least.max()) + int(columns.prefill.max()) + span) * DOUBLE_RATE * 2,
+        area * STRETCH_UNIT * RATE_UNIT,
+        PRICE_UNIT * max(chosen.height, STRETCH_UNIT) * len(columns.arrivals),
+        (int(columns.least.max()) + prefill + len(chosen.prices) * chosen.window_ns) * DOUBLE_RATE * 2,
     )
     return max(products) >= INT64_SAFE or max(own, paid, highest) >= MAX_ROOTED
