@@ -33,11 +33,11 @@ from cspsched.bounds.memory_price.search import memory_price_certificates
 from cspsched.bounds.pair_delay.bound import pair_delay_certificates
 from cspsched.bounds.parts.batches import Consumption, ExactArray, consume
 from cspsched.bounds.parts.minorant import Minorant
-from cspsched.bounds.parts.srpt import srpt_total_completion_ns
+from cspsched.bounds.parts.srpt import srpt_completions_ns
 from cspsched.bounds.parts.tables import Tables
 from cspsched.bounds.parts.work import WorkTable
 from cspsched.bounds.time_price.search import time_price_certificates
-from cspsched.problem.cost import IntArray
+from cspsched.problem.cost import INT64_SAFE, IntArray
 from cspsched.problem.instance import Limits
 from cspsched.problem.objectives import Objective
 from cspsched.units import ceil_div
@@ -47,6 +47,8 @@ TAIL_SHARES = (Fraction(0), Fraction(1, 4), Fraction(1, 2), Fraction(3, 4))
 """Shares of the output tokens, at least one token, after which `srpt-tail` counts a request as alone."""
 FINALISTS = 3
 """Relaxations that are evaluated exactly, from each of two rankings."""
+MOST_ROUNDED = 2.0**44
+"""Five hours in nanoseconds: so far a few roundings of floats are less than one."""
 RANKED_REQUESTS = 4_000
 """Of more requests than these, only every so manieth counts for the rankings."""
 
@@ -93,8 +95,8 @@ class Heads:
         return consume(self.tables.prompts, self.emitted, self.tables.instance.limits)
 
     def work(self, table: WorkTable) -> ExactArray:
-        """Work up to that token, times the minorant's scale."""
-        return table.until(self.tables.prompts, self.emitted)
+        """Work up to that token, times the minorant's scale; int64 where each number is small enough."""
+        return table.compact_until(self.tables.prompts, self.emitted)
 
     @cached_property
     def tails_ns(self) -> int:
@@ -121,18 +123,22 @@ class Relaxation:
         weights = self.split.weights(self.first.limits)
         denominator = lcm(*(weight.denominator for weight in weights))
         integers = [int(weight * denominator) for weight in weights]
-        price = self.minorant.scaled
-        shares = price("batch") * _weighted(self.heads.consumption, integers, every)
-        if price("prefill_batch"):
-            shares = shares + price("prefill_batch") * _weighted(self.first, integers, every)
-        times: ExactArray = shares + denominator * self.work[::every]
-        return times // (denominator * self.minorant.scale)
+        price, divisor = self.minorant.scaled, denominator * self.minorant.scale
+        terms = [(denominator, self.work[::every])]
+        for batch, consumption in (("batch", self.heads.consumption), ("prefill_batch", self.first)):
+            amounts = (consumption.blocks, consumption.tokens, consumption.slots)
+            terms += [
+                (price(batch) * weight, amount[::every])
+                for weight, amount in zip(integers, amounts, strict=True)
+                if price(batch) * weight
+            ]
+        return floor_of_sum(terms, divisor)
 
     def value_ns(self) -> int:
         """The bound on the sum of latencies or TTFT."""
-        arrivals: list[int] = self.heads.tables.arrivals_ns.tolist()
-        completions = srpt_total_completion_ns(arrivals, self.processing_ns().tolist())
-        return completions - sum(arrivals) + self._tails_ns
+        arrivals = self.heads.tables.arrivals_ns
+        completions = srpt_completions_ns(arrivals, self.processing_ns())
+        return completions - int(sum(arrivals.tolist())) + self._tails_ns
 
     def estimates(self) -> tuple[float, float]:
         """Its value if nobody waits, and if all arrive together; floats that choose and never prove."""
@@ -199,10 +205,21 @@ def _srpt_certificate(
     return Certificate(name, objective, *found)
 
 
-def _weighted(consumption: Consumption, weights: Sequence[int], every: int) -> ExactArray:
-    columns = (consumption.blocks, consumption.tokens, consumption.slots)
-    blocks, tokens, slots = (
-        column[::every] * weight for column, weight in zip(columns, weights, strict=True)
-    )
-    total: ExactArray = blocks + tokens + slots
-    return total
+def floor_of_sum(terms: Sequence[tuple[int, ExactArray]], divisor: int) -> ExactArray:
+    """Sum of whole multiples of columns over a divisor, rounded down; int64 where that is safe.
+
+    Floats tell the quotient but for one; the remainder, which then fits into 64 bits though the products do
+    not, says which it is.
+    """
+    quotient = np.sum([column.astype(np.float64) * (factor / divisor) for factor, column in terms], axis=0)
+    floats_do = float(quotient.max()) < MOST_ROUNDED and 2 * divisor < INT64_SAFE
+    if not floats_do or any(column.dtype == object for _, column in terms):
+        whole: ExactArray = sum(column.astype(object) * factor for factor, column in terms) // divisor  # type: ignore[assignment]
+        return whole
+    found = np.floor(quotient).astype(np.int64)
+    rest = found.astype(np.uint64) * np.uint64(-divisor % 2**64)
+    for factor, column in terms:
+        rest += column.astype(np.uint64) * np.uint64(factor % 2**64)
+    signed = rest.astype(np.int64)
+    result: ExactArray = found + (signed >= divisor) - (signed < 0)
+    return result

@@ -101,5 +101,5 @@ def test_sums_beyond_64_bits_are_exact():
     limits = Limits(kv_blocks=1, block_tokens=1, max_batch_tokens=2**31, max_batch_requests=1)
     prompts = np.full(10_000, 1)
     outputs = np.full(10_000, 2**30)
-    total = sum(consume(prompts, outputs, limits).blocks)
+    total = sum(consume(prompts, outputs, limits).blocks.tolist())
     assert total == 10_000 * (2**30 * (2**30 + 1) // 2) > 2**63

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cspsched.bounds.flow import floor_of_sum
 from cspsched.bounds.parts import solo as solo_module
+from cspsched.bounds.parts import srpt
 from cspsched.bounds.parts.check import naive_total_completion
 from cspsched.bounds.parts.chunking import can_search, exact_prefills_ns, minorant_prefills_ns
 from cspsched.bounds.parts.minorant import Minorant, minorants
@@ -167,6 +169,35 @@ def test_srpt_agrees_with_the_naive_simulation(machine):
     """Heap and plain scan agree, requests without processing time included."""
     releases, processing = map(list, zip(*machine, strict=True))
     assert naive_total_completion(releases, processing) == srpt_total_completion_ns(releases, processing)
+
+
+@given(
+    machine=st.lists(st.tuples(st.integers(0, 60), st.integers(0, 20)), min_size=1, max_size=12),
+    scale=st.sampled_from([1, 2**31, 2**52]),
+)
+def test_compiled_srpt_agrees_with_the_loop(machine, scale):
+    """The same sum of completions, numbers beyond 32 bits and sums beyond 64 included."""
+    releases, processing = np.array(machine).T * scale
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(srpt, "FEW_REQUESTS", 0)
+        found = srpt.srpt_completions_ns(releases, processing)
+    assert found == srpt_total_completion_ns(releases.tolist(), processing.tolist())
+
+
+@given(
+    columns=st.lists(st.lists(st.integers(0, 2**40), min_size=3, max_size=3), min_size=1, max_size=4),
+    factors=st.lists(st.integers(0, 2**70), min_size=4, max_size=4),
+    divisor=st.integers(1, 2**61 - 1) | st.integers(2**66, 2**70),
+)
+def test_floors_of_sums_are_exact(columns, factors, divisor):
+    """Against Python's integers: products beyond 64 bits, quotients next to a whole number."""
+    terms = [(factor, np.array(column)) for factor, column in zip(factors, columns, strict=False)]
+    expected = [sum(f * c for f, c in zip(factors, row, strict=False)) for row in zip(*columns, strict=True)]
+    assert floor_of_sum(terms, divisor).tolist() == [number // divisor for number in expected]
+    whole = np.array([7, 8, 9])
+    for more in (-1, 0, 1):
+        terms = [(divisor, whole), (1, np.array([1 + more] * 3)), (divisor - 1, np.ones(3, dtype=int))]
+        assert floor_of_sum(terms, divisor).tolist() == [k + (divisor + more) // divisor for k in (7, 8, 9)]
 
 
 def test_srpt_interrupts_a_long_request_for_a_short_one():

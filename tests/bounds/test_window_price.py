@@ -14,6 +14,7 @@ from cspsched.bounds import Certificate, check_certificate
 from cspsched.bounds.parts.tables import Tables
 from cspsched.bounds.time_price.bound import columns
 from cspsched.bounds.time_price.details import PRICE_UNIT
+from cspsched.bounds.time_price.search import time_price_certificates
 from cspsched.bounds.window_price import search
 from cspsched.bounds.window_price.bound import WindowTable, line_tables, outcome, window_bound_ns
 from cspsched.bounds.window_price.details import RATE_UNIT, WINDOW_PRICE, WindowPrices
@@ -265,6 +266,52 @@ def test_work_that_dwarfs_its_batches_is_priced_in_few_windows():
     for table, _ in tables_of(instance):
         counts = [len(chosen.prices) for chosen in search.falling_prices(table)]
         assert 0 < max(counts) <= search.MOST_FALLING_WINDOWS + 1
+
+
+@pytest.mark.parametrize("gap_ns", [0, 1000, 3000])
+def test_work_grows_smoothly_with_the_requests(gap_ns, monkeypatch):
+    """Counted, from a crowd at once to one that comes slowly: no size at which it jumps or the bound ends."""
+    works = {}
+
+    def counted(*arguments):
+        found = outcome(*arguments)
+        works[count] += 0 if found is None else found.work
+        return found
+
+    monkeypatch.setattr(search, "outcome", counted)
+    monkeypatch.setattr(search, "WORK", 3_000_000)
+    monkeypatch.setattr(search, "WORK_OF_CROWD", 6_000_000)
+    monkeypatch.setattr(search, "SAMPLE_REQUESTS", 100)
+    monkeypatch.setattr(search, "LEAST_SAMPLE", 25)
+    sizes = [200 * 2**doubled for doubled in range(7)]
+    for count in sizes:
+        works[count] = 0
+        names = [found.name for found in time_price_certificates(Tables(crowd(count, gap_ns)))]
+        assert WINDOW_PRICE in names
+    for size in sizes[1:]:
+        assert 0.4 * works[size // 2] < works[size] < 2.5 * works[size // 2]
+    assert max(works.values()) < 20 * search.WORK
+
+
+def test_every_so_manieth_request_stands_for_all():
+    """An estimate from a tenth of a crowd is near the bound; what is certified counts all."""
+    instance = mixed(400)
+    certificate = latency_certificates(instance)[WINDOW_PRICE]
+    chosen = WindowPrices.from_details(certificate.details)
+    (table, _), *_ = [(table, work) for table, work in tables_of(instance) if is_of(work, certificate)]
+    assert outcome(table, chosen).value_ns == certificate.value_ns
+    assert outcome(table, chosen, 10).value_ns == pytest.approx(certificate.value_ns, rel=0.2)
+
+
+def is_of(work, certificate):
+    """Whether a certificate uses the minorant of a work table."""
+    return work.minorant.to_details().items() <= certificate.details.items()
+
+
+def test_work_that_dwarfs_its_batches_proves_something():
+    """At 1 ns a batch and 10,000 ns a token, too."""
+    cost = CostModel(name="dear work", step=Fraction(1), tokens=PiecewiseLinear.linear(10_000))
+    instance = replace(crowd(32, 0, prompt=3, output=3), cost=cost)
     least = min(sums_of_latencies(instance))
     assert 0 < latency_certificates(instance)[WINDOW_PRICE].value_ns <= least
 

@@ -33,12 +33,12 @@ TOKENS, KV_VOLUME, SLOTS, LONGEST_REQUEST = "tokens", "kv-volume", "slots", "lon
 
 @dataclass(frozen=True, eq=False)
 class Consumption:
-    """What each request takes at least, summed over batches; arrays of shape (num_requests,)."""
+    """What each request takes at least, summed over batches; int64, shape (num_requests,)."""
 
     limits: Limits
-    blocks: ExactArray
-    tokens: ExactArray
-    slots: ExactArray
+    blocks: IntArray
+    tokens: IntArray
+    slots: IntArray
 
     def total_counts(self) -> dict[str, int]:
         """Batches that all requests together need, by each argument.
@@ -46,16 +46,17 @@ class Consumption:
         Tokens come first: where counts or bounds tie, the simplest argument is named.
         """
         return {
-            TOKENS: ceil_div(sum(self.tokens), self.limits.max_batch_tokens),
-            KV_VOLUME: ceil_div(sum(self.blocks), self.limits.kv_blocks),
-            SLOTS: ceil_div(sum(self.slots), self.limits.max_batch_requests),
-            LONGEST_REQUEST: max(self.slots),
+            TOKENS: ceil_div(sum(self.tokens.tolist()), self.limits.max_batch_tokens),
+            KV_VOLUME: ceil_div(sum(self.blocks.tolist()), self.limits.kv_blocks),
+            SLOTS: ceil_div(sum(self.slots.tolist()), self.limits.max_batch_requests),
+            LONGEST_REQUEST: int(self.slots.max()),
         }
 
     def suffix_counts(self, order: IntArray) -> dict[str, ExactArray]:
         """Batches that the requests from each position of an order on need, by each argument."""
         blocks, tokens, slots = (
-            compact(amounts, sum(amounts))[order] for amounts in (self.blocks, self.tokens, self.slots)
+            amounts[order] if sum(amounts.tolist()) < INT64_SAFE else amounts[order].astype(object)
+            for amounts in (self.blocks, self.tokens, self.slots)
         )
         return {
             TOKENS: -(-suffix_sums(tokens) // self.limits.max_batch_tokens),
@@ -112,9 +113,9 @@ def consume(prompts: IntArray, emitted: IntArray, limits: Limits) -> Consumption
     held = earlier_chunks(-(-np.arange(int(prompts.max()) + 1) // block), budget)[prompts]
     return Consumption(
         limits=limits,
-        blocks=(emitting + held).astype(object),
-        tokens=(prompts + emitted - 1).astype(object),
-        slots=(-(-prompts // budget) - 1 + emitted).astype(object),
+        blocks=emitting + held,
+        tokens=prompts + emitted - 1,
+        slots=-(-prompts // budget) - 1 + emitted,
     )
 
 
@@ -135,11 +136,6 @@ def suffix_sums(values: ExactArray) -> ExactArray:
     """Sum of the values from each position on."""
     sums: ExactArray = np.cumsum(values[::-1])[::-1]
     return sums
-
-
-def compact(values: ExactArray, largest: int) -> ExactArray:
-    """The same as int64, which is much faster, if nothing that is made of them exceeds a safe size."""
-    return values.astype(np.int64) if largest < INT64_SAFE else values
 
 
 def _blocks_up_to(tokens: IntArray, block: int) -> IntArray:

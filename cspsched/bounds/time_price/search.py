@@ -19,7 +19,8 @@ from cspsched.problem.objectives import Objective
 FEWEST_REQUESTS = 8
 """With fewer, there is next to nobody to wait for."""
 SAMPLE_REQUESTS, MANY_REQUESTS = 1000, 20_000
-"""Prices are chosen for the first requests of a trace, and refined for all if these are not too many."""
+"""Prices are chosen for the first requests of a trace, and refined for more of them. Windows are wider beyond
+that, so that their number grows no further until they are a sixteenth of a stay."""
 WINDOWS_PER_STAY, COARSE_WINDOWS_PER_STAY, MAX_WINDOWS = 64, 16, 2**23
 COARSE, FINE_STEPS, REFINED = ((3, 1), (3, 2)), ((3, 2), (6, 5), (13, 12)), ((6, 5),)
 """Factors of the line search for the price."""
@@ -39,11 +40,16 @@ class Choice:
     stretch: int = 18
     pace: int = 22
 
+    def tail_ns(self, table: Columns) -> int:
+        """How long time has a price after the last arrival of a period."""
+        return (self.stay + 1) * table.mean_stay_ns
+
     def on(self, table: Columns) -> Prices:
         """The prices for some requests."""
         mean_ns = table.mean_stay_ns
-        starts_ns, ends_ns = table.periods_ns((self.stay + 1) * mean_ns)
-        parts = WINDOWS_PER_STAY if len(table.arrivals) <= MANY_REQUESTS else COARSE_WINDOWS_PER_STAY
+        starts_ns, ends_ns = table.periods_ns(self.tail_ns(table))
+        parts = min(WINDOWS_PER_STAY, WINDOWS_PER_STAY * MANY_REQUESTS // len(table.arrivals))
+        parts = max(COARSE_WINDOWS_PER_STAY, parts)
         window_ns = max(1, mean_ns // parts, (sum(ends_ns) - sum(starts_ns)) // MAX_WINDOWS)
         windows = PriceWindows.covering(starts_ns, ends_ns, window_ns)
         return Prices(
@@ -79,12 +85,12 @@ def time_price_certificates(tables: Tables) -> list[Certificate]:
         return []
     _, choice, table, sample, work = max(found, key=lambda row: row[0])
     choice = best_choice(choice, sample)
-    if len(sample.arrivals) < len(table.arrivals) <= MANY_REQUESTS:
-        choice = best_price(choice, table, REFINED)
+    if len(sample.arrivals) < len(table.arrivals):
+        choice = best_price(choice, table.first_requests(MANY_REQUESTS), REFINED)
     value_ns, prices = choice.value_ns(table), choice.on(table)
     details = prices.to_details() | work.minorant.to_details()
     flat = [Certificate(TIME_PRICE, Objective.LATENCY, value_ns, details)] if value_ns > 0 else []
-    return [*flat, *window_price_certificates(tables, work, table, prices)]
+    return [*flat, *window_price_certificates(tables, work, table, prices.price, choice.tail_ns(table))]
 
 
 def best_choice(choice: Choice, table: Columns) -> Choice:

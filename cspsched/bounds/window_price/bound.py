@@ -93,8 +93,6 @@ def line_tables(table: WindowTable, chosen: WindowPrices) -> LineTables | None:
 
     columns = table.columns
     resident = np.arange(len(columns.decodes), dtype=np.int64)
-    if _overflows(table, chosen):
-        return None
     share = STRETCH_UNIT - chosen.memory
     work = columns.decodes * share // STRETCH_UNIT
     more_work = -(-(columns.decodes + 1) * share // STRETCH_UNIT)
@@ -132,12 +130,20 @@ class Outcome(NamedTuple):
     """The bound under some prices."""
 
     value_ns: int
+    """An estimate that proves nothing where only every so manieth request was looked at."""
     gradient: FloatArray
     """What a little more of each price adds, per nanosecond of its window; floats that prove nothing."""
+    visited: int
+    """Windows that were looked at, summed over requests."""
+    work: int
+    """The same times the lines: what the time is spent on."""
 
 
-def outcome(table: WindowTable, chosen: WindowPrices) -> Outcome | None:
-    """The bound on the sum of latencies; None where 64-bit integers might overflow."""
+def outcome(table: WindowTable, chosen: WindowPrices, every: int = 1) -> Outcome | None:
+    """The bound on the sum of latencies; None where 64-bit integers might overflow.
+
+    With `every`, an estimate from every so manieth request, each in place of so many.
+    """
     from cspsched.bounds.window_price.kernel import (
         COST,
         NUM_ROWS,
@@ -147,36 +153,43 @@ def outcome(table: WindowTable, chosen: WindowPrices) -> Outcome | None:
         least_costs,
     )
 
-    lines = line_tables(table, chosen)
-    if lines is None:
-        return None
     columns, placed = table.columns, chosen.windows().placed(table.columns.arrivals)
     held = holds(columns, placed, chosen)
+    lines = None if _overflows(table, chosen, held) else line_tables(table, chosen)
+    if lines is None:
+        return None
     prices = np.array(chosen.prices, dtype=np.int64)
     inverse = ceil_div(2**INVERSE_BITS, 256 * columns.alpha)
     tolls = prices + held.everybody
     scalars = [chosen.window_ns, inverse, chosen.height, chosen.memory, table.capacity]
     scalars += [int(prices.argmin()), int(tolls.min())]
+
+    def some(column: IntArray) -> IntArray:
+        return np.ascontiguousarray(column[::every])
+
     given = Given(
         *lines,
         prices=prices,
         tolls=tolls,
-        arrivals=placed.arrivals,
-        ends=placed.ends,
-        first=columns.first,
-        last=columns.last,
-        least=columns.least,
-        prefill=columns.prefill,
-        length=held.length,
-        area=held.area,
+        arrivals=some(placed.arrivals),
+        ends=some(placed.ends),
+        first=some(columns.first),
+        last=some(columns.last),
+        least=some(columns.least),
+        prefill=some(columns.prefill),
+        length=some(held.length),
+        area=some(held.area),
         scalars=np.array(scalars, dtype=np.int64),
     )
-    found = np.empty((NUM_ROWS, len(columns.arrivals)), dtype=np.int64)
-    least_costs(given, found, np.empty((NUM_STATES, len(lines.costs)), dtype=np.int64))
+    count, num_lines = len(columns.arrivals), len(lines.costs)
+    found = np.empty((NUM_ROWS, len(given.arrivals)), dtype=np.int64)
+    visited = least_costs(given, found, np.empty((NUM_STATES, num_lines), dtype=np.int64))
     gradient = np.zeros(len(prices))
     add_gradient(given, found, gradient)
-    paid = ceil_div(sum(chosen.prices) * chosen.window_ns, PRICE_UNIT)
-    return Outcome(total(found[COST]) - paid, gradient / chosen.window_ns - 1)
+    costs_ns, paid = total(found[COST]), ceil_div(sum(chosen.prices) * chosen.window_ns, PRICE_UNIT)
+    if every > 1:
+        costs_ns, gradient = costs_ns * count // len(given.arrivals), gradient * count / len(given.arrivals)
+    return Outcome(costs_ns - paid, gradient / chosen.window_ns - 1, visited, visited * num_lines)
 
 
 def window_bound_ns(table: WindowTable, chosen: WindowPrices) -> int | None:
@@ -185,28 +198,33 @@ def window_bound_ns(table: WindowTable, chosen: WindowPrices) -> int | None:
     return None if found is None else found.value_ns
 
 
-def _overflows(table: WindowTable, chosen: WindowPrices) -> bool:
+def _overflows(table: WindowTable, chosen: WindowPrices, held: Holds) -> bool:
     """Whether a product might not fit into 64 bits."""
     columns, highest = table.columns, max((*chosen.references, *chosen.prices))
     alpha, longest = columns.alpha, len(columns.decodes)
-    held = alpha * chosen.memory * longest // (STRETCH_UNIT * table.capacity) + 1
-    own = alpha * max(chosen.slopes) // SLOPE_UNIT + held * highest // PRICE_UNIT + 2
+    share = alpha * chosen.memory * longest // (STRETCH_UNIT * table.capacity) + 1
+    own = alpha * max(chosen.slopes) // SLOPE_UNIT + share * highest // PRICE_UNIT + 2
     paid = (int(columns.decodes.max()) + 1) * highest // PRICE_UNIT + 1
     cost = 2 * (own + paid)
-    span = len(chosen.prices) * chosen.window_ns
     length = int(columns.least.max()) * chosen.pace // STRETCH_UNIT
-    toll = highest + PRICE_UNIT * chosen.height // STRETCH_UNIT * len(columns.arrivals)
+    area = length * max(chosen.height, STRETCH_UNIT) // STRETCH_UNIT + 1
+    toll, prefill = highest + int(held.everybody.max()), int(columns.prefill.max())
+    # At the earliest end no line shows more than the time until then, the toll of the first window and all
+    # tokens; so nobody is looked at for longer than that and what mu gives back.
+    stay = int(columns.least.max()) + area + prefill * toll // PRICE_UNIT + cost * longest
+    span = min(len(chosen.prices), stay // chosen.window_ns + 3) * chosen.window_ns
     rate = cost * RATE_UNIT // alpha + RATE_UNIT * max(chosen.height, STRETCH_UNIT)
     products = (
         span * rate * 4,
         rate << INVERSE_BITS // 2,
         cost * longest,
-        int(columns.prefill.max()) * toll * (DOUBLE_RATE // PRICE_UNIT),
+        prefill * toll * (DOUBLE_RATE // PRICE_UNIT),
         int(columns.refills.max()) * highest,
         cost * PRICE_UNIT,
         alpha * chosen.memory * longest,
         highest * chosen.memory * longest * 4,
-        max(chosen.height, STRETCH_UNIT) * length * RATE_UNIT,
-        (int(columns.least.max()) + int(columns.prefill.max()) + span) * DOUBLE_RATE * 2,
+        area * STRETCH_UNIT * RATE_UNIT,
+        PRICE_UNIT * max(chosen.height, STRETCH_UNIT) * len(columns.arrivals),
+        (int(columns.least.max()) + prefill + len(chosen.prices) * chosen.window_ns) * DOUBLE_RATE * 2,
     )
     return max(products) >= INT64_SAFE or max(own, paid, highest) >= MAX_ROOTED
