@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "compiled": {"problem"},
     "bounds": {"problem", "costs", "compiled"},
     "exact": {"problem", "referee", "costs", "compiled", "bounds"},
-    "simulate": {"problem"},
+    "simulate": {"compiled", "problem"},
     "policies": {"problem", "simulate"},
     "improve": {"problem", "referee", "costs", "bounds", "exact", "simulate", "policies"},
     "cluster": {"problem", "costs", "trace", "simulate", "policies"},

@@ -211,6 +211,8 @@ def floor_of_sum(terms: Sequence[tuple[int, ExactArray]], divisor: int) -> Exact
     Floats tell the quotient but for one; the remainder, which then fits into 64 bits though the products do
     not, says which it is.
     """
+    # Wider than 64 bits only where sums of them would be.
+    terms = [(factor, _narrow(column)) for factor, column in terms]
     quotient = np.sum([column.astype(np.float64) * (factor / divisor) for factor, column in terms], axis=0)
     floats_do = float(quotient.max()) < MOST_ROUNDED and 2 * divisor < INT64_SAFE
     if not floats_do or any(column.dtype == object for _, column in terms):
@@ -223,3 +225,8 @@ def floor_of_sum(terms: Sequence[tuple[int, ExactArray]], divisor: int) -> Exact
     signed = rest.astype(np.int64)
     result: ExactArray = found + (signed >= divisor) - (signed < 0)
     return result
+
+
+def _narrow(column: ExactArray) -> ExactArray:
+    is_wide = column.dtype == object and max(map(abs, column.tolist())) >= INT64_SAFE
+    return column if is_wide else column.astype(np.int64)

@@ -82,10 +82,10 @@ class Columns:
 
     def first_requests(self, count: int) -> Columns:
         """The first requests to arrive."""
-        head = slice(count)
+        head, tokens = slice(count), slice(int(self.last[:count].max()) + 1)
         return Columns(
             self.alpha, self.arrivals[head], self.first[head], self.last[head], self.chunks[head],
-            self.prefill[head], self.decodes, self.refills,
+            self.prefill[head], self.decodes[tokens], self.refills[tokens],
         )  # fmt: skip
 
 
