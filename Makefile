@@ -10,7 +10,7 @@ MEASURED := demo-report/profile-cpu
 SMALL := --model tiny-llama --cost $(MEASURED)/validation/cost.json --max-batch-tokens 512 --max-batch-requests 32
 
 # Tests of every floor that take a minute together.
-QUICK := test_compare test_docs test_executors costs/test_fit simulate/test_kernel_records \
+QUICK := studies/test_compare test_docs test_executors costs/test_fit simulate/test_kernel_records \
 	simulate/test_kernel_run costs/test_kv_capacity test_layers referee/test_metrics costs/test_models \
 	policies/test_labels policies/test_registry policies/test_rules policies/test_user_file \
 	simulate/test_prefix_cache policies/test_real_run recording/test_import recording/test_log \

@@ -25,9 +25,9 @@ from cspsched.problem.instance import Instance
 from cspsched.problem.objectives import Objective
 from cspsched.referee.metrics import measure
 from cspsched.referee.rules import find_violations
-from cspsched.reference import MOST_STEPS
 from cspsched.serving import Serving, make_instance
 from cspsched.simulate import simulate
+from cspsched.studies.reference import MOST_STEPS
 from cspsched.trace import read_trace
 from cspsched.trace.shipped import shipped_trace_path
 

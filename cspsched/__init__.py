@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from cspsched.bounds import Certificate as Certificate
     from cspsched.bounds import best_bound as best_bound
     from cspsched.bounds import certificates as certificates
-    from cspsched.compare import Comparison as Comparison
-    from cspsched.compare import compare_policies as compare_policies
     from cspsched.errors import CspschedError as CspschedError
     from cspsched.exact.watch import SearchLimits as SearchLimits
     from cspsched.policies.base import make_policy as make_policy
@@ -35,10 +33,12 @@ if TYPE_CHECKING:
     from cspsched.problem.schedule import Schedule as Schedule
     from cspsched.referee.metrics import measure as measure
     from cspsched.referee.rules import find_violations as find_violations
-    from cspsched.reference import ReferenceLimits as ReferenceLimits
     from cspsched.serving import Serving as Serving
     from cspsched.serving import make_instance as make_instance
-    from cspsched.solving import solve as solve
+    from cspsched.studies.compare import Comparison as Comparison
+    from cspsched.studies.compare import compare_policies as compare_policies
+    from cspsched.studies.reference import ReferenceLimits as ReferenceLimits
+    from cspsched.studies.solving import solve as solve
     from cspsched.trace import read_trace as read_trace
     from cspsched.trace.shipped import shipped_trace_path as shipped_trace_path
 
@@ -46,8 +46,8 @@ _HOME = {
     "Certificate": "bounds",
     "best_bound": "bounds",
     "certificates": "bounds",
-    "Comparison": "compare",
-    "compare_policies": "compare",
+    "Comparison": "studies.compare",
+    "compare_policies": "studies.compare",
     "CspschedError": "errors",
     "SearchLimits": "exact.watch",
     "make_policy": "policies.base",
@@ -62,10 +62,10 @@ _HOME = {
     "Request": "problem.request",
     "Result": "problem.result",
     "Schedule": "problem.schedule",
-    "ReferenceLimits": "reference",
+    "ReferenceLimits": "studies.reference",
     "Serving": "serving",
     "make_instance": "serving",
-    "solve": "solving",
+    "solve": "studies.solving",
     "read_trace": "trace",
     "shipped_trace_path": "trace.shipped",
 }

@@ -43,7 +43,7 @@ def test_public_name_resolves_and_is_documented(name):
 def test_names_are_those_of_their_homes():
     """A name from the package is the very object of its module."""
     from cspsched.problem.request import Request
-    from cspsched.solving import solve
+    from cspsched.studies.solving import solve
 
     assert cspsched.Request is Request
     assert cspsched.solve is solve

@@ -11,7 +11,6 @@ from math import ceil, floor
 
 import pytest
 
-from cspsched.compare import compare_policies
 from cspsched.costs.presets import load_cost
 from cspsched.improve import Bracket, ImproveLimits, improve
 from cspsched.improve.curve import curve_of
@@ -19,12 +18,13 @@ from cspsched.improve.rivals import run_reference
 from cspsched.problem.cost import CostModel, PiecewiseLinear
 from cspsched.problem.excess import Excess
 from cspsched.problem.objectives import Objective
-from cspsched.reference import ReferenceLimits, find_reference
 from cspsched.report import bracket as bracket_report
 from cspsched.report import table
 from cspsched.report import windows as windows_report
 from cspsched.report.files import write_comparison
-from cspsched.windows import WindowShape, study_windows
+from cspsched.studies.compare import compare_policies
+from cspsched.studies.reference import ReferenceLimits, find_reference
+from cspsched.studies.windows import WindowShape, study_windows
 from tests.oracles.exhaustive import exhaustive_optimum
 from tests.support.strategies import EXAMPLES, make_instance
 
@@ -150,7 +150,7 @@ def test_a_listed_policy_changes_another_row_only_by_a_better_schedule(first, mo
 
     What is known without any list, of the fixed set and of the search, is known with every one.
     """
-    monkeypatch.setattr("cspsched.reference.SMALL_CELLS", 30)
+    monkeypatch.setattr("cspsched.studies.reference.SMALL_CELLS", 30)
     limits = ReferenceLimits(work_s=0.05, steps=12)
     for seed in range(first, first + 25):
         rng = random.Random(seed)

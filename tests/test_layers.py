@@ -33,13 +33,8 @@ MAY_IMPORT = {
     "profiler": {"problem", "costs", "simulate", "policies"},
     "serving": {"problem", "costs", "trace"},
     "recording": {"referee", "problem", "costs", "trace", "simulate", "policies", "serving"},
-    "solving": {"referee", "problem", "costs", "bounds", "exact", "simulate", "policies", "improve"},
-    "reference": {"referee", "problem", "exact", "improve"},
-    "compare": {"problem", "referee", "bounds", "exact", "policies", "improve", "reference"},
-    "ladder": {"problem", "exact", "policies", "solving"},
-    "checking": {"referee", "problem", "bounds", "exact"},
+    "studies": {"referee", "problem", "costs", "bounds", "exact", "simulate", "policies", "improve"},
     "unused": {"trace", "simulate", "policies"},
-    "windows": {"referee", "problem", "exact", "improve", "solving"},
     "report": {
         "referee",
         "problem",
@@ -47,11 +42,8 @@ MAY_IMPORT = {
         "costs",
         "bounds",
         "improve",
-        "compare",
-        "ladder",
-        "solving",
+        "studies",
         "serving",
-        "windows",
     },
 }
 """What each part may import beside itself and (from resources on up) the base; cli and the root may all."""

@@ -12,7 +12,6 @@ from hypothesis import given
 from cspsched.cli.group import cspsched_group, run
 from cspsched.exact import lexicographic
 from cspsched.exact.watch import SearchLimits
-from cspsched.ladder import Rung, climb, hand_down_bounds
 from cspsched.problem.cost import BatchFeatures, CostModel
 from cspsched.problem.objectives import Objective
 from cspsched.problem.piecewise import PiecewiseLinear
@@ -21,7 +20,8 @@ from cspsched.referee.metrics import measure
 from cspsched.referee.timing import schedule_asap
 from cspsched.report.ladder import ladder_figure, rows
 from cspsched.report.ladder import sentences as ladder_sentences
-from cspsched.solving import solve
+from cspsched.studies.ladder import Rung, climb, hand_down_bounds
+from cspsched.studies.solving import solve
 from tests.support.strategies import check_briefly, feasible_runs, make_instance
 
 UP_TO_ROUNDING = Status.OPTIMAL_UP_TO_ROUNDING

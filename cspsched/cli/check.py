@@ -13,8 +13,8 @@ from cspsched.cli.console import counted, show
 from cspsched.cli.options import Duration, json_option
 
 if TYPE_CHECKING:
-    from cspsched.checking import Check
     from cspsched.exact.watch import SearchLimits
+    from cspsched.studies.checking import Check
 
 GATE_FAILED = 3
 FILES = (
@@ -48,8 +48,8 @@ def check_command(
     cspsched check cspsched-solve/schedule.json
     cspsched check cspsched-solve/schedule.json --prove 60s
     """  # noqa: D301 - click's marker for text that is not to be wrapped
-    from cspsched.checking import check_result
     from cspsched.problem.json_io import read_json
+    from cspsched.studies.checking import check_result
 
     data = read_json(schedule)
     _require_result(data, schedule)

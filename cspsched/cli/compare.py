@@ -35,11 +35,11 @@ from cspsched.errors import UsageError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from cspsched.compare import Comparison
     from cspsched.problem.cost import CostModel
     from cspsched.problem.instance import Instance
     from cspsched.problem.schedule import Schedule
-    from cspsched.reference import ReferenceLimits
+    from cspsched.studies.compare import Comparison
+    from cspsched.studies.reference import ReferenceLimits
 
 
 PIPE_WIDTH = 160
@@ -122,10 +122,10 @@ def compare_command(
     cspsched compare trace.csv --limit 500 --heuristics vllm:max_num_seqs=256 sarathi:chunk=512
     cspsched compare --schedule real=real.json --heuristics vllm
     """  # noqa: D301 - click's marker for text that is not to be wrapped
-    from cspsched.compare import compare_policies
     from cspsched.report.output import require_writable, write_files
     from cspsched.report.table import markdown as as_markdown
     from cspsched.serving import make_instance
+    from cspsched.studies.compare import compare_policies
     from cspsched.unused import warnings_for
 
     if uncertainty and schedules:
@@ -174,7 +174,7 @@ def reference_limits(
     time_limit_s: float | None, steps: int | None, workers: int, seed: int, *, deterministic: bool
 ) -> ReferenceLimits:
     """Limits of the reference: by the clock if there is one, else by work and steps."""
-    from cspsched.reference import WORK_S, ReferenceLimits
+    from cspsched.studies.reference import WORK_S, ReferenceLimits
 
     if time_limit_s is None or deterministic:
         work_s = WORK_S if time_limit_s is None else time_limit_s

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from cspsched.problem.instance import Instance
     from cspsched.problem.lifting import Restriction
     from cspsched.problem.objectives import AnyObjective
-    from cspsched.solving import Candidate
+    from cspsched.studies.solving import Candidate
 
 
 class Restrictions(click.ParamType[tuple["Restriction", ...]]):
@@ -166,7 +166,7 @@ def solve_command(
     from cspsched.problem.linear_form import read_objectives
     from cspsched.report.output import require_writable
     from cspsched.serving import make_instance
-    from cspsched.solving import solve
+    from cspsched.studies.solving import solve
     from cspsched.unused import warnings_for
 
     _refuse_contradictions(ladder=ladder, relax=relax)
@@ -200,7 +200,7 @@ def solve_command(
     }
     with LiveLine(first, len(servable.requests)) as live:
         if ladder or relax:
-            from cspsched.ladder import climb
+            from cspsched.studies.ladder import climb
 
             climbed = climb(given, first, relax=relax or (), on_step=live.tell, on_progress=live, **asked)
         else:
@@ -233,7 +233,7 @@ def _limits(time_limit: float, workers: int, seed: int, *, deterministic: bool) 
 def _servable(instance: Instance, *, as_json: bool) -> Instance:
     """The part of an instance that can be served, the rest told; with --json a refusal is data too."""
     from cspsched.problem.infeasibility import find_infeasibility
-    from cspsched.solving import servable_part
+    from cspsched.studies.solving import servable_part
 
     trouble = find_infeasibility(instance)
     if trouble is not None and trouble.is_total and as_json:
@@ -246,7 +246,7 @@ def _servable(instance: Instance, *, as_json: bool) -> Instance:
 
 
 def _warm_candidates(path: Path | None, instance: Instance) -> list[Candidate]:
-    from cspsched.solving import read_warm_start
+    from cspsched.studies.solving import read_warm_start
 
     return [] if path is None else [read_warm_start(path, instance)]
 
@@ -261,7 +261,7 @@ def _export(
     if path is None:
         return None
     from cspsched.exact.export import export_model
-    from cspsched.solving import policy_candidates
+    from cspsched.studies.solving import policy_candidates
 
     known = [*policy_candidates(instance, heuristics)[0], *candidates]
     exported = export_model(instance, objective, path, candidates=known)

@@ -12,9 +12,9 @@ from cspsched.cli.group import INTERRUPTED
 
 if TYPE_CHECKING:
     from cspsched.exact.export import ExportedModel
-    from cspsched.ladder import Ladder
     from cspsched.problem.result import Stage
-    from cspsched.solving import Solution
+    from cspsched.studies.ladder import Ladder
+    from cspsched.studies.solving import Solution
 
 
 def report_solution(

@@ -105,8 +105,8 @@ def windows_command(
     from cspsched.report import windows as report
     from cspsched.report.output import require_writable, write_files
     from cspsched.serving import make_instance
+    from cspsched.studies.windows import WindowShape, study_windows
     from cspsched.unused import warnings_for
-    from cspsched.windows import WindowShape, study_windows
 
     if out is not None:
         require_writable(out)

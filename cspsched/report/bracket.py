@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from cspsched.compare import CLAIRVOYANT
 from cspsched.errors import InputError
 from cspsched.improve.bracket import Bracket
 from cspsched.improve.curve import Curve
 from cspsched.improve.ends import why_open
 from cspsched.problem.objectives import Mixture, Objective
 from cspsched.report.table import between, excess, percent
+from cspsched.studies.compare import CLAIRVOYANT
 from cspsched.units import NS_PER_S
 
 BAND, POINT, LINE = "#4c72b0", "#c44e52", "#333333"

@@ -21,8 +21,8 @@ from cspsched.units import NS_PER_S
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from cspsched.compare import Comparison
     from cspsched.referee.metrics import Metrics
+    from cspsched.studies.compare import Comparison
 
 MOST_COLOURED_REQUESTS = 20
 MOST_COLOURED_BATCHES = 400

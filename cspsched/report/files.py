@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from cspsched.compare import Comparison
 from cspsched.problem.result import Result
 from cspsched.referee.metrics import measure
 from cspsched.report import figures, table
 from cspsched.report.output import write_files
+from cspsched.studies.compare import Comparison
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cspsched.ladder import AS_GIVEN, Ladder, Rung, Saving, saving
 from cspsched.report.output import write_files
 from cspsched.report.table import UNITS, percent, seconds
+from cspsched.studies.ladder import AS_GIVEN, Ladder, Rung, Saving, saving
 from cspsched.units import Whole
 
 if TYPE_CHECKING:

@@ -7,10 +7,10 @@ from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Decimal
 from math import ceil, floor
 from typing import Any
 
-from cspsched.compare import CLAIRVOYANT, Comparison, PolicyRow
 from cspsched.problem.excess import Excess
 from cspsched.problem.objectives import Objective
 from cspsched.problem.result import Status, StopReason
+from cspsched.studies.compare import CLAIRVOYANT, Comparison, PolicyRow
 from cspsched.units import NS_PER_S
 
 ARRIVAL_DOMINATED = 0.9

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from cspsched.problem.excess import Excess
 from cspsched.report.table import excess, percent
-from cspsched.windows.study import SAMPLE_NOT_BOUND, WindowStudy
+from cspsched.studies.windows.study import SAMPLE_NOT_BOUND, WindowStudy
 
 LOW, HIGH, MEAN = "#4c72b0", "#c44e52", "#333333"
 NO_EXCESS = 1e-9

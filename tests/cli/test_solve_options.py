@@ -26,7 +26,7 @@ from cspsched.problem.objectives import Objective
 from cspsched.problem.result import Result
 from cspsched.referee.rules import find_violations
 from cspsched.referee.timing import schedule_asap
-from cspsched.solving import read_warm_start, solve
+from cspsched.studies.solving import read_warm_start, solve
 from tests.oracles.exhaustive import exhaustive_optimum
 from tests.support.command_line import invoke
 from tests.support.instances import NO_PREEMPTION, instance_of, late_mixed, three_equal

@@ -11,11 +11,11 @@ import pytest
 
 from cspsched.bounds import best_bound
 from cspsched.cli.options import Rate, Size
-from cspsched.compare import compare_policies
 from cspsched.errors import UsageError
 from cspsched.problem.instance import Preemption
 from cspsched.problem.objectives import Objective
-from cspsched.reference import ReferenceLimits
+from cspsched.studies.compare import compare_policies
+from cspsched.studies.reference import ReferenceLimits
 from tests.support.command_line import invoke
 from tests.support.policy_runs import instance_of as plain_instance
 from tests.support.swap_cases import SWAP, instance_of

@@ -17,14 +17,14 @@ from cspsched.exact.model.member import ModelMember
 from cspsched.exact.record import Proof, Record, best_incumbent
 from cspsched.exact.solver import solve_exactly
 from cspsched.exact.watch import SearchLimits, Watch
-from cspsched.ladder import climb
 from cspsched.policies.base import make_policy
 from cspsched.problem.instance import Switches
 from cspsched.problem.objectives import Objective
 from cspsched.problem.result import Result, Status, StopReason
 from cspsched.referee.timing import schedule_asap
 from cspsched.simulate import simulate
-from cspsched.solving import solve
+from cspsched.studies.ladder import climb
+from cspsched.studies.solving import solve
 from tests.support.command_line import invoke
 from tests.support.instances import RUN_TO_COMPLETION, hindsight, instance_of, late_mixed, three_equal
 

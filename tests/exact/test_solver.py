@@ -19,7 +19,7 @@ from cspsched.problem.result import Result, Status, StopReason
 from cspsched.referee.metrics import measure
 from cspsched.referee.rules import find_violations
 from cspsched.simulate import simulate
-from cspsched.solving import solve
+from cspsched.studies.solving import solve
 from tests.support.instances import (
     NO_PREEMPTION,
     RUN_TO_COMPLETION,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from cspsched.compare import compare_policies
 from cspsched.errors import UsageError
 from cspsched.policies.base import add_setting, make_policy
 from cspsched.problem.instance import Instance
@@ -14,6 +13,7 @@ from cspsched.recording.setup import make_setup
 from cspsched.referee.rules import find_violations
 from cspsched.simulate import PolicyError, Simulation, simulate
 from cspsched.simulate.served import as_served
+from cspsched.studies.compare import compare_policies
 from tests.support.places import DATA
 from tests.support.strategies import make_instance
 

@@ -19,7 +19,7 @@ from cspsched.policies.vllm_v1 import VllmV1
 from cspsched.simulate import Policy, PolicyRun, simulate
 from cspsched.simulate.decisions import DecisionPolicy
 from cspsched.simulate.kernel.support import kernel_rules
-from cspsched.solving import policy_candidates
+from cspsched.studies.solving import policy_candidates
 from tests.support.command_line import Outcome, invoke
 from tests.support.strategies import make_instance
 

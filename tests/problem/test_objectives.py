@@ -18,7 +18,7 @@ from cspsched.problem.result import Result, Status, StopReason, unit_of
 from cspsched.referee.metrics import measure
 from cspsched.referee.retiming import timings
 from cspsched.referee.rules import find_violations
-from cspsched.solving import solve
+from cspsched.studies.solving import solve
 from tests.support.objective_cases import OBJECTIVES, random_case
 from tests.support.strategies import check_briefly, feasible_runs, make_instance
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from cspsched.compare import compare_policies
 from cspsched.errors import InputError, UsageError
 from cspsched.problem.objectives import Objective
 from cspsched.problem.result import Result
@@ -17,8 +16,9 @@ from cspsched.problem.schedule import Schedule
 from cspsched.recording.imported import ImportedSchedule, Times, import_recording
 from cspsched.recording.log import read_recording
 from cspsched.referee.rules import find_violations
-from cspsched.reference import ReferenceLimits
 from cspsched.simulate import Simulation
+from cspsched.studies.compare import compare_policies
+from cspsched.studies.reference import ReferenceLimits
 from tests.support.command_line import invoke
 from tests.support.pages import undocumented
 from tests.support.recordings import TIGHT, log_lines, requests_of, simulated, write_log, write_trace

@@ -11,18 +11,18 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from cspsched.compare import Comparison, compare_policies
 from cspsched.errors import InputError
 from cspsched.problem.excess import Excess
 from cspsched.problem.objectives import Objective
 from cspsched.problem.request import Request
 from cspsched.problem.result import StopReason
-from cspsched.reference import ReferenceLimits
 from cspsched.report import figures, files, table
 from cspsched.report.files import write_comparison, write_solution
 from cspsched.report.output import require_writable, write_files
 from cspsched.serving import Serving, make_instance
-from cspsched.solving import solve
+from cspsched.studies.compare import Comparison, compare_policies
+from cspsched.studies.reference import ReferenceLimits
+from cspsched.studies.solving import solve
 from cspsched.trace import Trace, read_trace
 from cspsched.trace.shipped import shipped_trace_path
 

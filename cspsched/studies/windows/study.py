@@ -19,8 +19,8 @@ from cspsched.problem.excess import Excess
 from cspsched.problem.instance import Instance, Rejection
 from cspsched.problem.objectives import AnyObjective
 from cspsched.problem.result import Status, tool_versions
-from cspsched.solving import solve
-from cspsched.windows.sample import Window, WindowShape, sample_windows
+from cspsched.studies.solving import solve
+from cspsched.studies.windows.sample import Window, WindowShape, sample_windows
 
 WINDOWS_SCHEMA = "cspsched/windows/1"
 RESAMPLES = 10_000

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 
-from cspsched.compare import COMPARISON_SCHEMA, Comparison, compare_policies
 from cspsched.costs.presets import load_cost
 from cspsched.errors import InputError, UsageError
 from cspsched.exact.watch import SearchLimits
@@ -17,8 +16,9 @@ from cspsched.problem.request import Request
 from cspsched.problem.result import StopReason
 from cspsched.referee.metrics import measure
 from cspsched.referee.rules import find_violations
-from cspsched.reference import SMALL_CELLS, ReferenceLimits
-from cspsched.solving import solve
+from cspsched.studies.compare import COMPARISON_SCHEMA, Comparison, compare_policies
+from cspsched.studies.reference import SMALL_CELLS, ReferenceLimits
+from cspsched.studies.solving import solve
 from tests.support.strategies import UNIT, make_instance
 
 NO_SEARCH = ReferenceLimits(work_s=0, steps=0)
@@ -102,7 +102,7 @@ def test_small_instance_is_solved_to_the_optimum():
 
 def test_large_instance_is_bounded_without_a_search(monkeypatch):
     """Beyond the size for the exact solver a search and the best certificate make the reference."""
-    monkeypatch.setattr("cspsched.reference.SMALL_CELLS", 10)
+    monkeypatch.setattr("cspsched.studies.reference.SMALL_CELLS", 10)
     comparison = compare_policies(crowded(), POLICIES)
     best = min(comparison.rows, key=lambda row: row.value_ns)
 

@@ -19,7 +19,7 @@ from cspsched.problem.instance import Instance, Preemption, Rejection
 from cspsched.problem.lifting import Restriction, lift, lift_all, without_swap
 from cspsched.problem.objectives import AnyObjective, Mixture, Objective
 from cspsched.problem.result import Result, Status, StopReason, status_of, tool_versions
-from cspsched.solving import Candidate, servable_part, solve
+from cspsched.studies.solving import Candidate, servable_part, solve
 
 LADDER_SCHEMA = "cspsched/ladder/1"
 NO_PREEMPTION, RECOMPUTE, RECOMPUTE_OR_SWAP = "no preemption", "recompute", "recompute or swap"
@@ -246,7 +246,7 @@ def climb(
     UsageError
         If a restriction to relax binds nobody, or the objective counts requests.
     InfeasibleError, InputError
-        As `cspsched.solving.solve`.
+        As `cspsched.studies.solving.solve`.
     """
     if isinstance(objective, Mixture) and objective.counts:
         raise UsageError(

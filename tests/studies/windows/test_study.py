@@ -19,10 +19,10 @@ from cspsched.problem.objectives import Objective
 from cspsched.problem.result import Status
 from cspsched.referee.metrics import measure
 from cspsched.simulate import simulate
-from cspsched.windows import WindowShape, sample_windows, study_windows
-from cspsched.windows.background import Background, beyond
-from cspsched.windows.sample import moment_before
-from cspsched.windows.study import bootstrap_means
+from cspsched.studies.windows import WindowShape, sample_windows, study_windows
+from cspsched.studies.windows.background import Background, beyond
+from cspsched.studies.windows.sample import moment_before
+from cspsched.studies.windows.study import bootstrap_means
 from tests.support.command_line import invoke
 from tests.support.instances import instance_of
 from tests.support.pages import undocumented

@@ -15,8 +15,6 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from cspsched import checking
-from cspsched.checking import Check, Claim, Verdict, check_result
 from cspsched.errors import InputError
 from cspsched.exact.model.batch_counts import BATCH_COUNTS
 from cspsched.exact.model.batch_model import BatchModel
@@ -26,12 +24,14 @@ from cspsched.exact.prices.aggregated_bound import LEVEL_WALKS
 from cspsched.exact.states.search import STATE_SEARCH
 from cspsched.exact.timed.search import TIMED_SEARCH
 from cspsched.exact.watch import SearchLimits
-from cspsched.ladder import climb
 from cspsched.problem.objectives import Objective
 from cspsched.problem.result import Result, Status, StopReason
 from cspsched.referee.metrics import measure
 from cspsched.referee.timing import schedule_asap
-from cspsched.solving import solve
+from cspsched.studies import checking
+from cspsched.studies.checking import Check, Claim, Verdict, check_result
+from cspsched.studies.ladder import climb
+from cspsched.studies.solving import solve
 from tests.support.instances import instance_of, three_equal
 from tests.support.strategies import instances, make_instance, one_after_another
 
@@ -71,7 +71,7 @@ def test_the_searches_are_those_of_the_solver():
 
 def test_checking_loads_no_solver():
     """OR-Tools stays outside as long as nothing is searched again."""
-    code = "import sys, cspsched.checking; sys.exit('ortools' in sys.modules)"
+    code = "import sys, cspsched.studies.checking; sys.exit('ortools' in sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

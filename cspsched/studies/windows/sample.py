@@ -11,7 +11,7 @@ from cspsched.problem.cost import IntArray
 from cspsched.problem.instance import Instance
 from cspsched.problem.request import Request
 from cspsched.referee.history import History
-from cspsched.windows.background import Background
+from cspsched.studies.windows.background import Background
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,17 +12,17 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from matplotlib.colors import to_hex
 
-from cspsched import ladder as ladder_module
 from cspsched.errors import InfeasibleError, InternalError, UsageError
 from cspsched.exact.watch import SearchLimits
-from cspsched.ladder import Ladder, Rung, Saving, climb, hand_down_bounds, ladder_steps, saving
 from cspsched.problem.lifting import Restriction, lift, lift_all
 from cspsched.problem.linear_form import read_objectives
 from cspsched.problem.objectives import Objective
 from cspsched.problem.result import Result, Status, StopReason
 from cspsched.referee.rules import find_violations
 from cspsched.report.ladder import HEADER, PROVEN, ladder_figure, markdown, rows, sentences, write_ladder
-from cspsched.solving import solve
+from cspsched.studies import ladder as ladder_module
+from cspsched.studies.ladder import Ladder, Rung, Saving, climb, hand_down_bounds, ladder_steps, saving
+from cspsched.studies.solving import solve
 from tests.oracles.exhaustive import exhaustive_optimum
 from tests.support.instances import NO_PREEMPTION, RUN_TO_COMPLETION, instance_of, three_equal
 from tests.support.strategies import check_briefly, feasible_runs, instances
@@ -236,7 +236,7 @@ def test_time_is_shared_among_the_rungs(monkeypatch):
         return solve(*arguments, limits=NO_SEARCH, **options)
 
     monkeypatch.setattr(ladder_module, "solve", noted)
-    monkeypatch.setattr("cspsched.ladder.time.monotonic", lambda: 0.0)
+    monkeypatch.setattr("cspsched.studies.ladder.time.monotonic", lambda: 0.0)
     climb(three_equal(), limits=SearchLimits(time_limit_s=100))
 
     assert shares == [20, 25, pytest.approx(100 / 3), 50, 100]

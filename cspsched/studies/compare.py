@@ -20,7 +20,7 @@ from cspsched.problem.result import StopReason, tool_versions, unit_of
 from cspsched.problem.schedule import Schedule
 from cspsched.referee.judge import judge
 from cspsched.referee.metrics import Metrics
-from cspsched.reference import Reference, ReferenceLimits, find_reference
+from cspsched.studies.reference import Reference, ReferenceLimits, find_reference
 from cspsched.units import NS_PER_S
 
 PERCENTILES = (50, 90, 99)

@@ -1,0 +1,1 @@
+"""What a command computes: comparisons, ladders, windows, checks. Nothing is printed here."""
