@@ -16,12 +16,14 @@ from cspsched.exact.heuristics.list_schedule import list_schedules
 from cspsched.exact.watch import Progress, SearchLimits
 from cspsched.improve.ends import lower_end
 from cspsched.improve.improvement import UNKNOWN_NS, ImproveLimits, find_better
+from cspsched.improve.outcome import Found
 from cspsched.improve.rivals import Rival, run_reference
 from cspsched.problem.excess import Excess
 from cspsched.problem.failure import Failure
 from cspsched.problem.instance import Instance
 from cspsched.problem.objectives import AnyObjective
 from cspsched.problem.result import Status, StopReason
+from cspsched.problem.schedule import Schedule
 from cspsched.referee.metrics import measure
 
 SMALL_CELLS = 1_500
@@ -93,7 +95,15 @@ class ReferenceLimits:
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """What is known about the optimum. Values in nanoseconds, or in what the objective counts."""
+    """What is known about the optimum. Values in nanoseconds, or in what the objective counts.
+
+    Attributes
+    ----------
+    failures
+        Searches of the exact solver that failed and were passed over.
+    schedule
+        A schedule of the best known value; None where it is too long to be kept.
+    """
 
     best_known_ns: int
     best_known_by: str
@@ -102,7 +112,7 @@ class Reference:
     status: Status
     stop_reason: StopReason
     failures: tuple[Failure, ...] = ()
-    """Searches of the exact solver that failed and were passed over."""
+    schedule: Schedule | None = None
 
     @property
     def is_optimum(self) -> bool:
@@ -155,6 +165,7 @@ def find_reference(
         found,
         best_known_ns=best.value_ns,
         best_known_by=best.policy,
+        schedule=best.schedule,
         status=Status.OPTIMAL if is_proven else Status.FEASIBLE,
         stop_reason=StopReason.PROVEN if is_proven else found.stop_reason,
     )
@@ -192,6 +203,7 @@ def _exact(
         status=result.status,
         stop_reason=result.stop_reason,
         failures=result.failures,
+        schedule=result.schedule,
     )
 
 
@@ -207,24 +219,28 @@ def _searched(
     started, limit_s = time.monotonic(), limits.time_limit_s
     time_left = None if limit_s is None else lambda: limit_s - (time.monotonic() - started)
     bound = lower_end(instance, objective, time_left=time_left)
-    known = [(one.value_ns, one.policy) for one in reference]
+    known = [Found(schedule=one.schedule, value_ns=one.value_ns, found_by=one.policy) for one in reference]
     search = limits.after(time.monotonic() - started).search(len(instance.requests))
     if instance.switches.hybrid_batches and search.max_steps != 0:
         on_step("searching for a better schedule than the policies of the reference")
-        least_ns = min((value_ns for value_ns, _ in known), default=UNKNOWN_NS)
+        least_ns = min((one.value_ns for one in known), default=UNKNOWN_NS)
         found, why = find_better(instance, objective, least_ns, bound.value_ns, search, on_progress)
-        known += [(found.value_ns, found.found_by)] if found else []
+        known += [found] if found else []
         reason = why if why is StopReason.INTERRUPTED else reason
     if not known:
-        # Nobody of the set may run here; lists run under all limits and switches.
-        lists = list_schedules(instance)
-        known = [(measure(instance, made).objective_ns(objective), name) for name, made in lists]
-    best_ns, best_by = min(known, key=lambda one: one[0])
+        # No policy of the set may run here; lists run under all limits and switches.
+        known = [
+            Found(schedule=made, value_ns=measure(instance, made).objective_ns(objective), found_by=name)
+            for name, made in list_schedules(instance)
+        ]
+    best = min(known, key=lambda one: one.value_ns)
+    is_proven = best.value_ns == bound.value_ns
     return Reference(
-        best_known_ns=best_ns,
-        best_known_by=best_by,
+        best_known_ns=best.value_ns,
+        best_known_by=best.found_by,
         bound_ns=bound.value_ns,
         certificate=bound.name,
-        status=Status.OPTIMAL if best_ns == bound.value_ns else Status.FEASIBLE,
-        stop_reason=StopReason.PROVEN if best_ns == bound.value_ns else reason,
+        status=Status.OPTIMAL if is_proven else Status.FEASIBLE,
+        stop_reason=StopReason.PROVEN if is_proven else reason,
+        schedule=best.schedule,
     )

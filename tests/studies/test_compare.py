@@ -14,6 +14,7 @@ from cspsched.problem.instance import Instance, Limits, Preemption, Switches
 from cspsched.problem.objectives import Objective
 from cspsched.problem.request import Request
 from cspsched.problem.result import StopReason
+from cspsched.referee.judge import judge
 from cspsched.referee.metrics import measure
 from cspsched.referee.rules import find_violations
 from cspsched.studies.compare import COMPARISON_SCHEMA, Comparison, compare_policies
@@ -98,6 +99,18 @@ def test_small_instance_is_solved_to_the_optimum():
     assert comparison.reference.best_known_ns == optimum.primal_ns == optimum.dual_ns
     for row in comparison.rows:
         assert row.excess[0] == row.excess[1] == (row.value_ns - optimum.primal_ns) / optimum.primal_ns
+
+
+@pytest.mark.parametrize("policies", [["vllm"], ["sarathi", "smallest-volume"]])
+@pytest.mark.parametrize("cells", [0, SMALL_CELLS])
+def test_the_best_known_schedule_is_kept(monkeypatch, policies, cells):
+    """It has the best known value by the referee, whether a policy, a search or the solver found it."""
+    monkeypatch.setattr("cspsched.studies.reference.SMALL_CELLS", cells)
+    comparison = compare_policies(crowded(), policies)
+    judged = judge(comparison.instance, comparison.reference.schedule)
+
+    assert judged.violations == ()
+    assert judged.metrics.objective_ns(Objective.LATENCY) == comparison.reference.best_known_ns
 
 
 def test_large_instance_is_bounded_without_a_search(monkeypatch):
