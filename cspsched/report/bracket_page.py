@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 from typing import Any
 
 from cspsched.improve.bracket import Bracket
 from cspsched.report.bracket import bracket_figure, curve_figure, rows, sentences
-from cspsched.report.files import html_page, png
+from cspsched.report.files import png
+from cspsched.report.html.template import render
 from cspsched.report.output import write_files
 
 
@@ -38,7 +40,15 @@ def write_brackets(brackets: list[tuple[Bracket, str]], data: dict[str, Any], fo
         table += [[policy, title, value, over] for policy, value, over in rows(bracket)]
         notes += [f"{title}: {sentence}" for sentence in sentences(bracket)]
     header = ["policy", "objective", "value", "certified excess"]
-    page = html_page("Brackets around the optimum", header, table, notes, images)
+    page = render(
+        "brackets.html",
+        has_charts=False,
+        title="Brackets around the optimum",
+        header=header,
+        rows=table,
+        notes=notes,
+        images={name: base64.b64encode(image).decode() for name, image in images.items()},
+    )
     files: dict[str, str | bytes] = {
         "bracket.html": page,
         "bracket.json": json.dumps(data, indent=1) + "\n",
