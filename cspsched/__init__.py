@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from cspsched.problem.schedule import Schedule as Schedule
     from cspsched.referee.metrics import measure as measure
     from cspsched.referee.rules import find_violations as find_violations
-    from cspsched.report.html import write_page as write_page
     from cspsched.serving import Serving as Serving
     from cspsched.serving import make_instance as make_instance
     from cspsched.studies.compare import Comparison as Comparison
@@ -63,7 +62,6 @@ _HOME = {
     "Request": "problem.request",
     "Result": "problem.result",
     "Schedule": "problem.schedule",
-    "write_page": "report.html",
     "ReferenceLimits": "studies.reference",
     "Serving": "serving",
     "make_instance": "serving",

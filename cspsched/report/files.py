@@ -25,19 +25,13 @@ MOST_PICTURED_POLICIES = 12
 MOST_NAME_LETTERS = 60
 
 
-def write_comparison(
-    comparison: Comparison,
-    folder: Path,
-    *,
-    facts: Sequence[tuple[str, str]] = (),
-    sections: Sequence[Section] = (),
-) -> list[Path]:
+def write_comparison(comparison: Comparison, folder: Path, *, sections: Sequence[Section] = ()) -> list[Path]:
     """Write report.html, report.md, comparison.json and the pictures; returns the files.
 
     Parameters
     ----------
-    facts, sections
-        For the page, as `page` takes them.
+    sections
+        More sections of the page.
 
     Raises
     ------
@@ -50,7 +44,7 @@ def write_comparison(
     notes = "".join(f"{note}\n\n" for note in _picture_note(comparison))
     text = f"# {heading}\n\n{table.markdown(comparison)}\n{notes}{links}\n"
     files: dict[str, str | bytes] = {
-        "report.html": page(comparison, facts=facts, sections=sections),
+        "report.html": page(comparison, sections=sections),
         "report.md": text,
         "comparison.json": json.dumps(comparison.to_json(), indent=1) + "\n",
         **{f"{name}.png": image for name, image in images.items()},

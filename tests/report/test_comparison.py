@@ -22,6 +22,7 @@ from cspsched.studies.compare import Comparison, compare_policies
 from cspsched.studies.solving import solve
 from cspsched.trace import read_trace
 from cspsched.trace.shipped import shipped_trace_path
+from cspsched.units import percent
 from tests.support.comparisons import NO_SEARCH, compared, tight_comparison
 
 
@@ -58,7 +59,7 @@ def test_time_has_four_digits_in_the_unit_that_fits(value, text):
 )
 def test_percentage_keeps_two_digits_where_it_is_small(value, text):
     """A small excess is not rounded to zero: zero means proven to be none."""
-    assert table.percent(value) == text
+    assert percent(value) == text
 
 
 def test_excess_is_one_number_or_an_interval():

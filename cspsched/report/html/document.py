@@ -49,7 +49,7 @@ def page(
     Parameters
     ----------
     facts
-        What was compared, such as trace, model and version: labels with their values.
+        More of what was compared than the comparison's own provenance: labels with their values.
     sections
         What stands before the notes.
     """
@@ -69,7 +69,7 @@ def page(
         bars=bars,
         ticks=ticks,
         is_open=any(bar.open for bar in bars),
-        facts=facts,
+        facts=[*(comparison.provenance.rows() if comparison.provenance else ()), *facts],
         header=_excess_first(table.header(comparison)),
         rows=list(map(_excess_first, table.rows(comparison))),
         keys=list(map(_excess_first, table.numbers(comparison))),

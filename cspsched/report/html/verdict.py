@@ -7,8 +7,9 @@ from decimal import ROUND_CEILING, ROUND_FLOOR
 from math import ceil, floor, log10
 from typing import NamedTuple
 
-from cspsched.report.table import between, excess, percent
+from cspsched.report.table import between, excess
 from cspsched.studies.compare import Comparison, PolicyRow
+from cspsched.units import percent
 
 MOST_NAMED_POLICIES = 4
 TICKS = 5
