@@ -122,7 +122,8 @@ def test_best_known_schedule_stands_first_unless_a_policy_has_it(tight, text):
     """The reference's schedule is drawn once: by itself, or as the policy whose schedule it is."""
     schedules = data_of(text)["timeline"]["schedules"]
     own = replace(tight.reference, schedule=tight.rows[1].metrics.history.schedule)
-    shared = data_of(page(replace(tight, reference=own)))["timeline"]["schedules"]
+    row = replace(tight.rows[1], value_ns=own.best_known_ns)
+    shared = data_of(page(replace(tight, reference=own, rows=(tight.rows[0], row))))["timeline"]["schedules"]
     unknown = data_of(page(replace(tight, reference=replace(own, schedule=None))))["timeline"]["schedules"]
 
     assert [(one["name"], one["is_policy"]) for one in schedules] == [
@@ -297,7 +298,7 @@ def test_verdict_is_one_sentence_about_the_best_and_the_worst(tight):
     )
     assert said(good, good) == ("Each of the 2 policies is optimal: no schedule has a lower mean latency.")
     assert said(best, bad).startswith(
-        "sarathi:chunk=16 is the best known schedule, above the optimal mean latency by at most 4.00 %;"
+        "sarathi:chunk=16 has the best known schedule and is above the optimal mean latency by at most 4.00"
     )
 
 

@@ -150,7 +150,8 @@ def drawn_schedules(comparison: Comparison) -> list[Drawn]:
         for row in comparison.rows[:MOST_POLICIES]
     ]
     best = reference.schedule
-    if best is not None and not any(best == metrics.history.schedule for *_, metrics in candidates):
+    own = [metrics.history.schedule for _, is_best, metrics in candidates if is_best]
+    if best is not None and not any(_are_same(best, schedule) for schedule in own):
         candidates.insert(0, ("", True, judge(comparison.instance, best).metrics))
     drawn: list[Drawn] = []
     entries = 0
@@ -213,6 +214,15 @@ def first_differences(drawn: Sequence[Drawn]) -> dict[tuple[int, int], int | Non
     """
     ordered = [_ordered(one.schedule) for one in drawn]
     return {(a, b): _first_difference(ordered[a], ordered[b]) for a, b in combinations(range(len(drawn)), 2)}
+
+
+def _are_same(one: Schedule, other: Schedule) -> bool:
+    """Whether two schedules differ in nothing but the order of the entries of a batch."""
+    return (
+        np.array_equal(one.start_ns, other.start_ns)
+        and np.array_equal(one.end_ns, other.end_ns)
+        and _first_difference(_ordered(one), _ordered(other)) is None
+    )
 
 
 def _ordered(schedule: Schedule) -> IntArray:

@@ -53,7 +53,7 @@ def _proven(row: PolicyRow, what: str) -> str:
         return f"is optimal: no schedule has a lower {what}"
     if row.excess.at_least == 0 and row.excess.at_most is not None:
         return (
-            f"is the best known schedule, above the optimal {what} by at most "
+            f"has the best known schedule and is above the optimal {what} by at most "
             f"{percent(row.excess.at_most, ROUND_CEILING)}"
         )
     return f"is above the optimal {what} {between(row.excess)}"

@@ -2,6 +2,8 @@
 const STEP = 1.6;
 const SHIFT = 0.25;
 const MOST_NAMED = 8;
+// From this share of the capacity on the memory is drawn up to all of it.
+const FULL = 0.5;
 
 class Timeline {
   constructor(element, data) {
@@ -17,7 +19,7 @@ class Timeline {
     this.endNs = data.end_ns;
     this.capacity = data.limits.kv_blocks * data.limits.block_tokens;
     this.mostOccupied = Math.max(...this.schedules.map((one) => one.mostBlocks)) * data.limits.block_tokens;
-    this.isWhole = this.mostOccupied > 0.2 * this.capacity;
+    this.isWhole = this.mostOccupied > FULL * this.capacity;
     this.isStarted = false;
     this.leastSpanNs = Math.max(10, this.endNs / 1e7);
     this.view = { fromNs: 0, toNs: this.endNs };
@@ -187,7 +189,8 @@ class Timeline {
   }
 
   // What is under the pointer: the time, the batch of each schedule, and the request of a row.
-  tell(request = -1) {
+  tell(request = -1, live = "off") {
+    this.said.setAttribute("aria-live", live);
     this.#moveCursor();
     const at = this.cursorNs;
     if (at === null) return;
@@ -224,7 +227,7 @@ class Timeline {
       const half = (this.view.toNs - this.view.fromNs) / 2;
       this.set(this.cursorNs - half, this.cursorNs + half);
     }
-    this.tell();
+    this.tell(-1, "polite");
   }
 
   #listen() {
