@@ -11,7 +11,7 @@ from cspsched.referee.rules import occupied_blocks
 from cspsched.report import table
 from cspsched.report.html import curves, lanes, verdict
 from cspsched.report.html.sections import Section
-from cspsched.report.html.template import packed, render
+from cspsched.report.html.template import render
 from cspsched.report.output import write_files
 from cspsched.studies.compare import Comparison
 from cspsched.units import NS_PER_S
@@ -62,7 +62,6 @@ def page(
     bars, ticks = verdict.bars(comparison)
     return render(
         "comparison.html",
-        has_charts=True,
         title=verdict.title([row.policy for row in comparison.rows]),
         verdict=verdict.verdict(comparison),
         what=comparison.objective.label,
@@ -85,14 +84,11 @@ def page(
         percentiles=curves.percentile_rows(distributions),
         sections=sections,
         notes=[*table.footnotes(comparison), *_drawn_notes(comparison, drawn, cut)],
-        data=packed(
-            {
-                "names": list(measured),
-                "curves": curves.curves_json(distributions),
-                "bands": [section.chart() for section in sections],
-                "timeline": lanes.schedules_json(comparison.instance, drawn, differs, cut) if drawn else None,
-            }
-        ),
+        charts={
+            "names": list(measured),
+            "curves": curves.curves_json(distributions),
+            "timeline": lanes.schedules_json(comparison.instance, drawn, differs, cut) if drawn else None,
+        },
     )
 
 

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import zlib
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from cspsched.problem.cost import IntArray
+from cspsched.report.html.sections import Section
 
 TEMPLATES = files("cspsched.report") / "templates"
 LIBRARY = "vendor/uPlot.iife.min.js"
@@ -30,14 +32,24 @@ CHART_SCRIPTS = (
 """Joined into one module, so that no name is global."""
 
 
-def render(template: str, *, has_charts: bool, **context: Any) -> str:
+def render(
+    template: str,
+    *,
+    sections: Sequence[Section] = (),
+    charts: Mapping[str, Any] | None = None,
+    **context: Any,
+) -> str:
     """A page from a template.
 
     Parameters
     ----------
-    has_charts
-        Whether the charts, with their library, are in the page.
+    sections
+        For the template, and their bands for the page's script.
+    charts
+        What else the script draws. Without it, and without bands, no charts and no library are in the page.
     """
+    bands = [section.chart() for section in sections]
+    has_charts = charts is not None or any(bands)
     loader = PackageLoader("cspsched.report", "templates")
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -49,6 +61,8 @@ def render(template: str, *, has_charts: bool, **context: Any) -> str:
     return environment.get_template(template).render(
         style="".join(map(_text, STYLES)),
         scripts=scripts,
+        sections=sections,
+        data=packed({**(charts or {}), "bands": bands}) if has_charts else "",
         allowed=" ".join(f"'sha256-{_digest(text)}'" for _, text in scripts),
         **context,
     )
