@@ -70,7 +70,7 @@ def searched(instance, objective, *, sharp=False):
         return None
     if sharp:
         space.sharpen(lambda *_: True)
-        assert len(space.floors.walk_values) > 0
+        assert len(space.heuristic_tables.path_values) > 0
     outcome = search_states(space, talk(start.value_ns))
     assert outcome.stop_reason is StopReason.ROUNDING
     if outcome.decisions is None:

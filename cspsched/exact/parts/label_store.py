@@ -18,7 +18,7 @@ HASH_FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
 
 class Nodes(NamedTuple):
-    """One label a state: what it is, cost, floor on the rest, how it was reached; a hash table; a heap."""
+    """One label a state: what it is, cost, heuristic, how it was reached; a hash table; a heap."""
 
     number: IntArray
     """Tokens generated of all requests, as one number."""
