@@ -154,5 +154,5 @@ def reach(nodes: Nodes, label: int, cost: int, f: int, parent: int, processed: i
 
 @outer
 def start_from(nodes: Nodes, rest: int) -> None:
-    """Make the label of the state in which nobody has started."""
+    """Make the label of the state in which no request has started."""
     reach(nodes, new_label(nodes, find_slot(nodes, 0, 0), 0, 0, rest), 0, rest, -1, 0, 0)
