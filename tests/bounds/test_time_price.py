@@ -212,7 +212,7 @@ def test_waiting_prices_fall_from_window_to_window():
     waits = Waits(columns(tables, tables.work[-1]), chosen)
     assert waits.length.tolist() == [4000]
     ends = [1792, 1536, 1280, 1024, 768, 512, 256, 0, 0]
-    assert waits.everybody.tolist() == ends
+    assert waits.waiting_prices.tolist() == ends
     assert waits.area.tolist() == [8000]
 
 
