@@ -184,7 +184,7 @@ def lone(window_ns, count, *slopes):
 def test_two_lines_that_cross_inside_a_window_by_hand():
     """At its start the steep line shows much, at its end the flat one; neither at both.
 
-    h is s where decodes have no work. To end at C costs C (1 - s) + 100,000 s, and a toll of 2,500 for the
+    h is s where decodes have no work. To end at C costs C (1 - s) + 100,000 s, and 2,500 for the
     prompt: with s = 1/64 that is 4,000 at the start (rounded) and 198,775 at the end, with s = 127/64 it is
     200,900 at the start and next to nothing at the end, and with both 102,500 at C = 100,000. The larger of
     the two at each border would prove 198,775 - 50,000, for a request that takes 111,000.

@@ -11,7 +11,7 @@ PRICE_UNIT, STRETCH_UNIT = 1024, 16
 
 
 class Given(NamedTuple):
-    """Everything that is read, int64. Names as in `Waits`, `Columns`. By request, but for `prefill_prices`."""
+    """Everything that is read, int64. Names as in `Waits`, `Columns`. By request but for `prefill_prices`."""
 
     arrivals: IntArray
     ends: IntArray
