@@ -1,4 +1,4 @@
-"""Imports point one way, and nobody loads torch but the profiler; tests lie as the package does."""
+"""Imports point one way, and only the profiler loads torch; tests lie as the package does."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_every_part_has_its_place():
 
 
 def test_the_layers_have_no_cycle():
-    """The table above is an order: whoever is imported imports nothing of the importer."""
+    """The table above is an order: a part that is imported imports nothing of the importer."""
     done: set[str] = set()
     while ready := {part for part, below in MAY_IMPORT.items() if below <= done} - done:
         done |= ready
