@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from cspsched.problem.excess import Excess
+from cspsched.referee.rules import occupied_blocks
 from cspsched.report import table
 from cspsched.report.html import Band, Section, lanes, page, write_page
 from cspsched.report.html.curves import Distribution, curves_json, distributions
@@ -100,7 +101,7 @@ def test_lanes_are_the_schedule(tight, text, row):
     assert entries_of(one) == {(j, i): (c, d) for j, i, c, d in zip(batch, *columns, strict=True)}
     assert end_ns.tolist() == schedule.end_ns.tolist()
     assert (end_ns - length_ns).tolist() == schedule.start_ns.tolist()
-    assert np.cumsum(one["occupied_blocks"]).tolist() == lanes.occupied_blocks(history).tolist()
+    assert np.cumsum(one["occupied_blocks"]).tolist() == occupied_blocks(history).tolist()
     assert one["evicted_batch"] == schedule.evicted_batch.tolist()
     assert one["evicted_request"] == schedule.evicted_request.tolist()
 

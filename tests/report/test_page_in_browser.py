@@ -11,9 +11,16 @@ from typing import Any
 
 import pytest
 
+from cspsched.errors import CspschedError
+from cspsched.referee.history import History, follow
+from cspsched.referee.metrics import Metrics
 from cspsched.report.html import Band, Section, lanes, page, write_page
+from cspsched.report.html.template import TEMPLATES
 from cspsched.report.table import numbers
+from cspsched.simulate import simulate
+from cspsched.studies.binding import binding_limits
 from tests.support.comparisons import long_comparison, tight_comparison
+from tests.support.kernel_cases import draw_case
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright (extra dev)")
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -120,6 +127,101 @@ def test_page_is_drawn_without_an_error(opened, name, scheme, width):
         assert inked(shown, "canvas.lanes") > 1000
         assert inked(shown, "canvas.strip") > 1000
         assert inked(shown, "[data-memory] canvas") > 1000
+
+
+DERIVED = """(data) => {
+    const requests = { ...data.requests, arrivalNs: summed(data.requests.arrival_ns) };
+    const one = new Schedule(data.schedules[0], requests);
+    const entries = [];
+    for (let j = 0; j < one.startNs.length; j++) {
+        for (const i of one.entriesOf(j).keys()) {
+            const { phase, tokens, kv } = one.entry(i, j);
+            entries.push([j, i, tokens, kv, phase]);
+        }
+    }
+    const resident = one.startNs.map(() => 0);
+    for (const [, first, end] of one.stays) for (let j = first; j < end; j++) resident[j] += 1;
+    return { entries, resident: [...resident], tokens: [...one.tokens], last: [...one.lastNs] };
+}"""
+
+
+@pytest.mark.parametrize("name", ["vllm", "sarathi", "vllm-v0 swap", "fastserve swap"])
+def test_script_derives_what_the_referee_derives(browser, name):
+    """From runs and evictions: c, m and phase of every entry, residents of every batch, last tokens."""
+    shown = browser.new_page()
+    script = "".join(
+        (TEMPLATES / "scripts" / file).read_text(encoding="utf-8") for file in ("data.js", "schedule.js")
+    )
+    for history in histories(name):
+        schedule, metrics = history.schedule, Metrics(history=history)
+        one = lanes.Drawn(
+            name=name, is_best=False, is_policy=True, metrics=metrics,
+            runs=lanes.Runs.of(history), binding=binding_limits(history),
+        )  # fmt: skip
+        data = lanes.schedules_json(history.instance, [one], {}, None)
+        told = shown.evaluate(f"(data) => {{ {script}; return ({DERIVED})(data); }}", data)
+        columns = (
+            schedule.batch_of_entry, schedule.request, schedule.tokens, history.kv_after, history.decodes
+        )  # fmt: skip
+        expected = {(j, i): (c, m, d) for j, i, c, m, d in zip(*map(list, columns), strict=True)}
+        phases = {(j, i): phase for j, i, _, _, phase in told["entries"]}
+
+        assert {(j, i): (c, m, phase == "decode") for j, i, c, m, phase in told["entries"]} == expected
+        assert {key for key, phase in phases.items() if phase == "refill"} == refills(history)
+        assert told["tokens"][:-1] == history.features.tokens.tolist()
+        assert told["last"] == (metrics.latency_ns + metrics.arrival_ns).tolist()
+        assert told["resident"] == residents(history)
+    shown.close()
+
+
+def histories(name: str) -> list[History]:
+    """Of random instances on which a policy preempts."""
+    found = []
+    for seed in range(40):
+        case = draw_case(name, seed)
+        if case is None:
+            continue
+        try:
+            schedule = simulate(*case).schedule
+        except CspschedError:
+            continue
+        if schedule.num_preemptions and not schedule.uses_prefix_cache:
+            found.append(follow(case[0], schedule))
+    assert found
+    return found
+
+
+def refills(history: History) -> set[tuple[int, int]]:
+    """Prefills of requests whose KV cache was lost, and that have generated nothing since."""
+    schedule = history.schedule
+    evictions = list(
+        zip(schedule.evicted_request, schedule.evicted_batch, schedule.evicted_to_host, strict=True)
+    )
+    found = set()
+    refilling: set[int] = set()
+    for j, i, generates in zip(schedule.batch_of_entry, schedule.request, history.generates, strict=True):
+        before = schedule.batch_of_entry[(schedule.request == i) & (schedule.batch_of_entry < j)]
+        since = before.max(initial=-1)
+        if any(one == i and since < batch <= j and not to_host for one, batch, to_host in evictions):
+            refilling.add(i)
+        if i in refilling:
+            found.add((j, i))
+        if generates:
+            refilling.discard(i)
+    return found
+
+
+def residents(history: History) -> list[int]:
+    """Requests that hold KV entries on the device in each batch."""
+    schedule, held, found = history.schedule, set(), []
+    for j in range(schedule.num_batches):
+        held -= set(schedule.evicted_request[schedule.evicted_batch == j].tolist())
+        held |= set(schedule.restored_request[schedule.restored_batch == j].tolist())
+        entries = slice(schedule.first_entry[j], schedule.first_entry[j + 1])
+        held |= set(schedule.request[entries].tolist())
+        found.append(len(held))
+        held -= set(schedule.request[entries][history.finishes[entries]].tolist())
+    return found
 
 
 def test_buttons_and_keys_zoom_and_move(opened):

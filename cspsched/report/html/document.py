@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TypeVar
 
 from cspsched.problem.schedule import Schedule
-from cspsched.referee.rules import occupied_blocks
 from cspsched.report import table
 from cspsched.report.html import curves, lanes, verdict
 from cspsched.report.html.sections import Section
@@ -57,7 +56,7 @@ def page(
     differs = lanes.first_differences(drawn)
     cut = lanes.cut_ns(drawn)
     measured = {row.policy: row.metrics for row in comparison.rows[: lanes.MOST_POLICIES]}
-    measured |= {one.name: one.metrics for one in drawn if not one.is_policy}
+    measured |= {one.name: one.metrics for one in drawn if one.name not in measured}
     distributions = curves.distributions(measured)
     bars, ticks = verdict.bars(comparison)
     return render(
@@ -100,7 +99,7 @@ def _excess_first(cells: list[Cell]) -> list[Cell]:
 def _summary(one: lanes.Drawn, differs: int | None) -> list[str]:
     """A schedule in numbers, for those who do not see the lanes."""
     schedule, limits = one.schedule, one.history.instance.limits
-    most = int(occupied_blocks(one.history).max())
+    most = int(one.occupied_blocks.max())
     return [
         f"{one.name} (best known)" if one.is_best and one.is_policy else one.name,
         f"{schedule.num_batches:,}",

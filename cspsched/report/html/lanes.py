@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
 from typing import Any
 
@@ -110,6 +111,11 @@ class Drawn:
         """The schedule."""
         return self.history.schedule
 
+    @cached_property
+    def occupied_blocks(self) -> IntArray:
+        """KV blocks of all residents during each batch."""
+        return occupied_blocks(self.history)
+
     def to_json(self, num_batches: int) -> dict[str, Any]:
         """Columns of the first batches for the page's script; `steps` undoes differences."""
         schedule, runs = self.schedule, self.runs.before(num_batches)
@@ -119,10 +125,9 @@ class Drawn:
             "name": self.name,
             "is_best": self.is_best,
             "is_policy": self.is_policy,
-            "num_batches": schedule.num_batches,
             "idle_ns": (start_ns - np.concatenate(([0], end_ns[:-1]))).tolist(),
             "length_ns": steps(end_ns - start_ns),
-            "occupied_blocks": steps(occupied_blocks(self.history)[:num_batches]),
+            "occupied_blocks": steps(self.occupied_blocks[:num_batches]),
             "run_request": steps(runs.request),
             "run_first": steps(runs.first),
             "run_length": runs.length.tolist(),

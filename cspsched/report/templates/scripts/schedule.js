@@ -6,7 +6,6 @@ class Schedule {
     this.name = data.name;
     this.label = data.is_best && data.is_policy ? `${data.name} (best known)` : data.name;
     this.isBest = data.is_best;
-    this.numBatches = data.num_batches;
     this.lengthNs = summed(data.length_ns);
     this.occupiedBlocks = summed(data.occupied_blocks);
     this.mostBlocks = this.occupiedBlocks.reduce((most, blocks) => Math.max(most, blocks), 0);
