@@ -115,7 +115,7 @@ class Lanes {
       const to = endNs[first[k] + length[k] - 1];
       if (to < view.fromNs || from > view.toNs) continue;
       if (name === "decode") this.pen.globalAlpha = 1;
-      else this.pen.globalAlpha = 0.55 + 0.45 * (schedule.run.tokens[k] / schedule.mostTokens);
+      else this.pen.globalAlpha = 0.7 + 0.3 * (schedule.run.tokens[k] / schedule.mostTokens);
       const y = row * this.rowPx + this.#gap();
       const high = this.rowPx - 2 * this.#gap();
       if ((this.x(to) - this.x(from)) / length[k] < CELL_PX) this.#bar(from, to, y, high);
