@@ -69,8 +69,8 @@ TRACE_NAMES = ("limit", "window", "scale_rate")
 @click.option(
     "--steps",
     type=click.IntRange(min=0),
-    help="Steps of the search for the best known schedule, about 10 ms each for 2,000 requests.  "
-    "[default: 200, fewer above 5,000 requests; no limit with --time-limit]",
+    help="Steps of the search for the best known schedule, about 4 ms each for 2,000 requests.  "
+    "[default: 200, fewer above 400,000 output tokens; no limit with --time-limit]",
 )
 @click.option(
     "--deterministic",

@@ -50,7 +50,7 @@ SEARCH_OPTIONS = (
     click.option(
         "--deterministic",
         is_flag=True,
-        help="Without a clock: 200 steps if --steps says no other number, fewer above 5,000 requests.",
+        help="Without a clock: 200 steps if --steps says no other number, fewer above 400,000 output tokens.",
     ),
     click.option(
         "--seed",

@@ -32,8 +32,8 @@ WORK_S = 1.0
 """Work of the exact solver where no clock limits it, in its own units (docs/solve.md)."""
 MOST_STEPS = 200
 """Steps of the search: its starts, and some changes of their shape (docs/brackets.md has what they bring)."""
-STEP_REQUESTS = 1_000_000
-"""Steps times requests, about ten CPU seconds; a trace that is larger gets fewer steps."""
+STEP_TOKENS = 82_500_000
+"""Steps times output tokens, about a CPU second; a trace with more of them gets fewer steps."""
 FEWEST_STEPS = 10
 
 
@@ -77,9 +77,9 @@ class ReferenceLimits:
             return SearchLimits(time_limit_s=self.work_s, num_workers=1, seed=self.seed, deterministic=True)
         return SearchLimits(time_limit_s=self.time_limit_s, num_workers=self.num_workers, seed=self.seed)
 
-    def search(self, num_requests: int) -> ImproveLimits:
-        """Limits of the search of a trace of so many requests."""
-        steps = default_steps(num_requests) if self.repeats and self.steps is None else self.steps
+    def search(self, instance: Instance) -> ImproveLimits:
+        """Limits of the search of an instance."""
+        steps = default_steps(instance) if self.repeats and self.steps is None else self.steps
         return ImproveLimits(time_limit_s=self.time_limit_s, max_steps=steps, seed=self.seed)
 
     def after(self, seconds: float) -> ReferenceLimits:
@@ -124,9 +124,10 @@ class Reference:
         return Excess.of(value_ns, best_ns=self.best_known_ns, bound_ns=self.bound_ns)
 
 
-def default_steps(num_requests: int) -> int:
+def default_steps(instance: Instance) -> int:
     """Steps of the search where neither steps nor a clock limit it."""
-    return max(FEWEST_STEPS, min(MOST_STEPS, STEP_REQUESTS // max(num_requests, 1)))
+    tokens = int(instance.columns.output_tokens.sum())
+    return max(FEWEST_STEPS, min(MOST_STEPS, STEP_TOKENS // tokens))
 
 
 def find_reference(
@@ -220,7 +221,7 @@ def _searched(
     time_left = None if limit_s is None else lambda: limit_s - (time.monotonic() - started)
     bound = lower_end(instance, objective, time_left=time_left)
     known = [Found(schedule=one.schedule, value_ns=one.value_ns, found_by=one.policy) for one in reference]
-    search = limits.after(time.monotonic() - started).search(len(instance.requests))
+    search = limits.after(time.monotonic() - started).search(instance)
     if instance.switches.hybrid_batches and search.max_steps != 0:
         on_step("searching for a better schedule than the policies of the reference")
         least_ns = min((one.value_ns for one in known), default=UNKNOWN_NS)

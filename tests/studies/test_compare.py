@@ -18,7 +18,7 @@ from cspsched.referee.judge import judge
 from cspsched.referee.metrics import measure
 from cspsched.referee.rules import find_violations
 from cspsched.studies.compare import COMPARISON_SCHEMA, Comparison, compare_policies
-from cspsched.studies.reference import SMALL_CELLS, ReferenceLimits
+from cspsched.studies.reference import SMALL_CELLS, ReferenceLimits, default_steps
 from cspsched.studies.solving import solve
 from tests.support.strategies import UNIT, make_instance
 
@@ -242,3 +242,16 @@ def test_the_reference_goes_without_those_who_cannot_run(switches):
     assert any(step.startswith("the reference goes without") for step in told)
     assert find_violations(instance, comparison.rows[0].metrics.history.schedule) == []
     assert solve(instance, limits=BRIEF, heuristics=["fastserve", "vllm"]).result.schedule is not None
+
+
+@pytest.mark.parametrize(
+    ("count", "output_tokens", "steps"),
+    [(2000, 205, 200), (2000, 412, 100), (20_000, 206, 20), (200, 2060, 200), (100_000, 400, 10)],
+)
+def test_steps_of_the_search_are_counted_in_output_tokens(count, output_tokens, steps):
+    """A step takes as long as the trace has output tokens, however many requests they are of."""
+    instance = make_instance(*[(1, output_tokens)] * count, kv_blocks=5000)
+
+    assert default_steps(instance) == pytest.approx(steps, rel=0.01)
+    assert ReferenceLimits().search(instance).max_steps == default_steps(instance)
+    assert ReferenceLimits(steps=7).search(instance).max_steps == 7
