@@ -24,8 +24,6 @@ from cspsched.studies.reference import Reference, ReferenceLimits, find_referenc
 from cspsched.units import NS_PER_S
 
 PERCENTILES = (50, 90, 99)
-MOST_FOR_PERCENTILES = 5_000
-"""Requests up to which percentiles are bounded: some tenths of a second each."""
 COMPARISON_SCHEMA = "cspsched/comparison/2"
 ENDS = ("fast", "slow")
 """Ends of a cost model's error band: all batches are fast, or all are slow."""
@@ -57,8 +55,7 @@ class Comparison:
         The same comparison with the batch times of the ends of the cost model's error band, by name; empty
         if it was not asked for.
     percentile_bounds_ns
-        Certified: no schedule has a lower percentile of latency or TTFT; by objective and percentile, empty
-        for traces of more than so many requests as `MOST_FOR_PERCENTILES`.
+        Certified: no schedule has a lower percentile of latency or TTFT; by objective and percentile.
     warnings
         What of the trace or of the policies' settings does nothing, in sentences.
     """
@@ -209,7 +206,7 @@ def compare_policies(
 def _percentile_bounds(
     instance: Instance, percentiles: Sequence[int], tell: Callable[[str], None]
 ) -> dict[Objective, dict[int, int]]:
-    if not percentiles or len(instance.requests) > MOST_FOR_PERCENTILES:
+    if not percentiles:
         return {}
     tell("bounding percentiles")
     return {
