@@ -15,6 +15,7 @@ from cspsched.exact.states.best_first import (
     FULL,
     OPEN,
     WEIGHT_ONE,
+    Expansion,
     advance,
     new_scratch,
     number_of,
@@ -197,8 +198,8 @@ class StateSearch:
     def _advance(self, nodes: Nodes, num_labels: int, weight: int) -> int:
         """Expand some labels; returns how it ended."""
         space = self._space
-        tables = (space.shape, space.prices, space.floors, nodes, self._scratch)
-        return advance(*tables, self._upper, self._goal, num_labels, weight)
+        e = Expansion(space.shape, space.prices, space.floors, nodes, self._scratch, self._upper, weight)
+        return advance(e, self._goal, num_labels)
 
     def _rest_of_all(self) -> int:
         """Floor of that state."""
