@@ -38,7 +38,7 @@ packets and pinned copies, about 80 %; an assumption, not measured here. PCIe 5.
 
 @dataclass(frozen=True, kw_only=True)
 class Serving:
-    """Model, device and limits of one replica; what is None takes the engine's or the cost model's default.
+    """Model, device and limits of one replica; None takes the engine's or the cost model's default.
 
     Attributes
     ----------
@@ -87,8 +87,8 @@ def make_instance(trace: Trace, serving: Serving | None = None) -> Instance:
         If a file cannot be read, or the capacity holds no KV block.
     """
     serving = serving or Serving()
-    model, device, tensor_parallel = _hardware(serving)
-    # The facts come first: a misspelt name is told as such, not as a pair that nobody measured.
+    model, device, tensor_parallel = hardware(serving)
+    # The facts come first: a misspelt name is told as such, not as a pair without measurements.
     max_model_len = serving.max_model_len or load_model(model).max_model_len
     batch_tokens, batch_requests = _batch_limits(serving, device)
     _require_room(serving, model, device)
@@ -187,7 +187,7 @@ def _listed(degrees: list[int]) -> str:
 
 def plan_memory(serving: Serving) -> KvPlan:
     """Where the memory of one rank goes, byte by byte; same errors as `make_instance`."""
-    model, device, tensor_parallel = _hardware(serving)
+    model, device, tensor_parallel = hardware(serving)
     _require_room(serving, model, device)
     batch_tokens, batch_requests = _batch_limits(serving, device)
     return plan_kv_capacity(
@@ -201,7 +201,7 @@ def plan_memory(serving: Serving) -> KvPlan:
     )
 
 
-def _hardware(serving: Serving) -> tuple[str, str, int]:
+def hardware(serving: Serving) -> tuple[str, str, int]:
     """Model, device and tensor parallelism: as given, as the cost model was measured, or the default."""
     measured = describe_cost(serving.cost) if serving.cost else None
     model = model_name(serving.model or (measured and measured.model) or DEFAULT_MODEL)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Decimal
+from html import escape
 from math import ceil, floor
 from typing import Any
 
@@ -11,11 +12,9 @@ from cspsched.problem.excess import Excess
 from cspsched.problem.objectives import Objective
 from cspsched.problem.result import Status, StopReason
 from cspsched.studies.compare import CLAIRVOYANT, Comparison, PolicyRow
-from cspsched.units import NS_PER_S
+from cspsched.units import NS_PER_S, percent
 
 ARRIVAL_DOMINATED = 0.9
-LEAST_PLAIN = 1e-3
-"""Below a tenth of a percent a ratio is shown with two significant digits."""
 WHY_OPEN = {
     StopReason.TOO_LARGE: "the trace is too large for the exact solver",
     StopReason.TIME_LIMIT: "the exact solver had no more time or work",
@@ -140,6 +139,15 @@ def markdown(comparison: Comparison) -> str:
     return table + "\n\n" + "\n".join(f"- {note}" for note in footnotes(comparison)) + "\n"
 
 
+def html(comparison: Comparison) -> str:
+    """Table and footnotes as a piece of HTML, for notebooks."""
+    head = "".join(f"<th>{escape(name)}</th>" for name in header(comparison))
+    lines = [*rows(comparison), *bounds_row(comparison)]
+    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in line)}</tr>" for line in lines)
+    notes = "".join(f"<li>{escape(note)}</li>" for note in footnotes(comparison))
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table><ul>{notes}</ul>"
+
+
 def _escaped(cell: str) -> str:
     return cell.replace("|", "\\|")
 
@@ -182,18 +190,3 @@ def between(ends: Excess) -> str:
         return f"by {percent(least)}"
     upper = "" if most is None else f" and at most {percent(most, ROUND_CEILING)}"
     return f"by at least {percent(least, ROUND_FLOOR)}{upper}"
-
-
-def percent(value: float, rounding: str = ROUND_HALF_EVEN) -> str:
-    """A ratio in percent: two decimals, or two significant digits where that is more.
-
-    Parameters
-    ----------
-    rounding
-        A mode of `decimal`: down for what is proven at least, up for what is possible at most.
-    """
-    # The shortest decimal that is the float: 2 % is to stay 2 % where it is rounded up.
-    exact = Decimal(repr(float(value))) * 100
-    if value == 0 or value >= LEAST_PLAIN:
-        return f"{exact.quantize(Decimal('0.01'), rounding):f} %"
-    return f"{float(exact.quantize(Decimal(1).scaleb(exact.adjusted() - 1), rounding)):.2g} %"

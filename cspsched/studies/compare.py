@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from decimal import ROUND_CEILING, ROUND_FLOOR
+from typing import TYPE_CHECKING, Any
 
 from cspsched.bounds.misses import percentiles_ns
 from cspsched.errors import InputError, UsageError
@@ -20,11 +21,15 @@ from cspsched.problem.result import StopReason, tool_versions, unit_of
 from cspsched.problem.schedule import Schedule
 from cspsched.referee.judge import judge
 from cspsched.referee.metrics import Metrics
+from cspsched.studies.provenance import Provenance
 from cspsched.studies.reference import Reference, ReferenceLimits, find_reference
-from cspsched.units import NS_PER_S
+from cspsched.units import NS_PER_S, percent
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 PERCENTILES = (50, 90, 99)
-COMPARISON_SCHEMA = "cspsched/comparison/2"
+COMPARISON_SCHEMA = "cspsched/comparison/3"
 ENDS = ("fast", "slow")
 """Ends of a cost model's error band: all batches are fast, or all are slow."""
 CLAIRVOYANT = (
@@ -33,7 +38,7 @@ CLAIRVOYANT = (
 )
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class PolicyRow:
     """One policy: its metrics and how far it is from the reference."""
 
@@ -42,8 +47,21 @@ class PolicyRow:
     value_ns: int
     excess: Excess
 
+    @classmethod
+    def of(cls, rival: Rival, reference: Reference) -> PolicyRow:
+        """What a policy reaches, against a reference for the same instance and objective."""
+        return cls(
+            policy=rival.policy,
+            metrics=rival.whole_run.metrics,
+            value_ns=rival.value_ns,
+            excess=reference.excess(rival.value_ns),
+        )
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+    def __repr__(self) -> str:
+        return f"<{self.policy}: excess {_interval(self.excess)}>"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Comparison:
     """Policies on the servable part of an instance, in the order in which they were named.
 
@@ -58,6 +76,8 @@ class Comparison:
         Certified: no schedule has a lower percentile of latency or TTFT; by objective and percentile.
     warnings
         What of the trace or of the policies' settings does nothing, in sentences.
+    provenance
+        Where all this comes from, if it was stated.
     """
 
     instance: Instance
@@ -69,12 +89,30 @@ class Comparison:
     ends: Mapping[str, Comparison] = field(default_factory=dict)
     percentile_bounds_ns: Mapping[Objective, Mapping[int, int]] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    provenance: Provenance | None = None
 
     @property
     def is_interrupted(self) -> bool:
         """Whether Ctrl-C ended a search."""
         whole = (self, *self.ends.values())
         return any(one.reference.stop_reason is StopReason.INTERRUPTED for one in whole)
+
+    def __repr__(self) -> str:
+        rows = ", ".join(f"{row.policy} {_interval(row.excess)}" for row in self.rows)
+        return f"<Comparison of {len(self.instance.requests):,} requests by {self.objective.label}: {rows}>"
+
+    def _repr_html_(self) -> str:
+        """The table, for notebooks."""
+        from cspsched.report.table import html
+
+        return html(self)
+
+    def to_frame(self) -> DataFrame:
+        """A row a policy: value, excess, and the metrics; statistics are columns such as `ttft_s.p99`."""
+        from pandas import json_normalize
+
+        frame: DataFrame = json_normalize(self.to_json()["policies"])
+        return frame
 
     def to_json(self) -> dict[str, Any]:
         """Everything that a report shows, with a schema version and units in the names."""
@@ -91,6 +129,7 @@ class Comparison:
             "seed": self.limits.seed,
             "repeats": self.limits.repeats,
             "warnings": list(self.warnings),
+            "provenance": None if self.provenance is None else self.provenance.to_json(),
             "percentile_bounds": {
                 f"{objective}_s": {f"p{percent}": value_ns / NS_PER_S for percent, value_ns in bounds.items()}
                 for objective, bounds in self.percentile_bounds_ns.items()
@@ -194,7 +233,7 @@ def compare_policies(
     return Comparison(
         instance=servable,
         objective=objective,
-        rows=tuple(_row(one, reference) for one in (*measured, *policies)),
+        rows=tuple(PolicyRow.of(one, reference) for one in (*measured, *policies)),
         reference=reference,
         rejections=rejections,
         limits=limits,
@@ -236,10 +275,8 @@ def _refuse_twice(names: list[str]) -> None:
         raise UsageError(f"{twice[0]!r} is named twice; give each policy and schedule a name of its own")
 
 
-def _row(rival: Rival, reference: Reference) -> PolicyRow:
-    return PolicyRow(
-        policy=rival.policy,
-        metrics=rival.whole_run.metrics,
-        value_ns=rival.value_ns,
-        excess=reference.excess(rival.value_ns),
-    )
+def _interval(excess: Excess) -> str:
+    """Both ends, rounded outwards."""
+    least = "?" if excess.at_least is None else percent(excess.at_least, ROUND_FLOOR)
+    most = "?" if excess.at_most is None else percent(excess.at_most, ROUND_CEILING)
+    return f"{least} to {most}"

@@ -1,8 +1,8 @@
 """Batches of the packing search, compiled: every set of requests that may start now, and where it leads.
 
-A state is, for each request, the tokens generated; whoever is between its first and its last is processed in
-every batch. Labels and heap are those of `cspsched.exact.parts.label_store`; nobody sits out or is evicted,
-so the numbers of tokens are all there is to a state.
+A state is, for each request, the tokens generated; one between its first and its last token is processed in
+every batch. Labels and heap are those of `cspsched.exact.parts.label_store`; no request sits out or is
+evicted, so the numbers of tokens are all there is to a state.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ class Bench(NamedTuple):
     starts: IntArray
     """Whether each of them starts: 0 or 1; -1 before either has been tried."""
     used: IntArray
-    """KV blocks in this batch and those that follow, if nobody else starts; shape (longest output,)."""
+    """KV blocks in this batch and those that follow, if no other request starts; shape (longest output,)."""
     features: IntArray
     """Of the batch, shape (8,)."""
     scratch: IntArray
-    """For floors, shape (4, requests + 1)."""
+    """For the heuristic, shape (4, requests + 1)."""
 
 
 class Starting(NamedTuple):
@@ -54,7 +54,7 @@ class Starting(NamedTuple):
     shape: Shape
     prices: CostTables
     rests: Rests
-    floors: HeuristicTables
+    tables: HeuristicTables
     nodes: Nodes
     bench: Bench
     upper: int
@@ -132,13 +132,13 @@ def may_start(shape: Shape, bench: Bench, i: int) -> bool:
 
 
 @outer
-def rest_of(shape: Shape, rests: Rests, floors: HeuristicTables, generated: IntArray, bench: Bench) -> int:
-    """Lower bound on what the objective still grows by: the better of the tables and of the other floors."""
+def rest_of(shape: Shape, rests: Rests, tables: HeuristicTables, generated: IntArray, bench: Bench) -> int:
+    """Lower bound on what the objective still grows by: that of pairs or of the state search."""
     running = 0
     for i in range(len(generated)):
         if 0 < generated[i] < shape.outputs[i]:
             running |= 1 << i
-    rest = heuristic_on_rest(shape, floors, generated, running, bench.scratch)
+    rest = heuristic_on_rest(shape, tables, generated, running, bench.scratch)
     return int(max(rest, least_rest(rests, generated, bench.scratch[0])))
 
 
@@ -165,7 +165,7 @@ def run_batch(e: Starting, label: int) -> None:
         if nodes.cost[target] <= cost or cost + nodes.rest[target] >= upper:
             return
     else:
-        rest = rest_of(shape, e.rests, e.floors, bench.following, bench)
+        rest = rest_of(shape, e.rests, e.tables, bench.following, bench)
         if cost + rest >= upper:
             return
         target = new_label(nodes, slot, number, 0, rest)

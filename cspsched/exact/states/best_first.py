@@ -4,8 +4,8 @@ A batch is a subset of the unfinished requests: those on the device decode, the 
 Who sits out keeps its KV cache as long as it fits; evictions happen only where memory asks for them, and no
 more of them than needed (keeping a cache never hurts, for it can be dropped before any later batch), or to
 refill a request in the same batch, which can be cheaper than to pay for decodes beside prefills. States
-are numbered; the best label of each is kept, and the smallest f = cost + floor on what is left is a lower
-bound on every schedule at any time.
+are numbered; the best label of each is kept, and the smallest f = cost + heuristic is a lower bound on
+every schedule at any time.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ OPEN, FINISHED, FULL, EXHAUSTED = 0, 1, 2, 3
 PROCESS, SIT_OUT, EVICT, REFILL = 0, 1, 2, 3
 """What a batch does to a request; of identical requests in one state the first has the lower number."""
 WEIGHT_ONE = 16
-"""A weight of 16 / 16 on the floor: the smallest f is a bound."""
+"""A weight of 16 / 16 on the heuristic: the smallest f is a bound."""
 NEVER = 2**40
 """Blocks of a choice that is not allowed: it never fits."""
 
@@ -45,7 +45,7 @@ class Scratch(NamedTuple):
     used: IntArray
     """Blocks occupied by the first k requests, shape (requests + 1,)."""
     features: IntArray
-    floor: IntArray
+    heuristic: IntArray
 
 
 class Batch(NamedTuple):
@@ -63,13 +63,13 @@ class Expansion(NamedTuple):
 
     shape: Shape
     prices: CostTables
-    floors: HeuristicTables
+    tables: HeuristicTables
     nodes: Nodes
     scratch: Scratch
     upper: int
     """Only what costs less is looked for."""
     weight: int
-    """Of the floor; above `WEIGHT_ONE` schedules are found sooner, and prove nothing."""
+    """Of the heuristic; above `WEIGHT_ONE` schedules are found sooner, and prove nothing."""
 
 
 def new_scratch(num_requests: int) -> Scratch:
@@ -82,7 +82,7 @@ def new_scratch(num_requests: int) -> Scratch:
         choice=np.zeros(num_requests + 1, dtype=np.int64),
         used=np.zeros(num_requests + 1, dtype=np.int64),
         features=np.zeros(8, dtype=np.int64),
-        floor=np.zeros((4, num_requests + 1), dtype=np.int64),
+        heuristic=np.zeros((4, num_requests + 1), dtype=np.int64),
     )
 
 
@@ -194,7 +194,7 @@ def read_batch(shape: Shape, scratch: Scratch, count: int, resident: int) -> Bat
 
 @inner
 def is_allowed(shape: Shape, scratch: Scratch, batch: Batch, used: int) -> bool:
-    """Whether a batch keeps the limits that are not KV blocks, and evicts nobody who could have stayed."""
+    """Whether a batch keeps the limits that are not KV blocks, and evicts no request that could stay."""
     features = scratch.features
     if (
         batch.processed == 0
@@ -214,7 +214,7 @@ def is_allowed(shape: Shape, scratch: Scratch, batch: Batch, used: int) -> bool:
 
 @inner
 def can_finish(shape: Shape, generated: IntArray, processed: int) -> bool:
-    """Whether those in a batch fit until they finish, if nobody may sit out or be evicted."""
+    """Whether those in a batch fit until they finish, if no request may sit out or be evicted."""
     longest = 0
     for i in range(len(generated)):
         if (processed >> i) & 1:
@@ -253,7 +253,7 @@ def run_batch(e: Expansion, label: int, batch: Batch, waiting: int) -> None:
     else:
         for i in range(n):
             generated[i] += (processed >> i) & 1
-        rest = heuristic_on_rest(shape, e.floors, generated, present, scratch.floor)
+        rest = heuristic_on_rest(shape, e.tables, generated, present, scratch.heuristic)
         for i in range(n):
             generated[i] -= (processed >> i) & 1
         if cost + rest >= upper:
