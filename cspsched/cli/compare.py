@@ -123,6 +123,7 @@ def compare_command(
     cspsched compare trace.csv --limit 500 --heuristics vllm:max_num_seqs=256 sarathi:chunk=512
     cspsched compare --schedule real=real.json --heuristics vllm
     """  # noqa: D301 - click's marker for text that is not to be wrapped
+    from cspsched.exact.watch import Listener
     from cspsched.report.output import require_writable, write_files
     from cspsched.report.table import markdown as as_markdown
     from cspsched.serving import make_instance
@@ -156,8 +157,7 @@ def compare_command(
             schedules=given,
             limits=limits,
             band=band,
-            on_step=live.tell,
-            on_progress=live,
+            listener=Listener(step=live.tell, progress=live),
         )
     facts = provenance_of(
         comparison.instance,

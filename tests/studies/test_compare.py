@@ -8,7 +8,7 @@ import pytest
 
 from cspsched.costs.presets import load_cost
 from cspsched.errors import InputError, UsageError
-from cspsched.exact.watch import SearchLimits
+from cspsched.exact.watch import Listener, SearchLimits
 from cspsched.improve.rivals import REFERENCE_SET
 from cspsched.problem.instance import Instance, Limits, Preemption, Switches
 from cspsched.problem.objectives import Objective
@@ -178,7 +178,7 @@ def test_nothing_to_serve_is_an_error():
 def test_steps_are_told_in_order():
     """Each policy and the bound are announced."""
     steps: list[str] = []
-    compare_policies(crowded(), POLICIES, limits=NO_SEARCH, on_step=steps.append)
+    compare_policies(crowded(), POLICIES, limits=NO_SEARCH, listener=Listener(step=steps.append))
 
     assert [step.split()[:2] for step in steps] == [
         ["simulating", "vllm"],
@@ -238,7 +238,9 @@ def test_the_reference_goes_without_those_who_cannot_run(switches):
         instance, switches=Switches(**switches), limits=replace(instance.limits, host_kv_blocks=10)
     )
     told: list[str] = []
-    comparison = compare_policies(instance, ["tensorrt-llm"], limits=NO_SEARCH, on_step=told.append)
+    comparison = compare_policies(
+        instance, ["tensorrt-llm"], limits=NO_SEARCH, listener=Listener(step=told.append)
+    )
 
     assert any(step.startswith("the reference goes without") for step in told)
     assert find_violations(instance, comparison.rows[0].metrics.history.schedule) == []
