@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 
 from cspsched.problem.result import Result
 from cspsched.referee.metrics import measure
-from cspsched.report import figures, table
+from cspsched.report import figures, gate, table
 from cspsched.report.html import Section, page
+from cspsched.report.html.gate import gate_pages
 from cspsched.report.html.verdict import title
 from cspsched.report.output import write_files
 from cspsched.studies.compare import Comparison
+from cspsched.studies.gate.result import GateResult
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,6 +50,28 @@ def write_comparison(comparison: Comparison, folder: Path, *, sections: Sequence
         "report.md": text,
         "comparison.json": json.dumps(comparison.to_json(), indent=1) + "\n",
         **{f"{name}.png": image for name, image in images.items()},
+    }
+    return write_files(folder, files)
+
+
+def write_gate(result: GateResult, folder: Path) -> list[Path]:
+    """Write every output of a gate into a folder, its pages included; returns the files.
+
+    Raises
+    ------
+    InputError
+        If the folder cannot be written.
+    """
+    frame, parquet = result.to_frame(), BytesIO()
+    frame.to_parquet(parquet, index=False)
+    files: dict[str, str | bytes] = {
+        "gate.json": json.dumps(result.to_json(), indent=1) + "\n",
+        "gate.md": gate.markdown(result),
+        "junit.xml": gate.junit(result),
+        "badge.json": json.dumps(gate.badge(result)) + "\n",
+        "cells.csv": frame.to_csv(index=False, lineterminator="\n"),
+        "cells.parquet": parquet.getvalue(),
+        **gate_pages(result),
     }
     return write_files(folder, files)
 
