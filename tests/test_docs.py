@@ -133,6 +133,7 @@ TINY = ("tiny-12", "--limit", "2", "--kv-tokens", "100")
     "arguments",
     [
         ("compare", *TINY, "--time-limit", "0s"),
+        ("explain", *TINY, "--request", "r1"),
         ("simulate", *TINY),
         ("solve", *TINY, "--time-limit", "1s", "--out", "solved"),
         ("bound", *TINY),

@@ -24,6 +24,10 @@ COMMANDS = {
         "cspsched.cli.compare:compare_command",
         "How far policies are from the best possible schedule of TRACE.",
     ),
+    "explain": (
+        "cspsched.cli.explain:explain_command",
+        "Why policies are above the optimum of TRACE.",
+    ),
     "simulate": (
         "cspsched.cli.simulate:simulate_command",
         "Run one policy over TRACE and print its metrics.",
