@@ -19,7 +19,7 @@ QUICK := studies/test_compare test_docs test_executors costs/test_fit simulate/t
 	trace/test_statistics test_unused policies/test_vllm_v1 cli/test_debug cli/test_errors cli/test_help \
 	cli/test_values
 
-.PHONY: demo test quick lint profile-cpu clean
+.PHONY: demo gate test quick lint profile-cpu clean
 
 $(BIN)/cspsched: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -31,6 +31,9 @@ demo: $(BIN)/cspsched
 	$(BIN)/cspsched compare traces/burst-6.csv --heuristics vllm sarathi $(TIGHT) --out demo-report/compare-tight
 	$(BIN)/cspsched solve traces/burst-6.csv $(TIGHT) --out demo-report/solve
 	@echo "Open demo-report/compare/report.html, demo-report/compare-tight/report.html and demo-report/solve/batches.png"
+
+gate: $(BIN)/cspsched
+	$(BIN)/cspsched gate benchmarks/gate.toml --out demo-report/gate
 
 profile-cpu: $(BIN)/cspsched
 	rm -rf $(MEASURED)

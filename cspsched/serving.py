@@ -87,7 +87,7 @@ def make_instance(trace: Trace, serving: Serving | None = None) -> Instance:
         If a file cannot be read, or the capacity holds no KV block.
     """
     serving = serving or Serving()
-    model, device, tensor_parallel = _hardware(serving)
+    model, device, tensor_parallel = hardware(serving)
     # The facts come first: a misspelt name is told as such, not as a pair that nobody measured.
     max_model_len = serving.max_model_len or load_model(model).max_model_len
     batch_tokens, batch_requests = _batch_limits(serving, device)
@@ -187,7 +187,7 @@ def _listed(degrees: list[int]) -> str:
 
 def plan_memory(serving: Serving) -> KvPlan:
     """Where the memory of one rank goes, byte by byte; same errors as `make_instance`."""
-    model, device, tensor_parallel = _hardware(serving)
+    model, device, tensor_parallel = hardware(serving)
     _require_room(serving, model, device)
     batch_tokens, batch_requests = _batch_limits(serving, device)
     return plan_kv_capacity(
@@ -201,7 +201,7 @@ def plan_memory(serving: Serving) -> KvPlan:
     )
 
 
-def _hardware(serving: Serving) -> tuple[str, str, int]:
+def hardware(serving: Serving) -> tuple[str, str, int]:
     """Model, device and tensor parallelism: as given, as the cost model was measured, or the default."""
     measured = describe_cost(serving.cost) if serving.cost else None
     model = model_name(serving.model or (measured and measured.model) or DEFAULT_MODEL)

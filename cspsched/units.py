@@ -7,6 +7,8 @@ from decimal import ROUND_HALF_EVEN, Decimal
 from fractions import Fraction
 
 NS_PER_S = 1_000_000_000
+LEAST_PLAIN = 1e-3
+"""Below a tenth of a percent a ratio is shown with two significant digits."""
 
 
 def seconds_to_ns(seconds: str | float | Decimal) -> int:
@@ -51,3 +53,18 @@ def ceil_div(numerator: int, denominator: int) -> int:
 def round_up(value: Fraction) -> int:
     """Smallest integer not below a rational: a lower bound on integers stays a lower bound."""
     return ceil_div(value.numerator, value.denominator)
+
+
+def percent(value: float, rounding: str = ROUND_HALF_EVEN) -> str:
+    """A ratio in percent: two decimals, or two significant digits where that is more.
+
+    Parameters
+    ----------
+    rounding
+        A mode of `decimal`: down for what is proven at least, up for what is possible at most.
+    """
+    # The shortest decimal that is the float: 2 % is to stay 2 % where it is rounded up.
+    exact = Decimal(repr(float(value))) * 100
+    if value == 0 or value >= LEAST_PLAIN:
+        return f"{exact.quantize(Decimal('0.01'), rounding):f} %"
+    return f"{float(exact.quantize(Decimal(1).scaleb(exact.adjusted() - 1), rounding)):.2g} %"

@@ -11,7 +11,7 @@ import click
 from click.core import ParameterSource
 
 from cspsched.cli.console import LiveLine, counted, show, tell, tell_warnings
-from cspsched.cli.group import INTERRUPTED
+from cspsched.cli.group import INTERRUPTED, command_line
 from cspsched.cli.options import (
     SERVING_NAMES,
     Duration,
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from cspsched.problem.schedule import Schedule
     from cspsched.studies.compare import Comparison
     from cspsched.studies.reference import ReferenceLimits
+    from cspsched.trace import Trace
 
 
 PIPE_WIDTH = 160
@@ -126,6 +127,7 @@ def compare_command(
     from cspsched.report.table import markdown as as_markdown
     from cspsched.serving import make_instance
     from cspsched.studies.compare import compare_policies
+    from cspsched.studies.provenance import provenance_of
     from cspsched.unused import warnings_for
 
     if uncertainty and schedules:
@@ -133,13 +135,15 @@ def compare_command(
     for folder in filter(None, (out, markdown and markdown.parent)):
         require_writable(folder)
     warnings: list[str] = []
+    source: Trace | str
     limits = reference_limits(time_limit, steps, workers, seed, deterministic=deterministic)
     if schedules:
         _refuse_other_instance()
         name, (instance, given), band = ", ".join(schedules), _read_schedules(schedules), None
+        source, serving = name, None
     else:
         requests, serving = selected_trace(trace, options), instance_serving(options)
-        name, instance, given = requests.name, make_instance(requests, serving), {}
+        source, name, instance, given = requests, requests.name, make_instance(requests, serving), {}
         warnings = warnings_for(requests, heuristics)
         tell_warnings(warnings)
         band = error_band(serving.cost or instance.cost.name) if uncertainty else None
@@ -155,7 +159,16 @@ def compare_command(
             on_step=live.tell,
             on_progress=live,
         )
-    comparison = replace(comparison, warnings=tuple(warnings))
+    facts = provenance_of(
+        comparison.instance,
+        heuristics,
+        objective=wanted.value,
+        seed=seed,
+        trace=source,
+        serving=serving,
+        command=command_line(),
+    )
+    comparison = replace(comparison, warnings=tuple(warnings), provenance=facts)
     if as_json:
         show(json.dumps(comparison.to_json(), indent=1))
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import click
 
 from cspsched.cli.compare import reference_limits
 from cspsched.cli.console import LiveLine, show, tell, tell_rejections, tell_warnings
-from cspsched.cli.group import INTERRUPTED
+from cspsched.cli.group import INTERRUPTED, command_line
 from cspsched.cli.options import (
     Duration,
     ManyValuesCommand,
@@ -93,13 +94,15 @@ def explain_command(
     from cspsched.report.output import require_writable, write_files
     from cspsched.serving import make_instance
     from cspsched.studies.explain import ExplanationTask, Part, explain
+    from cspsched.studies.provenance import provenance_of
     from cspsched.unused import warnings_for
 
     if markdown is not None:
         require_writable(markdown.parent)
     limits = reference_limits(time_limit, steps, workers, seed, deterministic=False)
     requests = selected_trace(trace, options)
-    instance = make_instance(requests, instance_serving(options))
+    serving = instance_serving(options)
+    instance = make_instance(requests, serving)
     warnings = warnings_for(requests, heuristics)
     tell_warnings(warnings)
     task = ExplanationTask(
@@ -113,8 +116,18 @@ def explain_command(
     with LiveLine(task.objective, len(instance.requests)) as live:
         explanation = explain(task, on_step=live.tell, on_progress=live)
     tell_rejections(explanation.rejections)
+    facts = provenance_of(
+        explanation.instance,
+        heuristics,
+        objective=task.objective.value,
+        seed=seed,
+        trace=requests,
+        serving=serving,
+        command=command_line(),
+    )
+    explanation = replace(explanation, warnings=tuple(warnings), provenance=facts)
     if as_json:
-        show(json.dumps(explanation.to_json() | {"warnings": warnings}, indent=1))
+        show(json.dumps(explanation.to_json(), indent=1))
     else:
         show(f"{requests.name}\n\n{report.text(explanation)}")
     if markdown is not None:

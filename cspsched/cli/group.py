@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -15,6 +16,10 @@ from cspsched.errors import CspschedError, InputError, InternalError
 
 INTERRUPTED = 130
 DEBUG_OPTION, DEBUG_VARIABLE = "--debug", "CSPSCHED_DEBUG"
+WORDS = "cspsched.words"
+"""Under which a context keeps the words of its command."""
+PLACES = ("--out", "--output", "--save", "--markdown", "--junit")
+"""Options that say where a result is written and change nothing in it."""
 UNSET = ("", "0", "false", "no", "off")
 """Values of the variable that leave the flag off."""
 
@@ -23,6 +28,10 @@ COMMANDS = {
     "compare": (
         "cspsched.cli.compare:compare_command",
         "How far policies are from the best possible schedule of TRACE.",
+    ),
+    "gate": (
+        "cspsched.cli.gate:gate_command",
+        "Fail where a scheduler is further from optimal than allowed, or worse than base.",
     ),
     "explain": (
         "cspsched.cli.explain:explain_command",
@@ -90,6 +99,11 @@ class LazyGroup(click.Group):
     def __init__(self, *args: Any, table: Mapping[str, tuple[str, str]], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.table = table
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Keep the words of the whole command, for results that name it."""
+        ctx.meta.setdefault(WORDS, tuple(args))
+        return super().parse_args(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names in the order of the table."""
@@ -164,6 +178,19 @@ def run(command: click.Command, arguments: Sequence[str]) -> int:
         click.echo(f"error: {message}", err=True)
         return exit_code
     return code if isinstance(code, int) else 0
+
+
+def command_line() -> str:
+    """The command that runs, without the options that only say where and how its result is written."""
+    words = list(click.get_current_context().meta[WORDS])
+    kept = []
+    while words:
+        word = words.pop(0)
+        if word in PLACES:
+            words = words[1:]
+        elif word != "--json" and word.partition("=")[0] not in PLACES:
+            kept.append(word)
+    return shlex.join(["cspsched", *kept])
 
 
 def _without_debug(arguments: Sequence[str]) -> tuple[list[str], bool]:

@@ -182,7 +182,7 @@ def exit_code(found: Improvement) -> int:
 
 def summary(found: Improvement) -> str:
     """Best policy, improved value, bound and gap, one line each, with who found it."""
-    from cspsched.report.table import percent
+    from cspsched.units import percent
 
     count = len(found.instance.requests)
     what, policy = found.objective.label, found.best_policy

@@ -113,7 +113,8 @@ def _verdict(solution: Solution) -> str:
     """What is proven, and the schedule in numbers."""
     from cspsched.problem.result import Status
     from cspsched.referee.metrics import measure
-    from cspsched.report.table import percent, seconds
+    from cspsched.report.table import seconds
+    from cspsched.units import percent
 
     result = solution.result
     assert result.schedule is not None

@@ -13,9 +13,9 @@ from cspsched.improve.bracket import Bracket
 from cspsched.improve.curve import Curve
 from cspsched.improve.ends import why_open
 from cspsched.problem.objectives import Mixture, Objective
-from cspsched.report.table import between, excess, percent
+from cspsched.report.table import between, excess
 from cspsched.studies.compare import CLAIRVOYANT
-from cspsched.units import NS_PER_S
+from cspsched.units import NS_PER_S, percent
 
 BAND, POINT, LINE = "#4c72b0", "#c44e52", "#333333"
 ROW_INCHES = 0.4

@@ -66,6 +66,11 @@ def sections(explanation: Explanation) -> Iterator[Section]:
     if explanation.interrupted:
         notes.append("Interrupted: what comes after is missing.")
     yield Section(title="Reference", lines=(), notes=notes)
+    if explanation.provenance is not None:
+        rows = explanation.provenance.rows()
+        yield Section(
+            title="Where this comes from", lines=(), notes=[f"{name}: {what}" for name, what in rows]
+        )
 
 
 def _reference_sentence(explanation: Explanation) -> str:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cspsched.report.output import write_files
-from cspsched.report.table import UNITS, percent, seconds
+from cspsched.report.table import UNITS, seconds
 from cspsched.studies.ladder import AS_GIVEN, Ladder, Rung, Saving, saving
-from cspsched.units import Whole
+from cspsched.units import Whole, percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

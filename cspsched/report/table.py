@@ -11,11 +11,9 @@ from cspsched.problem.excess import Excess
 from cspsched.problem.objectives import Objective
 from cspsched.problem.result import Status, StopReason
 from cspsched.studies.compare import CLAIRVOYANT, Comparison, PolicyRow
-from cspsched.units import NS_PER_S
+from cspsched.units import NS_PER_S, percent
 
 ARRIVAL_DOMINATED = 0.9
-LEAST_PLAIN = 1e-3
-"""Below a tenth of a percent a ratio is shown with two significant digits."""
 WHY_OPEN = {
     StopReason.TOO_LARGE: "the trace is too large for the exact solver",
     StopReason.TIME_LIMIT: "the exact solver had no more time or work",
@@ -182,18 +180,3 @@ def between(ends: Excess) -> str:
         return f"by {percent(least)}"
     upper = "" if most is None else f" and at most {percent(most, ROUND_CEILING)}"
     return f"by at least {percent(least, ROUND_FLOOR)}{upper}"
-
-
-def percent(value: float, rounding: str = ROUND_HALF_EVEN) -> str:
-    """A ratio in percent: two decimals, or two significant digits where that is more.
-
-    Parameters
-    ----------
-    rounding
-        A mode of `decimal`: down for what is proven at least, up for what is possible at most.
-    """
-    # The shortest decimal that is the float: 2 % is to stay 2 % where it is rounded up.
-    exact = Decimal(repr(float(value))) * 100
-    if value == 0 or value >= LEAST_PLAIN:
-        return f"{exact.quantize(Decimal('0.01'), rounding):f} %"
-    return f"{float(exact.quantize(Decimal(1).scaleb(exact.adjusted() - 1), rounding)):.2g} %"

@@ -9,8 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cspsched.problem.excess import Excess
-from cspsched.report.table import excess, percent
+from cspsched.report.table import excess
 from cspsched.studies.windows.study import SAMPLE_NOT_BOUND, WindowStudy
+from cspsched.units import percent
 
 LOW, HIGH, MEAN = "#4c72b0", "#c44e52", "#333333"
 NO_EXCESS = 1e-9

@@ -20,13 +20,14 @@ from cspsched.problem.result import StopReason, tool_versions, unit_of
 from cspsched.problem.schedule import Schedule
 from cspsched.referee.judge import judge
 from cspsched.referee.metrics import Metrics
+from cspsched.studies.provenance import Provenance
 from cspsched.studies.reference import Reference, ReferenceLimits, find_reference
 from cspsched.units import NS_PER_S
 
 PERCENTILES = (50, 90, 99)
 MOST_FOR_PERCENTILES = 5_000
 """Requests up to which percentiles are bounded: some tenths of a second each."""
-COMPARISON_SCHEMA = "cspsched/comparison/2"
+COMPARISON_SCHEMA = "cspsched/comparison/3"
 ENDS = ("fast", "slow")
 """Ends of a cost model's error band: all batches are fast, or all are slow."""
 CLAIRVOYANT = (
@@ -43,6 +44,16 @@ class PolicyRow:
     metrics: Metrics
     value_ns: int
     excess: Excess
+
+    @classmethod
+    def of(cls, rival: Rival, reference: Reference) -> PolicyRow:
+        """What a policy reaches, against a reference for the same instance and objective."""
+        return cls(
+            policy=rival.policy,
+            metrics=rival.whole_run.metrics,
+            value_ns=rival.value_ns,
+            excess=reference.excess(rival.value_ns),
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -61,6 +72,8 @@ class Comparison:
         for traces of more than so many requests as `MOST_FOR_PERCENTILES`.
     warnings
         What of the trace or of the policies' settings does nothing, in sentences.
+    provenance
+        Where all this comes from, if it was stated.
     """
 
     instance: Instance
@@ -72,6 +85,7 @@ class Comparison:
     ends: Mapping[str, Comparison] = field(default_factory=dict)
     percentile_bounds_ns: Mapping[Objective, Mapping[int, int]] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    provenance: Provenance | None = None
 
     @property
     def is_interrupted(self) -> bool:
@@ -94,6 +108,7 @@ class Comparison:
             "seed": self.limits.seed,
             "repeats": self.limits.repeats,
             "warnings": list(self.warnings),
+            "provenance": None if self.provenance is None else self.provenance.to_json(),
             "percentile_bounds": {
                 f"{objective}_s": {f"p{percent}": value_ns / NS_PER_S for percent, value_ns in bounds.items()}
                 for objective, bounds in self.percentile_bounds_ns.items()
@@ -106,19 +121,7 @@ class Comparison:
         """The reference and a row for each policy."""
         requests, reference = len(self.instance.requests), self.reference
         return {
-            "reference": {
-                "status": reference.status.value,
-                "is_optimum": reference.is_optimum,
-                "best_known_s": self.objective.mean_s(reference.best_known_ns, requests),
-                "best_known_by": reference.best_known_by,
-                "bound_s": self.objective.mean_s(reference.bound_ns, requests),
-                "best_known_ns": reference.best_known_ns,
-                "bound_ns": reference.bound_ns,
-                "certificate": reference.certificate,
-                "stop_reason": reference.stop_reason.value,
-                "failures": [failure.to_json() for failure in reference.failures],
-                "note": CLAIRVOYANT,
-            },
+            "reference": {**reference.to_json(self.objective, requests), "note": CLAIRVOYANT},
             "policies": [
                 {
                     "policy": row.policy,
@@ -197,7 +200,7 @@ def compare_policies(
     return Comparison(
         instance=servable,
         objective=objective,
-        rows=tuple(_row(one, reference) for one in (*measured, *policies)),
+        rows=tuple(PolicyRow.of(one, reference) for one in (*measured, *policies)),
         reference=reference,
         rejections=rejections,
         limits=limits,
@@ -237,12 +240,3 @@ def _refuse_twice(names: list[str]) -> None:
     twice = [name for k, name in enumerate(names) if name in names[:k]]
     if twice:
         raise UsageError(f"{twice[0]!r} is named twice; give each policy and schedule a name of its own")
-
-
-def _row(rival: Rival, reference: Reference) -> PolicyRow:
-    return PolicyRow(
-        policy=rival.policy,
-        metrics=rival.whole_run.metrics,
-        value_ns=rival.value_ns,
-        excess=reference.excess(rival.value_ns),
-    )

@@ -19,7 +19,8 @@ TINY = ("tiny-12", "--objective", "makespan")
 PNG = b"\x89PNG\r\n\x1a\n"
 JSON_CALLS = {
     "solve tiny-12 --objective makespan": "cspsched/result/2",
-    "compare tiny-12 --objective makespan": "cspsched/comparison/2",
+    "compare tiny-12 --objective makespan": "cspsched/comparison/3",
+    "gate tiny-12 --limit 3 --excess-at-most 300%": "cspsched/gate/1",
     "simulate tiny-12": "cspsched/metrics/1",
     "bound tiny-12": "cspsched/bounds/1",
     "check schedule.json": "cspsched/check/2",

@@ -25,6 +25,7 @@ from cspsched.studies.reference import ReferenceLimits
 from cspsched.studies.solving import solve
 from cspsched.trace import Trace, read_trace
 from cspsched.trace.shipped import shipped_trace_path
+from cspsched.units import percent
 
 NO_SEARCH = ReferenceLimits(work_s=0, steps=0)
 
@@ -74,7 +75,7 @@ def test_time_has_four_digits_in_the_unit_that_fits(value, text):
 )
 def test_percentage_keeps_two_digits_where_it_is_small(value, text):
     """A small excess is not rounded to zero: zero means proven to be none."""
-    assert table.percent(value) == text
+    assert percent(value) == text
 
 
 def test_excess_is_one_number_or_an_interval():

@@ -21,6 +21,7 @@ from cspsched.studies.explain.causes import Cause, Target, find_causes
 from cspsched.studies.explain.information import InformationLadder, Pool, climb_information, run_pool
 from cspsched.studies.explain.prices import PriceTask, Resource, ShadowPrice, find_price
 from cspsched.studies.explain.waiting import Timeline, follow_request, position_of
+from cspsched.studies.provenance import Provenance
 from cspsched.studies.reference import Reference, ReferenceLimits, find_reference
 
 EXPLANATION_SCHEMA = "cspsched/explanation/1"
@@ -60,6 +61,10 @@ class Explanation:
         Of the request that was asked about, under each policy.
     interrupted
         Ctrl-C ended it: what comes after is missing.
+    warnings
+        What of the trace or of the policies' settings does nothing, in sentences.
+    provenance
+        Where all this comes from, if it was stated.
     """
 
     instance: Instance
@@ -73,6 +78,8 @@ class Explanation:
     prices: tuple[ShadowPrice, ...] = ()
     timelines: tuple[Timeline, ...] = ()
     interrupted: bool = False
+    warnings: tuple[str, ...] = ()
+    provenance: Provenance | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Everything that a report shows, with a schema version and units in the names."""
@@ -85,22 +92,12 @@ class Explanation:
             "versions": tool_versions(),
             "num_requests": count,
             "rejected": [rejection.reason for rejection in self.rejections],
-            "limits": self.instance.limits.to_json(),
-            "cost": self.instance.cost.name,
             "seed": self.limits.seed,
             "repeats": self.limits.repeats,
             "interrupted": self.interrupted,
-            "reference": {
-                "status": reference.status.value,
-                "is_optimum": reference.is_optimum,
-                "best_known_ns": reference.best_known_ns,
-                "best_known_s": self.objective.mean_s(reference.best_known_ns, count),
-                "best_known_by": reference.best_known_by,
-                "bound_ns": reference.bound_ns,
-                "bound_s": self.objective.mean_s(reference.bound_ns, count),
-                "certificate": reference.certificate,
-                "stop_reason": reference.stop_reason.value,
-            },
+            "warnings": list(self.warnings),
+            "provenance": None if self.provenance is None else self.provenance.to_json(),
+            "reference": reference.to_json(self.objective, count),
             "policies": [
                 {
                     "policy": one.policy,

@@ -110,7 +110,9 @@ class Timeline:
         return {
             "policy": self.policy,
             "request_id": self.request_id,
-            "waited_ns": {doing.value: waited_ns for doing, waited_ns in self.waited_ns.items()},
+            "waits": [
+                {"reason": doing.value, "waited_ns": waited_ns} for doing, waited_ns in self.waited_ns.items()
+            ],
             "spans": [span.to_json() for span in self.spans],
         }
 
