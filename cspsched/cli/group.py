@@ -57,6 +57,10 @@ COMMANDS = {
         "cspsched.cli.windows:windows_command",
         "How far a policy is from the exact optimum in random small windows of TRACE.",
     ),
+    "adversary": (
+        "cspsched.cli.adversary:adversary_command",
+        "Search small traces on which a policy is provably furthest from optimal.",
+    ),
     "check": ("cspsched.cli.check:check_command", "Judge SCHEDULE by the referee."),
     "conformance": (
         "cspsched.cli.conformance:conformance_command",
