@@ -98,6 +98,8 @@ def _causes_section(explanation: Explanation, policy: ExplainedPolicy) -> Sectio
     )
     if not policy.causes:
         return Section(title=title, lines=())
+    if not above_ns:
+        return Section(title=title, lines=(), notes=["Nothing is to be explained."])
     rows = [_cause_row(explanation, cause, above_ns) for cause in policy.causes]
     total = ["all", _amount(explanation, above_ns), _share(above_ns, above_ns)]
     rows.append([*total, _amount(explanation, reference.best_known_ns), ""])
@@ -106,8 +108,20 @@ def _causes_section(explanation: Explanation, policy: ExplainedPolicy) -> Sectio
     notes = [
         ORDER_NOTE,
         f"Left unexplained ({left.decision}): {_share(left.saved_ns, above_ns)} of the excess.",
+        *_better_note(explanation, policy),
     ]
     return Section(title=title, lines=[header, *rows], notes=notes)
+
+
+def _better_note(explanation: Explanation, policy: ExplainedPolicy) -> list[str]:
+    """A sentence where a schedule on the way is better than the one that was aimed at."""
+    least_ns = min(cause.value_ns for cause in policy.causes)
+    if least_ns >= explanation.reference.best_known_ns:
+        return []
+    return [
+        f"A schedule on the way is better than the best known one ({_amount(explanation, least_ns)}): give "
+        "the reference more (--steps, --time-limit)."
+    ]
 
 
 def _cause_row(explanation: Explanation, cause: Cause, above_ns: int) -> list[str]:

@@ -147,8 +147,9 @@ class _Chain:
         # Without recomputing none may be evicted, so that the plain rule has to reserve.
         recomputes = self._instance.switches.preemption.recomputes
         state = _State(gate=gate, habits=replace(habits, reserves=habits.reserves or not recomputes))
+        steps = self._replacements(state, reserves=habits.reserves, may_evict=recomputes)
         values_ns = {Decision.ORDER: ordered_ns}
-        for decision, after in self._replacements(state, may_evict=recomputes):
+        for decision, after in steps:
             if after == state and decision is not Decision.OTHER_RULES:
                 continue
             state = after
@@ -176,16 +177,23 @@ class _Chain:
             value_ns = reached_ns
         return tuple(found)
 
-    def _replacements(self, state: _State, *, may_evict: bool) -> list[tuple[Decision, _State]]:
-        """What is replaced after the policy's own rules, each step with all before."""
+    def _replacements(
+        self, state: _State, *, reserves: bool, may_evict: bool
+    ) -> list[tuple[Decision, _State]]:
+        """What is replaced after the policy's own rules, each step with all before.
+
+        Parameters
+        ----------
+        reserves
+            Whether the policy itself does, not only the plain rule in its place.
+        """
         target, guide = self._habits, self._guide
-        keeps = not (state.habits.reserves and may_evict)
         # Where peaks are reserved, it is they that keep other requests out.
-        unreserved = {} if keeps else {"reserves": False, "seats": self._instance.limits.kv_blocks}
+        unreserved = {"reserves": not may_evict, "seats": self._instance.limits.kv_blocks}
         open_habits: list[tuple[Decision, dict[str, Any]]] = [
             (Decision.APART, {"apart": False}),
             (Decision.WHOLE_PROMPTS, {"whole_prompts": False}),
-            (Decision.RESERVATION, unreserved),
+            (Decision.RESERVATION, unreserved if reserves else {}),
             (Decision.BUDGET, {"batch_tokens": target.batch_tokens}),
             (Decision.SEATS, {"seats": target.seats}),
         ]
