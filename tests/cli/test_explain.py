@@ -9,7 +9,7 @@ import pytest
 from tests.support.command_line import invoke
 
 CROWD = (
-    "chat-2000", "--limit", "40", "--scale-rate", "50", "--kv-blocks", "300", "--steps", "2",
+    "chat-2000", "--limit", "16", "--scale-rate", "50", "--kv-blocks", "150", "--steps", "2",
     "--objective", "ttft",
 )  # fmt: skip
 
@@ -37,11 +37,11 @@ def test_tables_say_what_json_says(crowd, capsys, tmp_path):
 
 def test_a_request_is_followed_under_every_policy(capsys):
     """Its spans come first, with reason and end of each wait."""
-    outcome = invoke(capsys, "explain", *CROWD, "--parts", "causes", "--request", "r3")
+    outcome = invoke(capsys, "explain", *CROWD, "--parts", "causes", "--request", "r13")
 
     assert outcome.code == 0
-    assert "r3 under vllm: " in outcome.out
-    assert "r3 under sarathi: " in outcome.out
+    assert "r13 under vllm: " in outcome.out
+    assert "r13 under sarathi: " in outcome.out
 
 
 def test_old_and_new_name_of_the_option_for_policies(capsys):
