@@ -2,8 +2,8 @@
 
 Usage: python benchmarks/adversary_gallery.py [--trials 600] [--seed 0] [--policies vllm sarathi ...]
 
-Each row is one call of `cspsched adversary` that counts work instead of seconds, so it repeats; beside it
-stand the CPU seconds that it took. The optimum is asserted to be proven where the row says so.
+Each row is one call of `cspsched adversary` that counts work instead of seconds, so it repeats; the
+last column has the CPU seconds that it took. The optimum is asserted to be proven where the row says so.
 """
 
 from __future__ import annotations

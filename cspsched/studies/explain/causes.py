@@ -203,7 +203,6 @@ class _Chain:
             steps.append((decision, state))
         state = replace(state, chunks_of=guide)
         gate = Gate.of(self._instance, guide.begins_ns, guide.rank)
-        # Where the best known schedule delays nobody, it hands over as in its order.
         timed = replace(state, gate=gate)
         last = replace(timed, preemptions_of=guide if may_evict else None)
         return [*steps, (Decision.CHUNKS, state), (Decision.TIME, timed), (Decision.PREEMPTIONS, last)]

@@ -47,7 +47,7 @@ def test_plain_rule_is_vllm(instance, preemption):
 @check_briefly
 @given(free_instances(), st.sampled_from(["vllm", "sarathi", "mc-sf", "srpt"]))
 def test_a_guide_without_preemptions_is_met(instance, policy):
-    """Order, times, chunks and limits of a schedule that holds nobody back give that schedule again."""
+    """Order, times, chunks and limits of a schedule that holds no request back give that schedule again."""
     ample = replace(instance, limits=replace(instance.limits, kv_blocks=1000))
     habits, schedule, history = habits_of(ample, policy)
     assume(not schedule.num_preemptions)
@@ -119,7 +119,7 @@ def test_habits_are_seen_in_the_schedule(policy, whole_prompts, apart, reserves)
 
 
 def test_requests_are_handed_over_in_order():
-    """Nobody comes before its arrival, nor before those that go first."""
+    """No request comes before its arrival, nor before those that go first."""
     instance = make_instance((1, 1), (2, 1), (3, 1), arrivals_ns=[0, 5, 9])
     gate = Gate.of(instance, np.array([9, 9, 9]), np.array([2, 0, 1]))
 

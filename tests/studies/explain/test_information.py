@@ -49,7 +49,7 @@ def test_rungs_never_get_worse(explanation):
 
 
 def test_a_policy_is_measured_against_those_that_know_as_much(explanation):
-    """One that does not read outputs has none that do beside it."""
+    """One that does not read outputs is never set beside one that does."""
     for ladder in explanation.information:
         name = ladder.same_by.partition(" (")[0].partition(":")[0]
         assert ladder.reads_outputs or name not in READS_OUTPUTS
