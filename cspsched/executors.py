@@ -35,7 +35,7 @@ def run_all(
 ) -> Iterator[Answer]:
     """Answers of a function in the order of its arguments, each as soon as all before it are there.
 
-    Whoever stops reading, or presses Ctrl-C, ends what has not begun.
+    A caller that stops reading, and Ctrl-C, end what has not begun.
 
     Parameters
     ----------

@@ -38,7 +38,7 @@ packets and pinned copies, about 80 %; an assumption, not measured here. PCIe 5.
 
 @dataclass(frozen=True, kw_only=True)
 class Serving:
-    """Model, device and limits of one replica; what is None takes the engine's or the cost model's default.
+    """Model, device and limits of one replica; None takes the engine's or the cost model's default.
 
     Attributes
     ----------
@@ -88,7 +88,7 @@ def make_instance(trace: Trace, serving: Serving | None = None) -> Instance:
     """
     serving = serving or Serving()
     model, device, tensor_parallel = hardware(serving)
-    # The facts come first: a misspelt name is told as such, not as a pair that nobody measured.
+    # The facts come first: a misspelt name is told as such, not as a pair without measurements.
     max_model_len = serving.max_model_len or load_model(model).max_model_len
     batch_tokens, batch_requests = _batch_limits(serving, device)
     _require_room(serving, model, device)

@@ -176,7 +176,7 @@ def test_a_listed_policy_changes_another_row_only_by_a_better_schedule(first, mo
 
 
 def test_a_policy_alone_does_not_look_optimal():
-    """One request at a time is far from what is known, also if nobody else is listed."""
+    """One request at a time is far from what is known, also if no other policy is listed."""
     instance = make_instance(*[(9, 9)] * 12, cost=load_cost("infermax-7b"), kv_blocks=120)
     (row,) = compare_policies(instance, ["vllm:max_num_seqs=1"], limits=NO_SEARCH).rows
     window = study_windows(

@@ -120,7 +120,7 @@ def test_every_field_of_a_result_is_documented():
 
 
 def test_the_check_of_fields_finds_what_is_missing():
-    """A field that nobody described is found, at any depth."""
+    """An undescribed field is found, at any depth."""
     data = {"schema": "cspsched/result/2", "gap": 0, "provenance": [{"colour": 1}], "mass": 2}
 
     assert list(undocumented(data)) == ["cspsched/result/2: colour", "cspsched/result/2: mass"]

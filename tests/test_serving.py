@@ -127,7 +127,7 @@ def test_named_device_wins_over_that_of_the_cost_model():
     ],
 )
 def test_name_without_facts_is_refused(serving, message):
-    """A misspelt name suggests the nearest; a pair that nobody measured lists those that there are."""
+    """A misspelt name suggests the nearest; a pair without measurements lists those that have some."""
     with pytest.raises(UsageError, match=message):
         make_instance(TRACE, serving)
 

@@ -63,7 +63,7 @@ def test_what_all_requests_have_alike_tells_none_apart(columns):
 
 
 def test_a_prefix_of_one_request_alone_is_not_shared():
-    """Two streams that nobody else has are no shared prefix."""
+    """Two streams of one request each are no shared prefix."""
     trace = trace_of(prefix=((("s", 9),), (("t", 9),), ()))
     assert len(warnings_for(trace, ["vllm:enable_prefix_caching=true"])) == 1
 

@@ -227,7 +227,7 @@ def test_facts_are_listed(command, name, known):
 
 
 def test_the_script_is_installed(home, tmp_path):
-    """`cspsched` is on the path of whoever installs the wheel."""
+    """`cspsched` is on the path after an installation of the wheel."""
     (script,) = home.rglob("bin/cspsched")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     place = str(script.parent.parent)

@@ -141,7 +141,7 @@ class Relaxation:
         return completions - int(sum(arrivals.tolist())) + self._tails_ns
 
     def estimates(self) -> tuple[float, float]:
-        """Its value if nobody waits, and if all arrive together; floats that choose and never prove."""
+        """Its value if no request waits, and if all arrive together; floats that choose and never prove."""
         every = ceil_div(len(self.work), RANKED_REQUESTS)
         times = np.sort(self.processing_ns(every).astype(np.float64)) * every
         waiting = np.arange(len(times), 0, -1) * every

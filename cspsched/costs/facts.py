@@ -40,7 +40,7 @@ def fact_path(kind: str, folder: str, name: str) -> Path:
 
 
 def unknown_name(kind: str, name: str, names: Sequence[str]) -> str:
-    """Sentence for a name that nobody knows: the nearest known name, and all of them."""
+    """Sentence for an unknown name: the nearest known name, and all of them."""
     nearest = get_close_matches(name.lower(), names, n=1)
     hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
     return f"unknown {kind} {name!r}.{hint} Known: {', '.join(names)}"

@@ -1,4 +1,4 @@
-"""Rows of an operator profile: one operator at one point a row, the same columns whoever measured it.
+"""Rows of an operator profile: one operator at one point a row, the same columns from every source.
 
 A row holds the time of one call of an operator on one tensor-parallel rank. Which columns say at what point
 depends on the operator (`OPERATORS`):

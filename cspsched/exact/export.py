@@ -1,4 +1,4 @@
-"""Writes the batch-indexed model as a file that CP-SAT, and whoever reads its format, can solve."""
+"""Writes the batch-indexed model as a file that CP-SAT, and any solver that reads its format, can solve."""
 
 from __future__ import annotations
 

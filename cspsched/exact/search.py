@@ -83,7 +83,7 @@ def add_hint(model: ExactModel, values: list[int]) -> None:
 def search(
     model: ExactModel, limits: SearchLimits, watch: Watch, *, count_bound: bool = True
 ) -> SearchOutcome:
-    """Minimise until proven, the time limit, Ctrl-C, or until somebody else has closed the gap.
+    """Minimise until proven, the time limit, Ctrl-C, or until another member has closed the gap.
 
     The best solution is kept in every case. `count_bound` says whether the model's bound holds for the
     problem, so that others may rely on it.

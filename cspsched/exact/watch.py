@@ -43,7 +43,7 @@ class Progress:
 
 
 class Watch:
-    """The clock of a solve, and the best value and bound known so far, told to whoever listens."""
+    """The clock of a solve, and the best value and bound known so far, told to all that listen."""
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class Watch:
 
     @property
     def best_ns(self) -> int:
-        """Value of the best schedule that somebody has found."""
+        """Value of the best schedule found so far."""
         return self._best_ns
 
     @property

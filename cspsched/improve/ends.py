@@ -44,8 +44,8 @@ WHY_OPEN = {
         "at hand nor serves the decodes that run beside"
     ),
     Measure.TPOT: (
-        "L lets everybody decode alone, and serving one request at a time does; so the optimum is no way to "
-        "serve, and is to be read beside the latency"
+        "L lets each request decode alone, and serving one request at a time does; so the optimum is no way "
+        "to serve, and is to be read beside the latency"
     ),
     Measure.MISSES: (
         "L drops all arrivals but the first before it counts who must be late, so that early spare time may "
@@ -59,7 +59,7 @@ SAME_REASON = {
     Measure.MEAN_TPOT: Measure.TPOT,
     Measure.WEIGHTED_MISSES: Measure.MISSES,
 }
-OTHER_REASON = "where L takes requests as alone, nobody waits in it; U was searched by latency and TTFT"
+OTHER_REASON = "where L takes requests as alone, no request waits in it; U was searched by latency and TTFT"
 
 
 def why_open(objective: AnyObjective) -> str:

@@ -30,7 +30,7 @@ STATE_COST_S = 1.5
 """Where writing a state takes longer, so many times longer is waited; that of a million requests does."""
 UNKNOWN_NS = 2**62
 ONE_BY_ONE = "vllm:max_num_seqs=1"
-"""One request at a time: nobody decodes faster."""
+"""One request at a time: under no policy do requests decode faster."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,8 @@
 
 Batches to come are columns of a ring: what the admitted requests hold and process in each. A request is
 admitted in the batch at hand if its whole run, chunks first and then a token in every batch, fits beside
-theirs; so nobody is evicted to make room. An admission costs a step for each batch of the run, a batch O(1).
+theirs; so no request is evicted to make room. An admission costs a step for each batch of the run, a batch
+O(1).
 A planned preemption makes two requests of one: the second waits for the end of the first.
 """
 
@@ -48,7 +49,7 @@ class Machine(NamedTuple):
     keys: FloatArray
     """Shape (num_requests,): the smallest is served first."""
     eligible_ns: IntArray
-    """Shape (num_requests,): nobody is admitted before, at least the arrival."""
+    """Shape (num_requests,): no request is admitted before its time, which is at least its arrival."""
     events: Int32Array
     """Requests by `eligible_ns`; the first NUM_EVENTS take part."""
     table: Int32Array
@@ -68,7 +69,7 @@ class Machine(NamedTuple):
 
 @outer
 def run_list(m: Machine, stop_ns: int) -> int:
-    """Run until everybody is done, the clock reaches a time, a log is full, or nobody can be served."""
+    """Run until all are done, the clock reaches a time, a log is full, or no request can be served."""
     now = m.now
     while now[RUNNING] or now[WAITING] or now[SUBMITTED] < now[NUM_EVENTS]:
         if now[CLOCK_NS] >= stop_ns:
@@ -89,7 +90,7 @@ def run_list(m: Machine, stop_ns: int) -> int:
 
 @inner
 def _submit(m: Machine) -> None:
-    """Let whoever is eligible wait, in order of the keys, equal ones in order of coming."""
+    """Let eligible requests wait, in order of the keys, equal ones in order of coming."""
     now = m.now
     while now[SUBMITTED] < now[NUM_EVENTS]:
         request = m.events[now[SUBMITTED]]
@@ -119,10 +120,10 @@ def _open_batch(m: Machine) -> None:
 
 @inner
 def _admit(m: Machine) -> None:
-    """Try the first waiting requests in order, so many that do not fit; the pace binds unless nobody runs.
+    """Try the first waiting requests in order, so many that do not fit; the pace binds unless none runs.
 
-    Who did not fit seldom fits a batch later if nobody came, was admitted or left: then the first alone is
-    tried.
+    A request that did not fit seldom fits a batch later if no request came, was admitted or left: then the
+    first alone is tried.
     """
     now = m.now
     place = tried = 0

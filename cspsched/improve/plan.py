@@ -112,7 +112,7 @@ class Pause(NamedTuple):
     tokens: int
     """Output tokens before it, fewer than all."""
     hold_batches: int
-    """Batches without the request at least, unless nobody else runs."""
+    """Batches without the request at least, unless no other request runs."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

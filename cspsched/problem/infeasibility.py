@@ -29,7 +29,7 @@ class BrokenFamily:
     unit: str
     """`tokens` or `blocks`."""
     needed: int
-    """Smallest limit that shuts nobody out."""
+    """Smallest limit that shuts no request out."""
     remedy: str
     """Option of the command line that says so."""
 
@@ -48,7 +48,7 @@ class BrokenFamily:
 
 @dataclass(frozen=True, kw_only=True)
 class Infeasibility:
-    """Proof that an instance has no schedule that serves everybody."""
+    """Proof that an instance has no schedule that serves all requests."""
 
     reasons: tuple[str, ...]
     """A sentence for each request that can never be served."""
@@ -72,7 +72,7 @@ class Infeasibility:
 
     @property
     def remedies(self) -> str:
-        """Every family with the limit that shuts nobody out."""
+        """Every family with the limit that shuts no request out."""
         return "; ".join(family.sentence for family in self.families)
 
     def to_json(self) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def require_schema(data: Any, schema: str, where: str) -> None:
 def require_keys(
     data: Any, where: str, *, required: Iterable[str], optional: Iterable[str] | None = None
 ) -> None:
-    """Refuse a mapping that lacks a key, or (if `optional` is given) has one that nobody knows."""
+    """Refuse a mapping that lacks a key, or (if `optional` is given) has an unknown one."""
     if not isinstance(data, dict):
         raise InputError(f"{where}: expected a table of keys and values, got {type(data).__name__}")
     missing = [key for key in required if key not in data]

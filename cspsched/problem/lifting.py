@@ -27,13 +27,13 @@ class Restriction(StrEnum):
     HOLDING = "holding"
     """A resident request may not sit out a batch."""
     PREEMPTION = "preemption"
-    """Nobody may be evicted."""
+    """No request may be evicted."""
     RESERVATION = "reservation"
     """A request occupies its peak memory from its admission on."""
 
 
 def lift(instance: Instance, restriction: Restriction) -> Instance:
-    """The instance without a restriction; the instance itself where that binds nobody.
+    """The instance without a restriction; the instance itself where that binds no request.
 
     A limit is lifted by raising it to what all requests together can use: all at their peaks for M, all of
     their tokens for C, all of them for R. `max_model_len` stays, for it says whom the engine takes at all.
@@ -52,7 +52,7 @@ def lift_all(instance: Instance, restrictions: Sequence[Restriction]) -> Instanc
     Raises
     ------
     UsageError
-        If one of them binds nobody: what it costs needs no solver.
+        If one of them binds no request: what it costs needs no solver.
     """
     for restriction in restrictions:
         lifted = lift(instance, restriction)
@@ -66,7 +66,7 @@ def lift_all(instance: Instance, restrictions: Sequence[Restriction]) -> Instanc
 
 
 def is_swap_idle(instance: Instance) -> bool:
-    """Whether moving to host memory never helps: none is there, or everybody fits and may simply hold on."""
+    """Whether moving to host memory never helps: none is there, or all requests fit and may hold on."""
     limits = instance.limits
     peaks = sum(limits.blocks_of(request.peak_kv_tokens) for request in instance.requests)
     return limits.host_kv_blocks == 0 or (instance.switches.holding and peaks <= limits.kv_blocks)
@@ -110,4 +110,4 @@ def _without_switch(switches: Switches, restriction: Restriction) -> Switches:
 def _why_free(restriction: Restriction) -> str:
     if restriction in (Restriction.MEMORY, Restriction.BUDGET, Restriction.REQUESTS):
         return "all requests together stay below it"
-    return "the instance allows it" if restriction is not Restriction.RESERVATION else "nobody reserves"
+    return "the instance allows it" if restriction is not Restriction.RESERVATION else "no request reserves"

@@ -32,7 +32,7 @@ class Objective(StrEnum):
         return value_ns / NS_PER_S / (1 if self is Objective.MAKESPAN else num_requests)
 
     def exact_s(self, value_ns: int, num_requests: int, whole: Whole = round) -> Decimal:
-        """The same to the nanosecond, for whoever reads nine decimals."""
+        """The same to the nanosecond, with nine decimals."""
         return exact_seconds(Fraction(value_ns, 1 if self is Objective.MAKESPAN else num_requests), whole)
 
     def show(self, value_ns: int, num_requests: int, whole: Whole = round) -> str:

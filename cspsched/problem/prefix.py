@@ -20,7 +20,7 @@ class BlockContents:
     Position p of a prompt holds the token (stream, offset) that the request's prefix says. What follows the
     prefix, generated tokens too, is the request's own, and the same whenever it is computed again.
 
-    Requests are named by their position. Blocks that the device has no room for are nobody's but their own.
+    Requests are named by their position. Blocks that the device has no room for are not shared.
     """
 
     def __init__(self, prefixes: Iterable[Prefix], limits: Limits) -> None:

@@ -4,7 +4,7 @@
     part-0003-0007.parquet  rows of a run that goes on or was killed: interval between sentinels, number
     meta.json               provenance, with the sentinel series and the sha256 of profile.parquet
 
-Whoever reads all Parquet files of the folder has all rows, at any time.
+The Parquet files of the folder hold all rows, at any time.
 """
 
 from __future__ import annotations

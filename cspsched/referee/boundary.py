@@ -58,7 +58,7 @@ def check_swap(history: History) -> Iterator[Violation]:
 def check_prefix_cache(history: History) -> Iterator[Violation]:
     """A hit gives full blocks to a request that holds nothing and is processed in the same batch.
 
-    Somebody has computed their content, and all before it, in that batch or before.
+    A request has computed their content, and all before it, in that batch or before.
     """
     if not history.schedule.uses_prefix_cache:
         return

@@ -23,10 +23,10 @@ class Span(NamedTuple):
 
 
 def missing_hits(history: History) -> list[int | None]:
-    """First block of every hit that nobody has computed by then, None if there is none; one item a hit.
+    """First block of every hit that no request has computed by then, None if there is none; one item a hit.
 
-    Computed means that its last token is processed, by whomever, in the batch of the hit or before. More than
-    fits on the device is not looked at; that breaks the rule of capacity anyway.
+    Computed means that its last token is processed, in any request, in the batch of the hit or before. More
+    than fits on the device is not looked at; that breaks the rule of capacity anyway.
     """
     schedule, limits = history.schedule, history.instance.limits
     block, most = limits.block_tokens, limits.kv_blocks
@@ -47,8 +47,8 @@ def missing_hits(history: History) -> list[int | None]:
 def shared_occupancy(history: History) -> IntArray:
     """Fewest KV blocks that hold everything during every batch, shape (num_batches,).
 
-    Content that several requests hold is counted once. What a hit finds was there all the time since somebody
-    held it last, so it is counted then, too.
+    Content that several requests hold is counted once. What a hit finds was there all the time since a
+    request held it last, so it is counted then, too.
     """
     change = np.zeros(history.schedule.num_batches + 1, dtype=np.int64)
     for spans in _Residents(history).spans().values():

@@ -41,7 +41,7 @@ def violations_of(history: History) -> list[Violation]:
 
 
 def check_form(instance: Instance, schedule: Schedule) -> Iterator[Violation]:
-    """Requests and batches exist, batches are not empty, nobody is twice in a batch or evicted twice."""
+    """Requests and batches exist, batches are not empty, no request is twice in a batch or evicted twice."""
     count, batches = len(instance.requests), schedule.num_batches
     in_range = (schedule.request >= 0) & (schedule.request < count)
     yield from _entries_where(schedule, ~in_range, "request index {value} does not exist", schedule.request)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Decimal
+from html import escape
 from math import ceil, floor
 from typing import Any
 
@@ -136,6 +137,15 @@ def markdown(comparison: Comparison) -> str:
     lines = [header(comparison), ["---", *["---:"] * (len(COLUMNS) - 1)], *body]
     table = "\n".join("| " + " | ".join(map(_escaped, cells)) + " |" for cells in lines)
     return table + "\n\n" + "\n".join(f"- {note}" for note in footnotes(comparison)) + "\n"
+
+
+def html(comparison: Comparison) -> str:
+    """Table and footnotes as a piece of HTML, for notebooks."""
+    head = "".join(f"<th>{escape(name)}</th>" for name in header(comparison))
+    lines = [*rows(comparison), *bounds_row(comparison)]
+    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in line)}</tr>" for line in lines)
+    notes = "".join(f"<li>{escape(note)}</li>" for note in footnotes(comparison))
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table><ul>{notes}</ul>"
 
 
 def _escaped(cell: str) -> str:

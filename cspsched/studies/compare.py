@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from decimal import ROUND_CEILING, ROUND_FLOOR
+from typing import TYPE_CHECKING, Any
 
 from cspsched.bounds.misses import percentiles_ns
 from cspsched.errors import InputError, UsageError
@@ -22,7 +23,10 @@ from cspsched.referee.judge import judge
 from cspsched.referee.metrics import Metrics
 from cspsched.studies.provenance import Provenance
 from cspsched.studies.reference import Reference, ReferenceLimits, find_reference
-from cspsched.units import NS_PER_S
+from cspsched.units import NS_PER_S, percent
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 PERCENTILES = (50, 90, 99)
 MOST_FOR_PERCENTILES = 5_000
@@ -36,7 +40,7 @@ CLAIRVOYANT = (
 )
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class PolicyRow:
     """One policy: its metrics and how far it is from the reference."""
 
@@ -55,8 +59,11 @@ class PolicyRow:
             excess=reference.excess(rival.value_ns),
         )
 
+    def __repr__(self) -> str:
+        return f"<{self.policy}: excess {_interval(self.excess)}>"
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Comparison:
     """Policies on the servable part of an instance, in the order in which they were named.
 
@@ -92,6 +99,23 @@ class Comparison:
         """Whether Ctrl-C ended a search."""
         whole = (self, *self.ends.values())
         return any(one.reference.stop_reason is StopReason.INTERRUPTED for one in whole)
+
+    def __repr__(self) -> str:
+        rows = ", ".join(f"{row.policy} {_interval(row.excess)}" for row in self.rows)
+        return f"<Comparison of {len(self.instance.requests):,} requests by {self.objective.label}: {rows}>"
+
+    def _repr_html_(self) -> str:
+        """The table, for notebooks."""
+        from cspsched.report.table import html
+
+        return html(self)
+
+    def to_frame(self) -> DataFrame:
+        """A row a policy: value, excess, and the metrics; statistics are columns such as `ttft_s.p99`."""
+        from pandas import json_normalize
+
+        frame: DataFrame = json_normalize(self.to_json()["policies"])
+        return frame
 
     def to_json(self) -> dict[str, Any]:
         """Everything that a report shows, with a schema version and units in the names."""
@@ -240,3 +264,10 @@ def _refuse_twice(names: list[str]) -> None:
     twice = [name for k, name in enumerate(names) if name in names[:k]]
     if twice:
         raise UsageError(f"{twice[0]!r} is named twice; give each policy and schedule a name of its own")
+
+
+def _interval(excess: Excess) -> str:
+    """Both ends, rounded outwards."""
+    least = "?" if excess.at_least is None else percent(excess.at_least, ROUND_FLOOR)
+    most = "?" if excess.at_most is None else percent(excess.at_most, ROUND_CEILING)
+    return f"{least} to {most}"

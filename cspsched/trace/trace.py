@@ -16,7 +16,7 @@ class UnusedColumn:
 
     name: str
     amount: str = ""
-    """How much of it there is, such as `2 images in 1 of 2 requests`; empty where nobody knows."""
+    """How much of it there is, such as `2 images in 1 of 2 requests`; empty where unknown."""
 
     @property
     def text(self) -> str:

@@ -151,7 +151,7 @@ def test_any_prices_are_derived_again(instance, switches, data):
 
 
 def can_all_complete(pairs, kv_blocks):
-    """Whether some order of completion fits if nobody grows but the one that completes next."""
+    """Whether some order of completion fits if no request grows but the one that completes next."""
     if sum(resident for resident, _ in pairs) > kv_blocks:
         return False
     if not pairs:
@@ -179,7 +179,7 @@ def share_of(rule, pairs, kv_blocks):
 
 
 def test_shares_of_a_rule_sum_to_at_most_one():
-    """Every set of up to four residents of 6 blocks, every rule: whoever stays to the end fits."""
+    """Every set of up to four residents of 6 blocks, every rule: those that stay to the end fit."""
     sets = list(sets_that_can_complete(6))
     rules = [Rule(a, b, m) for a, b, m in product(range(1, 8), range(1, 8), (2, 3, 4)) if a >= b]
     assert len(sets) > 300
@@ -225,7 +225,7 @@ def test_large_packing_instances():
 
 
 def test_holding_and_preemption_lower_it():
-    """Rules need that nobody is preempted; the volume alone proves less, and is still more than srpt here."""
+    """Rules need a class without preemption; the volume alone proves less, and still more than srpt here."""
     stays = hindsight(1000)
     leaves = replace(stays, switches=Switches())
     rules = MemoryPrices.from_details(named(stays)[MEMORY_PRICE].details).rules

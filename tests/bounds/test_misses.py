@@ -28,7 +28,7 @@ def fewest_late(processing, due):
             ends = np.cumsum([time for _, time in kept])
             if all(end <= deadline for end, (deadline, _) in zip(ends, kept, strict=True)):
                 return late
-    raise AssertionError("nobody is late if everybody is dropped")
+    raise AssertionError("no request is late if all are dropped")
 
 
 @settings(max_examples=150, deadline=None)
@@ -54,7 +54,7 @@ def test_no_schedule_has_fewer_misses_or_smaller_percentiles(objective, instance
 
 
 def test_crowded_requests_miss_and_spread_ones_do_not():
-    """Twenty prompts of 200 ns at once, 1000 ns allowed: not all fit; a second apart nobody has to miss."""
+    """Twenty prompts of 200 ns at once, 1000 ns allowed: not all fit; a second apart none has to miss."""
     together = instance_of([(0, 100, 1)] * 20, max_batch_tokens=100)
     apart = instance_of([(k * 10**9, 100, 1) for k in range(20)], max_batch_tokens=100)
     assert fewest_misses(together, [1000] * 20) == 20 - 1000 // (100 + 40 + 200)

@@ -41,7 +41,7 @@ def optimal_schedule(instance, objective):
 
 @pytest.mark.parametrize("objective", Objective)
 def test_a_batch_may_cost_nothing_but_its_tokens(objective):
-    """No step time, nothing per batch: pairs hold nobody up, and the certificates are those of the work."""
+    """No step time, nothing per batch: pairs hold none up, and the certificates are those of the work."""
     cost = CostModel(name="no-step", tokens=PiecewiseLinear.linear(2000))
     instance = make_instance((3, 2), (2, 3), cost=cost, kv_blocks=16)
     found = certificates(instance, objective)

@@ -127,7 +127,7 @@ def pressed(rng):
 
 @pytest.mark.parametrize("first", range(0, EXAMPLES * 2, 50))
 def test_no_share_exceeds_the_optimum(first):
-    """Every share of a batch for pairs is at most the optimum; at 0 it is no less than everybody alone."""
+    """Every share of a batch for pairs is at most the optimum; at 0 it is no less than each request alone."""
     apart = better = 0
     for seed in range(first, first + 50):
         instance = pressed(random.Random(seed))
@@ -219,7 +219,7 @@ def test_two_that_do_not_fit_together_wait_for_each_other():
 
 @pytest.mark.parametrize("seed", range(4))
 def test_windows_of_chat_traffic_are_bounded_to_a_few_per_cent(seed):
-    """Against policies: never above the best, better than everybody alone, and derived again."""
+    """Against policies: never above the best, better than each request alone, and derived again."""
     instance = chat(8, 1e8, seed)
     certificate = pair_delay(instance)
     arrivals = sum(request.arrival_ns for request in instance.requests)

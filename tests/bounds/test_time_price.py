@@ -114,7 +114,7 @@ def busy_times(draw):
 @examples(60)
 @given(drawn=busy_times(), policy=st.sampled_from(POLICIES))
 def test_no_request_pays_less_than_its_least(drawn, policy):
-    """In every schedule each request by itself pays v_i or more: latency, less what it gets back, plus tolls.
+    """In every schedule each request pays v_i or more: latency, less what it gets back, plus prices.
 
     This is much sharper than the sum: where a request runs as the bound assumes, both sides are equal.
     """
@@ -159,7 +159,7 @@ def test_it_beats_the_other_certificates_at_medium_load():
 
 
 def test_making_others_wait_helps():
-    """The same without mu is lower: that everybody waits for prefills is worth something."""
+    """The same without mu is lower: that all requests wait for prefills is worth something."""
     instance = crowd(200, 4000)
     certificate = latency_certificates(instance)[TIME_PRICE]
     assert certificate.details["stretch"] != 0
@@ -212,7 +212,7 @@ def test_waiting_prices_fall_from_window_to_window():
     waits = Waits(columns(tables, tables.work[-1]), chosen)
     assert waits.length.tolist() == [4000]
     ends = [1792, 1536, 1280, 1024, 768, 512, 256, 0, 0]
-    assert waits.everybody.tolist() == ends
+    assert waits.waiting_prices.tolist() == ends
     assert waits.area.tolist() == [8000]
 
 
@@ -243,7 +243,7 @@ def test_idle_time_costs_nothing_and_separates():
 
 
 def test_a_request_that_arrives_in_idle_time_has_its_own_batches():
-    """Outside of all periods nothing is priced and nobody is paid: the time alone on the machine is left."""
+    """Outside of all periods nothing is priced or paid: the time alone on the machine is left."""
     instance = crowd(2, 5000, prompt=5, output=4)
     early = Prices(price=0, num_windows=10, window_ns=1000, stretch=0, pace=16, idle=(Idle(4, 6),))
     table = columns(Tables(instance), Tables(instance).work[0])

@@ -184,16 +184,16 @@ def lone(window_ns, count, *slopes):
 def test_two_lines_that_cross_inside_a_window_by_hand():
     """At its start the steep line shows much, at its end the flat one; neither at both.
 
-    h is s where decodes have no work. To end at C costs C (1 - s) + 100,000 s, and a toll of 2,500 for the
+    h is s where decodes have no work. To end at C costs C (1 - s) + 100,000 s, and 2,500 for the
     prompt: with s = 1/64 that is 4,000 at the start (rounded) and 198,775 at the end, with s = 127/64 it is
     200,900 at the start and next to nothing at the end, and with both 102,500 at C = 100,000. The larger of
     the two at each border would prove 198,775 - 50,000, for a request that takes 111,000.
     """
     instance, chosen = lone(200_000, 1, 1, 127)
-    paid, toll, flat = 200_000 // 4, 10_000 // 4, 100 * (1000 // 64)
+    paid, prompt_cost, flat = 200_000 // 4, 10_000 // 4, 100 * (1000 // 64)
     (table, _), *_ = tables_of(instance)
     assert min(sums_of_latencies(instance)) == ALONE_NS < 198_775 - paid
-    assert outcome(table, chosen).value_ns == toll + flat - paid
+    assert outcome(table, chosen).value_ns == prompt_cost + flat - paid
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
@@ -220,7 +220,9 @@ def least_at_any_moment(table, chosen):
     part = window / 40
     starts = np.arange(len(prices) * 40) * part
     mu = height * np.clip((length - starts) / part, 0, 1)
-    toll = int(columns.prefill[0]) * (prices + height * (window * (np.arange(len(prices)) + 1) <= length))
+    prompt_cost = int(columns.prefill[0]) * (
+        prices + height * (window * (np.arange(len(prices)) + 1) <= length)
+    )
     costs = []
     for slope in np.array(chosen.slopes) / slope_unit:
         for reference in np.array(chosen.references) / PRICE_UNIT:
@@ -231,7 +233,7 @@ def least_at_any_moment(table, chosen):
             gains = np.maximum(height * (starts < length), np.repeat(np.maximum(rates, 0), 40))
             lined = np.append(0, np.cumsum((1 - gains) * part))
             waited = np.append(0, np.cumsum(part - mu * part))
-            opened = (waited - lined)[:-1:40] + toll
+            opened = (waited - lined)[:-1:40] + prompt_cost
             least = np.minimum.accumulate(opened)[
                 np.minimum(np.arange(len(starts) + 1) // 40, len(prices) - 1)
             ]

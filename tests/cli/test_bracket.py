@@ -164,7 +164,7 @@ def test_brackets_of_other_objectives(objective, capsys):
 
 
 def test_tpot_alone_is_closed_by_serving_one_by_one(capsys):
-    """Nobody decodes faster than alone, so the bracket of the mean TPOT has next to no width."""
+    """No request decodes faster than alone, so the bracket of the mean TPOT has next to no width."""
     data = json.loads(invoke(capsys, "bracket", *BRIEF, "--objective", "mean-tpot", "--json").out)
 
     assert "one by one" in data["found_by"]
@@ -229,7 +229,7 @@ def test_the_page_has_pictures_and_the_curve(capsys, tmp_path):
 
 
 def test_a_curve_of_one_moment_is_not_drawn(capsys, tmp_path):
-    """Where everybody is there at 0 there is nothing to draw over time."""
+    """Where all requests are there at 0 there is nothing to draw over time."""
     tight = ("--cost", "infermax-70b", "--kv-tokens", "64", "--block-tokens", "1", "--steps", "5")
     outcome = invoke(capsys, "bracket", "burst-6", *tight, "--out", tmp_path)
 

@@ -267,7 +267,7 @@ def test_deterministic_on_the_command_line(capsys):
 
 
 def one_after_another_is_feasible(instance: Instance) -> bool:
-    """Whether the plainest schedule of all, judged by the referee, serves everybody."""
+    """Whether the plainest schedule of all, judged by the referee, serves all requests."""
     batches = one_after_another(instance)
     return find_violations(instance, schedule_asap(instance, batches, [[] for _ in batches])) == []
 
@@ -328,7 +328,7 @@ def test_the_arithmetic_agrees_with_exhaustive_search(chunking):
 
 
 def test_refusal_counts_and_says_what_to_do():
-    """Nobody can be served: say that, and from which limit on all could."""
+    """No request can be served: say that, and from which limit on all could."""
     none = instance_of([(9, 9), (9, 8)], kv_blocks=8)
 
     with pytest.raises(

@@ -384,14 +384,59 @@ def test_installed_tables_are_found(tmp_path, monkeypatch):
         folder.mkdir(parents=True)
         (folder / "gemm_perf.parquet").touch()
     (package / "__init__.py").touch()
-    with pytest.raises(InputError, match=r"pip install 'cspsched\[aic\]'"):
-        aiconfigurator.installed_tables("h200_sxm")
+    with monkeypatch.context() as without:
+        without.setattr(aiconfigurator, "find_spec", lambda name: None)
+        with pytest.raises(InputError, match=r"pip install 'cspsched\[aic\]'"):
+            aiconfigurator.installed_tables("h200_sxm")
     monkeypatch.syspath_prepend(tmp_path)
     (found,) = aiconfigurator.installed_tables("h200_sxm")
 
     assert found.parent.name == "0.24.0"
     with pytest.raises(InputError, match="no system 'h201'; known: h200_sxm"):
         aiconfigurator.installed_tables("h201")
+
+
+# Collectives and heads of aiconfigurator
+
+
+CUSTOM = {"device": "GPU", "op_name": "all_reduce", "kernel_source": aiconfigurator.CUSTOM_KERNEL,
+          "allreduce_dtype": "bfloat16", "num_gpus": 2}  # fmt: skip
+GENERATION = {"device": "GPU", "num_heads": 8, "num_key_value_heads": 2, "step": 64}
+
+
+def test_the_all_reduce_is_the_engines_own_up_to_its_limit(tmp_path):
+    """Sizes are elements of two bytes: vLLM's kernel up to 8 MiB, as in a CUDA graph, and NCCL beyond."""
+    sizes = [2**10, 2**22, 2**23]
+    custom = [CUSTOM | {"message_size": size, "latency": 0.005 * k} for k, size in enumerate(sizes, 1)]
+    eager = [row | {"kernel_source": "vLLM_custom_eager", "latency": 0.02} for row in custom]
+    nccl = [NCCL | {"message_size": size, "latency": 0.05 + 0.01 * k} for k, size in enumerate(sizes)]
+    paths = [table(tmp_path, "custom.csv", *custom, *eager), table(tmp_path, "nccl.csv", *nccl)]
+    rows = AicTables.read(paths).collectives(2)
+
+    assert rows[["bytes", "t_us", "kernel_impl"]].to_numpy().tolist() == [
+        [2**11, 5.0, "vLLM custom all-reduce in a CUDA graph"],
+        [2**23, 10.0, "vLLM custom all-reduce in a CUDA graph"],
+        [2**24, 70.0, "NCCL"],
+    ]
+    with pytest.raises(InputError, match="no all-reduce over 4 ranks"):
+        AicTables.read(paths).collectives(4)
+
+
+def test_heads_that_were_not_measured_come_from_fewer_kv_heads(tmp_path):
+    """Decodes: as many KV heads in all, of more requests; prefills: as many query heads. It says so."""
+    decodes = [GENERATION | {"batch_size": n, "isl": 1, "latency": 0.01 * n} for n in (1, 2, 4, 8)]
+    prompts = [GENERATION | {"batch_size": n, "isl": 16, "step": 0, "latency": 0.1 * n} for n in (1, 2)]
+    decode = Source.read(table(tmp_path, "decode.csv", *decodes))
+    prompt = Source.read(table(tmp_path, "prompt.csv", *(row | {"num_heads": 32} for row in prompts)))
+
+    found, how = attention_of_heads(decode, "step", 32, 8, 128)
+    assert how == "from 8 query heads over 2 KV heads"
+    assert found[["batch_size", "t_us"]].to_numpy().tolist() == [[1, 40.0], [2, 80.0]]
+    found, how = attention_of_heads(prompt, "isl", 32, 8, 128)
+    assert how == "from 32 query heads over 2 KV heads"
+    assert found[["batch_size", "t_us"]].to_numpy().tolist() == [[1, 100.0], [2, 200.0]]
+    with pytest.raises(InputError, match="no attention of 12 query heads over 3 KV heads"):
+        attention_of_heads(decode, "step", 12, 3, 128)
 
 
 # The public tables

@@ -199,7 +199,7 @@ def test_head_is_paid_only_by_batches_that_generate():
 
 
 def test_unmeasured_pair_names_those_that_there_are():
-    """Asking for a device that nobody measured lists the pairs that were."""
+    """Asking for a device without measurements lists the pairs that have some."""
     with pytest.raises(UsageError, match=r"llama-3\.1-8b on h100 with tensor_parallel 1"):
         default_cost_name("llama-3.1-70b", "l4", 4)
 

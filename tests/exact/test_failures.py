@@ -33,7 +33,7 @@ TINY_LATE = instance_of([(3, 3), (2, 4, 1), (3, 2)], kv_blocks=8)
 BURST = instance_of([(4 + i % 3, 6 + i % 5) for i in range(7)], kv_blocks=30)
 """All at 0, and not proven at once: the state search, and others beside it."""
 LONG = instance_of([(4 + i % 5, 6 + i % 7, 10**7 * (i == 20)) for i in range(21)], kv_blocks=60)
-"""Too long for either state search: local search, levels and the model."""
+"""Too long for either state search: local search, aggregated states and the model."""
 
 
 def broken(*_, **__):

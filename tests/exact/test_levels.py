@@ -1,4 +1,4 @@
-"""Ways through levels: best sets of decodes, ways round, and bounds that no schedule beats."""
+"""Paths of aggregated states: best sets of decodes, cycles, and bounds that no schedule beats."""
 
 from itertools import combinations, product
 
@@ -71,7 +71,7 @@ def held_by(moves, chosen):
 
 
 def arcs_of(moves, prices):
-    """(from, to, reduced cost) of everything that can be done at every level."""
+    """(from, to, reduced cost) of everything that can be done in every aggregated state."""
     least, most, batch = moves.least.tolist(), moves.most.tolist(), moves.batch.tolist()
     tokens = token_prices(moves, prices)
     levels = [(k, u) for k in range(len(least)) for u in range(least[k], most[k] + 1)]
@@ -166,7 +166,7 @@ def test_best_sets_are_those_of_trying_all(moves, data):
 @settings(max_examples=250, deadline=None)
 @given(level_moves(), st.data())
 def test_ways_round_that_earn_too_much_are_found_exactly_if_there_are_some(moves, data):
-    """Prices hold exactly if no cycle of single steps is negative; each way round written down earns more."""
+    """Prices hold exactly if no cycle of single steps is negative; each cycle written down earns more."""
     prices = data.draw(prices_of(moves))
     rounds = CycleSearch(moves).settle(prices)
 
@@ -248,7 +248,7 @@ def test_levels_know_neither_chunks_that_pay_nor_arrivals():
 
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_solver_names_the_certificate(num_workers):
-    """With too many requests for the state search the bound is that of levels, in turns or side by side."""
+    """Beyond the state search the bound is that of aggregated states, in turns or side by side."""
     instance = instance_of([(4 + i % 5, 6 + i % 7) for i in range(21)], kv_blocks=60)
     bound_levels(instance, lambda *_: False)
     limits = SearchLimits(time_limit_s=2.0, num_workers=num_workers, deterministic=num_workers == 1)
@@ -260,7 +260,7 @@ def test_solver_names_the_certificate(num_workers):
 
 
 def test_prices_that_do_not_hold_at_the_start_are_refused(monkeypatch):
-    """No way round beats the KV volume; if one does that is a mistake of ours, and said to be."""
+    """No cycle beats the KV volume; if one does that is a mistake of ours, and said to be."""
     monkeypatch.setattr(CycleSearch, "settle", lambda *_: [(None, 0)])
     with pytest.raises(InternalError, match="levels beats the KV volume"):
         bound_levels(long_ones(), lambda *_: True)

@@ -1,4 +1,4 @@
-"""The packing search answers to a plain search over all batches, in whole and in every value of its floor."""
+"""The packing search answers to a plain search over all batches, and so does all of its heuristic."""
 
 import os
 from dataclasses import replace
@@ -74,8 +74,8 @@ def packings(draw):
 def plain_rests(instance, objective):
     """What the objective still grows by from a state at least: a function of the tokens generated.
 
-    Whoever has started and not finished is in every batch; every set of the others is tried. No table, no
-    floor, nothing of the package but the cost model.
+    A request that has started and not finished is in every batch; every set of the others is tried. No table,
+    no heuristic, nothing of the package but the cost model.
     """
     requests, limits = instance.requests, instance.limits
     done = tuple(request.output_tokens for request in requests)
@@ -140,7 +140,7 @@ def tables(instance, objective, upper_ns=None):
 
 
 def talk(value_ns, *, time_left=lambda: 60.0):
-    """A conversation in which nobody else finds anything."""
+    """A talk without other members."""
     return Talk(
         time_left=time_left,
         upper_ns=lambda: value_ns,
@@ -186,7 +186,7 @@ def test_search_agrees_with_exhaustive_search(instance, objective):
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(packings(), st.sampled_from(Objective), st.booleans())
 def test_floor_holds_in_every_state(instance, objective, tight):
-    """No state's floor is above what is really left, whether the tables are capped or not.
+    """No state's heuristic is above what is really left, whether the tables are capped or not.
 
     A cap may only hide what no schedule below the upper bound comes to.
     """
@@ -195,14 +195,14 @@ def test_floor_holds_in_every_state(instance, objective, tight):
     rest, outputs = plain_rests(instance, objective), packing.rests.outputs
     scratch = np.zeros_like(outputs)
     for state in product(*(range(count + 1) for count in outputs)):
-        floor = least_rest(packing.rests, np.array(state), scratch)
-        assert 0 <= floor <= rest(state)
+        heuristic = least_rest(packing.rests, np.array(state), scratch)
+        assert 0 <= heuristic <= rest(state)
 
 
 @pytest.mark.parametrize("cost", [FLAT, STAIRS, DEAR_PREFILLS])
 @pytest.mark.parametrize("objective", [Objective.LATENCY, Objective.TTFT])
 def test_floor_of_two_requests_is_all_there_is(cost, objective):
-    """With two requests nothing is forgotten, and waits are priced as they are: the floor is what is left."""
+    """With two requests nothing is forgotten, and waits are priced exactly: the heuristic is what is left."""
     instance = instance_of([(2, 5), (3, 4)], kv_blocks=9, cost=cost, switches=RUN_TO_COMPLETION)
     packing = tables(instance, objective, 10**4)
     rest = plain_rests(instance, objective)
@@ -211,7 +211,7 @@ def test_floor_of_two_requests_is_all_there_is(cost, objective):
 
 
 def test_a_third_request_counts():
-    """Three that fit two by two and not all at once: the floor knows that one of them waits."""
+    """Three that fit two by two and not all at once: the heuristic knows that one of them waits."""
     instance = instance_of([(2, 4)] * 3, kv_blocks=10, cost=FLAT, switches=RUN_TO_COMPLETION)
     packing = tables(instance, Objective.LATENCY, 10**4)
     nothing = np.zeros(3, dtype=np.int64)
@@ -282,7 +282,7 @@ def test_not_where_tables_would_be_too_large(shapes):
 
 
 def test_out_of_room_or_time_the_bound_holds():
-    """Stopped early: at least what the floor says of the start, never more than the optimum, 293."""
+    """Stopped early: at least what the heuristic says of the start, never more than the optimum, 293."""
     packing = tables(twelve(), Objective.LATENCY)
     nothing = np.zeros(12, dtype=np.int64)
     start = least_rest(packing.rests, nothing, nothing.copy())

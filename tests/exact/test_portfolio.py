@@ -65,7 +65,7 @@ def solved(monkeypatch):
 
 
 def test_a_new_search_is_a_row(solved):
-    """One row with a member of somebody else's is enough for a proof of its name."""
+    """One row with a foreign member is enough for a proof of its name."""
     heard = []
     result = solved([Row(lambda: Fake(heard, "mine", proves=True))])
 
@@ -74,7 +74,7 @@ def test_a_new_search_is_a_row(solved):
 
 
 def test_on_one_worker_members_take_turns_in_the_order_of_the_rows(solved):
-    """The first leader that applies, and whoever goes with it, each with its share; nobody after a proof."""
+    """The first leader that applies, and its companions, each with its share; no member after a proof."""
     heard = []
     solved(
         [

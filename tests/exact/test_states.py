@@ -53,7 +53,7 @@ E4_RECOMPUTE_NS = 181_582_588
 
 
 def talk(value_ns, time_left_s=60.0):
-    """A conversation in which nobody else finds anything."""
+    """A talk without other members."""
     return Talk(
         time_left=lambda: time_left_s,
         upper_ns=lambda: value_ns,
@@ -70,7 +70,7 @@ def searched(instance, objective, *, sharp=False):
         return None
     if sharp:
         space.sharpen(lambda *_: True)
-        assert len(space.floors.walk_values) > 0
+        assert len(space.heuristic_tables.path_values) > 0
     outcome = search_states(space, talk(start.value_ns))
     assert outcome.stop_reason is StopReason.ROUNDING
     if outcome.decisions is None:
@@ -88,7 +88,7 @@ def searched(instance, objective, *, sharp=False):
     st.booleans(),
 )
 def test_search_agrees_with_exhaustive_search(instance, cost, objective, sharp):
-    """Where slopes are whole numbers the search proves the optimum to the nanosecond, with any floors."""
+    """Where slopes are whole numbers the search proves the optimum to the nanosecond, with any heuristic."""
     instance = replace(instance, cost=cost)
     found = searched(instance, objective, sharp=sharp)
 

@@ -24,7 +24,7 @@ from tests.support.instances import NO_PREEMPTION, instance_of
 from tests.support.objective_cases import random_case
 
 EXAMPLES = max(150, int(os.environ.get("CSPSCHED_ORACLE_EXAMPLES", "0")))
-NOBODY = 2**62
+BEATEN_NS = 2**62
 """Value that every schedule beats."""
 
 
@@ -58,7 +58,7 @@ def timed_case(seed):
     return instance, rng.choice(list(Objective))
 
 
-def searched(instance, objective, *, upper=NOBODY, most_labels=10**6, patience=10**9):
+def searched(instance, objective, *, upper=BEATEN_NS, most_labels=10**6, patience=10**9):
     """The search after its run, why it ended, and the schedules that it told of, the last one the best."""
     schedules, looks = [], iter(range(patience))
     talk = TimedTalk(

@@ -41,7 +41,7 @@ class Replay:
         """Nothing to forget."""
 
     def schedule(self, step: Step):
-        """Decide the next batch as recorded, once everybody in it has arrived."""
+        """Decide the next batch as recorded, once all requests in it have arrived."""
         recorded, j = self._schedule, self._batch
         entries = slice(recorded.first_entry[j], recorded.first_entry[j + 1])
         requests, tokens = recorded.request[entries].tolist(), recorded.tokens[entries].tolist()

@@ -81,8 +81,8 @@ def steps(moves, prices, tokens):
         yield behind, moves.batch[which] + sum(cost for *_, cost in chosen) - earned
 
 
-def cheapest_walks(moves, prices):
-    """Value of every state by trying all steps until nothing changes; None if a way round earns too much."""
+def cheapest_paths(moves, prices):
+    """Value of every state by trying all steps until nothing changes; None if a cycle earns too much."""
     states = [s for s in every_state(moves) if all(g < moves.counts[i] for i, g in enumerate(s))]
     arcs = [(s, t, cost) for s in states for t, cost in steps(moves, prices, s)]
     value = {s: 0 if not any(s) else np.inf for s in states}
@@ -111,33 +111,33 @@ def test_every_resident_state_is_numbered_once(moves):
 
 @settings(max_examples=250, deadline=None)
 @given(moves_of_requests(), st.data())
-def test_values_are_those_of_the_cheapest_walks(moves, data):
-    """Values agree with trying everything; where a way round earns too much, the ones written down do."""
+def test_values_are_those_of_the_cheapest_paths(moves, data):
+    """Values agree with trying everything; where a cycle earns too much, the ones written down do."""
     prices = np.zeros_like(moves.blocks)
     for i, count in enumerate(moves.counts.tolist()):
         prices[i, :count] = data.draw(st.lists(st.integers(0, 200), min_size=count, max_size=count))
     residents = residents_of(moves)
-    walks = new_paths(len(residents.codes))
+    paths = new_paths(len(residents.codes))
     emitted, costs = np.zeros((20, *prices.shape), dtype=np.int64), np.zeros(20, dtype=np.int64)
-    found, _ = settle(moves, residents, walks, prices, emitted, costs)
-    expected = cheapest_walks(moves, prices)
+    found, _ = settle(moves, residents, paths, prices, emitted, costs)
+    expected = cheapest_paths(moves, prices)
 
     assert (expected is None) == (found > 0)
     for tour, cost in zip(emitted[:found], costs[:found], strict=True):
         assert cost < (tour * prices).sum()
     for tokens, value in (expected or {}).items():
-        known = walks.value[state_of(residents.slots, residents.codes, moves.strides @ tokens)]
+        known = paths.value[state_of(residents.slots, residents.codes, moves.strides @ tokens)]
         assert known == value or (value == np.inf and known >= 2**60)
 
 
 @settings(max_examples=80, deadline=None)
 @given(moves_of_requests(), st.booleans())
 def test_prices_hold_and_are_no_worse_than_those_to_start_from(moves, waits):
-    """Whatever they are, no way round earns more than it costs, and what they prove has not fallen."""
+    """Whatever they are, no cycle earns more than it costs, and what they prove has not fallen."""
     start = np.zeros_like(moves.blocks)
     best = resident_path_prices(moves, residents_of(moves), start, lambda *_: True, waits=waits)
 
-    assert cheapest_walks(moves, best.prices) is not None
+    assert cheapest_paths(moves, best.prices) is not None
     assert (best.prices >= 0).all()
     assert proven_by(best.prices, waits=waits) >= 0
 
@@ -171,7 +171,7 @@ def test_prices_see_that_requests_grow_together():
 
 
 def test_prices_that_do_not_hold_are_refused():
-    """A single token that earns more than its batch costs is a way round that is negative."""
+    """A single token that earns more than its batch costs is a negative cycle."""
     start = np.zeros((2, 3), dtype=np.int64)
     start[0, 0] = 100_001
     with pytest.raises(InternalError, match="prices to start from"):

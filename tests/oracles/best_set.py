@@ -15,7 +15,7 @@ Rank = tuple[Fraction, int]
 
 
 def naive_peak_blocks(profiles: Sequence[Profile], block_tokens: int) -> int:
-    """Walk forward token by token: everybody adds one until it has added all, then it is gone."""
+    """Go forward token by token: each request adds one until it has added all, then it is gone."""
     most, alive = 0, list(profiles)
     while alive:
         most = max(most, sum(-(-held // block_tokens) for held, _ in alive))

@@ -238,7 +238,7 @@ class NaiveV0(NaiveV0Swap):
         return 0
 
     def has_delay_passed(self, device: Device) -> bool:
-        """The earliest waiting request has waited for longer than the delay, or nobody runs."""
+        """The earliest waiting request has waited for longer than the delay, or none runs."""
         waited = device.clock_ns - min(request.arrival_ns for request in device.waiting)
         passed = waited > self.delay_factor * self.latency_ns()
         return passed or not device.running or self.delay_factor == 0

@@ -27,7 +27,7 @@ class NaiveBlocks:
     Attributes
     ----------
     has_unknown_hit
-        Some request starts with text that nobody has computed by then.
+        Some request starts with text that no request has computed by then.
     occupied
         Fewest blocks in every batch.
     """
@@ -59,7 +59,7 @@ class NaiveBlocks:
                 kv[i] += tokens
             wanted.append({text for i, tokens in hits for text in self.blocks(i, tokens)})
             self.has_unknown_hit |= not wanted[-1] <= computed
-            # What somebody begins to compute in this batch need not have been kept for it.
+            # What a request begins to compute in this batch need not have been kept for it.
             wanted[-1] -= begun
             held.append({text for i, tokens in enumerate(kv) for text in self.blocks(i, tokens)})
             for e in entries:
@@ -76,7 +76,7 @@ class NaiveBlocks:
 
     @staticmethod
     def kept(held: list[set[Text]], wanted: list[set[Text]], j: int) -> set[Text]:
-        """Texts that nobody holds in batch j, but that were there before and are found again later."""
+        """Texts that no request holds in batch j, but that were there before and are found again later."""
         kept = set()
         for later in range(j + 1, len(held)):
             for text in wanted[later]:

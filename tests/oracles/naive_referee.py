@@ -59,11 +59,11 @@ def broken_rules(instance: Instance, schedule: Schedule) -> set[str]:
     broken: set[str] = set()
     allowed = instance.switches.preemption.value
     on_host: dict[int, tuple[int, bool]] = {}
-    everybody = range(len(instance.requests))
-    memory = dict.fromkeys(everybody, 0)
-    generated = dict.fromkeys(everybody, 0)
-    decoding = dict.fromkeys(everybody, False)
-    finished = dict.fromkeys(everybody, False)
+    indices = range(len(instance.requests))
+    memory = dict.fromkeys(indices, 0)
+    generated = dict.fromkeys(indices, 0)
+    decoding = dict.fromkeys(indices, False)
+    finished = dict.fromkeys(indices, False)
     clock = 0
     for j, entries in enumerate(batches):
         moved = 0
@@ -86,7 +86,7 @@ def broken_rules(instance: Instance, schedule: Schedule) -> set[str]:
                 moved += _block_count(instance, memory[i])
         if sum(_block_count(instance, held) for held, _ in on_host.values()) > instance.limits.host_kv_blocks:
             broken.add("swap")
-        residents = {i for i in everybody if memory[i] > 0}
+        residents = {i for i in indices if memory[i] > 0}
         chunks, contexts, generating, leaving = [], [], 0, []
         for i, tokens, stated in entries:
             request = instance.requests[i]
@@ -133,7 +133,7 @@ def broken_rules(instance: Instance, schedule: Schedule) -> set[str]:
         for i in leaving:
             finished[i] = True
             memory[i] = 0
-    if any(generated[i] != instance.requests[i].output_tokens for i in everybody):
+    if any(generated[i] != instance.requests[i].output_tokens for i in indices):
         broken.add("completion")
     return broken
 
@@ -149,16 +149,16 @@ def _batches(schedule: Schedule) -> list[list[tuple[int, int, int]]]:
 def _is_malformed(
     instance: Instance, batches: list[list[tuple[int, int, int]]], evictions: list[tuple[int, int]]
 ) -> bool:
-    everybody = range(len(instance.requests))
+    indices = range(len(instance.requests))
     if len(set(evictions)) < len(evictions):
         return True
-    if any(j not in range(len(batches)) or i not in everybody for j, i in evictions):
+    if any(j not in range(len(batches)) or i not in indices for j, i in evictions):
         return True
     for entries in batches:
         names = [i for i, _, _ in entries]
         if not names or len(set(names)) < len(names):
             return True
-        if any(i not in everybody or tokens < 1 for i, tokens, _ in entries):
+        if any(i not in indices or tokens < 1 for i, tokens, _ in entries):
             return True
     return False
 
@@ -168,7 +168,7 @@ def _block_count(instance: Instance, tokens: int) -> int:
 
 
 def _blocks(instance: Instance, memory: dict[int, int]) -> int:
-    """Blocks of all residents; under reservation everybody who is there occupies its peak."""
+    """Blocks of all residents; under reservation every one of them occupies its peak."""
     total = 0
     for i, held in memory.items():
         if held and instance.switches.reservation:

@@ -116,7 +116,7 @@ class Device:
         request.in_decode = False
 
     def host_room(self) -> int:
-        """Blocks in host memory that nobody uses."""
+        """Blocks in host memory that no request uses."""
         return self.host_blocks - sum(request.parked[2] for request in self.parked if request.parked)
 
     def park(self, request: NaiveRequest, plan: Plan) -> None:
@@ -170,7 +170,7 @@ class NaiveVllm:
         device.waiting.append(request)
 
     def plan(self, device: Device) -> Plan:
-        """Running pass, then waiting pass unless somebody was preempted."""
+        """Running pass, then waiting pass unless a request was preempted."""
         plan = Plan()
         threshold = self.threshold if len(device.running) + len(device.waiting) > 1 else 0
         for request in list(device.running):

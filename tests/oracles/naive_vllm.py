@@ -99,7 +99,7 @@ class NaiveVllmV1:
         self.capacity_bound = False
 
     def used(self) -> int:
-        """Blocks that somebody holds."""
+        """Blocks that a sequence holds."""
         return sum(block.holders > 0 for block in self.all_blocks)
 
     def take(self, sequence: Sequence, count: int) -> None:

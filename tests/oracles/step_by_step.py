@@ -116,7 +116,7 @@ class StepByStepRun:
 
     @property
     def free_blocks(self) -> int:
-        """KV blocks that nobody holds."""
+        """KV blocks that no request holds."""
         return self._step.free_blocks
 
     @property

@@ -63,7 +63,7 @@ def test_a_request_that_the_watermark_keeps_out_for_ever_is_dropped_with_nothing
 
 @pytest.mark.parametrize("policy", [*PREEMPTING, "vllm-v0"])
 def test_where_no_bug_strikes_nothing_changes(policy):
-    """With room for everybody the schedules with and without bugs are the same."""
+    """With room for all requests the schedules with and without bugs are the same."""
     instance = make_instance((2, 5), (3, 4), (1, 1), kv_blocks=40)
     plain = simulate(instance, make_policy(policy))
     emulated = simulate(instance, make_policy(f"{policy}:emulate_bugs=true"))

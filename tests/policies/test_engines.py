@@ -104,7 +104,7 @@ def test_the_referee_has_no_objection(instance: Instance, policy: Policy) -> Non
 @check
 @given(instances(), engines)
 def test_every_engine_serves_prompts_that_fit_into_a_batch(instance: Instance, policy: Policy) -> None:
-    """With C for the longest refill and the engine's default budgets, nobody fails, chunks or not."""
+    """With C for the longest refill and the engine's default budgets, no request fails, chunks or not."""
     budget = max(request.peak_kv_tokens for request in instance.requests)
     policy = type(policy)()
     limits = replace(instance.limits, max_batch_tokens=max(budget, instance.limits.max_batch_tokens))
@@ -535,7 +535,7 @@ def test_lightllm_pauses_the_newest_and_refills_it_first() -> None:
 
 
 def test_lightllm_assumes_the_full_output_once_busy() -> None:
-    """The same requests: with a device that is always busy nobody is paused."""
+    """The same requests: with a device that is always busy no request is paused."""
     assert evictions(run("lightllm", instance_of((3, 6), (3, 6), (3, 6), kv_blocks=11))) == []
 
 

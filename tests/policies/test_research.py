@@ -150,7 +150,7 @@ def schedule_unless_stuck_or_circling(instance: Instance, policy: Policy) -> Sch
 @check
 @given(instances(), policies)
 def test_the_referee_has_no_objection(instance: Instance, policy: Policy) -> None:
-    """Where prompts may be cut, everybody is served by the rules."""
+    """Where prompts may be cut, all requests are served by the rules."""
     chunked = instance.switches.chunked_prefill
     schedule = schedule_unless_stuck_or_circling(
         replace(instance, switches=Switches(chunked_prefill=chunked)), policy
@@ -441,7 +441,7 @@ def test_srpt_counts_what_remains_not_the_whole_output() -> None:
 
 
 def test_trail_without_protection_is_srpt() -> None:
-    """With c = 1 nobody is protected before its end."""
+    """With c = 1 no request is protected before its end."""
     instance = requests_at_zero([(3, 7), (2, 5), (4, 2), (1, 9)], kv_blocks=11)
 
     assert run("trail:c=1", instance).schedule == run("srpt", instance).schedule

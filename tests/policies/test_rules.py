@@ -125,7 +125,7 @@ def test_vllm_keeps_the_watermark_free_while_others_run(watermark: float, admitt
 
 
 def test_vllm_waives_the_watermark_for_the_first_request() -> None:
-    """Nobody runs, so a prompt may take the whole device."""
+    """No request runs, so a prompt may take the whole device."""
     simulation = run("vllm:watermark=0.5", instance_of((10, 1), kv_blocks=10))
 
     assert simulation.held_blocks.tolist() == [10]

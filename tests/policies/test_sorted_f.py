@@ -78,7 +78,7 @@ def test_the_greedy_set_is_feasible_and_never_better(waiting: list[Profile], spa
 def test_the_greedy_set_takes_whom_the_whole_set_has_room_for(
     waiting: list[Profile], spare: int, block: int
 ) -> None:
-    """Whoever is added fits with all before by the walk token by token, and whoever is not does not.
+    """An added request fits with all before, token by token, and one that is not added does not.
 
     That is the better of two fillings, by output and by tokens at the end, unless the shortest outputs fit.
     """

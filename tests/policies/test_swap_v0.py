@@ -55,7 +55,7 @@ def test_nobody_is_admitted_while_somebody_is_swapped() -> None:
 
 
 def test_nobody_comes_back_in_a_step_with_a_preemption() -> None:
-    """Whoever came back would be the next victim: the swapped return in a step in which nobody leaves."""
+    """A request that came back would be the next victim: the swapped return in a step without preemption."""
     instance = instance_of((2, 6), (2, 6), (2, 6), kv_blocks=9)
     simulation = run(SWAP, instance)
     schedule = simulation.schedule

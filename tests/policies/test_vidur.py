@@ -244,7 +244,7 @@ def test_replicas_take_turns_and_are_not_chosen_at_random(small_run: Path) -> No
 
 
 def test_lor_counts_only_the_queue_with_the_bug(small_run: Path) -> None:
-    """r1 arrives while r0 runs and nobody waits: the bug takes replica 0, the rule takes replica 1."""
+    """r1 arrives while r0 runs and none waits: the bug takes replica 0, the rule takes replica 1."""
     configure(small_run, "cluster_config.num_replicas", 2)
     configure(small_run, "cluster_config.global_scheduler_config.name", "lor")
     assert replay_vidur_case(small_run).is_equal

@@ -122,7 +122,7 @@ def test_prefills_do_not_wait_where_some_had_to_stay_out() -> None:
 
 
 def test_started_prefills_wait_too() -> None:
-    """The second chunk of a prompt is deferred, and nobody decodes without it only as long as one does."""
+    """The second chunk of a prompt is deferred as long as another request decodes."""
     instance = make_instance((1, 3), (6, 1), max_batch_tokens=5)
 
     assert batches(instance)[:2] == [[(0, 1), (1, 4)], [(0, 1), (1, 2)]]

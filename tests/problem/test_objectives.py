@@ -56,7 +56,7 @@ def test_texts_that_mean_nothing_are_refused(text, message):
 
 
 def test_nothing_to_miss_is_refused():
-    """Misses are counted where somebody has a limit."""
+    """Misses are counted where a request has a limit."""
     with pytest.raises(InputError, match="no request has a limit to miss; give the trace a column"):
         read_objectives("misses", make_instance((1, 1)))
 

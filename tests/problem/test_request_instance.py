@@ -138,7 +138,7 @@ def test_rejected_requests_are_split_off():
 
 
 def test_an_instance_of_rejected_requests_is_refused():
-    """If nobody can be served there is no instance, and the first reason is given."""
+    """If no request can be served there is no instance, and the first reason is given."""
     with pytest.raises(InfeasibleError, match="no request can be served; the first: request"):
         make_instance((9, 9), (9, 9), kv_blocks=4).split_rejected()
 
@@ -146,7 +146,7 @@ def test_an_instance_of_rejected_requests_is_refused():
 @given(instances())
 @check_briefly
 def test_small_instances_are_served_completely(instance):
-    """The random instances of these tests reject nobody, so every request is judged."""
+    """The random instances of these tests reject no request, so every one is judged."""
     assert (instance, ()) == instance.split_rejected()
 
 
@@ -179,7 +179,7 @@ def test_classes_of_schedules_have_names(switches, name):
     ],
 )
 def test_run_to_completion(changes, expected):
-    """Whole prompts, no waiting, no eviction, and prompts beside decodes: then nobody ever pauses."""
+    """Whole prompts, no waiting, no eviction, and prompts beside decodes: then no request ever pauses."""
     base = {"chunked_prefill": False, "holding": False, "preemption": Preemption.NONE}
 
     assert expected is Switches(**{**base, **changes}).run_to_completion

@@ -272,7 +272,7 @@ def test_keys_survive_the_file(tmp_path):
 
 
 def test_parts_are_readable_before_they_are_merged(tmp_path):
-    """Rows of a killed run are there for whoever reads the folder, and for the run that goes on."""
+    """Rows of a killed run are there to be read, and for the run that goes on."""
     points = [planned.point for planned in plan("smoke")]
     folder = ProfileFolder(tmp_path, resume=False)
     folder.append([row(point) for point in points[:5]], interval=0)

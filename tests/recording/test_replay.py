@@ -138,7 +138,7 @@ def test_an_incomplete_log_is_compared_as_far_as_it_goes(tmp_path: Path, lines: 
 def test_what_is_not_simulated_is_never_replayed(
     tmp_path: Path, lines: list[dict[str, Any]], config: dict[str, Any], reason: str
 ) -> None:
-    """A setting that nobody here knows, or a value that means something else, ends in a reason."""
+    """An unknown setting, or a value that means something else, ends in a reason."""
     replay = replayed(tmp_path, config, lines)
 
     assert (replay.verdict, replay.sha256) == (Verdict.NOT_SIMULATED, None)

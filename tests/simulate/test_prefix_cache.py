@@ -107,7 +107,7 @@ def found(k: Kernel, request: int) -> list[int]:
 
 
 def test_what_was_left_is_found_and_taken_again() -> None:
-    """Two full blocks of five tokens, free by now; the request holds them again and nobody else can."""
+    """Two full blocks of five tokens, free by now; the request holds them again and no other can."""
     k = kernel_of(6, 6)
     fill(k, 0, 5)
     free(k, 0)

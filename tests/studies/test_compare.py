@@ -17,6 +17,7 @@ from cspsched.problem.result import StopReason
 from cspsched.referee.judge import judge
 from cspsched.referee.metrics import measure
 from cspsched.referee.rules import find_violations
+from cspsched.report import table
 from cspsched.studies.compare import COMPARISON_SCHEMA, Comparison, compare_policies
 from cspsched.studies.reference import SMALL_CELLS, ReferenceLimits
 from cspsched.studies.solving import solve
@@ -242,3 +243,24 @@ def test_the_reference_goes_without_those_who_cannot_run(switches):
     assert any(step.startswith("the reference goes without") for step in told)
     assert find_violations(instance, comparison.rows[0].metrics.history.schedule) == []
     assert solve(instance, limits=BRIEF, heuristics=["fastserve", "vllm"]).result.schedule is not None
+
+
+def test_a_comparison_is_short_in_a_session_and_a_table_in_a_notebook(comparison):
+    """Each policy with its interval in one line; in HTML every row and note, escaped."""
+    text, html = repr(comparison), comparison._repr_html_()
+
+    assert len(text) < 300
+    for row in comparison.rows:
+        assert row.policy in text
+        assert f"<td>{row.policy}</td>" in html
+    assert html.count("<tr>") == 1 + len(comparison.rows) + len(table.bounds_row(comparison))
+    assert "clairvoyant" in html
+
+
+def test_a_comparison_is_a_frame(comparison):
+    """A row a policy, with the numbers of the JSON."""
+    frame, data = comparison.to_frame(), comparison.to_json()["policies"]
+
+    assert list(frame["policy"]) == [row["policy"] for row in data]
+    assert list(frame["ttft_s.p99"]) == [row["ttft_s"]["p99"] for row in data]
+    assert list(frame["value_ns"]) == [row.value_ns for row in comparison.rows]

@@ -234,7 +234,7 @@ def restore_somebody(draft: Draft, rng: random.Random) -> None:
 
 
 def move_restoration(draft: Draft, rng: random.Random) -> None:
-    """Bring somebody back from host memory in another batch, or never."""
+    """Bring a request back from host memory in another batch, or never."""
     places = [j for j, returned in enumerate(draft.returns) if returned]
     if places:
         i = draft.returns[rng.choice(places)].pop()

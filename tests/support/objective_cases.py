@@ -85,7 +85,7 @@ def random_case(seed: int) -> tuple[Instance, str]:
             prompt_tokens=prompt,
             output_tokens=output,
             priority=rng.randint(0, 2),
-            # Somebody has a limit, so that there is something to miss.
+            # A request has a limit, so that there is something to miss.
             ttft_limit_ns=rng.choice([None, 8, 15]) if i else 9,
             tpot_limit_ns=rng.choice([None, 5, 8]),
         )

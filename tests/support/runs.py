@@ -20,9 +20,9 @@ from tests.support.strategies import make_instance
 def run_of(instance: Instance, schedule: Schedule) -> Run:
     """A run of a schedule that no engine made."""
     metrics = measure(instance, schedule)
-    nobody = np.zeros(schedule.num_batches, dtype=np.int64)
+    none = np.zeros(schedule.num_batches, dtype=np.int64)
     blocks = occupied_blocks(metrics.history)
-    return Run(policy="by-hand", metrics=metrics, held_blocks=blocks, num_waiting=nobody)
+    return Run(policy="by-hand", metrics=metrics, held_blocks=blocks, num_waiting=none)
 
 
 def simulated(instance: Instance, policy: str) -> Run:

@@ -66,9 +66,9 @@ class Chaotic(Scripted):
         return step.held_blocks[request] > 0 and request not in self.back
 
     def serve(self, step: Step, request: int) -> None:
-        """Bring somebody back if the blocks are there, or process whatever fits of a request."""
+        """Bring a request back if the blocks are there, or process whatever fits of it."""
         if step.host_tokens[request]:
-            # With room for one more entry somebody who comes back goes on at once.
+            # With room for one more entry a request that comes back goes on at once.
             needed = -(-(step.host_tokens[request] + 1) // self.block_tokens)
             room = step.free_blocks >= max(self.blocks_on_host[request], needed)
             if not room or request in step.swapped:
@@ -80,7 +80,7 @@ class Chaotic(Scripted):
             step.schedule(request, tokens, step.missing_blocks(request, tokens))
 
     def serve_one(self, step: Step) -> None:
-        """Drop who may be dropped, then serve whoever can be; those who just came back first."""
+        """Drop requests that may be dropped, then serve those that can be; those just back go first."""
         left = [i for i in range(self.count) if step.known_tokens[i]]
         left.sort(key=lambda i: (i in self.back, step.host_tokens[i] > 0, step.computed_tokens[i]))
         for i in left[:-1]:

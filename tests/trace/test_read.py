@@ -399,7 +399,7 @@ def test_arrival_that_is_no_number_is_refused(trace_file, value):
 
 
 def test_negative_arrival_is_refused(trace_file):
-    """Nobody arrives before 0."""
+    """No request arrives before 0."""
     expected = (
         "trace.csv line 3: arrival_s is '-0.5', expected a number of seconds of at least 0 (drop the row)"
     )

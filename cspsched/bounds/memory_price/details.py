@@ -16,11 +16,11 @@ PRICE_UNIT = 1024
 
 
 class Rule(NamedTuple):
-    """Who cannot be resident together, if a resident stays until it is complete.
+    """Requests that cannot be resident together, if a resident stays until it is complete.
 
-    Peaks and residents are in KV blocks, M is `kv_blocks`. Whoever completes first is at its peak then, and
-    the others have no less than now. So `members` requests with peaks of at least `small` do not fit if
-    each has at least (M - small) // (members - 1) + 1 now, and one with a peak of at least `large` and
+    Peaks and residents are in KV blocks, M is `kv_blocks`. The request that completes first is at its peak
+    then, and the others have no less than now. So `members` requests with peaks of at least `small` do not
+    fit if each has at least (M - small) // (members - 1) + 1 now, and one with a peak of at least `large` and
     M - small + 1 now fits with none of them that has M - large + 1.
     """
 

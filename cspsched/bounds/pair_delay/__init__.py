@@ -1,1 +1,1 @@
-"""The certificate `pair-delay`: everybody alone, and how long each pair must hold each other up."""
+"""The certificate `pair-delay`: each request alone, and how long each pair must hold each other up."""

@@ -1,4 +1,4 @@
-"""Sum of latencies: everybody alone, and how long each pair of requests must hold each other up.
+"""Sum of latencies: each request alone, and how long each pair of requests must hold each other up.
 
 Theorem (docs/bounds.md, section 13). A request's latency is the time of its own batches, as if alone, what
 others' entries add to batches during its stay (`entries`), and alpha = step + min(b_p, b_d) for each batch of
@@ -87,7 +87,7 @@ def _is_above(middle: int, left: int, right: int, heights: list[int]) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Company:
-    """Who is surely there when somebody arrives; columns by arrival, shape (num_requests,), int64."""
+    """Which requests are surely there when one arrives; columns by arrival, shape (num_requests,), int64."""
 
     alpha: int
     first: IntArray

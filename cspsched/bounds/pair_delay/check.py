@@ -109,7 +109,7 @@ class PlainGrowth:
 
 @dataclass(frozen=True)
 class PlainCompany:
-    """Who is surely there when somebody arrives."""
+    """Which requests are surely there when one arrives."""
 
     instance: Instance
     share: int
@@ -189,7 +189,7 @@ class PlainCompany:
         return value + sum(self.pair(*pair) for pair in self.decoding)
 
     def conflict(self, i: int, j: int) -> int:
-        """What two requests that do not fit together cost on top, whoever ends first."""
+        """What two requests that do not fit together cost on top, in either order of their ends."""
         older, younger, left = self.requests[i], self.requests[j], dict(self.pairs[j])[i]
         mine, theirs = younger.output_tokens, older.output_tokens
         common = self.common(older.peak_kv_tokens - left + 1, younger.prompt_tokens, min(left, mine))
@@ -254,7 +254,7 @@ class PlainCompany:
         return list(_corners([lone_chunk(cost, 0, c, 0) if c else 0 for c in range(len(self.growth.chunks))]))
 
     def pair(self, i: int, j: int, left: int) -> int:
-        """What the decodes of a pair add to each other's batches, whoever ends first."""
+        """What the decodes of a pair add to each other's batches, in either order of their ends."""
         older, younger = self.requests[i], self.requests[j]
         mine, theirs = self.tokens(younger), self.tokens(older)
         older_first = sum(theirs[len(theirs) - (left - 1) :]) + sum(

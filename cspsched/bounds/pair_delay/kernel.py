@@ -1,4 +1,4 @@
-"""Compiled: who is surely there when somebody arrives, and what that costs. Loads numba."""
+"""Compiled: which requests are surely there when one arrives, and what that costs. Loads numba."""
 
 from __future__ import annotations
 
@@ -209,7 +209,7 @@ def fill_decodes(given: Decodes, pairs: Pairs, found: IntArray) -> None:
         for k in range(pairs.starts[j], pairs.starts[j + 1]):
             i, left = pairs.older[k], pairs.left[k]
             if left > 1:
-                # Whoever ends first has all its tokens from then on in the other's stay.
+                # The request that ends first has all its tokens from then on in the other's stay.
                 older_first = growth[given.last[i]] - growth[given.last[i] - left + 1]
                 older_first += _capped(given, j, min(left, mine))
                 younger_first = end - growth[given.first[j]]

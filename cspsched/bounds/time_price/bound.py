@@ -1,4 +1,4 @@
-"""Sum of latencies: a price on machine time, and a price on making everybody present wait.
+"""Sum of latencies: a price on machine time, and a price on making all requests present wait.
 
 Theorem (docs/bounds.md, section 7). Let P >= 0 be a price of machine time in some periods that last H in
 all, 0 outside. For each request let mu_i(t) = S - (t - a_i) / L_i from its arrival until this is 0 (nowhere
@@ -137,7 +137,7 @@ class Waits:
         """L_i, 0 where mu_i is 0; shape (num_requests,)."""
         self.reach: IntArray = prices.stretch * self.length // STRETCH_UNIT
         """How long after the arrival mu_i is positive."""
-        self.everybody = self._sum_by_window()
+        self.waiting_prices = self._sum_by_window()
         """Q, rounded down to the least value in each window, in 1 / 1024."""
 
     @property
@@ -186,7 +186,7 @@ def least_costs(waits: Waits) -> IntArray:
         prefill=table.prefill,
         free=_free_costs(waits),
         lone=_lone_decodes(table, prices.price),
-        tolls=prices.price + waits.everybody,
+        prefill_prices=prices.price + waits.waiting_prices,
     )
     found = np.empty_like(waits.arrivals)
     fill_least_costs(given, prices.window_ns, prices.stretch, found)
@@ -252,7 +252,7 @@ def _overflows(table: Columns, prices: Prices) -> bool:
     """Whether a product might not fit into 64 bits."""
     stretch = prices.stretch
     slope, decode = STRETCH_UNIT + stretch, int(table.decodes.max())
-    toll = prices.price + PRICE_UNIT * stretch // STRETCH_UNIT * len(table.arrivals)
+    prefill_price = prices.price + PRICE_UNIT * stretch // STRETCH_UNIT * len(table.arrivals)
     length = int(table.least.max()) * prices.pace // STRETCH_UNIT
     reach = max(stretch, 1) * (length + prices.window_ns)
     products = (
@@ -260,7 +260,7 @@ def _overflows(table: Columns, prices: Prices) -> bool:
         STRETCH_UNIT * table.alpha * prices.price,
         PRICE_UNIT * slope * decode,
         int(table.refills.max()) * prices.price,
-        int(table.prefill.max()) * toll,
+        int(table.prefill.max()) * prefill_price,
         2 * PRICE_UNIT * reach * max(stretch, 1),
         STRETCH_UNIT * prices.horizon_ns,
         FINE * reach,

@@ -27,7 +27,7 @@ def plain_time_price(instance: Instance, plain: PlainPrices, prices: Prices) -> 
     waiting = [PlainRequest(request, request.arrival_ns - start_ns, tokens) for request in instance.requests]
     queue: Counter[int] = Counter()
     for one in waiting:
-        queue.update(dict(one.tolls()))
+        queue.update(dict(one.waiting_prices()))
     value = sum(one.least_cost(queue) - one.area() for one in waiting)
     return value - ceil_div(prices.price * prices.horizon_ns, PRICE_UNIT)
 
@@ -139,7 +139,7 @@ class PlainRequest:
         """Integral of mu."""
         return ceil_div(self.tokens.prices.stretch**2 * self.length, 2 * STRETCH_UNIT**2)
 
-    def tolls(self) -> Iterator[tuple[int, int]]:
+    def waiting_prices(self) -> Iterator[tuple[int, int]]:
         """Windows, and what others pay in them for making it wait, in fine units."""
         prices = self.tokens.prices
         if self.reach:
@@ -156,8 +156,8 @@ class PlainRequest:
         for window in self.period:
             since = max(window * prices.window_ns - self.arrival, 0)
             stay = lone + since + self._integral(since, since + self.decoding)
-            toll = prices.price + queue[window] // (FINE // PRICE_UNIT)
-            best = min(best, max(free, stay) + self.prefill * toll // PRICE_UNIT)
+            prefill_price = prices.price + queue[window] // (FINE // PRICE_UNIT)
+            best = min(best, max(free, stay) + self.prefill * prefill_price // PRICE_UNIT)
             if stay >= best:
                 break
         return best

@@ -11,7 +11,7 @@ PRICE_UNIT, STRETCH_UNIT = 1024, 16
 
 
 class Given(NamedTuple):
-    """Everything that is read, int64, one of each request but for `tolls`. Names as in `Waits`, `Columns`."""
+    """Everything that is read, int64. Names as in `Waits`, `Columns`. By request but for `prefill_prices`."""
 
     arrivals: IntArray
     ends: IntArray
@@ -24,7 +24,7 @@ class Given(NamedTuple):
     """Least cost of its own batches."""
     lone: IntArray
     """Cost of its later tokens if a nanosecond of their batches costs 1."""
-    tolls: IntArray
+    prefill_prices: IntArray
     """What prefill work costs in each window, in 1 / 1024; shape (num_windows,)."""
 
 
@@ -40,7 +40,7 @@ def fill_least_costs(given: Given, window_ns: int, stretch: int, found: IntArray
             since = max(window * window_ns - arrival, 0)
             until = since + given.decoding[i]
             stay = given.lone[i] + since + _integral(given.length[i], given.reach[i], stretch, since, until)
-            best = min(best, max(free, stay) + given.prefill[i] * given.tolls[window] // PRICE_UNIT)
+            best = min(best, max(free, stay) + given.prefill[i] * given.prefill_prices[window] // PRICE_UNIT)
             # Staying longer costs more, even if the work were free.
             if stay >= best:
                 break

@@ -17,7 +17,7 @@ from cspsched.bounds.window_price.search import window_price_certificates
 from cspsched.problem.objectives import Objective
 
 FEWEST_REQUESTS = 8
-"""With fewer, there is next to nobody to wait for."""
+"""With fewer, requests have next to no others to wait for."""
 SAMPLE_REQUESTS, MANY_REQUESTS = 1000, 20_000
 """Prices are chosen for the first requests of a trace, and refined for more of them. Windows are wider beyond
 that, so that their number grows no further until they are a sixteenth of a stay."""

@@ -43,12 +43,12 @@ class Holds(NamedTuple):
     """L_i, 0 where it would end after the request's period; shape (num_requests,)."""
     area: IntArray
     """Integral of mu_i over all time, rounded up; shape (num_requests,)."""
-    everybody: IntArray
+    waiting_prices: IntArray
     """Q of those whose mu_i covers the whole window, in 1 / 1024; shape (num_windows,)."""
 
 
 def holds(table: Columns, placed: Placed, chosen: WindowPrices) -> Holds:
-    """Who makes whom wait."""
+    """How requests make each other wait."""
     window_ns, count = chosen.window_ns, len(chosen.prices)
     length = table.least * chosen.pace // STRETCH_UNIT
     length[placed.arrivals + length > placed.ends] = 0
@@ -58,7 +58,7 @@ def holds(table: Columns, placed: Placed, chosen: WindowPrices) -> Holds:
     return Holds(
         length=length,
         area=-(-chosen.height * length // STRETCH_UNIT),
-        everybody=np.cumsum(steps)[:count] * (PRICE_UNIT // STRETCH_UNIT * chosen.height),
+        waiting_prices=np.cumsum(steps)[:count] * (PRICE_UNIT // STRETCH_UNIT * chosen.height),
     )
 
 
@@ -160,9 +160,9 @@ def outcome(table: WindowTable, chosen: WindowPrices, every: int = 1) -> Outcome
         return None
     prices = np.array(chosen.prices, dtype=np.int64)
     inverse = ceil_div(2**INVERSE_BITS, 256 * columns.alpha)
-    tolls = prices + held.everybody
+    prefill_prices = prices + held.waiting_prices
     scalars = [chosen.window_ns, inverse, chosen.height, chosen.memory, table.capacity]
-    scalars += [int(prices.argmin()), int(tolls.min())]
+    scalars += [int(prices.argmin()), int(prefill_prices.min())]
 
     def some(column: IntArray) -> IntArray:
         return np.ascontiguousarray(column[::every])
@@ -170,7 +170,7 @@ def outcome(table: WindowTable, chosen: WindowPrices, every: int = 1) -> Outcome
     given = Given(
         *lines,
         prices=prices,
-        tolls=tolls,
+        prefill_prices=prefill_prices,
         arrivals=some(placed.arrivals),
         ends=some(placed.ends),
         first=some(columns.first),
@@ -208,17 +208,17 @@ def _overflows(table: WindowTable, chosen: WindowPrices, held: Holds) -> bool:
     cost = 2 * (own + paid)
     length = int(columns.least.max()) * chosen.pace // STRETCH_UNIT
     area = length * max(chosen.height, STRETCH_UNIT) // STRETCH_UNIT + 1
-    toll, prefill = highest + int(held.everybody.max()), int(columns.prefill.max())
-    # At the earliest end no line shows more than the time until then, the toll of the first window and all
-    # tokens; so nobody is looked at for longer than that and what mu gives back.
-    stay = int(columns.least.max()) + area + prefill * toll // PRICE_UNIT + cost * longest
+    prefill_price, prefill = highest + int(held.waiting_prices.max()), int(columns.prefill.max())
+    # At the earliest end no line shows more than the time until then, what its prompt pays in the first
+    # window, and all tokens; so no request is looked at for longer than that and what mu gives back.
+    stay = int(columns.least.max()) + area + prefill * prefill_price // PRICE_UNIT + cost * longest
     span = min(len(chosen.prices), stay // chosen.window_ns + 3) * chosen.window_ns
     rate = cost * RATE_UNIT // alpha + RATE_UNIT * max(chosen.height, STRETCH_UNIT)
     products = (
         span * rate * 4,
         rate << INVERSE_BITS // 2,
         cost * longest,
-        prefill * toll * (DOUBLE_RATE // PRICE_UNIT),
+        prefill * prefill_price * (DOUBLE_RATE // PRICE_UNIT),
         int(columns.refills.max()) * highest,
         cost * PRICE_UNIT,
         alpha * chosen.memory * longest,

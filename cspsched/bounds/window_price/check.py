@@ -170,8 +170,8 @@ class PlainStay:
             start = max(window * self.chosen.window_ns, one.arrival)
             end = (window + 1) * self.chosen.window_ns
             price = prices[window] + covered[window] * self.chosen.height * PRICE_UNIT // STRETCH_UNIT
-            toll = one.prefill * price // PRICE_UNIT * DOUBLE_RATE
-            states = [(given, min(least, waited - given + toll)) for given, least in states]
+            prompt_cost = one.prefill * price // PRICE_UNIT * DOUBLE_RATE
+            states = [(given, min(least, waited - given + prompt_cost)) for given, least in states]
             opening = [given + least - self._back(start, one.arrival + self.held) for given, least in states]
             states = [
                 (given + (end - start) * DOUBLE_RATE - self._given(line, prices[window], start, end), least)

@@ -12,13 +12,13 @@ from cspsched.problem.cost import IntArray
 
 FloatArray = npt.NDArray[np.float64]
 PRICE_UNIT, RATE_UNIT, DOUBLE_RATE, STRETCH_UNIT, ROOT_BITS = 1024, 2**12, 2**13, 16, 10
-WINDOW_NS, INVERSE, HEIGHT, MEMORY, CAPACITY, LOWEST, LEAST_TOLL = range(7)
+WINDOW_NS, INVERSE, HEIGHT, MEMORY, CAPACITY, LOWEST, LEAST_PREFILL_PRICE = range(7)
 """Scalars; LOWEST is a window of the lowest price."""
 COST, PROMPT_WINDOW, LAST_WINDOW, LINE = range(4)
 NUM_ROWS = 4
 LINED, PROMPT, WHERE, YOUNG_ROOT, OLD_ROOT, TOKENS, LEAST_TOKENS, NEEDED, STEADY = range(9)
 """Of a line: the time since the arrival less what it gives; the least, over the prompt's windows so far, of
-toll and time less that; the window where that is; and what does not change during a request."""
+its cost and time less that; the window where that is; and what does not change during a request."""
 NUM_STATES = 9
 STOP_EVERY = 4
 """Windows after which it is asked whether any later end could cost less."""
@@ -35,7 +35,7 @@ class Given(NamedTuple):
     work_roots: IntArray
     price_roots: IntArray
     prices: IntArray
-    tolls: IntArray
+    prefill_prices: IntArray
     arrivals: IntArray
     ends: IntArray
     first: IntArray
@@ -78,7 +78,7 @@ def fill_lines(
         for resident in range(longest + 1):
             own = below + given.held[resident] * price // PRICE_UNIT
             paid = given.work[resident] * price // PRICE_UNIT
-            # Nobody has 0 resident tokens, and nobody decodes into 1.
+            # No request has 0 resident tokens, and no request decodes into 1.
             cost = own + paid + 2 * _root(own * paid) if resident > 1 else 0
             sum_of_costs += cost
             sum_of_least += min(cost, given.cheapest[resident])
@@ -126,7 +126,7 @@ def least_costs(g: Given, found: IntArray, state: IntArray) -> int:
             end = (window + 1) * window_ns
             held = min(max(arrival + g.length[i] - start, 0), end - start)
             cheapest = min(cheapest, g.prices[window])
-            toll = g.prefill[i] * g.tolls[window] // PRICE_UNIT * DOUBLE_RATE
+            prompt_cost = g.prefill[i] * g.prefill_prices[window] // PRICE_UNIT * DOUBLE_RATE
             opening = mu * max(arrival + g.length[i] - start, 0)
             closing = opening - mu * held
             young_less, old_less = _taken(g, window, young), _taken(g, window, old)
@@ -134,8 +134,8 @@ def least_costs(g: Given, found: IntArray, state: IntArray) -> int:
             chosen, most = 0, -MUCH
             for line in range(num_lines):
                 lined, prompt = state[LINED, line], state[PROMPT, line]
-                if waited - lined + toll < prompt:
-                    prompt = waited - lined + toll
+                if waited - lined + prompt_cost < prompt:
+                    prompt = waited - lined + prompt_cost
                     state[PROMPT, line], state[WHERE, line] = prompt, window
                 rate = 0
                 if decodes:
@@ -162,8 +162,8 @@ def least_costs(g: Given, found: IntArray, state: IntArray) -> int:
                     found[PROMPT_WINDOW, i] = state[WHERE, chosen]
                     found[LAST_WINDOW, i], found[LINE, i] = window, chosen
                 if (window - earliest) % STOP_EVERY == 0:
-                    toll = g.prefill[i] * g.scalars[LEAST_TOLL] // PRICE_UNIT * DOUBLE_RATE
-                    if _least_to_come(g, state, waited + toll) - closing >= best:
+                    prompt_cost = g.prefill[i] * g.scalars[LEAST_PREFILL_PRICE] // PRICE_UNIT * DOUBLE_RATE
+                    if _least_to_come(g, state, waited + prompt_cost) - closing >= best:
                         break
             window, start = window + 1, end
         found[COST, i] = best // DOUBLE_RATE
@@ -194,7 +194,7 @@ def _least_to_come(g: Given, state: IntArray, waited: int) -> int:
     """The most that a line shows at least for all later ends, before what mu gives back is taken off.
 
     Of a line that gives at most 1 for a nanosecond at the lowest price, the cost rises with the end but for
-    what a later window of the prompt may save; `waited` is that cost at the least toll of all.
+    what a later window of the prompt may save; `waited` is that cost at the least prefill price of all.
     """
     most = -MUCH
     for line in range(g.costs.shape[0]):

@@ -216,7 +216,7 @@ def _even(table: Columns, price: int, tail_ns: int, window_ns: int, height: int,
 
 
 def falling_prices(windows: WindowTable) -> Iterator[WindowPrices]:
-    """Prices that fall as if all were there at once and nobody came later; nobody is paid for waiting."""
+    """Prices that fall as if all were there at once and none came later; no request is paid for waiting."""
     table = windows.columns
     held = table.alpha * (table.last - table.first) * (table.last + table.first) // (2 * windows.capacity)
     decodes = np.cumsum(table.decodes)

@@ -20,7 +20,7 @@ def cost_text(fitted: FittedProfile, described: Mapping[str, str | int], written
     described
         What the file says about itself: title, model, device, tensor_parallel, source, leaves_out.
     written_by
-        For the first line, so that nobody edits by hand what a program writes.
+        For the first line, so that a file that a program writes is not edited by hand.
     """
     cost = fitted.cost
     lines = [f"# Written by {written_by}; do not edit."]

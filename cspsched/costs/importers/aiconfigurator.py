@@ -34,11 +34,20 @@ TABLES = {
     "generation": "attention/vllm/*/generation_attention_perf",
     "moe": "moe/vllm/*/moe_perf",
     "nccl": "comm/nccl/*/nccl_perf",
+    "custom": "comm/vllm/*/custom_allreduce_perf",
 }
 """Where the package keeps the tables of a system, below `systems/data/SYSTEM`."""
 ROUTING = "power_law_1.01"
 """How tokens choose experts: between `balanced` and `power_law_1.2`, the two ends of the table."""
+PROMPT_LENGTH = "isl"
+"""Column of the table of prefills with the tokens of each prompt."""
 HALF_BYTES = 2
+"""Of an element. Both tables of collectives count elements: NCCL takes as long for twice as many of one byte,
+and beyond vLLM's own kernel both tables have the same times."""
+CUSTOM_KERNEL = "vLLM_custom_graph"
+"""vLLM's all-reduce inside a CUDA graph; outside one a launch of about 15 us is added."""
+CUSTOM_MOST_BYTES = 8 * 2**20
+"""Up to which vLLM takes its own kernel (`CustomAllreduce`, default `max_size`), and NCCL beyond."""
 ACHIEVED_BANDWIDTH = 0.8
 """Share of the peak bandwidth assumed for elementwise kernels (an assumption, not measured)."""
 LAUNCH_US = {"rmsnorm": 1.85, "rope": 2.18, "silu_mul": 2.59, "kv_cache_write": 2.0, "qk_norm": 2.0}
@@ -109,7 +118,7 @@ class AicTables:
         if model.moe is not None:
             parts.append(self._experts(model, tensor_parallel))
         if tensor_parallel > 1:
-            parts.append(self._collectives(tensor_parallel) if network is None else network)
+            parts.append(self.collectives(tensor_parallel) if network is None else network)
         rows = pd.concat(parts, ignore_index=True)
         rows["model"], rows["dtype"] = model.name, "bfloat16"
         check_rows(rows, f"{self.tables['gemm'].path} (as rows)")
@@ -138,10 +147,12 @@ class AicTables:
         import pandas as pd
 
         heads, kv_heads = model.num_heads // ranks, model.kv_heads_per_rank(ranks)
-        prefill, how = attention_of_heads(self.table("context"), "isl", heads, kv_heads, model.head_dim)
-        columns = {"op": "attn_prefill", "n_seq": prefill["batch_size"], "chunk": prefill["isl"], "kv": 0}
+        shape = (heads, kv_heads, model.head_dim)
+        prefill, how = attention_of_heads(self.table("context"), PROMPT_LENGTH, *shape)
+        columns = {"op": "attn_prefill", "n_seq": prefill["batch_size"], "kv": 0}
+        columns |= {"chunk": prefill[PROMPT_LENGTH]}
         parts = [columns | {"t_us": prefill["t_us"], "kernel_impl": how}]
-        decode, how = attention_of_heads(self.table("generation"), "step", heads, kv_heads, model.head_dim)
+        decode, how = attention_of_heads(self.table("generation"), "step", *shape)
         # The kernel reads `step + 1` entries, of which the last is the token's own.
         total = decode["batch_size"] * decode["step"]
         columns = {"op": "attn_decode", "n_seq": decode["batch_size"], "kv": decode["step"]}
@@ -167,21 +178,50 @@ class AicTables:
         columns |= {"t_us": rows.times_us("latency", US_PER_MS), "kernel_impl": f"fused MoE, {ROUTING}"}
         return make_rows(columns | {"backend": PROJECT})
 
-    def _collectives(self, ranks: int) -> pd.DataFrame:
+    def collectives(self, ranks: int) -> pd.DataFrame:
+        """Collectives over so many ranks: NCCL's, but vLLM's own all-reduce up to the size that it takes.
+
+        Raises
+        ------
+        InputError
+            If there is no table of them, or no all-reduce over so many ranks.
+        """
         import pandas as pd
 
-        source = self.table("nccl")
         parts = []
-        for operator in ("all_reduce", "all_gather", "reduce_scatter"):
-            keep = (source.text("op_name") == operator) & (source.counts("num_gpus") == ranks)
-            rows = source.where(keep)
-            if len(rows.frame):
-                columns = {"op": operator, "bytes": HALF_BYTES * rows.counts("message_size", 1), "tp": ranks}
-                times = rows.times_us("latency", US_PER_MS)
-                parts.append(make_rows(columns | {"t_us": times, "kernel_impl": "NCCL", "backend": PROJECT}))
-        if not parts:
-            raise InputError(f"{source.path} has no collectives over {ranks} ranks")
-        return pd.concat(parts, ignore_index=True)
+        if "custom" in self.tables:
+            parts.append(self._messages("custom", "all_reduce", ranks, most_bytes=CUSTOM_MOST_BYTES))
+        nccl = ("all_gather", "reduce_scatter", "all_reduce") if "nccl" in self.tables or not parts else ()
+        for operator in nccl:
+            above = CUSTOM_MOST_BYTES if parts and operator == "all_reduce" else 0
+            parts.append(self._messages("nccl", operator, ranks, above_bytes=above))
+        found = [part for part in parts if len(part)]
+        if not any((part["op"] == "all_reduce").all() for part in found):
+            paths = " and ".join(
+                str(self.tables[kind].path) for kind in ("custom", "nccl") if kind in self.tables
+            )
+            raise InputError(f"{paths}: no all-reduce over {ranks} ranks")
+        return pd.concat(found, ignore_index=True)
+
+    def _messages(
+        self, kind: str, operator: str, ranks: int, *, above_bytes: int = 0, most_bytes: int = 2**62
+    ) -> pd.DataFrame:
+        """Rows of one collective, for messages within a range."""
+        source = self.table(kind)
+        size = HALF_BYTES * source.counts("message_size", 1)
+        keep = (source.text("op_name") == operator) & (source.counts("num_gpus") == ranks)
+        keep &= (size > above_bytes) & (size <= most_bytes)
+        if kind == "custom":
+            keep &= source.text("kernel_source") == CUSTOM_KERNEL
+        rows = source.where(keep)
+        how = "NCCL" if kind == "nccl" else "vLLM custom all-reduce in a CUDA graph"
+        columns = {
+            "op": operator,
+            "bytes": size[keep],
+            "tp": ranks,
+            "t_us": rows.times_us("latency", US_PER_MS),
+        }
+        return make_rows(columns | {"kernel_impl": how, "backend": PROJECT})
 
 
 def installed_tables(system: str) -> list[Path]:
@@ -229,18 +269,39 @@ def attention_of_heads(
     """Attention rows (batch_size, the length, t_us) of so many heads, and how they came about.
 
     Where the number of query heads was not measured, times are linear between the next fewer and the next
-    more query heads of as many KV heads.
+    more query heads of as many KV heads. Where no such number of KV heads was, as in models without grouped
+    queries, prefills are those of as many query heads over the most KV heads that were measured (their work
+    is the queries'), and decodes those of more requests with as many KV heads in all (their work is the KV
+    cache's): 2 to 6 % from measured ones for twice the KV heads (`benchmarks/attention_heads.py`).
     """
     q, kv = source.counts("num_heads", 1), source.counts("num_key_value_heads", 1)
-    keep = kv == kv_heads
+    of_size = np.ones(len(q), dtype=np.bool_)
     if source.has("head_dim"):
-        keep &= source.counts("head_dim") == head_dim
+        of_size = source.counts("head_dim") == head_dim
+    if not (of_size & (kv == kv_heads)).any():
+        fewer = [int(n) for n in np.unique(kv[of_size]) if n < kv_heads and kv_heads % n == 0]
+        for measured_kv in reversed(fewer):
+            share = 1 if length == PROMPT_LENGTH else kv_heads // measured_kv
+            if heads % share == 0 and (of_size & (kv == measured_kv) & (q == heads // share)).any():
+                frame, _ = attention_of_heads(source, length, heads // share, measured_kv, head_dim)
+                frame = frame[frame["batch_size"] % share == 0]
+                frame = frame.assign(batch_size=frame["batch_size"] // share)
+                return frame, f"from {heads // share} query heads over {measured_kv} KV heads"
+    what = f"{kv_heads} KV heads (head_dim {head_dim})"
+    return _between_heads(source, length, heads, of_size & (kv == kv_heads), what)
+
+
+def _between_heads(
+    source: Source, length: str, heads: int, keep: np.typing.NDArray[np.bool_], what: str
+) -> tuple[pd.DataFrame, str]:
+    """Rows of so many query heads among rows of the same KV heads."""
+    q = source.counts("num_heads", 1)
     measured = sorted({int(number) for number in q[keep]})
     below, above = ([n for n in measured if n <= heads], [n for n in measured if n >= heads])
     if not below or not above:
         raise InputError(
-            f"{source.path} has no attention of {heads} query heads over {kv_heads} KV heads (head_dim "
-            f"{head_dim}); query heads measured there: {', '.join(map(str, measured)) or 'none'}"
+            f"{source.path} has no attention of {heads} query heads over {what}; query heads measured there: "
+            f"{', '.join(map(str, measured)) or 'none'}"
         )
     low, high = below[-1], above[0]
     parts = [_grid(source.where(keep & (q == n)), length) for n in (low, high)]
@@ -300,8 +361,9 @@ def _kind(source: Source) -> str:
         return "gemm"
     if source.has("num_experts", "moe_tp_size", "latency"):
         return "moe"
-    if source.has("nccl_dtype", "num_gpus", "message_size", "latency"):
-        return "nccl"
+    for kind, dtype in (("nccl", "nccl_dtype"), ("custom", "allreduce_dtype")):
+        if source.has(dtype, "num_gpus", "message_size", "latency"):
+            return kind
     if source.has("batch_size", "isl", "step", "num_heads", "latency"):
         return "context" if (source.counts("step") == 0).all() else "generation"
     raise source.foreign(PROJECT)

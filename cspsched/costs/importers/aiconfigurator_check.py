@@ -8,7 +8,8 @@ from cspsched.costs.importers.source import US_PER_MS, Source
 from cspsched.costs.rows import refuse, refuse_mixed_units
 
 DTYPES = {"gemm_dtype": "bfloat16", "attn_dtype": "bfloat16", "kv_cache_dtype": "bfloat16",
-          "moe_dtype": "bfloat16", "nccl_dtype": "half", "beam_width": "1", "window_size": "0"}  # fmt: skip
+          "moe_dtype": "bfloat16", "nccl_dtype": "half", "allreduce_dtype": "bfloat16",
+          "beam_width": "1", "window_size": "0"}  # fmt: skip
 """What is taken of tables that hold more: 16-bit kernels without beams and sliding windows."""
 COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "alltoall")
 SHAPES = {
@@ -20,6 +21,7 @@ SHAPES = {
         ("num_tokens",),
     ),
     "nccl": (("num_gpus",), ("message_size",)),
+    "custom": (("num_gpus",), ("message_size",)),
 }
 """Columns of each table whose rows are compared where they are alike, and those whose product is the size."""
 
@@ -37,7 +39,7 @@ def check_table(source: Source, kind: str) -> None:
     where, (same, sizes) = str(source.path), SHAPES[kind]
     times = source.times_us("latency", US_PER_MS)
     counts = {name: source.counts(name) for name in (*same, *sizes) if source.has(name)}
-    if kind == "nccl":
+    if kind in ("nccl", "custom"):
         names = source.text("op_name")
         unknown = np.array([name not in COLLECTIVES for name in names])
         refuse(unknown, where, f"unknown collective {{}}; known: {', '.join(COLLECTIVES)}", names)

@@ -80,7 +80,7 @@ def _compute(source: Source, model: LlmModel) -> pd.DataFrame:
 
 
 def _operators(source: Source, known: list[str]) -> list[str]:
-    """Operators of a table; one that nobody knows is refused, as its time would be lost in silence."""
+    """Operators of a table; an unknown one is refused, as its time would be lost in silence."""
     found = [str(name).split(".")[1] for name in source.frame.columns if str(name).startswith(STATISTIC)]
     unknown = [name for name in found if name not in known]
     if unknown:

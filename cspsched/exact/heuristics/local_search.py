@@ -229,6 +229,6 @@ def decisions_of(load: Workload, prices: CostTables, plan: Plan, trace: Trace) -
         batches.setdefault(batch, []).append((request, tokens))
     for batch, request in trace.evictions[: trace.sizes[1]].tolist():
         evictions.setdefault(batch, []).append(request)
-    # A pass that processed nobody is no batch; nobody is evicted in it either.
+    # A pass that processed no request is no batch; no request is evicted in it either.
     used = sorted(batches)
     return [batches[j] for j in used], [evictions.get(j, []) for j in used]

@@ -1,6 +1,6 @@
 """A parametric scheduler, compiled: what the local search moves in is its parameters, the plan.
 
-Batch by batch it walks through the requests in the plan's order. Whoever has been released is processed as
+Batch by batch it takes the requests in the plan's order. A request that has been released is processed as
 far as budget, seats and memory go: a decode, or the next chunk of a prompt or refill. For a decode, requests
 later in the order are evicted. Everything it makes obeys the rules of the problem, for every plan.
 """

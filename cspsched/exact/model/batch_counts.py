@@ -1,6 +1,6 @@
 """Run to completion, by counts: how many batches are enough, and how many of them with a prefill.
 
-Where everybody runs to completion, every schedule processes the same tokens at the same ages, so an affine
+Where all requests run to completion, every schedule processes the same tokens at the same ages, so an affine
 batch time leaves only counts to decide: how many batches there are, how many have a prefill, how many have
 a decode. Let a schedule of B batches have p with a prefill, and k of its batches after the first without a
 decode. Then its makespan is at least

@@ -47,7 +47,7 @@ class BatchModel(ExactModel):
         add_volume_cut(self.grid)
         add_completion_order(self.grid, self._identical)
         batches, moves = list(_batches(self.grid)), move_times(self.grid)
-        # Gaps are shortest without idle time between batches: who looks at nothing else waits for everybody.
+        # Gaps are shortest without idle time between batches: where only gaps count, wait for all arrivals.
         if all(one.is_about_gaps(instance.requests) for one in forms):
             instance = _all_at_zero(instance)
         # A request is first processed in a prefill, and its later batches come later.

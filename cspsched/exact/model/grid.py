@@ -29,13 +29,13 @@ class Grid:
     evicted: dict[Cell, cp_model.IntVar] = field(default_factory=dict)
     """e_ij: the KV entries are lost at the boundary before batch j."""
     swapped: dict[Cell, cp_model.IntVar] = field(default_factory=dict)
-    """Moved to host memory at the boundary before batch j; empty if nobody may be."""
+    """Moved to host memory at the boundary before batch j; empty if no request may be moved."""
     restored: dict[Cell, cp_model.IntVar] = field(default_factory=dict)
-    """Moved back at the boundary before batch j; empty if nobody may be moved."""
+    """Moved back at the boundary before batch j; empty if no request may be moved."""
     hosted: dict[Cell, cp_model.IntVar] = field(default_factory=dict)
-    """In host memory during batch j; empty if nobody may be moved."""
+    """In host memory during batch j; empty if no request may be moved."""
     on_device: dict[Cell, cp_model.IntVar] = field(default_factory=dict)
-    """m_ij, or 0 in host memory; empty if nobody may be moved."""
+    """m_ij, or 0 in host memory; empty if no request may be moved."""
     decoding: dict[Cell, cp_model.IntVar] = field(default_factory=dict)
     """In its decode phase when batch j starts."""
     finished: dict[Cell, cp_model.IntVar] = field(default_factory=dict)

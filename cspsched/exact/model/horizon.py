@@ -18,13 +18,13 @@ def certified_horizon(
 ) -> int:
     """Some optimal schedule has at most this many batches, given that the optimum is at most `upper_ns`.
 
-    Two arguments, the better of which counts. By work: without chunking whoever is in a batch generates,
+    Two arguments, the better of which counts. By work: without chunking every request in a batch generates,
     so there are at most sum O batches; without recompute nothing is processed twice, so there are at most
     sum (I + O - 1); and what is computed, lost and never used to generate can be left out, so there are at
     most sum_i sum_k (I_i + k). By time: batch times sum up to at least alpha B + work (see `cspsched.bounds`)
-    and to at most the makespan. For the sum of latencies, whoever finishes last waits at most `upper_ns` less
-    what the others wait in any schedule of theirs. TTFT says nothing about the batches after the last first
-    token; those can be replaced by the plainest completion. Mixtures: see `_most_by_form`.
+    and to at most the makespan. For the sum of latencies, the request that finishes last waits at most
+    `upper_ns` less what the others wait in any schedule of theirs. TTFT says nothing about the batches after
+    the last first token; those can be replaced by the plainest completion. Mixtures: see `_most_by_form`.
     """
     if isinstance(objective, Objective) and not ceilings:
         return min([_most_by_time(instance, objective, upper_ns), *_most_by_work(instance)])
@@ -51,8 +51,8 @@ def _most_by_form(instance: Instance, form: LinearForm, upper_ns: int) -> list[i
     """Most batches of a schedule without waste whose form is at most `upper_ns`: one count an argument.
 
     Every weight bounds a time. If makespan or all latencies are bounded, so are the batches that fit. If the
-    times between first and last tokens are, so are the batches in them; in every other one nobody is between
-    its tokens, so it processes prompts, of which no token is processed twice.
+    times between first and last tokens are, so are the batches in them; in every other one no request is
+    between its tokens, so it processes prompts, of which no token is processed twice.
     """
     requests = instance.requests
     counts = []
@@ -130,7 +130,7 @@ def _single_token_times(instance: Instance) -> list[int]:
 def _plain_completion(instance: Instance) -> int:
     """Batches that finish every request once all have their first token.
 
-    Everybody is evicted and the requests run one after another, each refilled in as few chunks as possible.
+    All requests are evicted and run one after another, each refilled in as few chunks as possible.
     Where eviction or chunks are not allowed every batch from there on generates, and sum O are enough.
     """
     budget = instance.limits.max_batch_tokens

@@ -1,7 +1,8 @@
 """The linear form of an objective in the batch-indexed model.
 
 With all requests at 0 a weighted sum of times is a sum over batches: the step of the batch times the weight
-of whoever waits for it. Else, and for maxima and missed limits, first and last tokens get times of their own.
+of the requests that wait for it. Else, and for maxima and missed limits, first and last tokens get times of
+their own.
 """
 
 from __future__ import annotations

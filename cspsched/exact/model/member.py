@@ -86,7 +86,7 @@ def _hint_incumbent(record: Record, incumbent: Incumbent, model: ExactModel, lim
 def build_model(
     instance: Instance, objective: AnyObjective, num_batches: int, ceilings: Sequence[Ceiling] = ()
 ) -> ExactModel:
-    """Model of start variables where it knows the objective and everybody runs to completion.
+    """Model of start variables where it knows the objective and all requests run to completion.
 
     Everything else is for the batch-indexed one.
     """

@@ -32,7 +32,7 @@ class Starts:
     starts: dict[tuple[int, int], cp_model.IntVar]
 
     def running(self, j: int) -> Iterator[tuple[int, int, cp_model.IntVar]]:
-        """(request, batches since its start, literal) of whoever may be processed in batch j."""
+        """(request, batches since its start, literal) of each request that may be processed in batch j."""
         for i, request in enumerate(self.instance.requests):
             for age in range(min(request.output_tokens, j + 1)):
                 if (i, j - age) in self.starts:

@@ -29,7 +29,7 @@ def add_moves(grid: Grid) -> None:
             swapped, restored, hosted = grid.swapped[i, j], grid.restored[i, j], grid.hosted[i, j]
             before = grid.hosted[i, j - 1]
             model.add(hosted == before + swapped - restored)
-            # Whoever moves is not evicted, has not finished, and moves one way only.
+            # A request that moves is not evicted, has not finished, and moves one way only.
             model.add(swapped + restored + grid.evicted[i, j] + grid.finished[i, j] <= 1)
             model.add(swapped + grid.evicted[i, j] <= 1 - before)
             model.add(grid.kv(i, j - 1) >= 1).only_enforce_if(swapped)

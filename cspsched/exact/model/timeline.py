@@ -48,7 +48,7 @@ class Timeline:
 
     @property
     def has_arrivals(self) -> bool:
-        """Whether somebody arrives after the clock has started."""
+        """Whether a request arrives after the clock has started."""
         return any(request.arrival_ns for request in self.instance.requests)
 
 
@@ -134,7 +134,7 @@ def constant_duration_ns(cost: CostModel) -> int | None:
 def sum_of_waiting(timeline: Timeline, counts: Sequence[Amount]) -> cp_model.LinearExprT:
     r"""All requests at 0: $\sum_i t_i = \sum_j T_j U_j$, with U_j requests waiting when batch j starts.
 
-    Each of `counts` is U_j, or the weight of whoever waits.
+    Each of `counts` is U_j, or the weight of the requests that wait.
 
     Of the encodings tried it is the one whose bound rises above the closed-form one.
     """

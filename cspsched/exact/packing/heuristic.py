@@ -1,4 +1,4 @@
-"""Floor of the packing search, compiled: what is left if all running requests but two are forgotten.
+"""Heuristic of the packing search, compiled: what is left if all running requests but two are forgotten.
 
 Requests run to completion and all are at 0. A state is who has not started, as a bit mask, and for each
 running request its tokens generated. Take all but at most two of the running ones away: whatever the whole
@@ -9,8 +9,8 @@ left over is a lower bound, and it obeys a recursion that is small enough to be 
                    min over k in U that fit beside K of max over K' of v(U - k, K') )
 
 where K' runs through the pairs in K + k. v counts what the objective grows by beyond what each request takes
-anyway, alone (`own`); what is taken anyway is added for everybody, forgotten or not. A third request beside
-two is checked against both when it starts, and then one of the three is forgotten: whichever leaves most.
+anyway, alone (`own`); what is taken anyway is added for all requests, forgotten or not. A third request
+beside two is checked against both when it starts. Then one of the three is forgotten: whichever leaves most.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Rests(NamedTuple):
     thirds: IntArray
     """Bits of the requests that may start beside a pair."""
     none: Column
-    """v with nobody running, shape (masks,)."""
+    """v with no request running, shape (masks,)."""
     one: Column
     """Shape (masks, requests, tokens)."""
     two: Column

@@ -11,7 +11,7 @@ from cspsched.exact.parts.label_store import Nodes
 from cspsched.exact.states.best_first import OPEN
 from cspsched.exact.states.search import (
     MOST_LABELS,
-    NOBODY,
+    NO_TALK,
     StateOutcome,
     StateSearch,
     Talk,
@@ -31,11 +31,11 @@ def search_packing(packing: PackingSpace, talk: Talk, *, most_labels: int = MOST
 
 def compile_packing(packing: PackingSpace) -> None:
     """Compile what the search calls; that takes seconds, once after an installation."""
-    _PackingSearch(packing, NOBODY, 1).compile()
+    _PackingSearch(packing, NO_TALK, 1).compile()
 
 
 class _PackingSearch(StateSearch):
-    """A state search whose floor is tabled and whose batches are those of requests that run to completion."""
+    """A state search with a tabled heuristic, whose batches are those of requests that run to completion."""
 
     def __init__(self, packing: PackingSpace, talk: Talk, most_labels: int) -> None:
         super().__init__(packing.space, talk, most_labels)
@@ -47,7 +47,7 @@ class _PackingSearch(StateSearch):
         super().compile()
 
     def prove(self) -> StopReason:
-        """Fill the tables, then descents and the search that proves; floors are sharp enough by then."""
+        """Fill the tables, then descents and the search that proves; the tables are sharp enough by then."""
         if not self._packing.fill(self._has_time):
             return StopReason.TIME_LIMIT
         self._raise_bound(self._rest_of_all())
@@ -59,9 +59,9 @@ class _PackingSearch(StateSearch):
 
     def _advance(self, nodes: Nodes, num_labels: int, weight: int) -> int:
         space = self._space
-        tables = (space.shape, space.prices, self._packing.rests, space.floors, nodes, self._bench)
+        tables = (space.shape, space.prices, self._packing.rests, space.heuristic_tables, nodes, self._bench)
         return advance_packing(*tables, self._upper, self._goal, num_labels, weight)
 
     def _rest_of_all(self) -> int:
-        shape, rests, floors = self._space.shape, self._packing.rests, self._space.floors
-        return rest_of(shape, rests, floors, np.zeros_like(shape.outputs), self._bench)
+        shape, rests, tables = self._space.shape, self._packing.rests, self._space.heuristic_tables
+        return rest_of(shape, rests, tables, np.zeros_like(shape.outputs), self._bench)

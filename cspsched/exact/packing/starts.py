@@ -1,8 +1,8 @@
 """Batches of the packing search, compiled: every set of requests that may start now, and where it leads.
 
-A state is, for each request, the tokens generated; whoever is between its first and its last is processed in
-every batch. Labels and heap are those of `cspsched.exact.parts.label_store`; nobody sits out or is evicted,
-so the numbers of tokens are all there is to a state.
+A state is, for each request, the tokens generated; one between its first and its last token is processed in
+every batch. Labels and heap are those of `cspsched.exact.parts.label_store`; no request sits out or is
+evicted, so the numbers of tokens are all there is to a state.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ class Bench(NamedTuple):
     starts: IntArray
     """Whether each of them starts: 0 or 1; -1 before either has been tried."""
     used: IntArray
-    """KV blocks in this batch and those that follow, if nobody else starts; shape (longest output,)."""
+    """KV blocks in this batch and those that follow, if no other request starts; shape (longest output,)."""
     features: IntArray
     """Of the batch, shape (8,)."""
     scratch: IntArray
-    """For floors, shape (4, requests + 1)."""
+    """For the heuristic, shape (4, requests + 1)."""
 
 
 def new_bench(outputs: IntArray) -> Bench:
@@ -119,13 +119,13 @@ def may_start(shape: Shape, bench: Bench, i: int) -> bool:
 
 
 @outer
-def rest_of(shape: Shape, rests: Rests, floors: HeuristicTables, generated: IntArray, bench: Bench) -> int:
-    """Lower bound on what the objective still grows by: the better of the tables and of the other floors."""
+def rest_of(shape: Shape, rests: Rests, tables: HeuristicTables, generated: IntArray, bench: Bench) -> int:
+    """Lower bound on what the objective still grows by: that of pairs or of the state search."""
     running = 0
     for i in range(len(generated)):
         if 0 < generated[i] < shape.outputs[i]:
             running |= 1 << i
-    rest = heuristic_on_rest(shape, floors, generated, running, bench.scratch)
+    rest = heuristic_on_rest(shape, tables, generated, running, bench.scratch)
     return int(max(rest, least_rest(rests, generated, bench.scratch[0])))
 
 
@@ -134,7 +134,7 @@ def run_batch(
     shape: Shape,
     prices: CostTables,
     rests: Rests,
-    floors: HeuristicTables,
+    tables: HeuristicTables,
     nodes: Nodes,
     bench: Bench,
     label: int,
@@ -161,7 +161,7 @@ def run_batch(
         if nodes.cost[target] <= cost or cost + nodes.rest[target] >= upper:
             return
     else:
-        rest = rest_of(shape, rests, floors, bench.following, bench)
+        rest = rest_of(shape, rests, tables, bench.following, bench)
         if cost + rest >= upper:
             return
         target = new_label(nodes, slot, number, 0, rest)
@@ -174,7 +174,7 @@ def expand(
     shape: Shape,
     prices: CostTables,
     rests: Rests,
-    floors: HeuristicTables,
+    tables: HeuristicTables,
     nodes: Nodes,
     bench: Bench,
     label: int,
@@ -187,7 +187,7 @@ def expand(
     depth, bench.starts[0] = 0, -1
     while depth >= 0:
         if depth == count:
-            run_batch(shape, prices, rests, floors, nodes, bench, label, upper, weight)
+            run_batch(shape, prices, rests, tables, nodes, bench, label, upper, weight)
             depth -= 1
             continue
         i = bench.who[depth]
@@ -210,7 +210,7 @@ def advance_packing(
     shape: Shape,
     prices: CostTables,
     rests: Rests,
-    floors: HeuristicTables,
+    tables: HeuristicTables,
     nodes: Nodes,
     bench: Bench,
     upper: int,
@@ -230,7 +230,7 @@ def advance_packing(
             return FINISHED
         nodes.closed[label] = 1
         nodes.sizes[2] += 1
-        expand(shape, prices, rests, floors, nodes, bench, label, upper, weight)
+        expand(shape, prices, rests, tables, nodes, bench, label, upper, weight)
         if nodes.sizes[3]:
             # Some of what it leads to is missing, so it stays open, and the bound holds.
             nodes.closed[label] = 0

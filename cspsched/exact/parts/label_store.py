@@ -18,7 +18,7 @@ HASH_FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
 
 class Nodes(NamedTuple):
-    """One label a state: what it is, cost, floor on the rest, how it was reached; a hash table; a heap."""
+    """One label a state: what it is, cost, heuristic, how it was reached; a hash table; a heap."""
 
     number: IntArray
     """Tokens generated of all requests, as one number."""
@@ -154,5 +154,5 @@ def reach(nodes: Nodes, label: int, cost: int, f: int, parent: int, processed: i
 
 @outer
 def start_from(nodes: Nodes, rest: int) -> None:
-    """Make the label of the state in which nobody has started."""
+    """Make the label of the state in which no request has started."""
     reach(nodes, new_label(nodes, find_slot(nodes, 0, 0), 0, 0, rest), 0, rest, -1, 0, 0)

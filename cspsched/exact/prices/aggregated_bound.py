@@ -1,4 +1,4 @@
-"""An instance as tables for ways through levels, where they bound its makespan."""
+"""An instance as tables for paths of aggregated states, where they bound its makespan."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STEP_S = 8e-10
 
 
 def can_bound_levels(instance: Instance) -> bool:
-    """Whether every schedule is a walk through levels, and prices for them can be afforded.
+    """Whether every schedule is a path of aggregated states, and prices for them can be afforded.
 
     Sizes are those of whole prefills, so chunks must be off or dominated; a refill is the only way back onto
     the device; and a request grows by one token a batch, which it does not where its peak is reserved.

@@ -1,9 +1,9 @@
-"""Prices under which no way through levels earns more than it costs: a bound for many or long requests.
+"""Prices that no path of aggregated states beats: a bound for many or long requests.
 
 The prices of a request's later tokens lie on a line, and what an eviction costs is piecewise linear in the KV
 tokens that it frees: some dozens of numbers in place of thousands. They are found by cutting planes: a linear
-program proposes the best numbers in a box around the best known ones that no way round found so far forbids
-(GLOP), a point on the way to them is settled, and either more ways round are added, or it is the new centre.
+program proposes the best numbers in a box around the best known ones that no cycle found so far forbids
+(GLOP), a point on the way to them is settled, and either more cycles are added, or it is the new centre.
 Only prices that were settled in integers are used. Source of the relaxation: state-space relaxation,
 Christofides, Mingozzi and Toth 1981; of the box: Marsten, Hogan and Blankenship 1975.
 """
@@ -32,7 +32,7 @@ from cspsched.problem.cost import IntArray
 
 EVICTION_KNOTS = 8
 MOST_ROUNDS = 30
-"""Ways round taken over at a time."""
+"""Cycles taken over at a time."""
 CLOSE = 5e-4
 """Part of the best known total that the linear program may promise beyond it when it is given up."""
 FIRST_BOX, LEAST_BOX, MOST_BOX = 0.2, 0.02, 20.0
@@ -63,7 +63,7 @@ def aggregated_path_prices(moves: AggregatedMoves, go_on: Callable[[int, int], b
     prices = search.forms.prices(centre)
     rounds = search.settle(prices)
     if rounds:
-        raise InternalError("a way through levels beats the KV volume; please report this instance")
+        raise InternalError("a path of aggregated states beats the KV volume; please report this instance")
     program = _Program(search.forms)
     box, failures = FIRST_BOX, 0
     while go_on(total := proven_by(moves, prices), search.steps_taken()):
@@ -145,7 +145,7 @@ class _Forms:
         return float(self.weights @ numbers)
 
     def earned(self, way: CycleTally) -> Vector:
-        """What a way round earns of each number."""
+        """What a cycle earns of each number."""
         return np.concatenate(
             [
                 way.emitted[:, 0],
@@ -184,7 +184,7 @@ class CycleSearch:
         return steps
 
     def settle(self, prices: AggregatedPrices) -> list[tuple[CycleTally, int]]:
-        """Ways round that earn too much under prices, each with what it costs; none if the prices hold."""
+        """Cycles that earn too much under prices, each with what it costs; none if the prices hold."""
         moves = self.moves
         most = len(moves.least) - 1
         best = best_patterns(moves.prompts, moves.outputs, prices.later, most, moves.capacity)
@@ -212,7 +212,7 @@ def _offers(moves: AggregatedMoves, prices: AggregatedPrices, best: IntArray) ->
     for i, (prompt, count) in enumerate(zip(moves.prompts.tolist(), moves.outputs.tolist(), strict=True)):
         tokens = np.arange(count if moves.preemptive else 1)
         earned = emitting[i, tokens] - moves.refill[i, tokens]
-        # Whoever was evicted had held all but the token that it now emits.
+        # A request that was evicted had held all but the token that it now emits.
         earned[1:] += prices.evictions[prompt + tokens[1:] - 1]
         better = earned > admit[prompt + tokens]
         admit[prompt + tokens[better]] = earned[better]
@@ -230,7 +230,7 @@ def _offers(moves: AggregatedMoves, prices: AggregatedPrices, best: IntArray) ->
 
 
 class _Program:
-    """The linear program: numbers that prove the most, with a row for every way round that is known."""
+    """The linear program: numbers that prove the most, with a row for every cycle that is known."""
 
     def __init__(self, forms: _Forms) -> None:
         from ortools.linear_solver import pywraplp
@@ -246,7 +246,7 @@ class _Program:
             self._objective.SetCoefficient(number, float(weight))
 
     def add(self, way: CycleTally, cost: int) -> None:
-        """Add a way round, which is not to earn more than it costs."""
+        """Add a cycle, which is not to earn more than it costs."""
         row = self._solver.Constraint(-self._solver.infinity(), cost / self._unit)
         earned = self._forms.earned(way)
         for k in np.flatnonzero(earned).tolist():

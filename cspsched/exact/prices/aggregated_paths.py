@@ -1,13 +1,14 @@
-"""Cheapest ways through levels, compiled.
+"""Cheapest paths of aggregated states, compiled.
 
-A *level* is how many requests are on the device and how many KV tokens they hold; who they are is forgotten.
-A batch of d decodes raises it by d tokens and earns the best prices of d tokens that hold at most so much
-together (`cspsched.exact.prices.aggregated_decodes`); a prefill raises it by what it processes; who finishes
-or is evicted lowers it. So every schedule is a walk through levels, from nobody to nobody. If no way round
-earns more than it costs, neither does a schedule, and the sum of its prices is a bound.
+An *aggregated state* is how many requests are on the device and how many KV tokens they hold; which requests
+they are is forgotten. A batch of d decodes raises it by d tokens and earns the best prices of d tokens that
+hold at most so much together (`cspsched.exact.prices.aggregated_decodes`). A prefill raises it by what it
+processes. A request that finishes or is evicted lowers it. So every schedule is a path of aggregated states
+from the empty device to the empty device. If no cycle earns more than it costs, neither does a schedule, and
+the sum of its prices is a bound.
 
 Values are improved in place until nothing changes (Bellman and Ford). What was last improved from where is
-a forest as long as no way round is negative; every cycle in it is such a way.
+a forest as long as no cycle is negative; every cycle in it is a negative one.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from cspsched.problem.cost import IntArray
 Column = npt.NDArray[Any]
 DECODE, PREFILL, HYBRID = 0, 1, 2
 BETWEEN, WITHIN, BEHIND = 0, 1, 2
-"""Where in time a value is from: between batches, in one that is to admit somebody, at the end of one."""
+"""Where in time a value is from: between batches, in one that is to admit a request, at the end of one."""
 UNKNOWN = -1
 PROCEED = 0
 """Of what can be done at the end of a batch: nothing. Then one number for each request that finishes."""
@@ -52,7 +53,7 @@ class AggregatedMoves(NamedTuple):
 
 
 class AggregatedPrices(NamedTuple):
-    """What walks earn, in nanoseconds."""
+    """What paths earn, in nanoseconds."""
 
     first: IntArray
     """For the first token of each request, shape (requests,), at least 0."""
@@ -65,7 +66,7 @@ class AggregatedPrices(NamedTuple):
 
 
 class Offers(NamedTuple):
-    """What prices make of the moves of a level."""
+    """What prices make of the moves of an aggregated state."""
 
     exact: IntArray
     """Most that d decodes earn if they hold w KV tokens, shape (residents + 1, M + 1)."""
@@ -82,23 +83,23 @@ class Offers(NamedTuple):
 
 
 class Levels(NamedTuple):
-    """Best ways on, shape (3, residents + 1, M + 1): BETWEEN, WITHIN and BEHIND a batch."""
+    """Best paths on, shape (3, residents + 1, M + 1): BETWEEN, WITHIN and BEHIND a batch."""
 
     value: IntArray
     choice: Column
-    """BETWEEN: 3 x decodes + kind. WITHIN: 2 x tokens admitted, plus 1 if somebody else follows. BEHIND:
-    PROCEED, who finishes + 1, or the number of requests plus the tokens evicted."""
+    """BETWEEN: 3 x decodes + kind. WITHIN: 2 x tokens admitted, plus 1 if another request follows. BEHIND:
+    PROCEED, the request that finishes + 1, or the number of requests plus the tokens evicted."""
 
 
 def new_levels(moves: AggregatedMoves) -> Levels:
-    """Room for the ways from all levels."""
+    """Room for the paths from all aggregated states."""
     shape = (3, len(moves.least), moves.capacity + 1)
     return Levels(value=np.zeros(shape, dtype=np.int64), choice=np.zeros(shape, dtype=np.int32))
 
 
 @compiled
 def _admit(moves: AggregatedMoves, offers: Offers, levels: Levels) -> bool:
-    """From within a batch at each level: how many tokens to process next, most residents first."""
+    """From within a batch, in each state: how many tokens to process next, most residents first."""
     value, choice, changed = levels.value, levels.choice, False
     for k in range(len(moves.least) - 2, -1, -1):
         low, high = moves.least[k + 1], moves.most[k + 1]
@@ -125,7 +126,7 @@ def _admit(moves: AggregatedMoves, offers: Offers, levels: Levels) -> bool:
 
 @compiled
 def _run(moves: AggregatedMoves, offers: Offers, levels: Levels, k: int, level: int) -> bool:
-    """Try every batch from a level."""
+    """Try every batch from an aggregated state."""
     value, last = levels.value, len(moves.least) - 1
     best, chosen = value[BETWEEN, k, level], UNKNOWN
     if k < last and moves.batch[PREFILL] + value[WITHIN, k, level] < best:
@@ -162,9 +163,9 @@ def _leave(
     level: int,
     least_rest: int,
 ) -> bool:
-    """Try at the end of a batch to go on, and everybody who may finish or be evicted.
+    """Try at the end of a batch to go on, and each request that may finish or be evicted.
 
-    `least_rest` is the least value behind who leaves.
+    `least_rest` is the least value after a request has left.
     """
     value, count = levels.value, len(moves.prompts)
     best, chosen = value[BEHIND, k, level], UNKNOWN
@@ -193,13 +194,13 @@ def _leave(
 
 @compiled
 def _sweep(moves: AggregatedMoves, prices: AggregatedPrices, offers: Offers, levels: Levels) -> bool:
-    """Try everything from every level once; whether anything got better."""
+    """Try everything from every aggregated state once; whether anything got better."""
     changed = _admit(moves, offers, levels)
     for k in range(len(moves.least)):
         least_rest = 0
         if k:
             least_rest = levels.value[BEHIND, k - 1, moves.least[k - 1] : moves.most[k - 1] + 1].min()
-        # Decodes lead to higher levels of as many, and who leaves to fewer: both are settled before.
+        # Decodes lead to more tokens, ends and evictions to fewer requests: both are settled before.
         for level in range(moves.most[k], moves.least[k] - 1, -1):
             changed |= _run(moves, offers, levels, k, level)
             changed |= _leave(moves, prices, offers, levels, k, level, least_rest)
@@ -208,7 +209,7 @@ def _sweep(moves: AggregatedMoves, prices: AggregatedPrices, offers: Offers, lev
 
 @compiled
 def _behind(moves: AggregatedMoves, levels: Levels, where: int, k: int, level: int) -> tuple[int, int, int]:
-    """Where the best way on leads to."""
+    """Where the best path goes next."""
     choice = levels.choice[where, k, level]
     if where == BETWEEN:
         return (BEHIND if choice % 3 == DECODE else WITHIN), k, level + choice // 3
@@ -247,10 +248,10 @@ def _find_cycles(moves: AggregatedMoves, levels: Levels, cycles: IntArray) -> in
 def settle(
     moves: AggregatedMoves, prices: AggregatedPrices, offers: Offers, levels: Levels, cycles: IntArray
 ) -> tuple[int, int]:
-    """Improve values, whatever they are, until nothing changes or ways round are found that earn too much.
+    """Improve values, whatever they are, until nothing changes or cycles are found that earn too much.
 
     Returns how many, written down in `cycles`, shape (number, 3), and the number of sweeps; without any, no
-    way round earns more than it costs.
+    cycle earns more than it costs.
     """
     levels.choice[:] = UNKNOWN
     sweeps = 1
@@ -263,7 +264,7 @@ def settle(
 
 
 class CycleTally(NamedTuple):
-    """What a way round does."""
+    """What a cycle does."""
 
     emitted: IntArray
     """How often it emits each token, shape (requests, tokens)."""

@@ -1,12 +1,12 @@
-"""Prices of tokens that no way through the resident states beats: a bound that sees requests grow together.
+"""Prices of tokens that no path of resident states beats: a bound that sees requests grow together.
 
-Let every token have a price, and let no way round the resident states earn more prices than it costs. Then
-the time that a schedule still takes is at least the prices of all tokens to come plus the cheapest walk from
-its resident state to the end, prices taken off: whatever the schedule does from there is such a walk. The
-value of the cheapest walk is 0 if nobody is on the device, and negative where a KV cache saves prefills.
+Let every token have a price, and let no cycle of resident states earn more prices than it costs. Then the
+time that a schedule still takes is at least the prices of all tokens to come plus the cheapest path from its
+resident state to the end, prices taken off: whatever the schedule does from there is such a path. The value
+of the cheapest path is 0 if no request is on the device, and negative where a KV cache saves prefills.
 
-The best prices are found by column generation: a linear program over ways round proposes prices, a point
-between them and the best known ones is tried, and either the ways round that earn too much are added, or
+The best prices are found by column generation: a linear program over cycles proposes prices, a point
+between them and the best known ones is tried, and either the cycles that earn too much are added, or
 the best prices have got better (in-out separation, Ben-Ameur and Neto 2007). Only prices that were settled in
 integers are used. Source of the relaxation: state-space relaxation, Christofides, Mingozzi and Toth 1981.
 """
@@ -26,7 +26,7 @@ from cspsched.exact.prices.resident_states import Residents
 from cspsched.problem.cost import IntArray
 
 MOST_CYCLES = 100
-"""Ways round taken over at a time."""
+"""Cycles taken over at a time."""
 CLOSE = 5e-4
 """Part of the bound that the linear program may promise beyond it when it is given up."""
 FIRST_STEP, LEAST_STEP, MOST_STEP = 0.3, 0.15, 0.9
@@ -36,7 +36,7 @@ SHRINK, GROW = 0.95, 1.3
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ResidentPathPrices:
-    """Prices, shape (requests, tokens), and the cheapest walks under them, shape (states,)."""
+    """Prices, shape (requests, tokens), and the cheapest paths under them, shape (states,)."""
 
     prices: IntArray
     value: IntArray
@@ -67,24 +67,23 @@ def resident_path_prices(
     InternalError
         If the prices to start from do not hold.
     """
-    walks, program = new_paths(len(residents.codes)), _Program(moves, waits=waits)
+    paths, program = new_paths(len(residents.codes)), _Program(moves, waits=waits)
     emitted = np.zeros((MOST_CYCLES, *moves.blocks.shape), dtype=np.int64)
     costs = np.zeros(MOST_CYCLES, dtype=np.int64)
-    found, sweeps = settle(moves, residents, walks, start, emitted, costs)
+    found, sweeps = settle(moves, residents, paths, start, emitted, costs)
     if found:
         raise InternalError(
-            "the prices to start from are beaten by a way through the resident states; please report this "
-            "instance"
+            "the prices to start from are beaten by a path of resident states; please report this instance"
         )
     program.add_order(start)
-    best, step = ResidentPathPrices(prices=start, value=walks.value.copy()), FIRST_STEP
+    best, step = ResidentPathPrices(prices=start, value=paths.value.copy()), FIRST_STEP
     while go_on(total := proven_by(best.prices, waits=waits), sweeps * len(residents.codes)):
         proposal = program.solve()
         if proposal is None or proposal[1] - total <= CLOSE * total:
             break
         proposed, _ = proposal
         prices = np.floor(step * proposed + (1 - step) * best.prices).astype(np.int64)
-        found, sweeps = settle(moves, residents, walks, prices, emitted, costs)
+        found, sweeps = settle(moves, residents, paths, prices, emitted, costs)
         for k in range(found):
             program.add(emitted[k], int(costs[k]))
         if found:
@@ -93,7 +92,7 @@ def resident_path_prices(
         news = program.add_order(prices)
         if proven_by(prices, waits=waits) > total:
             best, step = (
-                ResidentPathPrices(prices=prices, value=walks.value.copy()),
+                ResidentPathPrices(prices=prices, value=paths.value.copy()),
                 min(MOST_STEP, step * GROW),
             )
         elif not news:
@@ -108,7 +107,7 @@ def proven_by(prices: IntArray, *, waits: bool) -> int:
 
 
 class _Program:
-    """The linear program: every token is emitted as often as it weighs, by ways round.
+    """The linear program: every token is emitted as often as it weighs, by cycles.
 
     Where waits are summed, the weights are a mixture of those of orders in which requests finish: the first
     of n delays n of them. Its prices then prove the most for the worst order there is.
@@ -150,7 +149,7 @@ class _Program:
         return True
 
     def add(self, emitted: IntArray, cost: int) -> None:
-        """Add a way round by how often it emits each token and what it costs."""
+        """Add a cycle by how often it emits each token and what it costs."""
         variable: Any = self._solver.NumVar(0.0, self._solver.infinity(), "")
         self._objective.SetCoefficient(variable, cost / self._unit)
         for token, row in self._rows.items():

@@ -1,8 +1,8 @@
-"""Cheapest ways through the resident states, compiled: what is left at least, if every token has a price.
+"""Cheapest paths of resident states, compiled: what is left at least, if every token has a price.
 
-A batch costs its kind's constant and what its tokens cost, less the prices of its tokens. A walk ends with
-nobody on the device. Values are improved in place until nothing changes (Bellman and Ford). What was last
-improved from where is a forest, as long as no way round is negative; every cycle in it is such a way.
+A batch costs its kind's constant and what its tokens cost, less the prices of its tokens. A path ends with
+no request on the device. Values are improved in place until nothing changes (Bellman and Ford). What was last
+improved from where is a forest, as long as no cycle is negative; every cycle in it is a negative one.
 """
 
 from __future__ import annotations
@@ -40,20 +40,20 @@ class Moves(NamedTuple):
 
 
 class ResidentPaths(NamedTuple):
-    """Best ways to the end, shapes (states,)."""
+    """Best paths to the end, shapes (states,)."""
 
     value: IntArray
     admitting: IntArray
-    """The same from within a batch that is still to admit somebody."""
+    """The same from within a batch that is still to admit a request."""
     kind: Column
     choice: Column
     """Bits of the requests that decode, or the one that is evicted."""
     entry: Column
-    """Who is admitted, as request x width + tokens generated; times 2, plus 1 if somebody else follows."""
+    """What is admitted, as request x width + tokens generated; times 2, plus 1 if another request follows."""
 
 
 def new_paths(states: int) -> ResidentPaths:
-    """Room for the ways from all states."""
+    """Room for the paths from all states."""
     return ResidentPaths(
         value=np.empty(states, dtype=np.int64),
         admitting=np.empty(states, dtype=np.int64),
@@ -64,12 +64,12 @@ def new_paths(states: int) -> ResidentPaths:
 
 
 @compiled
-def _admit(moves: Moves, residents: Residents, walks: ResidentPaths, prices: IntArray) -> None:
+def _admit(moves: Moves, residents: Residents, paths: ResidentPaths, prices: IntArray) -> None:
     """From within a batch in each state: whom to admit next, most residents first."""
     width = prices.shape[1]
     for state in range(len(residents.codes) - 1, -1, -1):
         # What is as good as before changes nothing: it may lead round in a circle that earns nothing.
-        best, entry = walks.admitting[state], walks.entry[state]
+        best, entry = paths.admitting[state], paths.entry[state]
         room = moves.capacity - residents.used[state]
         for i in range(len(moves.counts)):
             if residents.tokens[state, i]:
@@ -79,35 +79,35 @@ def _admit(moves: Moves, residents: Residents, walks: ResidentPaths, prices: Int
                     break
                 code = residents.codes[state] + (g + 1) * moves.strides[i]
                 target = state_of(residents.slots, residents.codes, code)
-                rest, more = walks.value[residents.closed[target]], 0
-                if walks.admitting[target] < rest:
-                    rest, more = walks.admitting[target], 1
+                rest, more = paths.value[residents.closed[target]], 0
+                if paths.admitting[target] < rest:
+                    rest, more = paths.admitting[target], 1
                 if rest < UNREACHED and rest + moves.prefill[i, g] - prices[i, g] < best:
                     best = rest + moves.prefill[i, g] - prices[i, g]
                     entry = 2 * (i * width + g) + more
-        walks.admitting[state] = best
-        walks.entry[state] = entry
+        paths.admitting[state] = best
+        paths.entry[state] = entry
 
 
 @compiled
-def _improve(moves: Moves, residents: Residents, walks: ResidentPaths, prices: IntArray) -> bool:
+def _improve(moves: Moves, residents: Residents, paths: ResidentPaths, prices: IntArray) -> bool:
     """Try every batch and eviction from every state once; whether anything got better."""
     changed = False
     for state in range(len(residents.codes)):
         if residents.closed[state] != state:
             continue
-        best, kind, choice, everybody = walks.value[state], NOTHING, 0, 0
+        best, kind, choice, present = paths.value[state], NOTHING, 0, 0
         for i in range(len(moves.counts)):
             tokens = residents.tokens[state, i]
             if tokens == 0:
                 continue
-            everybody |= 1 << i
+            present |= 1 << i
             if moves.preemptive:
                 code = residents.codes[state] - tokens * moves.strides[i]
-                value = walks.value[state_of(residents.slots, residents.codes, code)]
+                value = paths.value[state_of(residents.slots, residents.codes, code)]
                 if value < best:
                     best, kind, choice = value, EVICT, i
-        decoding = everybody
+        decoding = present
         while True:
             used, code, cost = residents.used[state], residents.codes[state], 0
             for i in range(len(moves.counts)):
@@ -116,30 +116,30 @@ def _improve(moves: Moves, residents: Residents, walks: ResidentPaths, prices: I
                     used += moves.blocks[i, g] - moves.blocks[i, g - 1]
                     code += moves.strides[i]
                     cost += moves.decode[i, g] - prices[i, g]
-            if used <= moves.capacity and (moves.holding or decoding == everybody):
+            if used <= moves.capacity and (moves.holding or decoding == present):
                 target = state_of(residents.slots, residents.codes, code)
                 which = HYBRID if decoding else PREFILL
-                rest = walks.admitting[target]
+                rest = paths.admitting[target]
                 if rest < UNREACHED and rest + moves.batch[which] + cost < best:
                     best, kind, choice = rest + moves.batch[which] + cost, which, decoding
-                rest = walks.value[residents.closed[target]]
+                rest = paths.value[residents.closed[target]]
                 if decoding and rest < UNREACHED and rest + moves.batch[DECODE] + cost < best:
                     best, kind, choice = rest + moves.batch[DECODE] + cost, DECODE, decoding
             if decoding == 0:
                 break
-            decoding = (decoding - 1) & everybody
+            decoding = (decoding - 1) & present
         if kind != NOTHING:
-            walks.value[state], walks.kind[state], walks.choice[state] = best, kind, choice
+            paths.value[state], paths.kind[state], paths.choice[state] = best, kind, choice
             changed = True
     return changed
 
 
 @compiled
 def _step(
-    moves: Moves, residents: Residents, walks: ResidentPaths, state: int, emitted: IntArray
+    moves: Moves, residents: Residents, paths: ResidentPaths, state: int, emitted: IntArray
 ) -> tuple[int, int]:
-    """Take one step of the best way on, count the tokens emitted; the state behind it, and its cost."""
-    code, kind, choice = residents.codes[state], walks.kind[state], walks.choice[state]
+    """Take one step of the best path, count the tokens emitted; the state behind it, and its cost."""
+    code, kind, choice = residents.codes[state], paths.kind[state], paths.choice[state]
     if kind == EVICT:
         code -= residents.tokens[state, choice] * moves.strides[choice]
         return state_of(residents.slots, residents.codes, code), 0
@@ -153,8 +153,8 @@ def _step(
     state = state_of(residents.slots, residents.codes, code)
     admits, width = kind != DECODE, moves.blocks.shape[1]
     while admits:
-        admits = walks.entry[state] % 2 == 1
-        i, g = walks.entry[state] // 2 // width, walks.entry[state] // 2 % width
+        admits = paths.entry[state] % 2 == 1
+        i, g = paths.entry[state] // 2 // width, paths.entry[state] // 2 % width
         emitted[i, g] += 1
         cost += moves.prefill[i, g]
         code += (g + 1) * moves.strides[i]
@@ -164,23 +164,23 @@ def _step(
 
 @compiled
 def _find_cycles(
-    moves: Moves, residents: Residents, walks: ResidentPaths, emitted: IntArray, costs: IntArray
+    moves: Moves, residents: Residents, paths: ResidentPaths, emitted: IntArray, costs: IntArray
 ) -> int:
-    """Write down ways round along which values have got better; how many there are."""
+    """Write down cycles along which values have got better; how many there are."""
     seen = np.zeros(len(residents.codes), dtype=np.int32)
     scratch = np.zeros_like(emitted[0])
     found = 0
     for first in range(len(residents.codes)):
         state = first
-        while walks.kind[state] != NOTHING and seen[state] == 0:
+        while paths.kind[state] != NOTHING and seen[state] == 0:
             seen[state] = first + 1
-            state, _ = _step(moves, residents, walks, state, scratch)
-        if walks.kind[state] == NOTHING or seen[state] != first + 1:
+            state, _ = _step(moves, residents, paths, state, scratch)
+        if paths.kind[state] == NOTHING or seen[state] != first + 1:
             continue
         start, costs[found] = state, 0
         emitted[found] = 0
         while True:
-            state, cost = _step(moves, residents, walks, state, emitted[found])
+            state, cost = _step(moves, residents, paths, state, emitted[found])
             costs[found] += cost
             if state == start:
                 break
@@ -194,26 +194,26 @@ def _find_cycles(
 def settle(
     moves: Moves,
     residents: Residents,
-    walks: ResidentPaths,
+    paths: ResidentPaths,
     prices: IntArray,
     emitted: IntArray,
     costs: IntArray,
 ) -> tuple[int, int]:
-    """Find the best ways from everywhere under prices, shape (requests, tokens).
+    """Find the best paths from every state under prices, shape (requests, tokens).
 
-    Returns how many ways round that earn more than they cost were found and written down, with how often
-    they emit each token and what they cost, and the number of sweeps; without any, everything is settled.
+    Returns how many cycles that earn more than they cost were found and written down, with how often they
+    emit each token and what they cost, and the number of sweeps; without any, everything is settled.
     """
-    walks.value[:] = UNREACHED
-    walks.value[0] = 0
-    walks.admitting[:] = UNREACHED
-    walks.kind[:] = NOTHING
+    paths.value[:] = UNREACHED
+    paths.value[0] = 0
+    paths.admitting[:] = UNREACHED
+    paths.kind[:] = NOTHING
     sweeps = 0
     while True:
         sweeps += 1
-        _admit(moves, residents, walks, prices)
-        if not _improve(moves, residents, walks, prices):
+        _admit(moves, residents, paths, prices)
+        if not _improve(moves, residents, paths, prices):
             return 0, sweeps
-        found = _find_cycles(moves, residents, walks, emitted, costs)
+        found = _find_cycles(moves, residents, paths, emitted, costs)
         if found:
             return found, sweeps

@@ -19,7 +19,7 @@ Column = npt.NDArray[Any]
 
 
 class Residents(NamedTuple):
-    """Every resident state at the end of a batch, whoever finished in it included; fewest residents first."""
+    """Every resident state at the end of a batch, with those that finished in it; fewest residents first."""
 
     tokens: Column
     """Tokens generated of each resident, 0 for the others, shape (states, requests)."""

@@ -4,8 +4,8 @@ A batch is a subset of the unfinished requests: those on the device decode, the 
 Who sits out keeps its KV cache as long as it fits; evictions happen only where memory asks for them, and no
 more of them than needed (keeping a cache never hurts, for it can be dropped before any later batch), or to
 refill a request in the same batch, which can be cheaper than to pay for decodes beside prefills. States
-are numbered; the best label of each is kept, and the smallest f = cost + floor on what is left is a lower
-bound on every schedule at any time.
+are numbered; the best label of each is kept, and the smallest f = cost + heuristic is a lower bound on
+every schedule at any time.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ OPEN, FINISHED, FULL, EXHAUSTED = 0, 1, 2, 3
 PROCESS, SIT_OUT, EVICT, REFILL = 0, 1, 2, 3
 """What a batch does to a request; of identical requests in one state the first has the lower number."""
 WEIGHT_ONE = 16
-"""A weight of 16 / 16 on the floor: the smallest f is a bound."""
+"""A weight of 16 / 16 on the heuristic: the smallest f is a bound."""
 NEVER = 2**40
 """Blocks of a choice that is not allowed: it never fits."""
 
@@ -45,7 +45,7 @@ class Scratch(NamedTuple):
     used: IntArray
     """Blocks occupied by the first k requests, shape (requests + 1,)."""
     features: IntArray
-    floor: IntArray
+    heuristic: IntArray
 
 
 class Batch(NamedTuple):
@@ -68,7 +68,7 @@ def new_scratch(num_requests: int) -> Scratch:
         choice=np.zeros(num_requests + 1, dtype=np.int64),
         used=np.zeros(num_requests + 1, dtype=np.int64),
         features=np.zeros(8, dtype=np.int64),
-        floor=np.zeros((4, num_requests + 1), dtype=np.int64),
+        heuristic=np.zeros((4, num_requests + 1), dtype=np.int64),
     )
 
 
@@ -180,7 +180,7 @@ def read_batch(shape: Shape, scratch: Scratch, count: int, resident: int) -> Bat
 
 @inner
 def is_allowed(shape: Shape, scratch: Scratch, batch: Batch, used: int) -> bool:
-    """Whether a batch keeps the limits that are not KV blocks, and evicts nobody who could have stayed."""
+    """Whether a batch keeps the limits that are not KV blocks, and evicts no request that could stay."""
     features = scratch.features
     if (
         batch.processed == 0
@@ -200,7 +200,7 @@ def is_allowed(shape: Shape, scratch: Scratch, batch: Batch, used: int) -> bool:
 
 @inner
 def can_finish(shape: Shape, generated: IntArray, processed: int) -> bool:
-    """Whether those in a batch fit until they finish, if nobody may sit out or be evicted."""
+    """Whether those in a batch fit until they finish, if no request may sit out or be evicted."""
     longest = 0
     for i in range(len(generated)):
         if (processed >> i) & 1:
@@ -219,7 +219,7 @@ def can_finish(shape: Shape, generated: IntArray, processed: int) -> bool:
 def run_batch(
     shape: Shape,
     prices: CostTables,
-    floors: HeuristicTables,
+    tables: HeuristicTables,
     nodes: Nodes,
     scratch: Scratch,
     label: int,
@@ -249,7 +249,7 @@ def run_batch(
     else:
         for i in range(n):
             generated[i] += (processed >> i) & 1
-        rest = heuristic_on_rest(shape, floors, generated, present, scratch.floor)
+        rest = heuristic_on_rest(shape, tables, generated, present, scratch.heuristic)
         for i in range(n):
             generated[i] -= (processed >> i) & 1
         if cost + rest >= upper:
@@ -263,7 +263,7 @@ def run_batch(
 def expand(
     shape: Shape,
     prices: CostTables,
-    floors: HeuristicTables,
+    tables: HeuristicTables,
     nodes: Nodes,
     scratch: Scratch,
     label: int,
@@ -283,7 +283,7 @@ def expand(
         if depth == count:
             batch = read_batch(shape, scratch, count, resident)
             if is_allowed(shape, scratch, batch, used[count]):
-                run_batch(shape, prices, floors, nodes, scratch, label, batch, waiting, upper, weight)
+                run_batch(shape, prices, tables, nodes, scratch, label, batch, waiting, upper, weight)
             depth -= 1
             continue
         choice[depth] += 1
@@ -301,7 +301,7 @@ def expand(
 def advance(
     shape: Shape,
     prices: CostTables,
-    floors: HeuristicTables,
+    tables: HeuristicTables,
     nodes: Nodes,
     scratch: Scratch,
     upper: int,
@@ -311,7 +311,8 @@ def advance(
 ) -> int:
     """Expand labels until the goal is reached, nothing is left, room runs out, or enough for now.
 
-    With a weight above `WEIGHT_ONE` the floor counts for more: schedules are found sooner, and prove nothing.
+    With a weight above `WEIGHT_ONE` the heuristic counts for more: schedules are found sooner, and prove
+    nothing.
     """
     for _ in range(num_labels):
         if nodes.sizes[1] == 0:
@@ -324,7 +325,7 @@ def advance(
             return FINISHED
         nodes.closed[label] = 1
         nodes.sizes[2] += 1
-        expand(shape, prices, floors, nodes, scratch, label, upper, weight)
+        expand(shape, prices, tables, nodes, scratch, label, upper, weight)
         if nodes.sizes[3]:
             # Some of what it leads to is missing, so it stays open, and the bound holds.
             nodes.closed[label] = 0

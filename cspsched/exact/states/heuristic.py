@@ -21,7 +21,7 @@ def insert_sorted(values: IntArray, size: int, value: int) -> None:
 
 @outer
 def heuristic_on_rest(
-    shape: Shape, floors: HeuristicTables, generated: IntArray, resident: int, work: IntArray
+    shape: Shape, tables: HeuristicTables, generated: IntArray, resident: int, work: IntArray
 ) -> int:
     """Lower bound on the growth of the objective.
 
@@ -35,33 +35,33 @@ def heuristic_on_rest(
     waiting, absent = 0, 0
     who = work[0]
     for i in range(len(generated)):
-        if generated[i] < floors.targets[i]:
+        if generated[i] < tables.targets[i]:
             who[waiting] = i
             waiting += 1
             absent += 1 - ((resident >> i) & 1)
     if waiting == 0:
         return 0
-    known = _resident_state(shape, floors, generated, resident)
+    known = _resident_state(shape, tables, generated, resident)
     if shape.counted < 0:
-        return _makespan(floors, generated, resident, who, waiting, absent, known)
-    return _sum_of_waits(floors, generated, resident, work, waiting, absent, known)
+        return _makespan(tables, generated, resident, who, waiting, absent, known)
+    return _sum_of_waits(tables, generated, resident, work, waiting, absent, known)
 
 
 @inner
-def _resident_state(shape: Shape, floors: HeuristicTables, generated: IntArray, resident: int) -> int:
+def _resident_state(shape: Shape, tables: HeuristicTables, generated: IntArray, resident: int) -> int:
     """Number of the resident state, if there are values for them."""
-    if len(floors.walk_values) == 0:
+    if len(tables.path_values) == 0:
         return 0
     code = 0
     for i in range(len(generated)):
-        if (resident >> i) & 1 and generated[i] < floors.targets[i]:
+        if (resident >> i) & 1 and generated[i] < tables.targets[i]:
             code += generated[i] * shape.strides[i]
-    return state_of(floors.resident_slots, floors.resident_codes, code)
+    return state_of(tables.resident_slots, tables.resident_codes, code)
 
 
 @inner
 def _makespan(
-    floors: HeuristicTables,
+    tables: HeuristicTables,
     generated: IntArray,
     resident: int,
     who: IntArray,
@@ -72,45 +72,45 @@ def _makespan(
     """Batches that are needed times what one takes, and work; or the prices of all tokens to come."""
     batches, prefill_batches = 0, 1 if absent else 0
     for k in range(waiting):
-        batches = max(batches, floors.targets[who[k]] - generated[who[k]])
-    for function in range(len(floors.capacities)):
+        batches = max(batches, tables.targets[who[k]] - generated[who[k]])
+    for function in range(len(tables.capacities)):
         total, missing = 0, 0
         for k in range(waiting):
             i = who[k]
-            total += floors.areas[function, i, generated[i]]
+            total += tables.areas[function, i, generated[i]]
             if not (resident >> i) & 1:
-                missing += floors.sizes[function, i, generated[i]]
-        capacity = floors.capacities[function]
+                missing += tables.sizes[function, i, generated[i]]
+        capacity = tables.capacities[function]
         batches = max(batches, -(-total // capacity))
         prefill_batches = max(prefill_batches, -(-missing // capacity))
     best = 0
-    for m in range(len(floors.alphas)):
-        rest = floors.alphas[m] * batches + floors.surcharges[m] * prefill_batches
+    for m in range(len(tables.alphas)):
+        rest = tables.alphas[m] * batches + tables.surcharges[m] * prefill_batches
         for k in range(waiting):
             i = who[k]
-            rest += floors.work[m, i, generated[i]]
+            rest += tables.work[m, i, generated[i]]
             if not (resident >> i) & 1:
-                rest += floors.refill[m, i, generated[i]]
+                rest += tables.refill[m, i, generated[i]]
         best = max(best, rest)
-    for m in range(len(floors.prices)):
+    for m in range(len(tables.prices)):
         rest = 0
         for k in range(waiting):
             i = who[k]
-            rest += floors.prices[m, i, generated[i]]
+            rest += tables.prices[m, i, generated[i]]
             if not (resident >> i) & 1:
-                rest += floors.price_refill[m, i, generated[i]]
+                rest += tables.price_refill[m, i, generated[i]]
         best = max(best, rest)
-    for m in range(len(floors.walk_values)):
-        rest = floors.walk_values[m, known]
+    for m in range(len(tables.path_values)):
+        rest = tables.path_values[m, known]
         for k in range(waiting):
-            rest += floors.resident_path_prices[m, who[k], generated[who[k]]]
+            rest += tables.resident_path_prices[m, who[k], generated[who[k]]]
         best = max(best, rest)
     return best
 
 
 @inner
 def _sum_of_waits(
-    floors: HeuristicTables,
+    tables: HeuristicTables,
     generated: IntArray,
     resident: int,
     scratch: IntArray,
@@ -125,38 +125,38 @@ def _sum_of_waits(
     """
     who, batches, ordered, times = scratch[0], scratch[1], scratch[2], scratch[3]
     for k in range(waiting):
-        insert_sorted(batches, k, floors.targets[who[k]] - generated[who[k]])
+        insert_sorted(batches, k, tables.targets[who[k]] - generated[who[k]])
         times[k] = 0
-    for function in range(len(floors.capacities)):
+    for function in range(len(tables.capacities)):
         for k in range(waiting):
-            insert_sorted(ordered, k, floors.areas[function, who[k], generated[who[k]]])
-        total, capacity = 0, floors.capacities[function]
+            insert_sorted(ordered, k, tables.areas[function, who[k], generated[who[k]]])
+        total, capacity = 0, tables.capacities[function]
         for k in range(waiting):
             total += ordered[k]
             batches[k] = max(batches[k], -(-total // capacity))
-    for m in range(len(floors.alphas) + len(floors.prices)):
-        priced = m - len(floors.alphas)
+    for m in range(len(tables.alphas) + len(tables.prices)):
+        priced = m - len(tables.alphas)
         for k in range(waiting):
             i = who[k]
             g = generated[i]
-            amount = floors.work[m, i, g] if priced < 0 else floors.prices[priced, i, g]
+            amount = tables.work[m, i, g] if priced < 0 else tables.prices[priced, i, g]
             if not (resident >> i) & 1:
-                amount += floors.refill[m, i, g] if priced < 0 else floors.price_refill[priced, i, g]
+                amount += tables.refill[m, i, g] if priced < 0 else tables.price_refill[priced, i, g]
             insert_sorted(ordered, k, amount)
         total = 0
         for k in range(waiting):
             total += ordered[k]
             bound = total
             if priced < 0:
-                bound += floors.alphas[m] * batches[k]
+                bound += tables.alphas[m] * batches[k]
                 # More last tokens than requests on the device: one of them came after a prefill.
                 if k + 1 > waiting - absent:
-                    bound += floors.surcharges[m]
+                    bound += tables.surcharges[m]
             times[k] = max(times[k], bound)
-    for m in range(len(floors.walk_values)):
+    for m in range(len(tables.path_values)):
         for k in range(waiting):
-            insert_sorted(ordered, k, floors.resident_path_prices[m, who[k], generated[who[k]]])
-        total = floors.walk_values[m, known]
+            insert_sorted(ordered, k, tables.resident_path_prices[m, who[k], generated[who[k]]])
+        total = tables.path_values[m, known]
         for k in range(waiting):
             total += ordered[k]
             times[k] = max(times[k], total)

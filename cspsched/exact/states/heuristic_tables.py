@@ -1,9 +1,9 @@
-"""Tables for the floor of the state search: sizes, work and prices of all tokens still to come.
+"""Tables for the heuristic of the state search: sizes, work and prices of all tokens still to come.
 
 Sizes come from dual-feasible functions of the KV blocks (Fekete and Schepers 2001), prices from the pattern
-linear program (`cspsched.exact.prices.batch_pattern_prices`), and better ones, where there is time, from ways
-through the resident states (`cspsched.exact.prices.resident_path_prices`). Amounts of time are in `scale`
-parts of a nanosecond.
+linear program (`cspsched.exact.prices.batch_pattern_prices`), and better ones, where there is time, from
+paths of resident states (`cspsched.exact.prices.resident_path_prices`). Amounts of time are in `scale` parts
+of a nanosecond.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MOST_ROUNDINGS = 8
 SAMPLES = 200
 """States at which dual-feasible functions compete; those that never win are left out."""
 MOST_RESIDENT_STATES = 300_000
-"""Beyond it, prices from ways through the resident states take too long."""
+"""Beyond it, prices from paths of resident states take too long."""
 PRICE_ORDERS = 2
 """Orders of completion for which prices are optimised, if waits are summed."""
 
@@ -57,8 +57,8 @@ class HeuristicTables(NamedTuple):
     price_refill: IntArray
     """What is added to them if the request is not on the device."""
     resident_path_prices: IntArray
-    """Prices of the tokens still to come that no way through the resident states beats."""
-    walk_values: IntArray
+    """Prices of the tokens still to come that no path of resident states beats."""
+    path_values: IntArray
     """What is added by resident state, shape (number, states)."""
     resident_codes: IntArray
     resident_slots: Column
@@ -93,14 +93,14 @@ def build_heuristic_tables(
         prices=np.stack([prices for prices, _ in priced]) if priced else empty,
         price_refill=np.stack([refill for _, refill in priced]) if priced else empty,
         resident_path_prices=empty,
-        walk_values=np.zeros((0, 0), dtype=np.int64),
+        path_values=np.zeros((0, 0), dtype=np.int64),
         resident_codes=np.zeros(0, dtype=np.int64),
         resident_slots=np.zeros(0, dtype=np.int32),
     )
 
 
 def sharpen_heuristic_tables(
-    floors: HeuristicTables,
+    tables: HeuristicTables,
     instance: Instance,
     blocks: IntArray,
     strides: IntArray,
@@ -118,11 +118,11 @@ def sharpen_heuristic_tables(
         As for `resident_path_prices`.
     """
     preemptive = instance.switches.preemption is not Preemption.NONE
-    targets, capacity = floors.targets, instance.limits.kv_blocks
-    if not can_sharpen(floors, instance, blocks, objective):
-        return floors
+    targets, capacity = tables.targets, instance.limits.kv_blocks
+    if not can_sharpen(tables, instance, blocks, objective):
+        return tables
     works = [work_of(instance, minorant, targets, scale) for minorant in minorants(instance)]
-    work = _strongest(works, floors.areas, floors.capacities)
+    work = _strongest(works, tables.areas, tables.capacities)
     own = -np.diff(work.cheaper, axis=1, append=0)
     moves = Moves(
         blocks=blocks,
@@ -136,27 +136,27 @@ def sharpen_heuristic_tables(
         holding=instance.switches.holding,
     )
     residents = list_residents(blocks, targets, strides, capacity)
-    start = floors.prices[0] if len(floors.prices) else np.zeros_like(blocks)
-    found = list(_walk_prices(moves, residents, -np.diff(start, axis=1, append=0), objective, go_on))
-    to_come = [np.cumsum(walks.prices[:, ::-1], axis=1)[:, ::-1] for walks in found]
-    return floors._replace(
+    start = tables.prices[0] if len(tables.prices) else np.zeros_like(blocks)
+    found = list(_path_prices(moves, residents, -np.diff(start, axis=1, append=0), objective, go_on))
+    to_come = [np.cumsum(one.prices[:, ::-1], axis=1)[:, ::-1] for one in found]
+    return tables._replace(
         resident_path_prices=np.stack(to_come),
-        walk_values=np.stack([walks.value for walks in found]),
+        path_values=np.stack([one.value for one in found]),
         resident_codes=residents.codes,
         resident_slots=residents.slots,
     )
 
 
-def can_sharpen(floors: HeuristicTables, instance: Instance, blocks: IntArray, objective: Objective) -> bool:
-    """Whether prices from ways through the resident states hold for the objective and can be afforded."""
+def can_sharpen(tables: HeuristicTables, instance: Instance, blocks: IntArray, objective: Objective) -> bool:
+    """Whether prices from paths of resident states hold for the objective and can be afforded."""
     preemptive = instance.switches.preemption is not Preemption.NONE
     # Without evictions a cache kept may also be a burden, which a sum of waits does not take in.
     return (preemptive or objective is Objective.MAKESPAN) and count_residents(
-        blocks, floors.targets, instance.limits.kv_blocks
+        blocks, tables.targets, instance.limits.kv_blocks
     ) <= MOST_RESIDENT_STATES
 
 
-def _walk_prices(
+def _path_prices(
     moves: Moves,
     residents: Residents,
     start: IntArray,

@@ -31,7 +31,7 @@ FIRST_SLICE = 16
 SLICE_S = 0.05
 """Between two looks at the clock; how many labels that is, is found out."""
 DESCENTS = ((40, 5_000), (32, 5_000), (26, 10_000), (22, 20_000), (20, 50_000))
-"""Weights on the floor, and labels to expand with each at most: greedy first, then more and more patient."""
+"""Weights on the heuristic, and labels to expand with each at most: greedy first, then ever more patient."""
 PATIENT_DESCENTS = ((18, 400_000), (17, 1_000_000))
 """What a second thread does meanwhile."""
 DESCENT_SHARE = 5
@@ -39,7 +39,7 @@ DESCENT_SHARE = 5
 LABEL_S, EXPANSION_S = 1e-5, 1e-5
 """What a deterministic clock counts for a new label and for an expansion, whatever came of it."""
 FIRST_DESCENTS, FIRST_PROOF = DESCENTS[:2], 5_000
-"""Descents, and labels to expand, before the floors are sharpened: many an instance is proven by then."""
+"""Descents, and labels to expand, before the heuristic is sharpened: many an instance is proven by then."""
 SHARPEN_SHARE = 0.25
 """Part of the time that is left which sharpening takes at most."""
 VISIT_S = 5e-7
@@ -64,7 +64,7 @@ class Talk:
     """How the search hears of the rest of the world, and the world of it."""
 
     time_left: Callable[[], float]
-    """Seconds that are left; 0 also if the gap has been closed by somebody else."""
+    """Seconds that are left; 0 also if another member has closed the gap."""
     upper_ns: Callable[[], int]
     """Value of the best schedule known; only better ones are looked for."""
     tell_bound: Callable[[int], None]
@@ -75,10 +75,10 @@ class Talk:
     """Told the work done, in seconds of a typical machine; a deterministic clock runs by it."""
 
 
-NOBODY = Talk(
+NO_TALK = Talk(
     time_left=lambda: 0.0, upper_ns=lambda: 0, tell_bound=lambda _: None, tell_schedule=lambda _: None
 )
-"""Whom a search talks to that is not to search."""
+"""For a search that only compiles: no time is left, and no value or schedule is kept."""
 
 
 def search_states(space: StateSpace, talk: Talk, *, most_labels: int = MOST_LABELS) -> StateOutcome:
@@ -93,7 +93,7 @@ def descend_patiently(space: StateSpace, talk: Talk, *, most_labels: int = MOST_
 
 def compile_states(space: StateSpace) -> None:
     """Compile what the search calls; that takes seconds, once after an installation."""
-    StateSearch(space, NOBODY, 1).compile()
+    StateSearch(space, NO_TALK, 1).compile()
 
 
 def outcome_of(search: StateSearch, *, proves: bool) -> StateOutcome:
@@ -130,7 +130,7 @@ class StateSearch:
         label_of(nodes, self._goal, 0)
 
     def prove(self) -> StopReason:
-        """Descents, then the search that proves; first short ones without the strongest floors."""
+        """Descents, then the search that proves; first short ones without the strongest heuristic."""
         state = OPEN
         if self._space.can_sharpen:
             if self.descend(FIRST_DESCENTS, DESCENT_SHARE) is StopReason.ROUNDING:
@@ -163,7 +163,7 @@ class StateSearch:
         return StopReason.TIME_LIMIT
 
     def _sharpen(self) -> None:
-        """Spend a share of the time that is left on stronger floors."""
+        """Spend a share of the time that is left on a stronger heuristic."""
         talk, space = self._talk, self._space
         until = talk.time_left() * (1 - SHARPEN_SHARE)
 
@@ -197,14 +197,14 @@ class StateSearch:
     def _advance(self, nodes: Nodes, num_labels: int, weight: int) -> int:
         """Expand some labels; returns how it ended."""
         space = self._space
-        tables = (space.shape, space.prices, space.floors, nodes, self._scratch)
+        tables = (space.shape, space.prices, space.heuristic_tables, nodes, self._scratch)
         return advance(*tables, self._upper, self._goal, num_labels, weight)
 
     def _rest_of_all(self) -> int:
-        """Floor of that state."""
+        """Heuristic of that state."""
         shape = self._space.shape
         nothing = np.zeros_like(shape.outputs)
-        return heuristic_on_rest(shape, self._space.floors, nothing, 0, self._scratch.floor)
+        return heuristic_on_rest(shape, self._space.heuristic_tables, nothing, 0, self._scratch.heuristic)
 
     def _take(self, nodes: Nodes) -> None:
         """Take over a cheaper way to the goal."""

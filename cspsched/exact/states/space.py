@@ -50,7 +50,7 @@ class Shape(NamedTuple):
     holding: bool
     preemptive: bool
     decode_is_cheaper: bool
-    """Beside other decodes, a decode costs less than a refill, whoever it is."""
+    """Beside other decodes, a decode costs less than a refill, for every request."""
     counted: int
     """Tokens that a request waits for: all of them, or the first; -1 for makespan."""
 
@@ -63,19 +63,19 @@ class StateSpace:
     objective: Objective
     shape: Shape
     prices: CostTables
-    floors: HeuristicTables
+    heuristic_tables: HeuristicTables
     """The strongest so far: a search that takes long has them sharpened, for all searches."""
 
     @property
     def can_sharpen(self) -> bool:
-        """Whether stronger floors than those of the start can be had."""
-        return can_sharpen(self.floors, self.instance, self.shape.blocks, self.objective)
+        """Whether a stronger heuristic than that of the start can be had."""
+        return can_sharpen(self.heuristic_tables, self.instance, self.shape.blocks, self.objective)
 
     def sharpen(self, go_on: Callable[[int, int], bool]) -> None:
-        """Take the time for stronger floors, as long as `go_on` says (see `resident_path_prices`)."""
+        """Take the time for a stronger heuristic, as long as `go_on` says (see `resident_path_prices`)."""
         shape, objective, scale = self.shape, self.objective, self.prices.scale
         tables = (self.instance, shape.blocks, shape.strides, objective, scale)
-        self.floors = sharpen_heuristic_tables(self.floors, *tables, go_on)
+        self.heuristic_tables = sharpen_heuristic_tables(self.heuristic_tables, *tables, go_on)
 
 
 def build_state_space(instance: Instance, objective: Objective, upper_ns: int) -> StateSpace | None:
@@ -100,7 +100,7 @@ def build_state_space(instance: Instance, objective: Objective, upper_ns: int) -
         objective=objective,
         shape=shape,
         prices=cost_tables(instance.cost, scale),
-        floors=build_heuristic_tables(instance, shape.blocks, objective, scale),
+        heuristic_tables=build_heuristic_tables(instance, shape.blocks, objective, scale),
     )
 
 

@@ -1,4 +1,4 @@
-"""What is still to pay from a timed state at least: the floor of the timed state search.
+"""What is still to pay from a timed state at least: the heuristic of the timed state search.
 
 Every unfinished request needs at least what it needs alone on the machine, from its local state and from its
 arrival or the clock on, whichever is later (batch times grow with every feature). And the machine has to find

@@ -2,7 +2,7 @@
 
 It is exact for every regular objective (no token that comes later can make it smaller), every cost form and
 all switches, and it looks at every chunk, eviction and move to host memory; so it is for small instances,
-which `build_timed_space` decides. Nothing but two things is left out: dropping a KV cache for nobody's sake,
+which `build_timed_space` decides. Nothing but two things is left out: dropping a KV cache that could stay,
 which can be done later at no price, and idle time that no arrival asks for.
 
 A label is a clock and what is paid already: the weights of the tokens that are out. Of two labels of a state
@@ -123,9 +123,9 @@ class TimedSearch:
     def prove(self) -> StopReason:
         """Search until the optimum is proven, or time or room runs out."""
         self._descend()
-        floor, start = self._space.values.floor, self._start()
+        heuristic, start = self._space.values.heuristic, self._start()
         ticket = 0
-        queue = [(floor(start.stand, start.state), 0, ticket, start)]
+        queue = [(heuristic(start.stand, start.state), 0, ticket, start)]
         while queue:
             value, _, _, label = queue[0]
             self.bound = max(self.bound, min(value, self._upper))
@@ -139,7 +139,7 @@ class TimedSearch:
             self.num_states += 1
             before = self._tried
             for following in self._following(label):
-                least = max(value, floor(following.stand, following.state))
+                least = max(value, heuristic(following.stand, following.state))
                 if least < self._upper:
                     ticket += 1
                     heapq.heappush(queue, (least, -ticket, ticket, following))
@@ -162,7 +162,7 @@ class TimedSearch:
             if self._is_dominated(label, settled):
                 continue
             for following in self._following(label):
-                least = self._space.values.floor(following.stand, following.state)
+                least = self._space.values.heuristic(following.stand, following.state)
                 if least < self._upper:
                     out = sum(
                         states.generated(k)
@@ -266,7 +266,7 @@ class TimedSearch:
             yield moves, self._duration(features), instance.cost.swap_time_ns(moved) if moved else 0
 
     def _drops_needlessly(self, moves: tuple[Move | None, ...]) -> bool:
-        """Whether somebody who is dropped and not processed could stay; then it can be dropped later."""
+        """Whether a request that is dropped and not processed could stay; then it can be dropped later."""
         if not self._space.instance.switches.holding:
             return False
         free = self._space.instance.limits.kv_blocks - sum(move.blocks for move in moves if move is not None)

@@ -1,4 +1,4 @@
-"""What labels of the timed state search are worth: prices of tokens, floors on the rest, and dominance.
+"""What labels of the timed state search are worth: prices of tokens, heuristics for the rest, and dominance.
 
 With u_i and v_i as in `cspsched.problem.linear_form`, the first token of request i at time t pays
 (u_i - v_i) (t - a_i) and y_i if it is late, its last one v_i (t - a_i). In a regular form all weights are at
@@ -28,7 +28,7 @@ class Stand(NamedTuple):
 
 
 class Values:
-    """Prices and floors of one instance under a regular form."""
+    """Prices and heuristics of one instance under a regular form."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class Values:
         """Value of a finished schedule."""
         return self._form.makespan * stand.clock_ns + stand.paid
 
-    def floor(self, stand: Stand, state: State) -> int:
+    def heuristic(self, stand: Stand, state: State) -> int:
         """Least value of all schedules that go on from here."""
         if not self._is_linear or stand.clock_ns < self._last_arrival:
             return stand.paid + self._rest(stand.clock_ns, state)
@@ -78,7 +78,7 @@ class Values:
         return one.paid + rate * one.clock_ns <= other.paid + rate * other.clock_ns
 
     def _paced(self, state: State) -> tuple[int, int]:
-        """Floor on the rest from the last arrival on: a rate times the clock, and a constant."""
+        """Heuristic for the rest from the last arrival on: a rate times the clock, and a constant."""
         known = self._known.get(state)
         if known is None:
             rate, clock = self._rate(state), self._last_arrival
@@ -86,7 +86,7 @@ class Values:
         return known
 
     def _rate(self, state: State) -> int:
-        """What a nanosecond costs in which everybody waits, once all have arrived."""
+        """What a nanosecond costs in which all unfinished requests wait, once all have arrived."""
         rate = self._form.makespan
         for i, position in enumerate(state):
             generated = self._locals[i].generated(position)
@@ -95,7 +95,7 @@ class Values:
         return rate
 
     def _rest(self, clock_ns: int, state: State) -> int:
-        """Floor on what is still to pay."""
+        """Lower bound on what is still to pay."""
         generated = [states.generated(k) for states, k in zip(self._locals, state, strict=True)]
         waiting = [i for i, g in enumerate(generated) if g < self._requests[i].output_tokens]
         total, ends = self._tokens(clock_ns, state, waiting, self._last, self._form.span)
@@ -111,7 +111,7 @@ class Values:
     def _tokens(
         self, clock_ns: int, state: State, those: Sequence[int], rests: Rests, weights: Sequence[int]
     ) -> tuple[int, list[int]]:
-        """Floor on weighted waits for one token each, and on their times, ascending."""
+        """Lower bounds on weighted waits for one token each, and on their times, ascending."""
         released = sorted((max(clock_ns, self._arrivals[i]), i) for i in those)
         alone = [(release + rests.alone[i][state[i]], i) for release, i in released]
         ends, releases = sorted(end for end, _ in alone), [release for release, _ in released]

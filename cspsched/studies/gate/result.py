@@ -92,7 +92,7 @@ class Cell:
         }
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class GateResult:
     """The whole matrix, traces first, then objectives, then policies.
 
@@ -109,6 +109,9 @@ class GateResult:
     seed: int
     command: str | None
     is_interrupted: bool
+
+    def __repr__(self) -> str:
+        return f"<GateResult {self.verdict}: {len(self.reasons)} reasons in {len(self.cells)} cells>"
 
     @property
     def verdict(self) -> Verdict:
