@@ -134,6 +134,7 @@ TINY = ("tiny-12", "--limit", "2", "--kv-tokens", "100")
     [
         ("compare", *TINY, "--time-limit", "0s"),
         ("gate", *TINY, "--excess-at-most", "1%"),
+        ("explain", *TINY, "--request", "r1"),
         ("simulate", *TINY),
         ("solve", *TINY, "--time-limit", "1s", "--out", "solved"),
         ("bound", *TINY),

@@ -33,6 +33,10 @@ COMMANDS = {
         "cspsched.cli.gate:gate_command",
         "Fail where a scheduler is further from optimal than allowed, or worse than base.",
     ),
+    "explain": (
+        "cspsched.cli.explain:explain_command",
+        "Why policies are above the optimum of TRACE.",
+    ),
     "simulate": (
         "cspsched.cli.simulate:simulate_command",
         "Run one policy over TRACE and print its metrics.",
@@ -52,6 +56,10 @@ COMMANDS = {
     "windows": (
         "cspsched.cli.windows:windows_command",
         "How far a policy is from the exact optimum in random small windows of TRACE.",
+    ),
+    "adversary": (
+        "cspsched.cli.adversary:adversary_command",
+        "Search small traces on which a policy is provably furthest from optimal.",
     ),
     "check": ("cspsched.cli.check:check_command", "Judge SCHEDULE by the referee."),
     "conformance": (

@@ -102,6 +102,15 @@ SOURCES: dict[str, Source] = {
 }
 """Of every built-in policy. One of another package may have an attribute `source` of this kind."""
 
+READS_OUTPUTS = frozenset(
+    (
+        "sglang", "tensorrt-llm", "lightllm", "tgi", "mc-sf", "smallest-volume", "sorted-f", "sjf", "srpt",
+        "trail", "vtc", "vidur-lightllm",
+    )
+)  # fmt: skip
+"""Built-in policies that, with default settings, read how many tokens an unfinished request will generate: to
+order requests, or as the caller's limit to set memory aside."""
+
 
 def describe_policy(name: str) -> Entry:
     """What there is to know about a policy.

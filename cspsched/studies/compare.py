@@ -155,19 +155,7 @@ class Comparison:
         """The reference and a row for each policy."""
         requests, reference = len(self.instance.requests), self.reference
         return {
-            "reference": {
-                "status": reference.status.value,
-                "is_optimum": reference.is_optimum,
-                "best_known_s": self.objective.mean_s(reference.best_known_ns, requests),
-                "best_known_by": reference.best_known_by,
-                "bound_s": self.objective.mean_s(reference.bound_ns, requests),
-                "best_known_ns": reference.best_known_ns,
-                "bound_ns": reference.bound_ns,
-                "certificate": reference.certificate,
-                "stop_reason": reference.stop_reason.value,
-                "failures": [failure.to_json() for failure in reference.failures],
-                "note": CLAIRVOYANT,
-            },
+            "reference": {**reference.to_json(self.objective, requests), "note": CLAIRVOYANT},
             "policies": [
                 {
                     "policy": row.policy,

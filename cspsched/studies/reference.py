@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from cspsched.errors import InternalError, UsageError
 from cspsched.exact.heuristics.list_schedule import list_schedules
@@ -122,6 +123,21 @@ class Reference:
     def excess(self, value_ns: int) -> Excess:
         """How far a value is above the optimum."""
         return Excess.of(value_ns, best_ns=self.best_known_ns, bound_ns=self.bound_ns)
+
+    def to_json(self, objective: AnyObjective, num_requests: int) -> dict[str, Any]:
+        """Plain values without the schedule; those in seconds as people read them."""
+        return {
+            "status": self.status.value,
+            "is_optimum": self.is_optimum,
+            "best_known_s": objective.mean_s(self.best_known_ns, num_requests),
+            "best_known_by": self.best_known_by,
+            "bound_s": objective.mean_s(self.bound_ns, num_requests),
+            "best_known_ns": self.best_known_ns,
+            "bound_ns": self.bound_ns,
+            "certificate": self.certificate,
+            "stop_reason": self.stop_reason.value,
+            "failures": [failure.to_json() for failure in self.failures],
+        }
 
 
 def default_steps(instance: Instance) -> int:

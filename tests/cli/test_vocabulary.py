@@ -102,7 +102,7 @@ def test_files_are_output_and_folders_are_out(name):
 
 
 @pytest.mark.parametrize(
-    "command", ["solve", "compare", "simulate", "bound", "improve", "bracket", "windows"]
+    "command", ["solve", "compare", "explain", "simulate", "bound", "improve", "bracket", "windows"]
 )
 def test_objectives_are_the_same_everywhere(command):
     """The default is latency, and every measure is known."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from dataclasses import dataclass, fields, replace
 from importlib.metadata import EntryPoint, EntryPoints
 from typing import Any, ClassVar
@@ -14,13 +15,14 @@ from hypothesis import strategies as st
 from cspsched.cli.group import cspsched_group, run
 from cspsched.policies import base
 from cspsched.policies.base import BUILT_IN, make_policy
-from cspsched.policies.catalogue import SOURCES, Source, describe_policy
+from cspsched.policies.catalogue import READS_OUTPUTS, SOURCES, Source, describe_policy
 from cspsched.problem.instance import Instance, Switches
 from cspsched.referee.rules import find_violations
 from cspsched.serving import make_instance
 from cspsched.simulate import simulate
 from cspsched.trace import read_trace
 from tests.support.places import DATA
+from tests.support.policy_runs import batches, evictions, instance_of
 from tests.support.strategies import check, instances
 
 TRACES = DATA / "traces"
@@ -172,3 +174,30 @@ def test_a_policy_of_another_package_may_name_its_source(
     assert run(cspsched_group, ["policies"]) == 0
     listed = capsys.readouterr().out
     assert f"source: {'P 1, https://example.org' if source else '-'}; engine: plain" in listed
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_who_reads_outputs_is_stated(name):
+    """Until a request finishes, a longer output of it changes what a policy does only if that is stated."""
+    reads = any(not same_until_its_end(name, random.Random(seed)) for seed in range(100))
+
+    assert reads is (name in READS_OUTPUTS)
+
+
+def same_until_its_end(name: str, rng: random.Random) -> bool:
+    """Whether a policy does the same with a request as with a longer one, up to the end of the shorter."""
+    count = rng.randint(3, 7)
+    arrivals = [0, *sorted(rng.randint(0, 30) for _ in range(count - 1))]
+    rows = [(rng.randint(1, 12), rng.randint(1, 8), arrival) for arrival in arrivals]
+    limits = {
+        "kv_blocks": rng.randint(23, 30),
+        "max_batch_tokens": rng.choice((16, 20, 40)),
+        "max_batch_requests": rng.randint(2, 8),
+    }
+    changed = rng.randrange(count)
+    prompt, output, arrival = rows[changed]
+    longer = [*rows[:changed], (prompt, output + rng.randint(1, 4), arrival), *rows[changed + 1 :]]
+    short, long = (simulate(instance_of(*each, **limits), make_policy(name)) for each in (rows, longer))
+    end = max(j for j, entries in enumerate(batches(short)) if changed in dict(entries)) + 1
+    early = [[event for event in evictions(one) if event[0] < end] for one in (short, long)]
+    return batches(short)[:end] == batches(long)[:end] and early[0] == early[1]
