@@ -262,5 +262,5 @@ def test_solver_names_the_certificate(num_workers):
 def test_prices_that_do_not_hold_at_the_start_are_refused(monkeypatch):
     """No cycle beats the KV volume; if one does that is a mistake of ours, and said to be."""
     monkeypatch.setattr(CycleSearch, "settle", lambda *_: [(None, 0)])
-    with pytest.raises(InternalError, match="levels beats the KV volume"):
+    with pytest.raises(InternalError, match="aggregated states beats the KV volume"):
         bound_levels(long_ones(), lambda *_: True)
