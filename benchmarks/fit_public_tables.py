@@ -22,8 +22,7 @@ from cspsched.costs.estimator.write import cost_text
 from cspsched.costs.importers.aiconfigurator import AicTables
 from cspsched.costs.importers.llmservingsim import import_llmservingsim
 from cspsched.costs.importers.vidur import import_vidur
-from cspsched.costs.models import load_device, load_model
-from cspsched.costs.presets import usual_name
+from cspsched.costs.models import load_device, load_model, usual_name
 
 SCRIPT = "benchmarks/fit_public_tables.py"
 DENSE_LEAVES_OUT = (

@@ -23,6 +23,7 @@ from typing import Any
 from simulator_speed import calibrated_rate, device_of, draw_workload, instance_of
 
 from cspsched.bounds import best_bound
+from cspsched.exact.watch import Listener
 from cspsched.improve import ImproveLimits, improve
 from cspsched.problem.instance import Instance
 from cspsched.problem.objectives import Objective
@@ -62,7 +63,7 @@ def search(instance: Instance, arguments: argparse.Namespace) -> dict[str, Any]:
         heuristics=arguments.heuristics,
         limits=ImproveLimits(time_limit_s=arguments.time_limit),
         state_file=arguments.resume,
-        on_step=tell,
+        listener=Listener(step=tell),
     )
     return found.to_json() | {"cpu_s": time.process_time() - start}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -24,6 +25,18 @@ class Executor(StrEnum):
     """In new processes of this machine."""
     RAY = "ray"
     """On Ray: the cluster of RAY_ADDRESS if it is set, else one started here for the time of the run."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pool:
+    """Where independent calls run, and how many at the same time."""
+
+    executor: Executor | str = Executor.SERIAL
+    workers: int = 1
+
+
+HERE = Pool()
+"""One after another."""
 
 
 def run_all(

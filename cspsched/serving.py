@@ -8,16 +8,15 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from cspsched.costs.compose import default_cost
 from cspsched.costs.kv_capacity import KvPlan, plan_kv_capacity
-from cspsched.costs.models import engine_defaults, load_device, load_model, model_name
+from cspsched.costs.models import engine_defaults, load_device, load_model, model_name, usual_name
 from cspsched.costs.presets import (
     DEFAULT_DEVICE,
     DEFAULT_MODEL,
     cost_names,
-    default_cost_name,
     describe_cost,
     load_cost,
-    usual_name,
 )
 from cspsched.errors import InputError, UsageError
 from cspsched.problem.columns import Requests
@@ -92,7 +91,7 @@ def make_instance(trace: Trace, serving: Serving | None = None) -> Instance:
     max_model_len = serving.max_model_len or load_model(model).max_model_len
     batch_tokens, batch_requests = _batch_limits(serving, device)
     _require_room(serving, model, device)
-    cost = load_cost(serving.cost or default_cost_name(model, device, tensor_parallel))
+    cost = load_cost(cost_of(serving))
     block_bytes = serving.block_tokens * load_model(model).kv_bytes_per_token(tensor_parallel)
     limits = Limits(
         kv_blocks=_kv_blocks(serving),
@@ -159,10 +158,10 @@ def _require_room(serving: Serving, model: str, device: str) -> None:
     names = cost_names()
     is_named = serving.tensor_parallel is not None or serving.cost is not None
     # A cost model of one GPU was measured on one, so the model fits there.
-    if is_named or usual_name(model, device) in names or _fits(serving, model, device, 1):
+    if is_named or usual_name(load_model(model).name, device) in names or _fits(serving, model, device, 1):
         return
     fitting = [degree for degree in DEGREES if _fits(serving, model, device, degree)]
-    measured = [degree for degree in fitting if usual_name(model, device, degree) in names]
+    measured = [degree for degree in fitting if usual_name(load_model(model).name, device, degree) in names]
     if fitting:
         how = "with a cost model" if measured else "no cost model ships for it, so give --cost, too"
         raise UsageError(
@@ -199,6 +198,11 @@ def plan_memory(serving: Serving) -> KvPlan:
         max_batch_tokens=batch_tokens,
         max_batch_requests=batch_requests,
     )
+
+
+def cost_of(serving: Serving) -> str | Path:
+    """Name or file of the cost model of a set-up: its own, or the one of its model and device."""
+    return serving.cost or default_cost(*hardware(serving))
 
 
 def hardware(serving: Serving) -> tuple[str, str, int]:

@@ -24,7 +24,7 @@ from cspsched.report import windows as windows_report
 from cspsched.report.files import write_comparison
 from cspsched.studies.compare import compare_policies
 from cspsched.studies.reference import ReferenceLimits, find_reference
-from cspsched.studies.windows import WindowShape, study_windows
+from cspsched.studies.windows import WindowSample, WindowShape, study_windows
 from tests.oracles.exhaustive import exhaustive_optimum
 from tests.support.strategies import EXAMPLES, make_instance
 
@@ -163,7 +163,7 @@ def test_a_listed_policy_changes_another_row_only_by_a_better_schedule(first, mo
         small = compare_policies(instance, fewer, objective, limits=limits)
         rows = {row.policy: row for row in large.rows}
         fixed = run_reference(instance, objective, (), lambda _: None)
-        known = find_reference(instance, objective, (), limits=limits, on_step=lambda _: None)
+        known = find_reference(instance, objective, (), limits=limits)
         assert known.best_known_ns <= min(one.value_ns for one in fixed)
         for one in (small, large):
             listed = min(row.value_ns for row in one.rows)
@@ -180,7 +180,11 @@ def test_a_policy_alone_does_not_look_optimal():
     instance = make_instance(*[(9, 9)] * 12, cost=load_cost("infermax-7b"), kv_blocks=120)
     (row,) = compare_policies(instance, ["vllm:max_num_seqs=1"], limits=NO_SEARCH).rows
     window = study_windows(
-        instance, "vllm:max_num_seqs=1", Objective.LATENCY, WindowShape(size=3), num=4, window_limit_s=0.5
+        instance,
+        "vllm:max_num_seqs=1",
+        Objective.LATENCY,
+        WindowSample(shape=WindowShape(size=3), num=4),
+        window_limit_s=0.5,
     )
     found = improve(instance, heuristics=["vllm:max_num_seqs=1"], limits=replace(BY_STEPS, max_steps=0))
 

@@ -261,3 +261,48 @@ def test_tests_share_by_support_and_ask_for_public_names(name):
 def test_private_names_are_found_where_they_are_used(code, found):
     """In imports, as attributes, and in the paths that `monkeypatch` takes; not on oneself or on tuples."""
     assert private_names(ast.parse(code)) == found
+
+
+MOST_PARAMETERS = 7
+"""More belong together, in a value with a name. A command of click gets every option by its name."""
+
+
+def num_parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Parameters of a function, without self and cls."""
+    arguments = function.args
+    names = [one.arg for one in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]
+    rest = [one for one in (arguments.vararg, arguments.kwarg) if one is not None]
+    return len(names) + len(rest) - (names[:1] in (["self"], ["cls"]))
+
+
+def is_command(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Whether click calls a function with the options of a command."""
+    calls = [one.func for one in function.decorator_list if isinstance(one, ast.Call)]
+    return any(isinstance(one, ast.Attribute) and one.attr == "command" for one in calls)
+
+
+def test_functions_have_few_parameters():
+    """Options and listeners come as values; so do the tables of compiled kernels."""
+    many = {
+        f"{name}.{node.name}": num_parameters(node)
+        for name, tree in MODULES
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not is_command(node)
+    }
+
+    assert {name: count for name, count in many.items() if count > MOST_PARAMETERS} == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("def f(): ...", 0),
+        ("def f(self, a, /, b, *c, d, **e): ...", 5),
+        ("async def f(cls, *, a=1, b=2): ...", 2),
+    ],
+)
+def test_every_kind_of_parameter_counts(text, count):
+    """By place and by name, the rest too; not the object itself."""
+    (function,) = ast.parse(text).body
+
+    assert num_parameters(function) == count

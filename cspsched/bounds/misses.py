@@ -19,15 +19,20 @@ from fractions import Fraction
 import numpy as np
 
 from cspsched.bounds.critical_path import solo_times_ns
-from cspsched.bounds.flow import SPLITS, Heads, Relaxation
+from cspsched.bounds.flow import RANKED_REQUESTS, SPLITS, Heads, Relaxation
 from cspsched.bounds.parts.batches import ExactArray
+from cspsched.bounds.parts.srpt import FEW_REQUESTS
 from cspsched.bounds.parts.tables import Tables
 from cspsched.errors import InputError
+from cspsched.problem.cost import INT64_SAFE
 from cspsched.problem.instance import Instance
 from cspsched.problem.objectives import Objective
+from cspsched.units import ceil_div
 
 FIRST_STEPS = 1_000
 """A percentile is looked for from what requests take alone, first in steps of such a part of it."""
+MACHINES_REQUESTS, FEWEST_MACHINES = 300_000, 4
+"""Machines times requests: all machines up to about 5,000 requests, then those of most work."""
 BOUNDED = (Objective.LATENCY, Objective.TTFT)
 
 
@@ -59,7 +64,7 @@ def fewest_misses(
         raise InputError(
             f"{len(limits_ns)} limits, expected one of each of {len(instance.requests)} requests"
         )
-    return _machines(instance, objective).fewest_misses(np.array(limits_ns, dtype=object))
+    return _machines(instance, objective).fewest_misses(exact_column(limits_ns))
 
 
 def percentile_ns(instance: Instance, percent: int, objective: Objective = Objective.LATENCY) -> int:
@@ -89,18 +94,23 @@ def percentiles_ns(
 
 
 def _percentile_ns(machines: Machines, percent: int) -> int:
+    """The largest that any machine proves; few of them prove more than those before them."""
     count = len(machines.solo_ns)
     longer = count - (count - 1) * percent // 100
-
-    def must_exceed(limit_ns: int) -> bool:
-        return machines.fewest_misses(np.full(count, limit_ns, dtype=object)) >= longer
-
     # So many take this long even alone, which is often all that is proven; so the search starts there.
-    low = high = int(sorted(machines.solo_ns, reverse=True)[longer - 1])
-    step = max(1, low // FIRST_STEPS)
-    while must_exceed(high):
-        low, high, step = high + 1, high + step, 2 * step
-    return _first_not(must_exceed, low, high)
+    found = int(sorted(machines.solo_ns, reverse=True)[longer - 1])
+    for machine in machines.longest_first:
+
+        def must_exceed(limit_ns: int, machine: int = machine) -> bool:
+            kind = np.int64 if limit_ns < INT64_SAFE // 2 else object
+            return machines.misses(machine, np.full(count, limit_ns, dtype=kind)) >= longer
+
+        low = high = found
+        step = max(1, low // FIRST_STEPS)
+        while must_exceed(high):
+            low, high, step = high + 1, high + step, 2 * step
+        found = _first_not(must_exceed, low, high)
+    return found
 
 
 def _first_not(exceeds: Callable[[int], bool], low: int, high: int) -> int:
@@ -114,8 +124,26 @@ def _first_not(exceeds: Callable[[int], bool], low: int, high: int) -> int:
     return low
 
 
-def late_requests(processing: Sequence[int], due: Sequence[int]) -> int:
-    """Fewest late requests on one machine without releases (Moore and Hodgson), in O(n log n)."""
+def exact_column(values: Sequence[int]) -> ExactArray:
+    """Whole numbers as int64 where sums of two of them fit it, else as they are."""
+    column = np.array(values, dtype=object)
+    return column.astype(np.int64) if max(map(abs, values), default=0) < INT64_SAFE // 2 else column
+
+
+def late_requests(processing_ns: ExactArray, due_ns: ExactArray) -> int:
+    """Fewest late requests of columns on one machine without releases; compiled where they are long."""
+    is_wide = due_ns.dtype == object or processing_ns.sum(dtype=np.float64) >= INT64_SAFE
+    if is_wide or len(due_ns) <= FEW_REQUESTS:
+        return moore_hodgson(processing_ns.tolist(), due_ns.tolist())
+    from cspsched.bounds.parts.late_kernel import count_late
+
+    order = np.argsort(due_ns, kind="stable")
+    processing = processing_ns.astype(np.int64)[order]
+    return int(count_late(due_ns[order], processing, np.empty_like(due_ns)))
+
+
+def moore_hodgson(processing: Sequence[int], due: Sequence[int]) -> int:
+    """Fewest late requests on one machine without releases, in O(n log n)."""
     clock = late = 0
     kept: list[int] = []
     for deadline, time in sorted(zip(due, processing, strict=True)):
@@ -135,16 +163,25 @@ class Machines:
     """From the first one on, shape (num_requests,)."""
     solo_ns: ExactArray
     """What each request takes alone, shape (num_requests,)."""
-    processing_ns: list[list[int]]
+    processing_ns: list[ExactArray]
     """Processing times on each machine."""
 
-    def fewest_misses(self, limits_ns: ExactArray) -> int:
-        """Most of the fewest late requests of any machine, and of those that are late anyway."""
+    @property
+    def longest_first(self) -> list[int]:
+        """Positions of the machines by their whole work, the longest first."""
+        work = [float(times.sum()) for times in self.processing_ns]
+        return sorted(range(len(work)), key=lambda machine: -work[machine])
+
+    def misses(self, machine: int, limits_ns: ExactArray) -> int:
+        """Fewest late requests of a machine, and those that are late anyway."""
         lost = self.solo_ns > limits_ns
         kept = np.flatnonzero(~lost)
-        due = (self.arrivals_ns + limits_ns)[kept].tolist()
-        late = [late_requests([times[i] for i in kept], due) for times in self.processing_ns]
-        return int(lost.sum()) + max(late)
+        due_ns = (self.arrivals_ns + limits_ns)[kept]
+        return int(lost.sum()) + late_requests(self.processing_ns[machine][kept], due_ns)
+
+    def fewest_misses(self, limits_ns: ExactArray) -> int:
+        """The most of any machine."""
+        return max(self.misses(machine, limits_ns) for machine in range(len(self.processing_ns)))
 
 
 def _machines(instance: Instance, objective: Objective) -> Machines:
@@ -154,13 +191,16 @@ def _machines(instance: Instance, objective: Objective) -> Machines:
     heads = Heads(tables, Fraction(1 if objective is Objective.LATENCY else 0))
     first = Heads(tables, Fraction(0)).consumption
     relaxations = [
-        Relaxation(heads, heads.work(table), first, table.minorant, split, with_tails=False)
-        for table in tables.work
+        Relaxation(heads, work, first, minorant, split, with_tails=False)
+        for minorant, work in [(table.minorant, heads.work(table)) for table in tables.work]
         for split in SPLITS
     ]
-    arrivals_ns = tables.arrivals_ns.astype(object)
+    most = max(FEWEST_MACHINES, MACHINES_REQUESTS // len(tables.arrivals_ns))
+    if len(relaxations) > most:
+        every = ceil_div(len(tables.arrivals_ns), RANKED_REQUESTS)
+        relaxations.sort(key=lambda one: -float(one.processing_ns(every).sum()))
     return Machines(
-        arrivals_ns=arrivals_ns - int(arrivals_ns.min()),
-        solo_ns=solo_times_ns(tables, objective),
-        processing_ns=[relaxation.processing_ns().tolist() for relaxation in relaxations],
+        arrivals_ns=tables.arrivals_ns - tables.arrivals_ns.min(),
+        solo_ns=exact_column(solo_times_ns(tables, objective).tolist()),
+        processing_ns=[relaxation.processing_ns() for relaxation in relaxations[:most]],
     )

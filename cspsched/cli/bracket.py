@@ -179,6 +179,7 @@ def _found(
     tasks: list[tuple[str, BracketTask]], files: tuple[Path | None, Path | None], executor: str, workers: int
 ) -> list[Bracket]:
     """The brackets in order; those that were there before Ctrl-C if there are several."""
+    from cspsched.exact.watch import Listener
     from cspsched.executors import run_all
     from cspsched.improve import find_bracket, find_light_bracket
 
@@ -187,7 +188,9 @@ def _found(
         _, task = tasks[0]
         objective = one_objective(task.objective, task.instance)
         with LiveLine(objective, len(task.instance.requests)) as live:
-            bracket = find_bracket(task, {"state_file": resume, "on_step": live.tell, "on_progress": live})
+            bracket = find_bracket(
+                task, {"state_file": resume, "listener": Listener(step=live.tell, progress=live)}
+            )
         save_result(bracket.improvement, save)
         return [bracket]
     found: list[Bracket] = []

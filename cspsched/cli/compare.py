@@ -70,8 +70,8 @@ TRACE_NAMES = ("limit", "window", "scale_rate")
 @click.option(
     "--steps",
     type=click.IntRange(min=0),
-    help="Steps of the search for the best known schedule, about 10 ms each for 2,000 requests.  "
-    "[default: 200, fewer above 5,000 requests; no limit with --time-limit]",
+    help="Steps of the search for the best known schedule, about 4 ms each for 2,000 requests.  "
+    "[default: 200, fewer above 400,000 output tokens; no limit with --time-limit]",
 )
 @click.option(
     "--deterministic",
@@ -123,6 +123,7 @@ def compare_command(
     cspsched compare trace.csv --limit 500 --heuristics vllm:max_num_seqs=256 sarathi:chunk=512
     cspsched compare --schedule real=real.json --heuristics vllm
     """  # noqa: D301 - click's marker for text that is not to be wrapped
+    from cspsched.exact.watch import Listener
     from cspsched.report.output import require_writable, write_files
     from cspsched.report.table import markdown as as_markdown
     from cspsched.serving import make_instance
@@ -156,8 +157,7 @@ def compare_command(
             schedules=given,
             limits=limits,
             band=band,
-            on_step=live.tell,
-            on_progress=live,
+            listener=Listener(step=live.tell, progress=live),
         )
     facts = provenance_of(
         comparison.instance,

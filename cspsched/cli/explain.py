@@ -90,6 +90,7 @@ def explain_command(
     cspsched explain trace.csv --heuristics sarathi:chunk=512 --parts causes --json
     cspsched explain trace.csv --heuristics vllm --request r17 --parts prices --kv-blocks 3000
     """  # noqa: D301 - click's marker for text that is not to be wrapped
+    from cspsched.exact.watch import Listener
     from cspsched.report import explain as report
     from cspsched.report.output import require_writable, write_files
     from cspsched.serving import make_instance
@@ -114,7 +115,7 @@ def explain_command(
         limits=limits,
     )
     with LiveLine(task.objective, len(instance.requests)) as live:
-        explanation = explain(task, on_step=live.tell, on_progress=live)
+        explanation = explain(task, listener=Listener(step=live.tell, progress=live))
     tell_rejections(explanation.rejections)
     facts = provenance_of(
         explanation.instance,

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from cspsched.cli.console import show
+from cspsched.cli.console import show, tell
 from cspsched.cli.options import hardware_options, instance_serving, json_option
 
 if TYPE_CHECKING:
+    from cspsched.costs.presets import CostInfo
     from cspsched.policies.catalogue import Entry, Setting
 
 GIB = 2**30
@@ -173,23 +175,84 @@ def devices_command(as_json: bool) -> None:  # noqa: FBT001
     _show(rows, "cspsched/devices/1", as_json=as_json)
 
 
-@click.command("costs")
-@click.argument("name", required=False)
+class CostsGroup(click.Group):
+    """A group that takes the name of a cost model where there is no command of that name."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command, or the one that shows a cost model."""
+        if args[0] in self.commands:
+            return super().resolve_command(ctx, args)
+        return "show", self.commands["show"], args
+
+
+@click.group("costs", cls=CostsGroup, invoke_without_command=True)
 @json_option
-def costs_command(name: str | None, as_json: bool) -> None:  # noqa: FBT001
-    """List the cost models, or show where NAME comes from.
+@click.pass_context
+def costs_group(ctx: click.Context, as_json: bool) -> None:  # noqa: FBT001
+    """List the cost models, show where one comes from, or compose one.
 
     \b
     cspsched costs
     cspsched costs h100-llama-3.1-8b
+    cspsched costs compose
     """  # noqa: D301
-    from cspsched.costs.presets import cost_names, describe_cost
+    if ctx.invoked_subcommand is None:
+        from cspsched.costs.presets import cost_names, describe_cost
 
-    if name is None:
         known: Rows = [{"cost": info.name, "title": info.title} for info in map(describe_cost, cost_names())]
         _show(known, "cspsched/costs/1", as_json=as_json)
-        return
-    info = describe_cost(name)
+
+
+@costs_group.command("compose")
+@hardware_options
+@click.option(
+    "--output", type=click.Path(path_type=Path, dir_okay=False), help="File, .toml.  [default: the cache's]"
+)
+@json_option
+def compose_command(output: Path | None, as_json: bool, **options: Any) -> None:  # noqa: FBT001
+    """Compose a cost model of measured operators, for any model on a device that there are tables of.
+
+    The tables are those of the extra 'aic' (pip install 'cspsched[aic]'). A MODEL is a name, or the
+    config.json of a model on Hugging Face. Where a model and a device are named and no cost model ships for
+    them, every command does this by itself; what is composed is kept in the user's cache.
+
+    \b
+    cspsched costs compose --model config.json --device h100 --tensor-parallel 4
+    cspsched compare trace.csv --model config.json --device h200
+    """  # noqa: D301
+    from cspsched.costs.compose import compose_cost
+    from cspsched.costs.models import load_device, load_model
+    from cspsched.costs.presets import describe_cost
+    from cspsched.report.output import write_files
+    from cspsched.serving import hardware
+
+    model, device, tensor_parallel = hardware(instance_serving(options))
+    file = compose_cost(load_model(model), load_device(device), tensor_parallel)
+    if output is not None:
+        (file,) = write_files(output.parent, {output.name: file.read_bytes()})
+    _describe(describe_cost(file), as_json=as_json)
+    tell(f"cost model: {file}")
+
+
+@costs_group.command("show", hidden=True)
+@click.argument("name")
+@json_option
+def show_cost_command(name: str, as_json: bool) -> None:  # noqa: FBT001
+    """Show where cost model NAME comes from, with its errors and what it leaves out.
+
+    NAME is a shipped one or a file.
+
+    \b
+    cspsched costs show h100-llama-3.1-8b
+    """  # noqa: D301
+    from cspsched.costs.presets import describe_cost
+
+    _describe(describe_cost(name), as_json=as_json)
+
+
+def _describe(info: CostInfo, *, as_json: bool) -> None:
     rows: Rows = [
         {"what": "title", "text": info.title},
         {"what": "source", "text": info.source},

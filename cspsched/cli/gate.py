@@ -142,6 +142,7 @@ def gate_command(
     cspsched gate chat-2000 --heuristics new.py:Mine --base old.py:Mine --objective latency ttft
     """  # noqa: D301 - click's marker for text that is not to be wrapped
     from cspsched.report import gate as report
+    from cspsched.report.files import write_gate
     from cspsched.report.output import require_writable, write_files
     from cspsched.studies.gate.result import read_stored
     from cspsched.studies.gate.run import run_gate
@@ -178,8 +179,8 @@ def gate_command(
     if junit is not None:
         write_files(junit.parent, {junit.name: report.junit(result)})
     if out is not None:
-        written = report.write_gate(result, out)
-        tell(f"wrote {written[0]} and {len(written) - 1} more files to {out}")
+        written = write_gate(result, out)
+        tell(f"wrote {written[6]} and {len(written) - 1} more files to {out}")
     if annotations or (annotations is None and os.environ.get("GITHUB_ACTIONS") == "true"):
         _annotate(result, as_json=as_json)
     return _code(result)

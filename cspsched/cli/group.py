@@ -89,8 +89,8 @@ COMMANDS = {
         "List the devices, with the default C and R of vLLM V1 there.",
     ),
     "costs": (
-        "cspsched.cli.facts:costs_command",
-        "List the cost models, or show where NAME comes from.",
+        "cspsched.cli.facts:costs_group",
+        "List the cost models, show where one comes from, or compose one.",
     ),
     "help": ("cspsched.cli.help:help_command", "Help on COMMAND, or on all."),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from math import floor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -50,7 +51,7 @@ SEARCH_OPTIONS = (
     click.option(
         "--deterministic",
         is_flag=True,
-        help="Without a clock: 200 steps if --steps says no other number, fewer above 5,000 requests.",
+        help="Without a clock: 200 steps if --steps says no other number, fewer above 400,000 output tokens.",
     ),
     click.option(
         "--seed",
@@ -115,13 +116,16 @@ def improve_command(
 
 def run_search(trace: Path | None, options: dict[str, Any]) -> tuple[Improvement, list[str]]:
     """Improve on the policies by what the options say, with progress on stderr; and what does nothing."""
+    from cspsched.exact.watch import Listener
+    from cspsched.executors import Pool
     from cspsched.improve import improve
     from cspsched.serving import make_instance
     from cspsched.unused import warnings_for
 
     text, heuristics = options.pop("objective"), options.pop("heuristics")
     limits, save, resume = search_limits(options)
-    where = {name: options.pop(name) for name in ("seeds", "executor", "workers")}
+    limits = replace(limits, seeds=options.pop("seeds"))
+    pool = Pool(executor=options.pop("executor"), workers=options.pop("workers"))
     requests = selected_trace(trace, options)
     warnings = warnings_for(requests, heuristics)
     tell_warnings(warnings)
@@ -134,9 +138,8 @@ def run_search(trace: Path | None, options: dict[str, Any]) -> tuple[Improvement
             heuristics=heuristics,
             limits=limits,
             state_file=resume,
-            on_step=live.tell,
-            on_progress=live,
-            **where,
+            pool=pool,
+            listener=Listener(step=live.tell, progress=live),
         )
     tell_rejections(found.rejections)
     save_result(found, save)

@@ -200,9 +200,11 @@ def solve_command(
     }
     with LiveLine(first, len(servable.requests)) as live:
         if ladder or relax:
+            from cspsched.exact.watch import Listener
             from cspsched.studies.ladder import climb
 
-            climbed = climb(given, first, relax=relax or (), on_step=live.tell, on_progress=live, **asked)
+            listener = Listener(step=live.tell, progress=live)
+            climbed = climb(given, first, relax=relax or (), listener=listener, **asked)
         else:
             solution = solve(given, objective, on_stage=live.turn_to, on_progress=live, **asked)
     if ladder or relax:

@@ -102,10 +102,12 @@ def windows_command(
     cspsched windows trace.csv --heuristics sarathi:chunk=512 --num 50 --out report
     cspsched windows trace.csv --executor processes --workers 8
     """  # noqa: D301 - click's marker for text that is not to be wrapped
+    from cspsched.exact.watch import Listener
+    from cspsched.executors import Pool
     from cspsched.report import windows as report
     from cspsched.report.output import require_writable, write_files
     from cspsched.serving import make_instance
-    from cspsched.studies.windows import WindowShape, study_windows
+    from cspsched.studies.windows import WindowSample, WindowShape, study_windows
     from cspsched.unused import warnings_for
 
     if out is not None:
@@ -118,13 +120,10 @@ def windows_command(
         instance,
         policy,
         one_objective(objective, instance),
-        WindowShape(size=size, output_tokens=tokens, ahead=ahead),
-        num=num,
-        seed=seed,
+        WindowSample(shape=WindowShape(size=size, output_tokens=tokens, ahead=ahead), num=num, seed=seed),
         window_limit_s=time_limit,
-        executor=executor,
-        workers=workers,
-        on_step=step,
+        pool=Pool(executor=executor, workers=workers),
+        listener=Listener(step=step),
     )
     tell_rejections(study.rejections)
     data = json.dumps(study.to_json() | {"warnings": warnings}, indent=1)

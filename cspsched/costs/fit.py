@@ -188,15 +188,13 @@ def non_negative_fit(columns: FloatArray, y: FloatArray, targets: FloatArray | N
     targets
         What the columns over y should sum to, shape (num_points,); ones where it is not given.
     """
-    from sklearn.linear_model import LinearRegression
+    from scipy.optimize import nnls
 
     relative = columns / y[:, None]
     # Columns of like size keep the active-set method well conditioned; an all-zero column stays as it is.
     scale = np.where(relative.max(axis=0) > 0, relative.max(axis=0), 1.0)
-    fit = LinearRegression(positive=True, fit_intercept=False).fit(
-        relative / scale, np.ones(len(y)) if targets is None else targets
-    )
-    return np.asarray(fit.coef_ / scale, dtype=np.float64)
+    found, _ = nnls(relative / scale, np.ones(len(y)) if targets is None else targets)
+    return np.asarray(found / scale, dtype=np.float64)
 
 
 def robust_fit(

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cspsched.costs.facts import fact_names, fact_path, read_toml
+from cspsched.costs.hf_config import read_hf_config
 from cspsched.errors import InputError
 from cspsched.problem.json_io import require_int, require_keys
 from cspsched.units import ceil_div
 
 MODEL_FOLDER = "models/llms"
+MODEL_SUFFIXES = (".toml", ".json")
 VARIANT = re.compile(r"instruct|chat|hf|base|it|v0\.\d")
 """Words in the name of a model that has the shape and the weights' type of the one without them."""
 DEVICE_FOLDER = "models/devices"
@@ -182,13 +184,19 @@ def device_names() -> list[str]:
 
 
 def load_model(name: str) -> LlmModel:
-    """Read a shipped model, by a name that `model_name` knows.
+    """Read a model: a shipped one by a name that `model_name` knows, or a file.
+
+    A file is a `config.json` of Hugging Face (any name that ends in `.json`) or our TOML.
 
     Raises
     ------
     UsageError
         If there is none of that name.
+    InputError
+        If a file cannot be read, or is no model that can be priced.
     """
+    if name.endswith(MODEL_SUFFIXES):
+        return read_model(Path(name))
     return read_model(fact_path("model", MODEL_FOLDER, model_name(name)))
 
 
@@ -215,18 +223,23 @@ def load_device(name: str) -> Device:
     return read_device(fact_path("device", DEVICE_FOLDER, name))
 
 
+def usual_name(model: str, device: str, tensor_parallel: int = 1) -> str:
+    """What the cost model of a model on so many devices is called."""
+    return f"{device}-{model}" if tensor_parallel == 1 else f"{device}-{model}-tp{tensor_parallel}"
+
+
 def read_model(path: Path) -> LlmModel:
-    """Read the TOML file of a model; its name is the file's.
+    """Read the TOML file of a model, whose name is the file's, or a `config.json` of Hugging Face.
 
     Raises
     ------
     InputError
-        If a field is missing, unknown, or not what it has to be.
+        If a field is missing, unknown, or not what it has to be; if an architecture is not known.
     """
-    data = read_toml(path)
+    data = read_hf_config(path) if path.suffix == ".json" else {"name": path.stem, **read_toml(path)}
     if "moe" in data:
         data["moe"] = Moe(**_checked(data["moe"], Moe, f"{path}: moe"))
-    return LlmModel(**_checked({"name": path.stem, **data}, LlmModel, str(path)))
+    return LlmModel(**_checked(data, LlmModel, str(path)))
 
 
 def read_device(path: Path) -> Device:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from cspsched.costs.facts import fact_names, fact_path, read_toml
-from cspsched.errors import UsageError
 from cspsched.problem.cost import CostModel
 from cspsched.problem.json_io import read_json
 
@@ -76,36 +75,6 @@ def describe_cost(name_or_path: str | Path) -> CostInfo:
         fit_error=dict(data.get("fit_error", {})),
         leaves_out=str(data.get("leaves_out", "not named")),
     )
-
-
-def default_cost_name(model: str, device: str, tensor_parallel: int = 1) -> str:
-    """Name of the shipped cost model that was measured on a model and device.
-
-    Raises
-    ------
-    UsageError
-        If there is none; names those that there are.
-    """
-    usual = usual_name(model, device, tensor_parallel)
-    if usual in cost_names():
-        return usual
-    measured = {
-        (info.model, info.device, info.tensor_parallel): info.name
-        for info in map(describe_cost, cost_names())
-        if info.device is not None
-    }
-    if (model, device, tensor_parallel) not in measured:
-        known = "; ".join(f"{m} on {d} with tensor_parallel {tp}" for m, d, tp in sorted(measured, key=str))
-        raise UsageError(
-            f"no cost model was measured for {model} on {device} with tensor_parallel {tensor_parallel}; "
-            f"there are: {known}. Name another cost model or give a file of your own"
-        )
-    return measured[model, device, tensor_parallel]
-
-
-def usual_name(model: str, device: str, tensor_parallel: int = 1) -> str:
-    """What the cost model of a model on so many devices is called."""
-    return f"{device}-{model}" if tensor_parallel == 1 else f"{device}-{model}-tp{tensor_parallel}"
 
 
 def cost_path(name_or_path: str | Path) -> Path:

@@ -42,6 +42,29 @@ class Progress:
     """How much of the limit is used up."""
 
 
+def _unheard(message: str) -> None:
+    """Nothing: no one listens."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listener:
+    """Who hears what a study does.
+
+    Attributes
+    ----------
+    step
+        Told in words what is being done.
+    progress
+        Told how far a search is.
+    """
+
+    step: Callable[[str], None] = _unheard
+    progress: Callable[[Progress], None] | None = None
+
+
+SILENT = Listener()
+
+
 class Watch:
     """The clock of a solve, and the best value and bound known so far, told to all that listen."""
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from cspsched.exact.watch import SILENT
 from cspsched.improve.curve import Curve, curve_of
 from cspsched.improve.ends import why_open
 from cspsched.improve.improvement import ImproveLimits, improve
@@ -113,7 +114,7 @@ class BracketTask:
 def find_bracket(task: BracketTask, options: Mapping[str, Any] | None = None) -> Bracket:
     """The bracket of a task; `options` are further ones of `improve`."""
     started, options = time.monotonic(), dict(options or {})
-    tell: Callable[[str], None] = options.get("on_step") or (lambda _: None)
+    tell: Callable[[str], None] = options.get("listener", SILENT).step
     servable = task.instance.split_rejected()[0]
     (objective,) = read_objectives(task.objective, servable)
     limits, share = task.limits, 1 - CURVE_SHARE if task.curve_points else 1.0

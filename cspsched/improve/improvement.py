@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cspsched.errors import InternalError, UsageError
-from cspsched.exact.watch import Progress
-from cspsched.executors import Executor, run_all
+from cspsched.exact.watch import SILENT, Listener, Progress
+from cspsched.executors import HERE, Pool, run_all
 from cspsched.improve.ends import lower_end
 from cspsched.improve.list_scheduler import refuse_unsuited
 from cspsched.improve.long_runs import is_long
@@ -43,13 +43,14 @@ class ImproveLimits:
         Seconds of all, policies and bound included; the search gets what they leave.
     max_steps
         Steps in all, those before a resume included; with this limit alone the result repeats exactly.
-    seed
-        Of the random moves; a resumed search goes on with its own.
+    seed, seeds
+        Of the random moves; a resumed search goes on with its own. So many searches from this seed on.
     """
 
     time_limit_s: float | None = 60.0
     max_steps: int | None = None
     seed: int = 0
+    seeds: int = 1
 
     def __post_init__(self) -> None:
         if self.time_limit_s is None and self.max_steps is None:
@@ -68,11 +69,8 @@ def improve(
     heuristics: Iterable[str] = DEFAULT_HEURISTICS,
     limits: ImproveLimits | None = None,
     state_file: Path | None = None,
-    seeds: int = 1,
-    executor: Executor | str = Executor.SERIAL,
-    workers: int = 1,
-    on_step: Callable[[str], None] | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
+    pool: Pool = HERE,
+    listener: Listener = SILENT,
 ) -> Improvement:
     """Search for a schedule that is better than that of every policy; never worse than any of them.
 
@@ -85,11 +83,9 @@ def improve(
         never worse than the best of them and of the reference set, which does not depend on them.
     state_file
         The search goes on from it if it exists, and is written to it every half minute and at the end.
-    seeds, executor, workers
-        So many searches, from `limits.seed` on, where and how many at a time; the best counts. A mixture is
-        searched by latency and by TTFT, with half of the limits each, and measured by itself.
-    on_step
-        Told in words what is being done.
+    pool
+        Where the searches of several seeds run; the best counts. A mixture is searched by latency and by
+        TTFT, with half of the limits each, and measured by itself.
 
     Raises
     ------
@@ -99,11 +95,11 @@ def improve(
     InputError
         If the state file cannot be read or written, or belongs to another search.
     """
-    limits, tell = limits or ImproveLimits(), on_step or (lambda _: None)
+    limits, tell = limits or ImproveLimits(), listener.step
     time_left = limits.clock(time.monotonic())
     servable, rejections = instance.split_rejected()
     refuse_unsuited(servable)
-    if state_file is not None and (seeds > 1 or isinstance(objective, Mixture)):
+    if state_file is not None and (limits.seeds > 1 or isinstance(objective, Mixture)):
         raise UsageError("the state of a search is that of one seed and of makespan, latency or TTFT")
     resumed = state_file is not None and state_file.exists()
     state = None
@@ -120,10 +116,10 @@ def improve(
     task = SearchTask(
         instance=servable, objective=objective, known_ns=best.value_ns, bound_ns=bound.value_ns, limits=limits
     )
-    if seeds == 1:
-        outcomes = [search_once(task, state=state, state_file=state_file, on_progress=on_progress)]
+    if limits.seeds == 1:
+        outcomes = [search_once(task, state=state, state_file=state_file, on_progress=listener.progress)]
     else:
-        outcomes = search_seeds(task, seeds, executor, workers, tell)
+        outcomes = search_seeds(task, pool, tell)
     kept = None if is_long(servable) else best.schedule
     policy = Found(schedule=kept, value_ns=best.value_ns, found_by=best.policy)
     found = min([policy, *(one.found for one in outcomes if one.found)], key=lambda one: one.value_ns)
@@ -218,15 +214,13 @@ def search_once(
     return SearchOutcome(found=found, stop_reason=stop_reason, steps=state.steps)
 
 
-def search_seeds(
-    task: SearchTask, seeds: int, executor: Executor | str, workers: int, tell: Callable[[str], None]
-) -> list[SearchOutcome]:
+def search_seeds(task: SearchTask, pool: Pool, tell: Callable[[str], None]) -> list[SearchOutcome]:
     """One search for each seed, from that of the task on."""
     limits = task.limits
-    tasks = [replace(task, limits=replace(limits, seed=limits.seed + k)) for k in range(seeds)]
+    tasks = [replace(task, limits=replace(limits, seed=limits.seed + k)) for k in range(limits.seeds)]
     outcomes: list[SearchOutcome] = []
     try:
-        for outcome in run_all(search_once, tasks, executor, workers=workers):
+        for outcome in run_all(search_once, tasks, pool.executor, workers=pool.workers):
             outcomes.append(outcome)
             what = "nothing better" if outcome.found is None else outcome.found.found_by
             tell(f"seed {tasks[len(outcomes) - 1].limits.seed}: {what} in {outcome.steps} steps")

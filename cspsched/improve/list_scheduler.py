@@ -16,6 +16,7 @@ from cspsched.problem.instance import Instance
 from cspsched.problem.objectives import Objective
 from cspsched.problem.schedule import Schedule
 from cspsched.simulate.aggregated.loops import aggregated_rules
+from cspsched.simulate.aggregated.repeat import CONTEXT_FEATURE
 from cspsched.simulate.kernel.cost import flatten_cost
 from cspsched.simulate.kernel.workload import Int32Array
 
@@ -60,6 +61,10 @@ class ListScheduler:
         rows = FIRST_LOG_ROWS + 4 * self.num_requests
         self._batch_ns = np.empty((rows, 2), dtype=np.int64)
         self._chunks = np.empty((rows, 3), dtype=np.int32)
+        terms = self._prices[1 : self._prices[0, 3], 0].tolist()
+        self._context_term = 1 + terms.index(CONTEXT_FEATURE) if CONTEXT_FEATURE in terms else 0
+        decodes = min(instance.limits.max_batch_requests, instance.limits.max_batch_tokens)
+        self._alone_ns = np.full(decodes + 1, -1, dtype=np.int64)
         self._places = np.empty((self.num_requests, 3), dtype=np.int32)
 
     @property
@@ -147,7 +152,7 @@ class ListScheduler:
 
         eligible_ns, events = self._eligible(plan, count)
         if start is None:
-            now = np.zeros(layout.WHOLE + 1, dtype=np.int64)
+            now = np.zeros(layout.CONTEXT_TERM + 1, dtype=np.int64)
             now[layout.LAST_PLANNED] = -1
             rings = np.zeros((layout.NUM_RINGS, self._ring_length(plan)), dtype=np.int64)
             waiting = np.empty(self.num_requests + len(plan.pauses), dtype=np.int32)
@@ -164,6 +169,7 @@ class ListScheduler:
             table=self.table,
             chunk_doublings=plan.chunk_doublings,
             prices=self._prices,
+            alone_ns=self._alone_ns,
             places=self._places,
             batch_ns=self._batch_ns,
             chunks=self._chunks,
@@ -191,6 +197,7 @@ class ListScheduler:
             knobs.pace,
             int(switches.reservation),
             int(not switches.chunked_prefill),
+            self._context_term,
         ]
 
     def _ring_length(self, plan: Plan) -> int:

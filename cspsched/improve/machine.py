@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from cspsched.improve.plan import SHORTEST_FILL, FloatArray, Int8Array
 from cspsched.problem.cost import IntArray
-from cspsched.simulate.kernel.jit import inner, outer
+from cspsched.simulate.kernel.jit import inner, merged, outer
 from cspsched.simulate.kernel.pricing import term_ns
 from cspsched.simulate.kernel.workload import Int32Array
 
@@ -26,8 +26,8 @@ NUM_RINGS = 9
     CLOCK_NS, BATCH, SUBMITTED, WAITING, RUNNING, NUM_DECODES, DECODE_CONTEXT, NEXT_ADMISSION, CHUNK_ROW,
     LAST_PLANNED, CHANGED,
     NUM_EVENTS, KV_BLOCKS, BLOCK_TOKENS, BUDGET, SEATS, FILL_TOKENS, LONGEST_CHUNK, DEPTH, PACE, RESERVES,
-    WHOLE,
-) = range(22)  # fmt: skip
+    WHOLE, CONTEXT_TERM,
+) = range(23)  # fmt: skip
 NUM_CHANGING = NUM_EVENTS
 # Columns of `table` and of `places`.
 PROMPT, OUTPUT, AFTER, HOLD = range(4)
@@ -59,6 +59,9 @@ class Machine(NamedTuple):
     """Shape (num_requests,): how often FILL_TOKENS is doubled for a request, or halved if negative."""
     prices: IntArray
     """The flat cost model (see `flatten_cost`)."""
+    alone_ns: IntArray
+    """Duration of a batch of so many decodes alone but for its term of their context, -1 until it is asked
+    for; row CONTEXT_TERM of the cost model is that term, 0 if there is none."""
     places: Int32Array
     """Shape (num_requests, 3): batches of admission, first token and last token."""
     batch_ns: IntArray
@@ -88,7 +91,7 @@ def run_list(m: Machine, stop_ns: int) -> int:
     return DONE
 
 
-@inner
+@merged
 def _submit(m: Machine) -> None:
     """Let eligible requests wait, in order of the keys, equal ones in order of coming."""
     now = m.now
@@ -106,7 +109,7 @@ def _submit(m: Machine) -> None:
         now[CHANGED] = 1
 
 
-@inner
+@merged
 def _open_batch(m: Machine) -> None:
     """Who finished in the batch before leaves; whose prefill ended there decodes from here on."""
     now, column = m.now, m.now[BATCH] & (m.rings.shape[1] - 1)
@@ -118,7 +121,7 @@ def _open_batch(m: Machine) -> None:
     m.rings[LEAVING, column] = m.rings[CONTEXT_STEP, column] = m.rings[DECODE_STEP, column] = 0
 
 
-@inner
+@merged
 def _admit(m: Machine) -> None:
     """Try the first waiting requests in order, so many that do not fit; the pace binds unless none runs.
 
@@ -212,18 +215,25 @@ def _fits(m: Machine, request: int, fill: int) -> bool:
     # The end, where the request is longest, refuses most often: it is asked first.
     if held[(batch + output - 2) & mask] + _blocks(m, request, prompt + output - 1) > most:
         return False
-    blocks = _blocks(m, request, prompt + 1)
-    block = int(now[BLOCK_TOKENS])
-    # What is reserved does not grow: there is always room in the last block.
-    spare = output if now[RESERVES] else blocks * block - prompt - 1
-    for later in range(batch, batch + output - 1):
-        if held[later & mask] + blocks > most:
+    later, end = int(batch), int(batch + output - 1)
+    while later < end:
+        first, count = later & mask, _steady(m, request, prompt + 1 + later - batch, later, end)
+        fullest = 0
+        for column in range(first, first + count):
+            fullest = max(fullest, held[column])
+        if fullest + _blocks(m, request, prompt + 1 + later - batch) > most:
             return False
-        spare -= 1
-        if spare < 0:
-            blocks += 1
-            spare += block
+        later += count
     return True
+
+
+@inner
+def _steady(m: Machine, request: int, tokens: int, batch: int, end: int) -> int:
+    """Batches from one on, in columns side by side, in which a decode of so many tokens takes no block."""
+    count = min(end - batch, m.rings.shape[1] - (batch & (m.rings.shape[1] - 1)))
+    if m.now[RESERVES]:
+        return int(count)
+    return int(min(count, _blocks(m, request, tokens) * m.now[BLOCK_TOKENS] - tokens + 1))
 
 
 @inner
@@ -260,21 +270,43 @@ def _commit(m: Machine, request: int, fill: int) -> None:
     rings[CONTEXT_STEP, batch & mask] += prompt
     rings[DECODE_STEP, end & mask] -= 1
     rings[CONTEXT_STEP, end & mask] -= prompt + output - 1
-    for later in range(batch, end):
-        rings[HELD, later & mask] += _blocks(m, request, prompt + 1 + later - batch)
+    held, later = rings[HELD], int(batch)
+    while later < end:
+        first, count = later & mask, _steady(m, request, prompt + 1 + later - batch, later, int(end))
+        blocks = _blocks(m, request, prompt + 1 + later - batch)
+        for column in range(first, first + count):
+            held[column] += blocks
+        later += count
 
 
-@inner
+@merged
 def _execute(m: Machine) -> None:
     """Price the batch at hand, log it, and clear its column."""
     now, column = m.now, m.now[BATCH] & (m.rings.shape[1] - 1)
     log = m.batch_ns[now[BATCH]]
     log[0] = now[CLOCK_NS]
-    now[CLOCK_NS] += _batch_time_ns(m, column)
+    if m.rings[CHUNKS, column]:
+        now[CLOCK_NS] += _batch_time_ns(m, column)
+        for row in range(PREFILL, LAST_CHUNKS + 1):
+            m.rings[row, column] = 0
+    else:
+        now[CLOCK_NS] += _decodes_time_ns(m, column)
+    m.rings[HELD, column] = 0
     log[1] = now[CLOCK_NS]
     now[BATCH] += 1
-    for row in range(LAST_CHUNKS + 1):
-        m.rings[row, column] = 0
+
+
+@merged
+def _decodes_time_ns(m: Machine, column: int) -> int:
+    """Duration of the batch at hand, all decodes; only the term of their context changes in most."""
+    now, prices = m.now, m.prices
+    alone_ns = m.alone_ns[now[NUM_DECODES]]
+    context, row = now[DECODE_CONTEXT], now[CONTEXT_TERM]
+    if alone_ns < 0:
+        now[DECODE_CONTEXT] = 0
+        alone_ns = m.alone_ns[now[NUM_DECODES]] = _batch_time_ns(m, column)
+        now[DECODE_CONTEXT] = context
+    return int(alone_ns + term_ns(prices, row, context)) if row else int(alone_ns)
 
 
 @inner

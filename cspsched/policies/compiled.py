@@ -30,6 +30,7 @@ from cspsched.simulate.kernel.actions import (
     preempt,
     schedule,
 )
+from cspsched.simulate.kernel.cancel import cancel_with
 from cspsched.simulate.kernel.columns import LISTED
 from cspsched.simulate.kernel.jit import inner, merged
 from cspsched.simulate.kernel.layout import Kernel
@@ -45,6 +46,7 @@ __all__ = [
     "Reserve",
     "Rules",
     "blocks_of",
+    "cancel_with",
     "chunk_tokens",
     "decode",
     "decode_with",

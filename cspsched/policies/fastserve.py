@@ -34,6 +34,7 @@ from cspsched.policies.ranking import ranked_chunk, ranked_rules, serve_with
 from cspsched.policies.settings import require_at_least
 from cspsched.problem.instance import Instance
 from cspsched.simulate.kernel.actions import lacking_tokens, missing_blocks, preempt
+from cspsched.simulate.kernel.cancel import cancel_with, forget_in_heap
 from cspsched.simulate.kernel.columns import BATCHED, LEVEL_BITS, LISTED
 from cspsched.simulate.kernel.jit import inner, merged
 from cspsched.simulate.kernel.layout import BY_RANK, NO_HOST_ROOM, Kernel
@@ -104,6 +105,7 @@ class Fastserve(Configured):
             instance,
             run_fastserve,
             own=own,
+            cancel=cancel_with(_forget),
             max_tokens=settings.max_tokens_per_batch,
             max_requests=settings.max_batch_size,
             host_blocks=host_blocks if preemption.swaps else 0,
@@ -276,6 +278,12 @@ def _bring_back(k: Kernel) -> None:
             num_aside += 1
     for place in range(num_aside):
         push(k, int(scratch[place]))
+
+
+def _forget(k: Kernel, request: int) -> None:
+    """Take a request that is cancelled out of the queue."""
+    forget_in_heap(k, request)
+    k.own.num_swapped -= k.notes[request].host_tokens > 0
 
 
 _serve = serve_with(ranked_chunk, lacking=_lacking, push_out=_push_out, bring=_bring, may_start=_may_start)

@@ -33,6 +33,7 @@ from cspsched.simulate.kernel.actions import (
     restart_output,
     schedule,
 )
+from cspsched.simulate.kernel.cancel import cancel_with
 from cspsched.simulate.kernel.columns import FIRST_LIST, LISTED, SECOND_LIST, SORTED_LIST
 from cspsched.simulate.kernel.jit import inner
 from cspsched.simulate.kernel.layout import HEAP, Kernel
@@ -98,7 +99,7 @@ def family_rules_by_request(
     names = "kv_blocks", "block_tokens", "max_tokens", "max_running", "watermark_blocks", "longest_prompt"
     limits = {name: getattr(base, name) for name in names}
     most = {"most_holders": base.max_running, "batch_tokens": base.max_tokens, "keeps_order": True}
-    return Rules(run=run, **limits | most | decisions)
+    return Rules(run=run, **limits | most | {"cancel": cancel_with(forget_in_ring)} | decisions)
 
 
 # The queue, a ring.
@@ -144,6 +145,14 @@ def _take_queued(k: Kernel, position: int) -> None:
         queue[(start + place) % size] = queue[(start + place - 1) % size]
     k.now.queue_start = (start + 1) % size
     k.now.heap_size -= 1
+
+
+def forget_in_ring(k: Kernel, request: int) -> None:
+    """Take a request that waits and is cancelled out of the queue."""
+    for position in range(k.now.heap_size):
+        if queued(k, position) == request:
+            _take_queued(k, position)
+            return
 
 
 @inner

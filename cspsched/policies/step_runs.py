@@ -81,6 +81,11 @@ class QueueRun:
         finished = set(requests)
         self.running = [request for request in self.running if request not in finished]
 
+    def cancel(self, request: int) -> None:
+        """Drop a request that leaves before its end from all lists."""
+        self.retire([request])
+        self.waiting = [other for other in self.waiting if other != request]
+
     # What a policy may decide otherwise.
 
     def fits(self, step: Step, request: int) -> bool:
@@ -207,6 +212,11 @@ class RankedRun(QueueRun):
         super().__init__(instance, **limits)
         self.swapped: list[int] = []
         self._recomputes = instance.switches.preemption.recomputes
+
+    def cancel(self, request: int) -> None:
+        """Drop a request that leaves before its end from all lists."""
+        super().cancel(request)
+        self.swapped = [other for other in self.swapped if other != request]
 
     def may_start(self, step: Step) -> bool:
         """Whether requests that hold nothing may be admitted."""

@@ -50,6 +50,7 @@ from cspsched.simulate.kernel.actions import (
     preempt,
     schedule,
 )
+from cspsched.simulate.kernel.cancel import cancel_with, forget_in_heap, position_in
 from cspsched.simulate.kernel.columns import FIRST_LIST, HELD_TOKENS, LISTED, TO_COME
 from cspsched.simulate.kernel.jit import inner, merged
 from cspsched.simulate.kernel.layout import SUBMISSION, Kernel
@@ -134,6 +135,7 @@ class TensorrtLlm(Configured):
         if settings.context_chunking_policy is ChunkingPolicy.EQUAL_PROGRESS:
             return rules_by_request(instance, run_equal_progress, **common)
         if capacity is CapacityPolicy.STATIC_BATCH:
+            common["cancel"] = cancel_with(_forget)
             return rules_by_request(instance, run_static_batch, own=StaticBatch(), **common)
         is_alone = capacity is CapacityPolicy.PREFILL_FIRST
         return queue_rules(instance, batch=Batch.PREFILL_ONLY if is_alone else Batch.MIXED, **common)
@@ -176,6 +178,17 @@ def _take_of_group(k: Kernel, request: int) -> None:
     """Take the head out of the queue and of the group."""
     k.own.group_left -= 1
     pop(k)
+
+
+def _forget(k: Kernel, request: int) -> None:
+    """Take a request that waits and is cancelled out of the queue and of the group."""
+    now, coming = k.now, k.orders[:, SUBMISSION]
+    forget_in_heap(k, request)
+    first = int(now.num_submitted - now.num_waiting)
+    place = position_in(coming[first : now.num_submitted], request)
+    if place is not None:
+        coming[first + 1 : first + place + 1] = coming[first : first + place].copy()
+        k.own.group_left -= place < k.own.group_left
 
 
 _prefill_group = prefill_with(chunk_tokens, _is_of_group, take=_take_of_group)

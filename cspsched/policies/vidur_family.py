@@ -21,6 +21,7 @@ from cspsched.policies.sarathi_family import (
     RequestAct,
     RequestTest,
     family_rules_by_request,
+    forget_in_ring,
     preempt_to_front,
     submit_to_family,
 )
@@ -28,6 +29,7 @@ from cspsched.policies.settings import require_at_least
 from cspsched.problem.instance import Instance
 from cspsched.simulate.aggregated.repeat import repeat_decodes
 from cspsched.simulate.kernel.actions import decodes, missing_blocks, schedule
+from cspsched.simulate.kernel.cancel import cancel_with, position_in, remove_at
 from cspsched.simulate.kernel.columns import BATCHED, IDLE, IN_LOCKSTEP, LISTED, SECOND_LIST
 from cspsched.simulate.kernel.flights import conclude_flight, flies_on, forget_landed
 from cspsched.simulate.kernel.jit import inner, merged
@@ -103,6 +105,7 @@ def vidur_rules(
         flights=settings.num_pipeline_stages,
         lockstep=settings.num_pipeline_stages == 1 and not own.emulates_bugs,
         joins_from_batch=True,
+        cancel=cancel_with(_forget),
         **decisions,
     )
 
@@ -117,6 +120,17 @@ def make_vidur_loop(name: str, step: Act) -> Loop:
         conclude=_conclude,
         goes_on=flies_on,
     )
+
+
+def _forget(k: Kernel, request: int) -> None:
+    """Take a request that is cancelled out of the queue, or of those that are idle."""
+    idle, own = k.slots[:, IDLE], k.own
+    place = position_in(idle[: own.num_idle], request)
+    if place is None:
+        forget_in_ring(k, request)
+    else:
+        remove_at(idle, place, int(own.num_idle))
+        own.num_idle -= 1
 
 
 @inner

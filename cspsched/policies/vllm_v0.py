@@ -17,10 +17,11 @@ from cspsched.errors import UsageError
 from cspsched.policies.batching import Configured
 from cspsched.policies.sarathi_family import family_rules, family_rules_by_request
 from cspsched.policies.settings import require_at_least, require_fraction
-from cspsched.policies.vllm_v0_steps import V0Own, run_chunked, run_whole_prompts
+from cspsched.policies.vllm_v0_steps import V0Own, forget, run_chunked, run_whole_prompts
 from cspsched.policies.vllm_v1 import BY_PRIORITY, QueueOrder
 from cspsched.problem.instance import Instance, Limits, Preemption
 from cspsched.simulate.aggregated.state import Batch
+from cspsched.simulate.kernel.cancel import cancel_with
 from cspsched.simulate.kernel.rules import Order, Rules
 
 SMALLEST_DEFAULT_BUDGET = 2048
@@ -127,6 +128,7 @@ class VllmV0(Configured):
         }
         by_request: dict[str, Any] = {
             "own": own,
+            "cancel": cancel_with(forget),
             "host_blocks": limits.host_kv_blocks if swaps else 0,
             "drops_above": self._longest_prompt(limits) if settings.emulate_bugs else 0,
         }

@@ -16,10 +16,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from cspsched.policies.sarathi_family import (
     admit_with,
     continue_with,
     enqueue,
+    forget_in_ring,
     keep_with,
     known_blocks,
     list_started,
@@ -37,6 +40,7 @@ from cspsched.simulate.kernel.actions import (
     preempt,
     schedule,
 )
+from cspsched.simulate.kernel.cancel import position_in
 from cspsched.simulate.kernel.columns import FIRST_LIST, HELD_TOKENS, LISTED, SECOND_LIST, TO_COME
 from cspsched.simulate.kernel.jit import inner, merged
 from cspsched.simulate.kernel.layout import BY_RANK, HEAP, HOST_FULL, Kernel
@@ -109,6 +113,18 @@ def _swap_to_end(k: Kernel, request: int) -> None:
     swap_out(k, request)
     k.orders[(own.swapped_start + own.num_swapped) % len(k.orders), SWAPPED] = request
     own.num_swapped += 1
+
+
+def forget(k: Kernel, request: int) -> None:
+    """Take a request that is cancelled out of its queue."""
+    own, ring = k.own, k.orders[:, SWAPPED]
+    places = (own.swapped_start + np.arange(own.num_swapped)) % len(ring)
+    position = position_in(ring[places], request)
+    if position is None:
+        forget_in_ring(k, request)
+    else:
+        ring[places[position:-1]] = ring[places[position + 1 :]]
+        own.num_swapped -= 1
 
 
 @inner

@@ -38,6 +38,7 @@ from cspsched.policies.lightllm import (
 from cspsched.policies.needs import Need, RequestData
 from cspsched.policies.settings import require_at_least
 from cspsched.problem.instance import Instance
+from cspsched.simulate.kernel.cancel import cancel_with
 from cspsched.simulate.kernel.columns import BATCHED, LOCKED
 from cspsched.simulate.kernel.jit import inner, merged
 from cspsched.simulate.kernel.layout import Kernel
@@ -96,8 +97,15 @@ class Vtc(Configured):
             input_price=float(settings.input_price),
             output_price=float(settings.output_price),
         )
-        limits = router_rules(like_lightllm, instance)
-        return rules_by_request(instance, run_vtc, own=own, clients=True, keeps_notes=True, **limits)
+        return rules_by_request(
+            instance,
+            run_vtc,
+            own=own,
+            clients=True,
+            keeps_notes=True,
+            cancel=cancel_with(_forget),
+            **router_rules(like_lightllm, instance),
+        )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -141,6 +149,18 @@ def _enter(k: Kernel, request: int) -> None:
         k.notes[client].queue_of_client = request
     else:
         k.notes[before].next_of_client = request
+
+
+def _forget(k: Kernel, request: int) -> None:
+    """Take a request that is cancelled out of its client's queue."""
+    client = k.notes[int(k.notes[request].client)]
+    before, following = NOBODY, int(client.queue_of_client)
+    while following not in (request, NOBODY):
+        before, following = following, int(k.notes[following].next_of_client)
+    if following == request and before == NOBODY:
+        client.queue_of_client = k.notes[request].next_of_client
+    elif following == request:
+        k.notes[before].next_of_client = k.notes[request].next_of_client
 
 
 @inner

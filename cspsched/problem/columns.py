@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, overload
+from typing import Any, TypedDict, Unpack, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,16 @@ Positions = npt.NDArray[np.intp]
 NO_LIMIT = 0
 """In a column of limits: the request has none. A limit is at least 1."""
 _ROWS_AT_ONCE = 65_536
+
+
+class OptionalFields(TypedDict, total=False):
+    """Columns that many traces do not have, one value of each request."""
+
+    priority: Sequence[int]
+    client_id: Sequence[str]
+    ttft_limit_ns: Sequence[int | None]
+    tpot_limit_ns: Sequence[int | None]
+    prefix: Sequence[Prefix]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -85,13 +95,10 @@ class RequestColumns:
         arrival_ns: IntArray,
         prompt_tokens: IntArray,
         output_tokens: IntArray,
-        priority: Sequence[int] = (),
-        client_id: Sequence[str] = (),
-        ttft_limit_ns: Sequence[int | None] = (),
-        tpot_limit_ns: Sequence[int | None] = (),
-        prefix: Sequence[Prefix] = (),
+        **given: Unpack[OptionalFields],
     ) -> RequestColumns:
         """Columns from the fields of requests, without those that are left out."""
+        priority = given.get("priority", ())
         return cls(
             request_id=request_id,
             arrival_ns=arrival_ns,
@@ -100,10 +107,10 @@ class RequestColumns:
             priority=np.array(priority, dtype=np.int64)
             if len(priority)
             else np.zeros(len(arrival_ns), dtype=np.int64),
-            client_id=_if_any(client_id),
-            ttft_limit_ns=_limits(ttft_limit_ns),
-            tpot_limit_ns=_limits(tpot_limit_ns),
-            prefix=_if_any(prefix),
+            client_id=_if_any(given.get("client_id", ())),
+            ttft_limit_ns=_limits(given.get("ttft_limit_ns", ())),
+            tpot_limit_ns=_limits(given.get("tpot_limit_ns", ())),
+            prefix=_if_any(given.get("prefix", ())),
         )
 
     def __len__(self) -> int:

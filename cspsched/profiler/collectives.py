@@ -9,7 +9,7 @@ from functools import partial
 from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -45,8 +45,8 @@ def measure_collectives(
     results = context.Queue()
     with tempfile.TemporaryDirectory() as folder:
         rendezvous = str(Path(folder) / "rendezvous")
-        arguments = (ranks, backend, rendezvous, tuple(token_counts), shape, repeats)
-        workers = [context.Process(target=_work, args=(rank, *arguments, results)) for rank in range(ranks)]
+        plan = _Plan(ranks, backend, rendezvous, tuple(token_counts), shape, repeats)
+        workers = [context.Process(target=_work, args=(rank, plan, results)) for rank in range(ranks)]
         for worker in workers:
             worker.start()
         try:
@@ -63,26 +63,35 @@ def measure_collectives(
     ]
 
 
-def _work(
-    rank: int, ranks: int, backend: str, rendezvous: str, counts: Sequence[int], shape: RankShape,
-    repeats: int, results: Any,
-) -> None:  # fmt: skip
+class _Plan(NamedTuple):
+    """What all ranks measure, and where they meet."""
+
+    ranks: int
+    backend: str
+    rendezvous: str
+    counts: Sequence[int]
+    shape: RankShape
+    repeats: int
+
+
+def _work(rank: int, plan: _Plan, results: Any) -> None:
     """One rank; the first hands back what all have measured."""
-    device = DEVICES[backend]
+    device = DEVICES[plan.backend]
     torch, distributed = require_torch(device), import_module("torch.distributed")
     if device == "cuda":
         torch.cuda.set_device(rank)
-    distributed.init_process_group(backend, init_method=f"file://{rendezvous}", rank=rank, world_size=ranks)
+    meeting = {"init_method": f"file://{plan.rendezvous}", "rank": rank, "world_size": plan.ranks}
+    distributed.init_process_group(plan.backend, **meeting)
     measured: Measured = []
     for operator in COLLECTIVES:
-        for tokens in counts:
-            dtype = getattr(torch, shape.dtype)
+        for tokens in plan.counts:
+            dtype = getattr(torch, plan.shape.dtype)
             # A multiple of the ranks, which all_gather and reduce_scatter cut into even parts.
-            size = -(-tokens * shape.hidden // ranks) * ranks
+            size = -(-tokens * plan.shape.hidden // plan.ranks) * plan.ranks
             message = torch.randn(size, device=device, dtype=dtype)
             call = _call(torch, distributed, operator.name, message, rank)
-            own = _samples_us(torch, distributed, call, device, repeats)
-            everyone: list[Any] = [None] * ranks
+            own = _samples_us(torch, distributed, call, device, plan.repeats)
+            everyone: list[Any] = [None] * plan.ranks
             distributed.all_gather_object(everyone, own)
             measured.append((operator.name, tokens, np.max(everyone, axis=0)))
     if rank == 0:

@@ -1,34 +1,39 @@
-"""Writes reports: tables, JSON, pictures and one page that shows them all."""
+"""Writes reports: tables, JSON, pictures, and one page that shows everything."""
 
 from __future__ import annotations
 
-import base64
 import json
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from typing import TYPE_CHECKING
 
 from cspsched.problem.result import Result
 from cspsched.referee.metrics import measure
-from cspsched.report import figures, table
+from cspsched.report import figures, gate, table
+from cspsched.report.html import Section, page
+from cspsched.report.html.gate import gate_pages
+from cspsched.report.html.verdict import title
 from cspsched.report.output import write_files
 from cspsched.studies.compare import Comparison
+from cspsched.studies.gate.result import GateResult
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DPI = 110
-MOST_NAMED_POLICIES = 4
 MOST_PICTURED_POLICIES = 12
 MOST_NAME_LETTERS = 60
 
 
-def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
+def write_comparison(comparison: Comparison, folder: Path, *, sections: Sequence[Section] = ()) -> list[Path]:
     """Write report.html, report.md, comparison.json and the pictures; returns the files.
+
+    Parameters
+    ----------
+    sections
+        More sections of the page.
 
     Raises
     ------
@@ -36,17 +41,37 @@ def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
         If the folder cannot be written.
     """
     images = {name: png(figure) for name, figure in pictures_of(comparison)}
-    title = _title([row.policy for row in comparison.rows])
-    notes = [*table.footnotes(comparison), *_picture_note(comparison)]
     links = "\n\n".join(f"![{name}]({name}.png)" for name in images)
-    text = f"# {title}\n\n{table.markdown(comparison)}\n{links}\n"
-    body = [*table.rows(comparison), *table.bounds_row(comparison)]
-    page = html_page(title, table.header(comparison), body, notes, images)
+    heading = title([row.policy for row in comparison.rows])
+    notes = "".join(f"{note}\n\n" for note in _picture_note(comparison))
+    text = f"# {heading}\n\n{table.markdown(comparison)}\n{notes}{links}\n"
     files: dict[str, str | bytes] = {
-        "report.html": page,
+        "report.html": page(comparison, sections=sections),
         "report.md": text,
         "comparison.json": json.dumps(comparison.to_json(), indent=1) + "\n",
         **{f"{name}.png": image for name, image in images.items()},
+    }
+    return write_files(folder, files)
+
+
+def write_gate(result: GateResult, folder: Path) -> list[Path]:
+    """Write every output of a gate into a folder, its pages included; returns the files.
+
+    Raises
+    ------
+    InputError
+        If the folder cannot be written.
+    """
+    frame, parquet = result.to_frame(), BytesIO()
+    frame.to_parquet(parquet, index=False)
+    files: dict[str, str | bytes] = {
+        "gate.json": json.dumps(result.to_json(), indent=1) + "\n",
+        "gate.md": gate.markdown(result),
+        "junit.xml": gate.junit(result),
+        "badge.json": json.dumps(gate.badge(result)) + "\n",
+        "cells.csv": frame.to_csv(index=False, lineterminator="\n"),
+        "cells.parquet": parquet.getvalue(),
+        **gate_pages(result),
     }
     return write_files(folder, files)
 
@@ -84,13 +109,6 @@ def pictures_of(comparison: Comparison) -> Iterator[tuple[str, Figure]]:
         yield f"memory-{name}", figures.memory_figure(row.metrics.history, row.policy, frame)
 
 
-def _title(policies: list[str]) -> str:
-    *others, last = policies
-    if len(policies) > MOST_NAMED_POLICIES:
-        return f"{len(policies)} policies against the optimum"
-    return f"{', '.join(others)} and {last} against the optimum" if others else f"{last} against the optimum"
-
-
 def _picture_note(comparison: Comparison) -> list[str]:
     if len(comparison.rows) <= MOST_PICTURED_POLICIES:
         return []
@@ -101,14 +119,3 @@ def _file_name(policy: str, position: int) -> str:
     """Letters and digits of a policy, with its number where that is not the whole name."""
     name = "".join(letter if letter.isalnum() else "-" for letter in policy)[:MOST_NAME_LETTERS]
     return name if name == policy else f"{position + 1}-{name}"
-
-
-def html_page(
-    title: str, header: list[str], rows: list[list[str]], notes: list[str], images: Mapping[str, bytes]
-) -> str:
-    """One page with a table, notes, and pictures inside."""
-    loader = PackageLoader("cspsched.report", "templates")
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
-    encoded: dict[str, Any] = {name: base64.b64encode(data).decode() for name, data in images.items()}
-    template = environment.get_template("comparison.html")
-    return template.render(title=title, header=header, rows=rows, notes=notes, images=encoded)

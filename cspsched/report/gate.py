@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from html import escape
-from io import BytesIO
-from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 from cspsched.problem.objectives import Mixture
-from cspsched.report.output import write_files
 from cspsched.report.table import excess, footnotes, seconds
+from cspsched.studies.compare import Comparison
 from cspsched.studies.gate.result import Cell, GateResult, Verdict
 from cspsched.studies.gate.verdict import Reason, Side, change
 from cspsched.units import percent
@@ -22,6 +19,7 @@ MOST_MARKDOWN_LETTERS = 65_000
 """A comment of a pull request takes 65,536."""
 NOT_IN_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 COLOURS = {Verdict.PASSED: "brightgreen", Verdict.FAILED: "red", Verdict.ERROR: "red"}
+WORDS = {Verdict.PASSED: "pass", Verdict.FAILED: "FAIL", Verdict.ERROR: "ERROR"}
 HEADER = ("", "trace", "objective", "policy", "base", "head", "change", "certified excess", "limit")
 
 
@@ -49,7 +47,7 @@ def markdown(result: GateResult) -> str:
     rows = [HEADER, ("---",) * 4 + ("---:",) * 5, *map(_row, result.cells)]
     table = "\n".join("| " + " | ".join(map(_cell, row)) + " |" for row in rows)
     against = "\n".join(
-        f"- **{_text(_name(cell))}**: {_text(reason.text)}" for cell, reason in result.reasons
+        f"- **{_text(name_of(cell))}**: {_text(reason.text)}" for cell, reason in result.reasons
     )
     sentence = verdict_sentence(result)
     text = "\n\n".join(filter(None, (f"### {sentence[0].upper()}{sentence[1:]}", table, against))) + "\n"
@@ -68,7 +66,7 @@ def junit(result: GateResult) -> bytes:
         cells = tuple(cell for cell in result.cells if cell.trace == trace)
         suite = ElementTree.SubElement(root, "testsuite", {"name": _xml(trace), **_counts(cells)})
         properties = ElementTree.SubElement(suite, "properties")
-        for label, value in _facts(result, trace):
+        for label, value in facts_of(result, trace):
             ElementTree.SubElement(properties, "property", {"name": label, "value": _xml(value)})
         for cell in cells:
             _testcase(suite, cell)
@@ -96,36 +94,16 @@ def badge(result: GateResult) -> dict[str, Any]:
     }
 
 
-def write_gate(result: GateResult, folder: Path) -> list[Path]:
-    """Write every output into a folder; returns the files.
-
-    Raises
-    ------
-    InputError
-        If the folder cannot be written.
-    """
-    frame, parquet = result.to_frame(), BytesIO()
-    frame.to_parquet(parquet, index=False)
-    files: dict[str, str | bytes] = {
-        "gate.json": json.dumps(result.to_json(), indent=1) + "\n",
-        "gate.md": markdown(result),
-        "junit.xml": junit(result),
-        "badge.json": json.dumps(badge(result)) + "\n",
-        "cells.csv": frame.to_csv(index=False, lineterminator="\n"),
-        "cells.parquet": parquet.getvalue(),
-    }
-    return write_files(folder, files)
-
-
 def _line(cell: Cell) -> str:
-    word = {Verdict.PASSED: "pass", Verdict.FAILED: "FAIL", Verdict.ERROR: "ERROR"}[cell.verdict]
+    word = WORDS[cell.verdict]
     parts = [f"{_value(cell, cell.head)}{_against_base(cell)}"]
     if cell.head.value:
         parts.append(f"certified excess {excess(cell.head.value.excess)}{_limit(cell)}")
-    return f"{word:5} {_name(cell)}: {', '.join(parts)}"
+    return f"{word:5} {name_of(cell)}: {', '.join(parts)}"
 
 
-def _name(cell: Cell) -> str:
+def name_of(cell: Cell) -> str:
+    """Trace, objective and policy."""
     return f"{cell.trace}, {cell.objective.label}, {cell.policy}"
 
 
@@ -165,15 +143,16 @@ def _change(cell: Cell) -> str:
     return f"{'+' if difference > 0 else '-'}{percent(abs(float(difference)))}"
 
 
-def _row(cell: Cell) -> tuple[str, ...]:
+def cells_of(cell: Cell) -> tuple[str, ...]:
+    """Texts of a cell, in the order of `HEADER`."""
     limits, value = cell.limits, cell.head.value
     most = [] if limits.excess_at_most is None else [f"excess {percent(float(limits.excess_at_most))}"]
     tolerance = [] if cell.base is None else [f"change {percent(float(limits.regression_at_most))}"]
     return (
-        {Verdict.PASSED: "pass", Verdict.FAILED: "**FAIL**", Verdict.ERROR: "**ERROR**"}[cell.verdict],
-        _text(cell.trace),
-        _text(cell.objective.label),
-        _text(cell.policy),
+        WORDS[cell.verdict],
+        cell.trace,
+        cell.objective.label,
+        cell.policy,
         _value(cell, cell.base) if cell.base else "-",
         _value(cell, cell.head),
         _change(cell),
@@ -182,15 +161,26 @@ def _row(cell: Cell) -> tuple[str, ...]:
     )
 
 
+def _row(cell: Cell) -> list[str]:
+    """The same in Markdown; what fails is bold."""
+    first, *others = map(_text, cells_of(cell))
+    return [first if cell.verdict is Verdict.PASSED else f"**{first}**", *others]
+
+
+def trace_of(comparison: Comparison) -> str:
+    """Name of the trace; empty if it was not stated."""
+    return comparison.provenance.trace if comparison.provenance else ""
+
+
 def _details(result: GateResult, trace: str) -> str:
     """A folded section: what the values on a trace were measured against and where they come from."""
     notes = [
         f"- {_text(note)}"
         for comparison in result.comparisons
-        if comparison.provenance and comparison.provenance.trace == trace
+        if trace_of(comparison) == trace
         for note in footnotes(comparison)
     ]
-    rows = [f"| {_cell(label)} | {_cell(_text(value))} |" for label, value in _facts(result, trace)]
+    rows = [f"| {_cell(label)} | {_cell(_text(value))} |" for label, value in facts_of(result, trace)]
     parts = ["\n".join(dict.fromkeys(notes)), "\n".join(["| | |", "|---|---|", *rows])]
     title = f"<summary>{_text(trace)}: reference and provenance</summary>"
     return "\n\n".join([f"\n<details>{title}", *parts, "</details>\n"])
@@ -200,7 +190,7 @@ def _traces(result: GateResult) -> list[str]:
     return list(dict.fromkeys(cell.trace for cell in result.cells))
 
 
-def _facts(result: GateResult, trace: str) -> Iterator[tuple[str, str]]:
+def facts_of(result: GateResult, trace: str) -> Iterator[tuple[str, str]]:
     """Where the comparisons of a trace come from; what differs between objectives stands once for each."""
     seen = set()
     for comparison in result.comparisons:
@@ -233,7 +223,7 @@ def _testcase(suite: ElementTree.Element, cell: Cell) -> None:
 
 def _annotation(cell: Cell, reason: Reason) -> str:
     properties = {"file": str(cell.head_file)} if cell.head_file else {}
-    properties["title"] = f"cspsched gate: {_name(cell)}"
+    properties["title"] = f"cspsched gate: {name_of(cell)}"
     stated = ",".join(f"{name}={_command(value, more=':,')}" for name, value in properties.items())
     return f"::error {stated}::{_command(reason.text)}"
 

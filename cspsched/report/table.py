@@ -6,7 +6,7 @@ from collections.abc import Callable
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Decimal
 from html import escape
 from math import ceil, floor
-from typing import Any
+from typing import Any, NamedTuple
 
 from cspsched.problem.excess import Excess
 from cspsched.problem.objectives import Objective
@@ -25,38 +25,62 @@ WHY_OPEN = {
 }
 UNITS = (("s", 1.0), ("ms", 1e-3), ("us", 1e-6), ("ns", 1e-9))
 PERCENTILES = ("p50", "p90", "p99")
-Column = tuple[str, Callable[[PolicyRow, dict[str, Any]], str]]
+
+
+class Column(NamedTuple):
+    """A column: its name, the text of a row, and the number that the text stands for, None if there is none.
+
+    Both are made from a row and the summary of its metrics.
+    """
+
+    name: str
+    cell: Callable[[PolicyRow, dict[str, Any]], str]
+    number: Callable[[PolicyRow, dict[str, Any]], float | None]
 
 
 def _measured(name: str, key: str, statistic: str) -> Column:
     """Column of a statistic of times, `-` where no request has one."""
-    return f"{name} {statistic}", lambda _, m: "-" if m[key] is None else seconds(m[key][statistic])
+    return Column(
+        f"{name} {statistic}",
+        lambda _, m: "-" if m[key] is None else seconds(m[key][statistic]),
+        lambda _, m: None if m[key] is None else m[key][statistic],
+    )
 
 
-COLUMNS: tuple[Column, ...] = (
-    ("policy", lambda row, _: row.policy),
-    ("makespan", lambda _, m: seconds(m["makespan_s"])),
+def _counted(name: str, key: str) -> Column:
+    return Column(name, lambda _, m: f"{m[key]:,}", lambda _, m: m[key])
+
+
+COLUMNS = (
+    Column("policy", lambda row, _: row.policy, lambda *_: None),
+    Column("makespan", lambda _, m: seconds(m["makespan_s"]), lambda _, m: m["makespan_s"]),
     *(_measured("latency", "latency_s", statistic) for statistic in ("mean", *PERCENTILES)),
     *(_measured("TTFT", "ttft_s", statistic) for statistic in ("mean", *PERCENTILES)),
     _measured("TPOT", "tpot_s", "mean"),
     *(_measured("ITL", "itl_s", statistic) for statistic in PERCENTILES),
-    ("preemptions", lambda _, m: f"{m['preemptions']:,}"),
-    ("recomputed tokens", lambda _, m: f"{m['recomputed_tokens']:,}"),
-    ("batches", lambda _, m: f"{m['num_batches']:,}"),
-    ("certified excess", lambda row, _: excess(row.excess)),
+    _counted("preemptions", "preemptions"),
+    _counted("recomputed tokens", "recomputed_tokens"),
+    _counted("batches", "num_batches"),
+    Column("certified excess", lambda row, _: excess(row.excess), lambda row, _: row.excess.at_least),
 )
 
 
 def header(comparison: Comparison) -> list[str]:
     """Names of the columns; the last one says of which objective."""
-    names = [name for name, _ in COLUMNS]
+    names = [column.name for column in COLUMNS]
     return [*names[:-1], f"certified excess ({comparison.objective})"]
 
 
 def rows(comparison: Comparison) -> list[list[str]]:
     """One row of text for each policy."""
     summaries = [(row, row.metrics.to_json()) for row in comparison.rows]
-    return [[cell(row, summary) for _, cell in COLUMNS] for row, summary in summaries]
+    return [[column.cell(row, summary) for column in COLUMNS] for row, summary in summaries]
+
+
+def numbers(comparison: Comparison) -> list[list[float | None]]:
+    """What the texts of `rows` stand for, so that they can be put in order; None where there is no number."""
+    summaries = [(row, row.metrics.to_json()) for row in comparison.rows]
+    return [[column.number(row, summary) for column in COLUMNS] for row, summary in summaries]
 
 
 def bounds_row(comparison: Comparison) -> list[list[str]]:
@@ -69,7 +93,7 @@ def bounds_row(comparison: Comparison) -> list[list[str]]:
     if not bounds:
         return []
     shown = {name: seconds(value_ns / NS_PER_S, ROUND_FLOOR) for name, value_ns in bounds.items()}
-    return [["no schedule is below", *(shown.get(name, "") for name, _ in COLUMNS[1:])]]
+    return [["no schedule is below", *(shown.get(column.name, "") for column in COLUMNS[1:])]]
 
 
 def footnotes(comparison: Comparison) -> list[str]:

@@ -18,6 +18,8 @@ class PolicyRun(Protocol):
     that the next batch is decided when one starts, before it is known what that one generates. If it has a
     true attribute `decides_on_arrival` and less in flight than that, it is asked at arrivals, too. A run with
     a true attribute `caches_prefixes` finds what earlier requests left on the device (`step.find_cached`).
+    A run with a method `cancel(request)`, which forgets a request that waits or runs and whose KV blocks are
+    free already, lets requests of a replica be cancelled.
     """
 
     def submit(self, request: int) -> None:

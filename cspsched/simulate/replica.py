@@ -64,6 +64,22 @@ class Replica(Protocol):
             submitted.
         """
 
+    def cancel(self, request: int) -> None:
+        """Let a request that was submitted leave before its end, and its KV blocks be free.
+
+        It leaves with the tokens that it has generated once the batch under way has ended: out of the queue,
+        or from the device. If it has processed tokens since the last of them (in the midst of its prefill or
+        of a refill, or preempted there) it is served until its next token. Who has finished stays so.
+
+        What `finish` tells has served the trace with so many output tokens (`Simulation.output_changes`,
+        `as_served`), without those that left before their first.
+
+        Raises
+        ------
+        UsageError
+            If it was not submitted, or the policy is a user's own that cannot forget one that waits.
+        """
+
     def advance(self, until_ns: int) -> None:
         """Make every decision before a time; the batch of the last one may end later."""
 
@@ -101,6 +117,12 @@ class Submissions:
         self._earliest_ns = one.arrival_ns
         self._submitted.add(request)
         self._outstanding.append(request)
+
+    def require(self, request: int) -> None:
+        """Refuse a request that was not submitted (see `Replica.cancel`)."""
+        if request not in self._submitted:
+            name = self._requests[request].request_id
+            raise UsageError(f"request {name!r} is cancelled but was not submitted to this replica")
 
     def advance(self, until_ns: int) -> None:
         """Note that nothing may arrive before a time any more."""

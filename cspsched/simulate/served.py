@@ -1,4 +1,4 @@
-"""What a run with emulated bugs has served: another instance than the one that was asked for."""
+"""What a run with emulated bugs or cancellations has served: another instance than was asked for."""
 
 from __future__ import annotations
 
@@ -11,19 +11,23 @@ from cspsched.problem.instance import Instance
 from cspsched.problem.schedule import Schedule
 from cspsched.simulate.simulation import Simulation
 
-REQUEST_COLUMNS = ("request", "evicted_request", "restored_request", "hit_request")
+EVENTS = {
+    "evicted_request": ("evicted_batch", "evicted_to_host"),
+    "restored_request": ("restored_batch",),
+}
+"""Columns with the requests of what happens between batches, and those beside them, the batch first."""
 
 
 def as_served(instance: Instance, simulation: Simulation) -> tuple[Instance, Schedule]:
     """The instance with the output tokens that were generated, and the schedule that serves it.
 
-    Without emulated bugs both are the given ones. A request that was dropped before its first token is left
-    out, so the positions of those behind it change; one that was dropped later finishes with its last token,
-    and is not evicted after it.
+    Without emulated bugs and cancellations both are the given ones. A request that left before its first
+    token is left out, so the positions of those behind it change; one that left later finishes with its last
+    token, and is neither evicted nor restored after it.
     """
     if not simulation.output_changes:
         return instance, simulation.schedule
-    requests = instance.requests
+    requests, schedule = instance.requests, simulation.schedule
     generated = [
         simulation.output_changes.get(i, request.output_tokens) for i, request in enumerate(requests)
     ]
@@ -37,25 +41,12 @@ def as_served(instance: Instance, simulation: Simulation) -> tuple[Instance, Sch
             if tokens
         ),
     )
-    schedule = simulation.schedule
-    moved = {name: position[getattr(schedule, name)] for name in REQUEST_COLUMNS}
-    counted = _before_a_drop(simulation, [request.output_tokens for request in requests])
-    return served, replace(
-        schedule,
-        **moved
-        | {
-            "evicted_batch": schedule.evicted_batch[counted],
-            "evicted_request": moved["evicted_request"][counted],
-            "evicted_to_host": schedule.evicted_to_host[counted],
-        },
-    )
-
-
-def _before_a_drop(simulation: Simulation, asked_tokens: list[int]) -> list[int]:
-    """Positions of all evictions but the last of each request that got fewer tokens than it asked for."""
-    evicted = simulation.schedule.evicted_request.tolist()
-    last = {request: k for k, request in enumerate(evicted)}
-    dropped = {
-        request for request, tokens in simulation.output_changes.items() if tokens < asked_tokens[request]
-    }
-    return [k for k, request in enumerate(evicted) if request not in dropped or k != last[request]]
+    columns = {name: position[getattr(schedule, name)] for name in ("request", "hit_request")}
+    last_batch = np.full(len(requests), -1)
+    np.maximum.at(last_batch, schedule.request, schedule.batch_of_entry)
+    for name, others in EVENTS.items():
+        request = getattr(schedule, name)
+        counted = getattr(schedule, others[0]) <= last_batch[request]
+        columns[name] = position[request][counted]
+        columns |= {other: getattr(schedule, other)[counted] for other in others}
+    return served, replace(schedule, **columns)

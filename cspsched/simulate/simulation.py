@@ -30,8 +30,8 @@ class Simulation:
         (batch, request) of every preemption as the policy told it. Beside the evictions of the schedule there
         are those of requests whose last token was in flight, which lose nothing.
     output_changes
-        {request: tokens generated} where an emulated bug of the real engine made them more or fewer than were
-        asked for. No schedule of the instance does that, and the referee says so.
+        {request: tokens generated} where an emulated bug of the real engine, or a cancellation, made them
+        more or fewer than were asked for. No schedule of the instance does that, and the referee says so.
     """
 
     policy: str

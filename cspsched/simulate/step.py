@@ -74,7 +74,7 @@ class Columns:
 
     def forget(self, request: int) -> None:
         """Forget a request that is retired or dropped."""
-        self.known[request] = self.computed[request] = self.held[request] = 0
+        self.known[request] = self.computed[request] = self.held[request] = self.host[request] = 0
         self.decoding[request] = False
 
 

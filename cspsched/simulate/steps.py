@@ -9,16 +9,18 @@ from __future__ import annotations
 from collections import deque
 from typing import NamedTuple
 
-from cspsched.errors import PolicyCrashError
+from cspsched.errors import PolicyCrashError, UsageError
 from cspsched.problem.instance import Instance
 from cspsched.simulate.checked_step import CheckedStep
 from cspsched.simulate.kernel.actions import begin, execute, leave
+from cspsched.simulate.kernel.cancel import ends_later, leave_device, leave_queue
 from cspsched.simulate.kernel.columns import ENDING
-from cspsched.simulate.kernel.layout import DECIDED_NS, DECODES, FINISHED, LOG_FULL, Kernel
+from cspsched.simulate.kernel.layout import DECIDED_NS, DECODES, FINISHED, LOG_FULL, QUEUED, Kernel
 from cspsched.simulate.kernel.lists import next_arrival
 from cspsched.simulate.kernel.prefix import enter
 from cspsched.simulate.kernel.progress import has_room, next_arrival_ns, refusal
 from cspsched.simulate.kernel.rules import Rules
+from cspsched.simulate.kernel.runs import close_run
 from cspsched.simulate.protocol import StepPolicy
 from cspsched.simulate.step import Columns, Step
 from cspsched.simulate.watch import Watch
@@ -37,6 +39,7 @@ def step_rules(instance: Instance, policy: StepPolicy) -> Rules:
     steps, limits = Steps(instance, policy), instance.limits
     return Rules(
         run=steps.run,
+        cancel=steps.cancel,
         kv_blocks=limits.kv_blocks,
         block_tokens=limits.block_tokens,
         max_tokens=limits.max_batch_tokens,
@@ -110,6 +113,40 @@ class Steps:
                 return answer
         return FINISHED
 
+    def cancel(self, k: Kernel, request: int, at_ns: int) -> None:
+        """Cancel a request that has arrived and is not finished, at a time (see `Replica.cancel`).
+
+        The policy is told by `cancel`, or, of one in a batch that has not ended, by `retire` when that ends.
+
+        Raises
+        ------
+        UsageError
+            If the policy's run has no `cancel`.
+        """
+        forget = getattr(self._run, "cancel", None)
+        if not callable(forget):
+            raise UsageError(
+                f"policy {self._label}: its run has no method cancel(request), which forgets a request that "
+                "waits or runs, so none can be cancelled"
+            )
+        row, columns = k.requests[request], self._columns
+        if ends_later(k, request):
+            return
+        carrying = [batch for batch in self._in_flight if request in batch.requests]
+        if row.phase != QUEUED and carrying:
+            close_run(k, request)
+            row.output_tokens, row.finish_ns = row.generated, carrying[-1].end_ns
+            carrying[-1].finished.append(request)
+            columns.update(k, request)
+            return
+        if row.phase != QUEUED:
+            leave_device(k, request, at_ns)
+        else:
+            leave_queue(k, request, at_ns)
+        columns.forget(request)
+        with self._watch:
+            forget(request)
+
     def _require_run(self) -> None:
         """Refuse a run that cannot be asked."""
         missing = [name for name in RUN_METHODS if not callable(getattr(self._run, name, None))]
@@ -177,12 +214,14 @@ class Steps:
         for request in generating:
             k.notes[request].num_unseen += 1
         self._in_flight.append(_InFlight(batch, finished, generating, now.busy_until_ns))
+        self._note_in_flight(k)
         return answer
 
     def _await_batch(self, k: Kernel) -> None:
         """Let the oldest batch in flight end: its tokens are known, what is finished leaves."""
         now, columns, batch = k.now, self._columns, self._in_flight.popleft()
         now.clock_ns = batch.end_ns
+        self._note_in_flight(k)
         self._clock = (now.num_batches, now.clock_ns)
         if self.depth > 1:
             columns.undelivered.difference_update(batch.requests)
@@ -201,6 +240,12 @@ class Steps:
             columns.forget(request)
         if batch.finished:
             self._retire(batch.finished)
+
+    def _note_in_flight(self, k: Kernel) -> None:
+        """Let the replica know how many batches have not ended, and when the next does."""
+        k.now.num_flying = len(self._in_flight)
+        if self._in_flight:
+            k.now.landing_ns = self._in_flight[0].end_ns
 
     def _retire(self, finished: list[int]) -> None:
         """Tell the policy who is finished; an error names no request, as a local `request` would make it."""

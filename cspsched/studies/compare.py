@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import ROUND_CEILING, ROUND_FLOOR
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cspsched.bounds.misses import percentiles_ns
 from cspsched.errors import InputError, UsageError
-from cspsched.exact.watch import Progress
+from cspsched.exact.watch import SILENT, Listener
 from cspsched.improve.rivals import Rival, Run, run_rivals
 from cspsched.policies.base import DEFAULT_HEURISTICS
 from cspsched.problem.cost import CostModel
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 PERCENTILES = (50, 90, 99)
-MOST_FOR_PERCENTILES = 5_000
-"""Requests up to which percentiles are bounded: some tenths of a second each."""
 COMPARISON_SCHEMA = "cspsched/comparison/3"
 ENDS = ("fast", "slow")
 """Ends of a cost model's error band: all batches are fast, or all are slow."""
@@ -75,8 +74,7 @@ class Comparison:
         The same comparison with the batch times of the ends of the cost model's error band, by name; empty
         if it was not asked for.
     percentile_bounds_ns
-        Certified: no schedule has a lower percentile of latency or TTFT; by objective and percentile, empty
-        for traces of more than so many requests as `MOST_FOR_PERCENTILES`.
+        Certified: no schedule has a lower percentile of latency or TTFT; by objective and percentile.
     warnings
         What of the trace or of the policies' settings does nothing, in sentences.
     provenance
@@ -109,6 +107,18 @@ class Comparison:
         from cspsched.report.table import html
 
         return html(self)
+
+    def to_html(self, path: str | Path) -> Path:
+        """Write the page, one file with everything inside; returns its path.
+
+        Raises
+        ------
+        InputError
+            If the file cannot be written.
+        """
+        from cspsched.report.html import write_page
+
+        return write_page(self, path)
 
     def to_frame(self) -> DataFrame:
         """A row a policy: value, excess, and the metrics; statistics are columns such as `ttft_s.p99`."""
@@ -167,9 +177,7 @@ def compare_policies(
     schedules: Mapping[str, Schedule] | None = None,
     limits: ReferenceLimits | None = None,
     band: tuple[CostModel, CostModel] | None = None,
-    percentiles: Sequence[int] = PERCENTILES,
-    on_step: Callable[[str], None] | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
+    listener: Listener = SILENT,
 ) -> Comparison:
     """Simulate each policy, judge it by the referee, and certify how far it is from the best schedule.
 
@@ -188,10 +196,6 @@ def compare_policies(
     band
         Fast and slow cost models: the comparison is made again with the batch times of both, in full, as if
         the fit's errors (p10 and p90) all went the same way.
-    percentiles
-        Percentiles of latency and TTFT that are bounded.
-    on_step
-        Told in words what is being done.
 
     Raises
     ------
@@ -202,43 +206,58 @@ def compare_policies(
     InputError
         If a schedule breaks a rule of the problem, or uses the prefix cache, which the bounds do not know.
     """
-    started = time.monotonic()
     texts, given = list(heuristics), dict(schedules or {})
-    tell, limits = on_step or (lambda _: None), limits or ReferenceLimits()
+    limits = limits or ReferenceLimits()
     if band is not None and given:
         raise UsageError("an error band prices other batch times than the schedules have; give one of them")
-    servable, rejections = instance.split_rejected()
-    measured = tuple(_given(servable, objective, name, one) for name, one in given.items())
-    policies = run_rivals(servable, objective, texts, tell) if texts or not given else ()
-    _refuse_twice([one.policy for one in (*measured, *policies)])
-    talk: Any = {"on_step": tell, "on_progress": on_progress}
     part = limits if band is None else limits.share(1 / (1 + len(ENDS)))
-    bounds_ns = _percentile_bounds(servable, percentiles, tell)
-    left = part.after(time.monotonic() - started)
-    reference = find_reference(servable, objective, policies, measured, limits=left, **talk)
+    whole = _Asked(instance, objective, texts, part)
+    comparison = _compared(whole, given, PERCENTILES, listener)
     ends = {}
     for end, cost in zip(ENDS, band or (), strict=False):
-        tell(f"comparing again, all batches {end}")
-        other = replace(instance, cost=cost)
-        ends[end] = compare_policies(other, texts, objective, limits=part, percentiles=(), **talk)
+        listener.step(f"comparing again, all batches {end}")
+        ends[end] = _compared(whole._replace(instance=replace(instance, cost=cost)), {}, (), listener)
+    return replace(comparison, limits=limits, ends=ends)
+
+
+class _Asked(NamedTuple):
+    """What is compared."""
+
+    instance: Instance
+    objective: AnyObjective
+    heuristics: list[str]
+    limits: ReferenceLimits
+
+
+def _compared(
+    asked: _Asked, schedules: Mapping[str, Schedule], percentiles: Sequence[int], listener: Listener
+) -> Comparison:
+    """The comparison under one cost model."""
+    started, objective, texts = time.monotonic(), asked.objective, asked.heuristics
+    servable, rejections = asked.instance.split_rejected()
+    measured = tuple(_given(servable, objective, name, one) for name, one in schedules.items())
+    policies = run_rivals(servable, objective, texts, listener.step) if texts or not schedules else ()
+    _refuse_twice([one.policy for one in (*measured, *policies)])
+    bounds_ns = _percentile_bounds(servable, percentiles, listener)
+    left = asked.limits.after(time.monotonic() - started)
+    reference = find_reference(servable, objective, policies, measured, limits=left, listener=listener)
     return Comparison(
         instance=servable,
         objective=objective,
         rows=tuple(PolicyRow.of(one, reference) for one in (*measured, *policies)),
         reference=reference,
         rejections=rejections,
-        limits=limits,
-        ends=ends,
+        limits=asked.limits,
         percentile_bounds_ns=bounds_ns,
     )
 
 
 def _percentile_bounds(
-    instance: Instance, percentiles: Sequence[int], tell: Callable[[str], None]
+    instance: Instance, percentiles: Sequence[int], listener: Listener
 ) -> dict[Objective, dict[int, int]]:
-    if not percentiles or len(instance.requests) > MOST_FOR_PERCENTILES:
+    if not percentiles:
         return {}
-    tell("bounding percentiles")
+    listener.step("bounding percentiles")
     return {
         objective: percentiles_ns(instance, percentiles, objective)
         for objective in (Objective.LATENCY, Objective.TTFT)

@@ -7,13 +7,13 @@ incumbents, bounds downwards; the optimum of every rung is proven or lies in a c
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
 from cspsched.errors import InternalError, UsageError
-from cspsched.exact.watch import Progress, SearchLimits
+from cspsched.exact.watch import SILENT, Listener, SearchLimits
 from cspsched.policies.base import DEFAULT_HEURISTICS
 from cspsched.problem.instance import Instance, Preemption, Rejection
 from cspsched.problem.lifting import Restriction, lift, lift_all, without_swap
@@ -225,8 +225,7 @@ def climb(
     limits: SearchLimits | None = None,
     heuristics: Iterable[str] = DEFAULT_HEURISTICS,
     candidates: Sequence[Candidate] = (),
-    on_step: Callable[[str], None] | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
+    listener: Listener = SILENT,
 ) -> Ladder:
     """Solve every rung: of the gap ladder, or, with `relax`, the instance as given and without restrictions.
 
@@ -238,8 +237,8 @@ def climb(
         For the whole climb: every rung gets an equal share of the time that is left.
     candidates
         Schedules that compete for the first incumbent of every rung in which they are feasible.
-    on_step
-        Told in words which rung is being solved.
+    listener
+        Told which rung is being solved.
 
     Raises
     ------
@@ -255,7 +254,7 @@ def climb(
         )
     servable, rejections = servable_part(instance)
     steps = relaxing_steps(servable, relax) if relax else ladder_steps(servable)
-    limits, heuristics, tell = limits or SearchLimits(), tuple(heuristics), on_step or (lambda _: None)
+    limits, heuristics = limits or SearchLimits(), tuple(heuristics)
     shares = _Shares(limits, sum(step.skipped is None for step in steps))
     rungs: list[Rung] = []
     carried, interrupted = list(candidates), False
@@ -263,14 +262,14 @@ def climb(
         skipped = step.skipped or (CUT_SHORT if interrupted else None)
         result = None
         if skipped is None:
-            tell(f"rung {step.name!r}")
+            listener.step(f"rung {step.name!r}")
             result = solve(
                 step.instance,
                 objective,
                 limits=shares.next_limits(),
                 heuristics=heuristics,
                 candidates=carried,
-                on_progress=on_progress,
+                on_progress=listener.progress,
             ).result
             carried = _carried(carried, step.name, result)
             interrupted = result.stop_reason is StopReason.INTERRUPTED

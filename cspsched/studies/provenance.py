@@ -15,7 +15,7 @@ from cspsched.policies.base import make_policy
 from cspsched.policies.text import PolicyText
 from cspsched.problem.instance import Instance, Limits, Switches
 from cspsched.problem.result import tool_versions
-from cspsched.serving import Serving, hardware
+from cspsched.serving import Serving, cost_of, hardware
 from cspsched.trace.trace import Trace
 from cspsched.units import NS_PER_S
 
@@ -216,7 +216,7 @@ def _facts(policies: Iterable[str]) -> Iterable[PolicyFacts]:
 
 def _cost_error(instance: Instance, serving: Serving | None) -> Mapping[str, str]:
     """What the cost model's own file says; of an instance from a file only a shipped model's."""
-    name = serving.cost if serving and serving.cost else instance.cost.name
+    name = cost_of(serving) if serving else instance.cost.name
     try:
         info: CostInfo = describe_cost(name)
     except CspschedError:

@@ -8,13 +8,13 @@ So one of them that is added changes nothing, or lowers the best known schedule 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from cspsched.errors import InternalError, UsageError
 from cspsched.exact.heuristics.list_schedule import list_schedules
-from cspsched.exact.watch import Progress, SearchLimits
+from cspsched.exact.watch import SILENT, Listener, SearchLimits
 from cspsched.improve.ends import lower_end
 from cspsched.improve.improvement import UNKNOWN_NS, ImproveLimits, find_better
 from cspsched.improve.outcome import Found
@@ -33,8 +33,8 @@ WORK_S = 1.0
 """Work of the exact solver where no clock limits it, in its own units (docs/solve.md)."""
 MOST_STEPS = 200
 """Steps of the search: its starts, and some changes of their shape (docs/brackets.md has what they bring)."""
-STEP_REQUESTS = 1_000_000
-"""Steps times requests, about ten CPU seconds; a trace that is larger gets fewer steps."""
+STEP_TOKENS = 82_500_000
+"""Steps times output tokens, about a CPU second; a trace with more of them gets fewer steps."""
 FEWEST_STEPS = 10
 
 
@@ -78,9 +78,9 @@ class ReferenceLimits:
             return SearchLimits(time_limit_s=self.work_s, num_workers=1, seed=self.seed, deterministic=True)
         return SearchLimits(time_limit_s=self.time_limit_s, num_workers=self.num_workers, seed=self.seed)
 
-    def search(self, num_requests: int) -> ImproveLimits:
-        """Limits of the search of a trace of so many requests."""
-        steps = default_steps(num_requests) if self.repeats and self.steps is None else self.steps
+    def search(self, instance: Instance) -> ImproveLimits:
+        """Limits of the search of an instance."""
+        steps = default_steps(instance) if self.repeats and self.steps is None else self.steps
         return ImproveLimits(time_limit_s=self.time_limit_s, max_steps=steps, seed=self.seed)
 
     def after(self, seconds: float) -> ReferenceLimits:
@@ -140,9 +140,10 @@ class Reference:
         }
 
 
-def default_steps(num_requests: int) -> int:
+def default_steps(instance: Instance) -> int:
     """Steps of the search where neither steps nor a clock limit it."""
-    return max(FEWEST_STEPS, min(MOST_STEPS, STEP_REQUESTS // max(num_requests, 1)))
+    tokens = int(instance.columns.output_tokens.sum())
+    return max(FEWEST_STEPS, min(MOST_STEPS, STEP_TOKENS // tokens))
 
 
 def find_reference(
@@ -152,8 +153,7 @@ def find_reference(
     given: Sequence[Rival] = (),
     *,
     limits: ReferenceLimits,
-    on_step: Callable[[str], None],
-    on_progress: Callable[[Progress], None] | None = None,
+    listener: Listener = SILENT,
 ) -> Reference:
     """Best known schedule and proven bound of an instance whose requests can all be served.
 
@@ -164,15 +164,15 @@ def find_reference(
         best, and have no other influence.
     """
     started = time.monotonic()
-    reference = run_reference(instance, objective, policies, on_step)
-    on_step(f"bounding {objective.label}")
+    reference = run_reference(instance, objective, policies, listener.step)
+    listener.step(f"bounding {objective.label}")
     left = limits.after(time.monotonic() - started)
     small = _is_small(instance, reference)
     if small and left.exact().time_limit_s > 0:
-        found = _exact(instance, objective, reference, left, on_step, on_progress)
+        found = _exact(instance, objective, reference, left, listener)
     else:
         why = StopReason.TIME_LIMIT if small else StopReason.TOO_LARGE
-        found = _searched(instance, objective, reference, left, why, on_step, on_progress)
+        found = _searched(instance, objective, reference, left, why, listener)
     best = min((*policies, *given), key=lambda one: one.value_ns, default=None)
     if best is None or best.value_ns >= found.best_known_ns:
         return found
@@ -199,15 +199,14 @@ def _exact(
     objective: AnyObjective,
     reference: Sequence[Rival],
     limits: ReferenceLimits,
-    on_step: Callable[[str], None],
-    on_progress: Callable[[Progress], None] | None,
+    listener: Listener,
 ) -> Reference:
     from cspsched.exact.solver import solve_exactly
 
-    on_step("solving")
+    listener.step("solving")
     candidates = [(one.policy, one.run.schedule) for one in reference if one.run is not None]
     result = solve_exactly(
-        instance, objective, limits.exact(), candidates=candidates, on_progress=on_progress
+        instance, objective, limits.exact(), candidates=candidates, on_progress=listener.progress
     )
     if result.primal_ns is None or result.dual_ns is None:
         raise InternalError("the exact solver returned no value for an instance that can be served")
@@ -229,18 +228,17 @@ def _searched(
     reference: Sequence[Rival],
     limits: ReferenceLimits,
     reason: StopReason,
-    on_step: Callable[[str], None],
-    on_progress: Callable[[Progress], None] | None,
+    listener: Listener,
 ) -> Reference:
     started, limit_s = time.monotonic(), limits.time_limit_s
     time_left = None if limit_s is None else lambda: limit_s - (time.monotonic() - started)
     bound = lower_end(instance, objective, time_left=time_left)
     known = [Found(schedule=one.schedule, value_ns=one.value_ns, found_by=one.policy) for one in reference]
-    search = limits.after(time.monotonic() - started).search(len(instance.requests))
+    search = limits.after(time.monotonic() - started).search(instance)
     if instance.switches.hybrid_batches and search.max_steps != 0:
-        on_step("searching for a better schedule than the policies of the reference")
+        listener.step("searching for a better schedule than the policies of the reference")
         least_ns = min((one.value_ns for one in known), default=UNKNOWN_NS)
-        found, why = find_better(instance, objective, least_ns, bound.value_ns, search, on_progress)
+        found, why = find_better(instance, objective, least_ns, bound.value_ns, search, listener.progress)
         known += [found] if found else []
         reason = why if why is StopReason.INTERRUPTED else reason
     if not known:

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cspsched.bounds import fewest_misses, percentile_ns
-from cspsched.bounds.misses import late_requests
+from cspsched.bounds import fewest_misses, misses, percentile_ns
+from cspsched.bounds.misses import late_requests, moore_hodgson, percentiles_ns
+from cspsched.bounds.parts.srpt import FEW_REQUESTS
 from cspsched.errors import InputError
 from cspsched.exact.heuristics.list_schedule import list_schedules
 from cspsched.problem.objectives import Objective
@@ -36,7 +37,31 @@ def fewest_late(processing, due):
 def test_moore_and_hodgson_find_the_fewest(rows):
     """The greedy rule is as good as trying every subset."""
     processing, due = [row[0] for row in rows], [row[1] for row in rows]
-    assert late_requests(processing, due) == fewest_late(processing, due)
+    assert moore_hodgson(processing, due) == fewest_late(processing, due)
+
+
+@pytest.mark.parametrize("spread", [1, 40, 2000])
+def test_compiled_and_plain_find_as_many_late(spread):
+    """Of more requests than the plain loop is for, and of numbers beyond 64 bits, which stay plain."""
+    rng = np.random.default_rng(spread)
+    count = FEW_REQUESTS + 500
+    processing = rng.integers(0, 50, count)
+    due = np.cumsum(rng.integers(0, 30, count)) + rng.integers(0, spread, count)
+    expected = moore_hodgson(processing.tolist(), due.tolist())
+
+    assert late_requests(processing, due) == expected > 0
+    assert late_requests(processing.astype(object) << 60, due.astype(object) << 60) == expected
+
+
+def test_fewer_machines_bound_a_percentile_as_well(monkeypatch):
+    """Of many requests only the machines of most work are asked; what they prove is no more than all do."""
+    instance = instance_of([(k, 50 + k % 7, 5 + k % 11) for k in range(60)], max_batch_tokens=100)
+    everything = percentiles_ns(instance, (0, 50, 90, 100))
+    monkeypatch.setattr(misses, "MACHINES_REQUESTS", 1)
+    some = percentiles_ns(instance, (0, 50, 90, 100))
+
+    assert all(0 < some[percent] <= bound for percent, bound in everything.items())
+    assert some[100] == everything[100]
 
 
 @pytest.mark.parametrize("objective", [Objective.LATENCY, Objective.TTFT])

@@ -14,6 +14,7 @@ from cspsched.bounds import Certificate, best_bound, check_certificate
 from cspsched.bounds.parts.price_windows import Idle
 from cspsched.bounds.parts.tables import Tables
 from cspsched.bounds.time_price import bound as time_price_bound
+from cspsched.bounds.time_price import search
 from cspsched.bounds.time_price.bound import Waits, bound_ns, columns
 from cspsched.bounds.time_price.details import PRICE_UNIT, TIME_PRICE, Prices
 from cspsched.bounds.time_price.search import time_price_certificates
@@ -216,8 +217,9 @@ def test_waiting_prices_fall_from_window_to_window():
     assert waits.area.tolist() == [8000]
 
 
-def test_windows_grow_with_the_requests_and_not_with_their_span():
+def test_windows_grow_with_the_requests_and_not_with_their_span(monkeypatch):
     """Pairs of requests a second or eleven days apart: equally many windows, and the same bounds."""
+    monkeypatch.setattr(search, "hardly_waits", lambda *_: False)
     near, far = (time_price_certificates(Tables(sparse_crowd(gap))) for gap in (10**9, 10**15))
     for chosen, before, after in zip((Prices, WindowPrices), near, far, strict=True):
         windows = chosen.from_details(after.details).windows()
@@ -225,6 +227,16 @@ def test_windows_grow_with_the_requests_and_not_with_their_span():
         assert abs(windows.num_windows - chosen.from_details(before.details).windows().num_windows) <= 20
         assert 0.99 * before.value_ns < after.value_ns <= min(sums_of_latencies(sparse_crowd(10**15)))
     assert_derived_again(sparse_crowd(10**15), far[0])
+
+
+def test_where_hardly_any_request_waits_there_are_no_prices_by_window():
+    """Pairs a second apart are served as if each were alone, and one price proves less than that."""
+    instance = sparse_crowd(10**9)
+    found = latency_certificates(instance)
+
+    assert found[TIME_PRICE].value_ns < found["critical-path"].value_ns
+    assert WINDOW_PRICE not in found
+    assert WINDOW_PRICE in latency_certificates(crowd(40, 1000))
 
 
 def test_windows_of_a_batch_that_costs_next_to_nothing_are_few():

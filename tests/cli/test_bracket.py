@@ -217,7 +217,10 @@ def test_the_page_has_pictures_and_the_curve(capsys, tmp_path):
 
     assert "vllm is above the optimum by at least" in outcome.out
     assert (tmp_path / "curve-mean-latency.png").read_bytes().startswith(b"\x89PNG")
-    assert "data:image/png;base64" in (tmp_path / "bracket.html").read_text(encoding="utf-8")
+    page = (tmp_path / "bracket.html").read_text(encoding="utf-8")
+    assert "data:image/png;base64" in page
+    assert "mean latency, over time</h2>" in page
+    assert 'data-bands="0"' in page
     assert data["curve"]["bounds_ns"][-1] <= data["low_ns"]
     for policy, row in zip(data["curve"]["policies_ns"], data["policies"], strict=True):
         assert policy["values_ns"][-1] == row["value_ns"]

@@ -67,8 +67,9 @@ def test_a_regression_is_caught_and_named_in_every_output(change, capsys):
     assert f"FAIL  burst, mean {failed[0]['objective']}, mine" in outcome.out
     assert f"      {text}" in outcome.out.splitlines()
     assert outcome.out.count("::error file=scheduler.py,title=cspsched gate") == len(failed)
-    assert text.replace("'", "'") in Path("report/gate.md").read_text().replace("\\", "")
+    assert text in Path("report/gate.md").read_text().replace("\\", "")
     assert text in Path("report/cells.csv").read_text()
+    assert text.replace("'", "&#39;") in Path("report/gate.html").read_text()
     suite = JUnitXml.fromfile("report/junit.xml")
     assert (suite.tests, suite.failures, suite.errors) == (2, len(failed), 0)
     assert any(text in (one.text or "") for cases in suite for case in cases for one in case.result)
@@ -98,7 +99,15 @@ def test_the_same_bytes_twice(capsys):
 
     assert first.out == second.out
     names = sorted(path.name for path in Path("one").iterdir())
-    assert {"gate.json", "gate.md", "junit.xml", "badge.json", "cells.csv", "cells.parquet"} <= set(names)
+    assert {
+        "gate.json",
+        "gate.md",
+        "junit.xml",
+        "badge.json",
+        "cells.csv",
+        "cells.parquet",
+        "gate.html",
+    } <= set(names)
     for name in names:
         assert (Path("one") / name).read_bytes() == (Path("two") / name).read_bytes()
 
@@ -244,6 +253,22 @@ def test_markdown_is_what_github_renders(capsys):
     assert "<b>" not in html
     assert re.search(r"<details><summary>\s*burst: reference and provenance</summary>", html)
     assert "</details>" in html
+
+
+def test_the_page_links_to_a_page_for_each_comparison(capsys):
+    """Every link leads to a file beside it; names of policies are escaped; nothing is loaded."""
+    write_checkout(Path(), seats=1)
+    gate = Path("gate.toml").read_text().replace('name = "mine"', 'name = "<script>me"')
+    Path("gate.toml").write_text(gate)
+    invoke(capsys, "gate", "--base-dir", "../base", "--out", "report")
+    page = Path("report/gate.html").read_text()
+    links = re.findall(r'<a href="([^#"]+)">', page)
+
+    assert len(links) == 2
+    assert all((Path("report") / link).is_file() for link in links)
+    assert "&lt;script&gt;me" in page
+    assert "<script>me" not in page
+    assert not re.search(r'(src|href)="(https?:)?//', page)
 
 
 def test_tables_have_a_row_for_each_cell(capsys):

@@ -92,7 +92,9 @@ def test_compare_writes_table_and_report(capsys):
     for name in names:
         assert_picture(folder / f"{name}.png")
     assert json.loads((folder / "comparison.json").read_text(encoding="utf-8"))["num_requests"] == 12
-    assert (folder / "report.html").read_text(encoding="utf-8").count("data:image/png;base64,") == 5
+    assert "is optimal: no schedule has a lower makespan" in (folder / "report.html").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_compare_prints_one_row_a_policy_and_the_reference(capsys):

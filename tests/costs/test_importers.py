@@ -268,14 +268,17 @@ def test_missing_shapes_are_filled_in(tmp_path):
 
 
 def test_wide_shapes_are_scaled_and_deep_ones_refused(tmp_path):
-    """Beyond the largest n a time is proportional to n; no shape is made up in any other direction."""
+    """Beyond the largest n a time is proportional to n, below the least it is the least one's; no other k."""
     grid = GemmGrid(gemm_source(tmp_path))
     m, times_us, how = grid.times_us(16_384, 512)
 
     assert times_us == pytest.approx(2 * 1000 * made_up_gemm_ms(m, 8192, 512))
     assert how.startswith("scaled from n = 8192")
-    for n, k in ((128, 512), (512, 16_384), (512, 128)):
-        with pytest.raises(InputError, match="the GEMM table covers n from 256 and k from 256 to 8192"):
+    narrow, times_us, how = grid.times_us(8, 512)
+    assert times_us == pytest.approx(1000 * made_up_gemm_ms(narrow, 256, 512))
+    assert how == "as n = 256, measured"
+    for n, k in ((512, 16_384), (512, 128)):
+        with pytest.raises(InputError, match="the GEMM table covers k from 256 to 8192"):
             grid.times_us(n, k)
 
 
@@ -335,7 +338,7 @@ def test_elementwise_rows_have_a_floor_and_a_slope():
             r"line 2: unknown collective 'gossip'; known: all_reduce, all_gather",
         ),
         ([CONTEXT], r"no gemm table among"),
-        ([GEMM | {"n": 65_536, "k": 4096}, CONTEXT], r"the GEMM table covers n from 65536"),
+        ([GEMM | {"n": 65_536, "k": 32}, CONTEXT], r"the GEMM table covers k from 32 to 32"),
     ],
 )
 def test_foreign_aiconfigurator_tables_are_refused(tmp_path, tables, complaint):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -14,38 +13,23 @@ from matplotlib.figure import Figure
 from cspsched.errors import InputError
 from cspsched.problem.excess import Excess
 from cspsched.problem.objectives import Objective
-from cspsched.problem.request import Request
 from cspsched.problem.result import StopReason
 from cspsched.report import figures, files, table
 from cspsched.report.files import write_comparison, write_solution
 from cspsched.report.output import require_writable, write_files
-from cspsched.serving import Serving, make_instance
+from cspsched.serving import make_instance
 from cspsched.studies.compare import Comparison, compare_policies
-from cspsched.studies.reference import ReferenceLimits
 from cspsched.studies.solving import solve
-from cspsched.trace import Trace, read_trace
+from cspsched.trace import read_trace
 from cspsched.trace.shipped import shipped_trace_path
 from cspsched.units import percent
-
-NO_SEARCH = ReferenceLimits(work_s=0, steps=0)
-
-
-def compared(
-    *shapes: tuple[int, int], objective: Objective = Objective.LATENCY, **serving: int
-) -> Comparison:
-    """Both policies on requests 1 us apart."""
-    requests = tuple(
-        Request(request_id=f"r{i}", arrival_ns=1000 * i, prompt_tokens=prompt, output_tokens=output)
-        for i, (prompt, output) in enumerate(shapes)
-    )
-    instance = make_instance(Trace(name="made", format="native", requests=requests), Serving(**serving))
-    return compare_policies(instance, ["vllm", "sarathi:chunk=16"], objective, limits=NO_SEARCH)
+from tests.support.comparisons import NO_SEARCH, compared, tight_comparison
 
 
 @pytest.fixture(scope="module")
 def tight() -> Comparison:
     """Five requests in three KV blocks: evictions, and an optimum that is not known."""
-    return compared((20, 11), (7, 2), (26, 10), (40, 9), (6, 2), kv_tokens=48)
+    return tight_comparison()
 
 
 @pytest.mark.parametrize(
@@ -363,7 +347,7 @@ def test_hundreds_of_policies_are_drawn_legibly(tight, tmp_path, monkeypatch):
     monkeypatch.setattr("cspsched.report.files.MOST_PICTURED_POLICIES", 1)
     written = write_comparison(replace(many, rows=many.rows[:2]), tmp_path)
     assert len([path for path in written if path.name.startswith("batches-")]) == 1
-    assert "drawn for the first 1 policies only" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "drawn for the first 1 policies only" in (tmp_path / "report.md").read_text(encoding="utf-8")
 
 
 def test_policies_whose_file_names_would_collide_get_pictures_of_their_own(tight, tmp_path):
@@ -373,37 +357,6 @@ def test_policies_whose_file_names_would_collide_get_pictures_of_their_own(tight
 
     assert len(set(written)) == len(written)
     assert len(list(tmp_path.glob("batches-*.png"))) == 3
-
-
-class Tags(HTMLParser):
-    """Counts tags and keeps those that are still open."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[str] = []
-        self.open: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: object) -> None:
-        self.seen.append(tag)
-        if tag not in ("img", "meta"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-
-def test_page_is_well_formed_and_escapes_names(tight, tmp_path):
-    """The page is one file that parses, with the pictures inside, whatever a policy is called."""
-    odd = replace(tight, rows=(replace(tight.rows[0], policy="<b>&amp"), tight.rows[1]))
-    write_comparison(odd, tmp_path)
-    page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    tags = Tags()
-    tags.feed(page)
-
-    assert tags.open == []
-    assert tags.seen.count("img") == 6
-    assert tags.seen.count("tr") == 4
-    assert "<td>&lt;b&gt;&amp;amp</td>" in page
 
 
 def test_solution_is_written_with_its_pictures(tmp_path):

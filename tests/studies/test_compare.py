@@ -8,7 +8,7 @@ import pytest
 
 from cspsched.costs.presets import load_cost
 from cspsched.errors import InputError, UsageError
-from cspsched.exact.watch import SearchLimits
+from cspsched.exact.watch import Listener, SearchLimits
 from cspsched.improve.rivals import REFERENCE_SET
 from cspsched.problem.instance import Instance, Limits, Preemption, Switches
 from cspsched.problem.objectives import Objective
@@ -19,7 +19,7 @@ from cspsched.referee.metrics import measure
 from cspsched.referee.rules import find_violations
 from cspsched.report import table
 from cspsched.studies.compare import COMPARISON_SCHEMA, Comparison, compare_policies
-from cspsched.studies.reference import SMALL_CELLS, ReferenceLimits
+from cspsched.studies.reference import SMALL_CELLS, ReferenceLimits, default_steps
 from cspsched.studies.solving import solve
 from tests.support.strategies import UNIT, make_instance
 
@@ -178,7 +178,7 @@ def test_nothing_to_serve_is_an_error():
 def test_steps_are_told_in_order():
     """Each policy and the bound are announced."""
     steps: list[str] = []
-    compare_policies(crowded(), POLICIES, limits=NO_SEARCH, on_step=steps.append)
+    compare_policies(crowded(), POLICIES, limits=NO_SEARCH, listener=Listener(step=steps.append))
 
     assert [step.split()[:2] for step in steps] == [
         ["simulating", "vllm"],
@@ -238,11 +238,26 @@ def test_the_reference_goes_without_those_who_cannot_run(switches):
         instance, switches=Switches(**switches), limits=replace(instance.limits, host_kv_blocks=10)
     )
     told: list[str] = []
-    comparison = compare_policies(instance, ["tensorrt-llm"], limits=NO_SEARCH, on_step=told.append)
+    comparison = compare_policies(
+        instance, ["tensorrt-llm"], limits=NO_SEARCH, listener=Listener(step=told.append)
+    )
 
     assert any(step.startswith("the reference goes without") for step in told)
     assert find_violations(instance, comparison.rows[0].metrics.history.schedule) == []
     assert solve(instance, limits=BRIEF, heuristics=["fastserve", "vllm"]).result.schedule is not None
+
+
+@pytest.mark.parametrize(
+    ("count", "output_tokens", "steps"),
+    [(2000, 205, 200), (2000, 412, 100), (20_000, 206, 20), (200, 2060, 200), (100_000, 400, 10)],
+)
+def test_steps_of_the_search_are_counted_in_output_tokens(count, output_tokens, steps):
+    """A step takes as long as the trace has output tokens, however many requests they are of."""
+    instance = make_instance(*[(1, output_tokens)] * count, kv_blocks=5000)
+
+    assert default_steps(instance) == pytest.approx(steps, rel=0.01)
+    assert ReferenceLimits().search(instance).max_steps == default_steps(instance)
+    assert ReferenceLimits(steps=7).search(instance).max_steps == 7
 
 
 def test_a_comparison_is_short_in_a_session_and_a_table_in_a_notebook(comparison):

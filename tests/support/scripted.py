@@ -37,6 +37,9 @@ class ScriptedRun:
     def retire(self, requests: Sequence[int]) -> None:
         pass
 
+    def cancel(self, request: int) -> None:
+        pass
+
 
 class LastFirst:
     """Serves the last arrival first and evicts the first ones for it.
@@ -87,3 +90,6 @@ class LastFirstRun:
 
     def retire(self, requests: Sequence[int]) -> None:
         self.present = [request for request in self.present if request not in requests]
+
+    def cancel(self, request: int) -> None:
+        self.present.remove(request)

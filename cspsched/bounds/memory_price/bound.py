@@ -70,6 +70,11 @@ class Residents:
         """Where each request's tokens begin, shape (num_distinct,)."""
         return np.cumsum(self.outputs) - self.outputs
 
+    @property
+    def runs(self) -> tuple[IntArray, IntArray, IntArray, IntArray]:
+        """Columns of the distinct requests, as the kernel takes them."""
+        return self.starts, self.outputs, self.chunks, self.counts
+
     def unit(self, rules: Iterable[Rule]) -> int:
         """Whole that all shares are parts of."""
         return self.kv_blocks * lcm(*(rule.members - 1 for rule in rules))
@@ -107,7 +112,7 @@ def residents(tables: Tables) -> Residents:
 
 def least_ends(table: Residents, chosen: MemoryPrices) -> int | None:
     """Lower bound on the sum of e_i, or None where 64-bit integers might overflow."""
-    from cspsched.bounds.memory_price.kernel import least_costs
+    from cspsched.bounds.memory_price.kernel import Runs, least_costs
 
     unit, longest = table.unit(chosen.rules), int((table.outputs + table.chunks).max())
     length = chosen.num_batches + longest
@@ -115,10 +120,8 @@ def least_ends(table: Residents, chosen: MemoryPrices) -> int | None:
     if unit * (PRICE_UNIT * length + dearest * len(chosen.prices) * 2 * length) >= INT64_SAFE:
         return None
     costs = np.empty(len(table.outputs), dtype=np.int64)
-    least_costs(
-        table.shares(chosen.rules), chosen.padded(length), table.starts, table.outputs, table.chunks,
-        unit * PRICE_UNIT, int(table.pause), costs, np.empty((2, length), dtype=np.int64),
-    )  # fmt: skip
+    shares, prices, rows = table.shares(chosen.rules), chosen.padded(length), np.empty((2, length), np.int64)
+    least_costs(shares, prices, Runs(*table.runs), unit * PRICE_UNIT, int(table.pause), costs, rows)
     paid = unit * sum(map(sum, chosen.prices))
     total = sum(cost * count for cost, count in zip(costs.tolist(), table.counts.tolist(), strict=True))
     return ceil_div(total - paid, unit * PRICE_UNIT)

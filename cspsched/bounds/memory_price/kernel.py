@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import numpy.typing as npt
 
@@ -16,13 +18,20 @@ NEGLIGIBLE, SMALLEST_WEIGHT = 12.0, 1e-4
 """Ends that cost so many temperatures more than the best one do not count, nor do such small weights."""
 
 
+class Runs(NamedTuple):
+    """Distinct requests, as columns of `Residents`."""
+
+    starts: IntArray
+    outputs: IntArray
+    chunks: IntArray
+    counts: IntArray
+
+
 @outer
 def least_costs(
     shares: IntArray,
     prices: IntArray,
-    starts: IntArray,
-    outputs: IntArray,
-    chunks: IntArray,
+    runs: Runs,
     batch: int,
     pause: int,
     costs: IntArray,
@@ -34,6 +43,7 @@ def least_costs(
     batch j + 1, where the last of them is resident; rows[1, j] is what its shares cost in that batch.
     """
     least, priced = rows[0], rows[1]
+    starts, outputs, chunks = runs.starts, runs.outputs, runs.chunks
     for i in range(len(outputs)):
         for k in range(outputs[i]):
             token = starts[i] + k
@@ -68,10 +78,7 @@ def smoothed_costs(
     shares: FloatArray,
     firsts: IntArray,
     prices: FloatArray,
-    starts: IntArray,
-    outputs: IntArray,
-    chunks: IntArray,
-    counts: IntArray,
+    runs: Runs,
     temperature: float,
     gradient: FloatArray,
     buffer: FloatArray,
@@ -83,6 +90,7 @@ def smoothed_costs(
     left alone.
     """
     total, num_batches = 0.0, prices.shape[1]
+    starts, outputs, chunks, counts = runs.starts, runs.outputs, runs.chunks, runs.counts
     for i in range(len(outputs)):
         start, length, first = starts[i], outputs[i], chunks[i] + outputs[i] - 2
         least, end = np.inf, num_batches + length

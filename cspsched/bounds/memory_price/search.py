@@ -136,14 +136,12 @@ class Search:
         return self._value(temperature, prices, gradient), gradient
 
     def _value(self, temperature: float, prices: FloatArray, gradient: FloatArray) -> float:
-        from cspsched.bounds.memory_price.kernel import smoothed_costs
+        from cspsched.bounds.memory_price.kernel import Runs, smoothed_costs
 
         table = self.table
         longest = int((table.outputs + table.chunks).max())
-        costs = smoothed_costs(
-            self.shares, self.firsts, prices, table.starts, table.outputs, table.chunks, table.counts,
-            temperature, gradient, np.empty(prices.shape[1] + longest),
-        )  # fmt: skip
+        runs, buffer = Runs(*table.runs), np.empty(prices.shape[1] + longest)
+        costs = smoothed_costs(self.shares, self.firsts, prices, runs, temperature, gradient, buffer)
         return float(costs - prices.sum())
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from cspsched.bounds.certificate import Certificate
+from cspsched.bounds.critical_path import critical_path
 from cspsched.bounds.parts.price_windows import PriceWindows
 from cspsched.bounds.parts.tables import Tables
 from cspsched.bounds.time_price.bound import Columns, bound_ns, columns
@@ -90,7 +91,17 @@ def time_price_certificates(tables: Tables) -> list[Certificate]:
     value_ns, prices = choice.value_ns(table), choice.on(table)
     details = prices.to_details() | work.minorant.to_details()
     flat = [Certificate(TIME_PRICE, Objective.LATENCY, value_ns, details)] if value_ns > 0 else []
+    if hardly_waits(tables, value_ns):
+        return flat
     return [*flat, *window_price_certificates(tables, work, table, prices.price, choice.tail_ns(table))]
+
+
+def hardly_waits(tables: Tables, value_ns: int) -> bool:
+    """Whether one price for all time proves less than that every request is alone.
+
+    Then prices by window, which prove a few hundredths more, prove nothing new.
+    """
+    return value_ns < critical_path(tables, Objective.LATENCY).value_ns
 
 
 def best_choice(choice: Choice, table: Columns) -> Choice:

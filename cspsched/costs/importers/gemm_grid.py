@@ -40,19 +40,24 @@ class GemmGrid:
     def times_us(self, n: int, k: int) -> tuple[IntArray, FloatArray, str]:
         """Rows m (ascending), microseconds at each, and how they came about.
 
+        A shape that is narrower than the grid, such as a router of few experts, takes as long as its least n.
+
         Raises
         ------
         InputError
-            If the shape is smaller than the grid, or deeper.
+            If the grid does not reach the k.
         """
-        largest = int(self._n.max())
+        least, largest = int(self._n.min()), int(self._n.max())
+        if n < least:
+            m, times, how = self.times_us(least, k)
+            return m, times, f"as n = {least}, {how}"
         if n > largest:
             m, times, how = self.times_us(largest, k)
             return m, times * (n / largest), f"scaled from n = {largest}, {how}"
-        if n < self._n.min() or not self._k.min() <= k <= self._k.max():
+        if not self._k.min() <= k <= self._k.max():
             raise InputError(
-                f"{self._path}: the GEMM table covers n from {self._n.min()} and k from {self._k.min()} to "
-                f"{self._k.max()}, asked for n = {n}, k = {k}"
+                f"{self._path}: the GEMM table covers k from {self._k.min()} to {self._k.max()}, asked for "
+                f"n = {n}, k = {k}"
             )
         exact = (self._n == n) & (self._k == k)
         if exact.any():

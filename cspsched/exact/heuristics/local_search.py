@@ -7,7 +7,7 @@ turns a mode. Worse plans are taken over with a probability that falls with the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -66,7 +66,7 @@ def improve(
     _seed(seed)
     while (left := time_left()) > 0:
         warmth = WARMTH * value * (left / allotted) ** 2
-        _anneal(load, prices, plan, best, trace, current, warmth, SLICE)
+        _anneal(load, prices, trace, PlanWalk(plan, best, current), warmth, SLICE)
         if current[1] < value:
             value = int(current[1])
             yield decisions_of(load, prices, best, trace)
@@ -168,6 +168,15 @@ def _copy(plan: Plan) -> Plan:
     return Plan(*(column.copy() for column in plan))
 
 
+class PlanWalk(NamedTuple):
+    """Where a walk from plan to plan is."""
+
+    plan: Plan
+    best: Plan
+    values: IntArray
+    """Of both."""
+
+
 @compiled
 def _seed(seed: int) -> None:
     np.random.seed(seed)
@@ -175,16 +184,10 @@ def _seed(seed: int) -> None:
 
 @compiled
 def _anneal(
-    load: Workload,
-    prices: CostTables,
-    plan: Plan,
-    best: Plan,
-    trace: Trace,
-    values: IntArray,
-    warmth: float,
-    moves: int,
+    load: Workload, prices: CostTables, trace: Trace, walk: PlanWalk, warmth: float, moves: int
 ) -> None:
-    """Some moves; `values` holds that of the plan and of the best one."""
+    """Some moves."""
+    plan, best, values = walk.plan, walk.best, walk.values
     n = len(plan.order)
     for _ in range(moves):
         kind, i, k = np.random.randint(0, 10), np.random.randint(0, n), np.random.randint(0, n)

@@ -97,19 +97,19 @@ def _note(column: IntArray, sizes: IntArray, which: int, first: int, second: int
         sizes[which] += 1
 
 
+class Caches(NamedTuple):
+    """KV entries of each request, and whether it decodes."""
+
+    kv: IntArray
+    decoding: IntArray
+
+
 @compiled
 def _make_room(
-    load: Workload,
-    plan: Plan,
-    trace: Trace,
-    kv: IntArray,
-    decoding: IntArray,
-    batch: int,
-    rank: int,
-    excess: int,
+    load: Workload, plan: Plan, trace: Trace, caches: Caches, batch: int, rank: int, excess: int
 ) -> int:
     """Evict from the end of the order until so many blocks are free; how many were freed."""
-    freed, last = 0, len(plan.order) - 1
+    freed, last, (kv, decoding) = 0, len(plan.order) - 1, caches
     while freed < excess and last > rank:
         victim = plan.order[last]
         if kv[victim]:
@@ -166,7 +166,7 @@ def run_plan(load: Workload, prices: CostTables, plan: Plan, trace: Trace, best:
             excess = used + _occupied(load, i, kv[i] + tokens) - _occupied(load, i, kv[i]) - load.kv_blocks
             if excess > 0:
                 if load.preemptive and (kv[i] or plan.modes[1]):
-                    freed = _make_room(load, plan, trace, kv, decoding, batch, rank, excess)
+                    freed = _make_room(load, plan, trace, Caches(kv, decoding), batch, rank, excess)
                     used -= freed
                     excess -= freed
                 if excess > 0:

@@ -6,7 +6,7 @@ import numpy as np
 
 from cspsched.exact.packing.heuristic import fill_tables
 from cspsched.exact.packing.space import PackingSpace
-from cspsched.exact.packing.starts import advance_packing, new_bench, rest_of
+from cspsched.exact.packing.starts import Starting, advance_packing, new_bench, rest_of
 from cspsched.exact.parts.label_store import Nodes
 from cspsched.exact.states.best_first import OPEN
 from cspsched.exact.states.search import (
@@ -60,7 +60,7 @@ class _PackingSearch(StateSearch):
     def _advance(self, nodes: Nodes, num_labels: int, weight: int) -> int:
         space = self._space
         tables = (space.shape, space.prices, self._packing.rests, space.heuristic_tables, nodes, self._bench)
-        return advance_packing(*tables, self._upper, self._goal, num_labels, weight)
+        return advance_packing(Starting(*tables, self._upper, weight), self._goal, num_labels)
 
     def _rest_of_all(self) -> int:
         shape, rests, tables = self._space.shape, self._packing.rests, self._space.heuristic_tables

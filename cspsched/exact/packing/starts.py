@@ -48,6 +48,19 @@ class Bench(NamedTuple):
     """For the heuristic, shape (4, requests + 1)."""
 
 
+class Starting(NamedTuple):
+    """What expanding a label reads and writes, as in `Expansion`."""
+
+    shape: Shape
+    prices: CostTables
+    rests: Rests
+    tables: HeuristicTables
+    nodes: Nodes
+    bench: Bench
+    upper: int
+    weight: int
+
+
 def new_bench(outputs: IntArray) -> Bench:
     """Room for requests of some outputs."""
     count = len(outputs)
@@ -130,18 +143,9 @@ def rest_of(shape: Shape, rests: Rests, tables: HeuristicTables, generated: IntA
 
 
 @merged
-def run_batch(
-    shape: Shape,
-    prices: CostTables,
-    rests: Rests,
-    tables: HeuristicTables,
-    nodes: Nodes,
-    bench: Bench,
-    label: int,
-    upper: int,
-    weight: int,
-) -> None:
+def run_batch(e: Starting, label: int) -> None:
     """Reach the state behind the batch, if it is the cheapest way so far and can beat the upper bound."""
+    shape, nodes, bench, upper = e.shape, e.nodes, e.bench, e.upper
     number, processed = nodes.number[label], 0
     for i in range(len(shape.outputs)):
         if bench.following[i] > bench.generated[i]:
@@ -149,7 +153,7 @@ def run_batch(
             processed |= 1 << i
     if processed == 0:
         return
-    cost = nodes.cost[label] + batch_time(prices, bench.features) * waiting_for(shape, bench.generated)
+    cost = nodes.cost[label] + batch_time(e.prices, bench.features) * waiting_for(shape, bench.generated)
     if cost >= upper:
         return
     if is_full(nodes):
@@ -161,33 +165,24 @@ def run_batch(
         if nodes.cost[target] <= cost or cost + nodes.rest[target] >= upper:
             return
     else:
-        rest = rest_of(shape, rests, tables, bench.following, bench)
+        rest = rest_of(shape, e.rests, e.tables, bench.following, bench)
         if cost + rest >= upper:
             return
         target = new_label(nodes, slot, number, 0, rest)
-    f = cost + nodes.rest[target] * weight // WEIGHT_ONE
+    f = cost + nodes.rest[target] * e.weight // WEIGHT_ONE
     reach(nodes, target, cost, f, label, processed, 0)
 
 
 @merged
-def expand(
-    shape: Shape,
-    prices: CostTables,
-    rests: Rests,
-    tables: HeuristicTables,
-    nodes: Nodes,
-    bench: Bench,
-    label: int,
-    upper: int,
-    weight: int,
-) -> None:
+def expand(e: Starting, label: int) -> None:
     """Reach every state that one batch leads to: each request that has not started does so, or waits."""
+    shape, nodes, bench = e.shape, e.nodes, e.bench
     read_number(shape, nodes.number[label], bench.generated)
     count = set_out(shape, bench)
     depth, bench.starts[0] = 0, -1
     while depth >= 0:
         if depth == count:
-            run_batch(shape, prices, rests, tables, nodes, bench, label, upper, weight)
+            run_batch(e, label)
             depth -= 1
             continue
         i = bench.who[depth]
@@ -206,19 +201,9 @@ def expand(
 
 
 @outer
-def advance_packing(
-    shape: Shape,
-    prices: CostTables,
-    rests: Rests,
-    tables: HeuristicTables,
-    nodes: Nodes,
-    bench: Bench,
-    upper: int,
-    goal: int,
-    num_labels: int,
-    weight: int,
-) -> int:
+def advance_packing(e: Starting, goal: int, num_labels: int) -> int:
     """Expand labels until the goal is reached, nothing is left, room runs out, or enough for now."""
+    nodes = e.nodes
     for _ in range(num_labels):
         if nodes.sizes[1] == 0:
             return EXHAUSTED
@@ -230,7 +215,7 @@ def advance_packing(
             return FINISHED
         nodes.closed[label] = 1
         nodes.sizes[2] += 1
-        expand(shape, prices, rests, tables, nodes, bench, label, upper, weight)
+        expand(e, label)
         if nodes.sizes[3]:
             # Some of what it leads to is missing, so it stays open, and the bound holds.
             nodes.closed[label] = 0

@@ -58,6 +58,20 @@ class Batch(NamedTuple):
     done: int
 
 
+class Expansion(NamedTuple):
+    """What expanding a label reads and writes."""
+
+    shape: Shape
+    prices: CostTables
+    tables: HeuristicTables
+    nodes: Nodes
+    scratch: Scratch
+    upper: int
+    """Only what costs less is looked for."""
+    weight: int
+    """Of the heuristic; above `WEIGHT_ONE` schedules are found sooner, and prove nothing."""
+
+
 def new_scratch(num_requests: int) -> Scratch:
     """Room for a number of requests."""
     return Scratch(
@@ -216,21 +230,11 @@ def can_finish(shape: Shape, generated: IntArray, processed: int) -> bool:
 
 
 @merged
-def run_batch(
-    shape: Shape,
-    prices: CostTables,
-    tables: HeuristicTables,
-    nodes: Nodes,
-    scratch: Scratch,
-    label: int,
-    batch: Batch,
-    waiting: int,
-    upper: int,
-    weight: int,
-) -> None:
+def run_batch(e: Expansion, label: int, batch: Batch, waiting: int) -> None:
     """Reach the state behind a batch, if it is the cheapest way so far and can still beat the upper bound."""
+    shape, nodes, scratch, upper = e.shape, e.nodes, e.scratch, e.upper
     n, generated, processed = len(shape.outputs), scratch.generated, batch.processed
-    cost = nodes.cost[label] + batch_time(prices, scratch.features) * waiting
+    cost = nodes.cost[label] + batch_time(e.prices, scratch.features) * waiting
     if cost >= upper:
         return
     present = (batch.kept | processed) & ~batch.done
@@ -249,28 +253,20 @@ def run_batch(
     else:
         for i in range(n):
             generated[i] += (processed >> i) & 1
-        rest = heuristic_on_rest(shape, tables, generated, present, scratch.heuristic)
+        rest = heuristic_on_rest(shape, e.tables, generated, present, scratch.heuristic)
         for i in range(n):
             generated[i] -= (processed >> i) & 1
         if cost + rest >= upper:
             return
         target = new_label(nodes, slot, number, present, rest)
-    f = cost + nodes.rest[target] * weight // WEIGHT_ONE
+    f = cost + nodes.rest[target] * e.weight // WEIGHT_ONE
     reach(nodes, target, cost, f, label, processed, batch.evicted | batch.refilled)
 
 
 @merged
-def expand(
-    shape: Shape,
-    prices: CostTables,
-    tables: HeuristicTables,
-    nodes: Nodes,
-    scratch: Scratch,
-    label: int,
-    upper: int,
-    weight: int,
-) -> None:
+def expand(e: Expansion, label: int) -> None:
     """Reach every state that one batch leads to: a choice for each unfinished request, one after another."""
+    shape, nodes, scratch = e.shape, e.nodes, e.scratch
     resident = int(nodes.resident[label])
     read_number(shape, nodes.number[label], scratch.generated)
     count = list_choices(shape, scratch, resident)
@@ -283,7 +279,7 @@ def expand(
         if depth == count:
             batch = read_batch(shape, scratch, count, resident)
             if is_allowed(shape, scratch, batch, used[count]):
-                run_batch(shape, prices, tables, nodes, scratch, label, batch, waiting, upper, weight)
+                run_batch(e, label, batch, waiting)
             depth -= 1
             continue
         choice[depth] += 1
@@ -298,22 +294,9 @@ def expand(
 
 
 @outer
-def advance(
-    shape: Shape,
-    prices: CostTables,
-    tables: HeuristicTables,
-    nodes: Nodes,
-    scratch: Scratch,
-    upper: int,
-    goal: int,
-    num_labels: int,
-    weight: int,
-) -> int:
-    """Expand labels until the goal is reached, nothing is left, room runs out, or enough for now.
-
-    With a weight above `WEIGHT_ONE` the heuristic counts for more: schedules are found sooner, and prove
-    nothing.
-    """
+def advance(e: Expansion, goal: int, num_labels: int) -> int:
+    """Expand labels until the goal is reached, nothing is left, room runs out, or enough for now."""
+    nodes = e.nodes
     for _ in range(num_labels):
         if nodes.sizes[1] == 0:
             return EXHAUSTED
@@ -325,7 +308,7 @@ def advance(
             return FINISHED
         nodes.closed[label] = 1
         nodes.sizes[2] += 1
-        expand(shape, prices, tables, nodes, scratch, label, upper, weight)
+        expand(e, label)
         if nodes.sizes[3]:
             # Some of what it leads to is missing, so it stays open, and the bound holds.
             nodes.closed[label] = 0

@@ -15,6 +15,7 @@ from cspsched.exact.states.best_first import (
     FULL,
     OPEN,
     WEIGHT_ONE,
+    Expansion,
     advance,
     new_scratch,
     number_of,
@@ -198,7 +199,7 @@ class StateSearch:
         """Expand some labels; returns how it ended."""
         space = self._space
         tables = (space.shape, space.prices, space.heuristic_tables, nodes, self._scratch)
-        return advance(*tables, self._upper, self._goal, num_labels, weight)
+        return advance(Expansion(*tables, self._upper, weight), self._goal, num_labels)
 
     def _rest_of_all(self) -> int:
         """Heuristic of that state."""

@@ -172,6 +172,7 @@ def evict(k: Kernel, request: int) -> None:
     log_span(k, EVICTION_SPAN, request, now.num_batches, row.blocks)
     k.requests[request].recomputed_tokens += row.kv_tokens
     row.num_preemptions += 1
+    row.mid_prefill = row.phase == PREFILLS
     row.kv_tokens = 0
     row.phase = QUEUED
     if now.restarts_output:

@@ -7,6 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from cspsched.simulate.aggregated.batch import KNOWN_ONLY, execute
+from cspsched.simulate.aggregated.cancel import cancel_aggregated
 from cspsched.simulate.aggregated.parts import DECODE_ONLY, MIXED, NOBODY_RUNS, PREFILL_ONLY, parts_step
 from cspsched.simulate.aggregated.queues import submit_arrivals
 from cspsched.simulate.aggregated.repeat import repeat_decodes
@@ -39,6 +40,7 @@ def aggregated_rules(*, run: Loop | None = None, prefills_first: bool = True, **
     order = decisions.get("order", Order.ARRIVAL)
     return Rules(
         run=run or (run_vllm if by_admission else run_parts),
+        cancel=cancel_aggregated,
         own=own,
         lockstep=False,
         ranks=order not in (Order.ARRIVAL, Order.QUALITY),

@@ -145,6 +145,7 @@ def preempt(k: Kernel, request: int) -> int:
         if loses:
             k.requests[request].recomputed_tokens += row.kv_tokens
             row.num_preemptions += 1
+            row.mid_prefill = row.phase == PREFILLS
     now.free_blocks += freed_by(k, request)
     now.num_running -= 1
     now.num_waiting += 1

@@ -165,6 +165,8 @@ class RequestState:
     phase
         QUEUED (or finished), PREFILLS, DECODES (in the aggregated loops: in lockstep), HELD (a decode that
         sits out), IN_LOCKSTEP (a decode whose record is as it was when it joined).
+    mid_prefill
+        Whether it was last preempted in the midst of a prefill or a refill.
     """
 
     phase: Int32 = 0
@@ -186,6 +188,7 @@ class RequestState:
     evicted_at: Int32 = 0
     joined: Int32 = 0
     locked_place: Int32 = 0
+    mid_prefill: Int32 = 0
     arrival_ns: int = 0
     scheduled_ns: int = -1
     first_token_ns: int = -1

@@ -55,6 +55,11 @@ class KernelReplica:
         now.num_arrivals += 1
         now.num_unfinished += 1
 
+    def cancel(self, request: int) -> None:
+        """Let a request that was submitted leave before its end, between batches."""
+        self._submissions.require(request)
+        self._loop.cancel(request)
+
     def advance(self, until_ns: int) -> None:
         """Make every decision before a time; the batch of the last one may end later."""
         self._submissions.advance(until_ns)

@@ -92,6 +92,8 @@ class Rules:
     ----------
     run
         The loop that runs the rules, an `outer` function: it is compiled only if a policy asks for it.
+    cancel
+        Cancels a request at a time (see `kernel.cancel`), plain Python; None: all that wait are in the heap.
     own
         What the policy alone reads and writes, settings and state: an object of a slotted dataclass of
         numbers, which is `Kernel.own` in the run.
@@ -151,6 +153,7 @@ class Rules:
     max_running: int
     order: Order = Order.ARRIVAL
     run: Callable[[Kernel], int]
+    cancel: Callable[[Kernel, int, int], None] | None = None
     batch_tokens: int
     most_holders: int
     reserve: Reserve = Reserve.KNOWN

@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from cspsched.errors import PolicyError, UsageError
+from cspsched.exact.watch import Listener
 from cspsched.improve.rivals import Rival, run_rivals
 from cspsched.problem.instance import Instance
 from cspsched.problem.objectives import AnyObjective
@@ -89,7 +90,9 @@ def find_price(task: PriceTask, resource: Resource, on_step: Callable[[str], Non
             on_step(f"{rival.policy} does not run: {reason}")
             saved_ns.append((rival.policy, None))
     known = task.reference
-    found = find_reference(wide, task.objective, policies, limits=task.limits, on_step=on_step)
+    found = find_reference(
+        wide, task.objective, policies, limits=task.limits, listener=Listener(step=on_step)
+    )
     return ShadowPrice(
         resource=resource,
         limit=limit,

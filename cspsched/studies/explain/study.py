@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from cspsched.errors import UsageError
-from cspsched.exact.watch import Progress
+from cspsched.exact.watch import SILENT, Listener
 from cspsched.improve.long_runs import MOST_ENTRIES
 from cspsched.improve.rivals import Rival, run_rivals
 from cspsched.policies.base import DEFAULT_HEURISTICS, make_policy
@@ -140,12 +140,7 @@ class ExplanationTask:
     limits: ReferenceLimits = field(default_factory=ReferenceLimits)
 
 
-def explain(
-    task: ExplanationTask,
-    *,
-    on_step: Callable[[str], None] | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
-) -> Explanation:
+def explain(task: ExplanationTask, *, listener: Listener = SILENT) -> Explanation:
     """Say why policies are above the optimum; every schedule is judged by the referee.
 
     Ctrl-C ends it once there is a reference, and what was found is returned.
@@ -156,7 +151,7 @@ def explain(
         If a policy is unknown, named twice, or cannot run, the request is unknown, the trace is so long that
         schedules are not kept, or causes are asked for under restricted switches.
     """
-    tell = on_step or (lambda _: None)
+    tell = listener.step
     servable, rejections = task.instance.split_rejected()
     _refuse_long(servable)
     watched = None if task.request is None else position_of(servable, task.request)
@@ -171,8 +166,7 @@ def explain(
         tuple(known.values()),
         pool.rivals,
         limits=task.limits,
-        on_step=tell,
-        on_progress=on_progress,
+        listener=listener,
     )
     work = _Work(task, servable, rivals, pool, reference, tell)
     interrupted = reference.stop_reason is StopReason.INTERRUPTED

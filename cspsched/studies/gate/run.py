@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from cspsched.errors import CspschedError, UsageError
+from cspsched.exact.watch import Listener
 from cspsched.improve.rivals import Rival, Run, run_rivals
 from cspsched.policies.base import make_policy
 from cspsched.policies.text import PolicyText
@@ -198,7 +199,9 @@ def _compare(
 ) -> Comparison:
     rivals = tuple(sides)
     # Given as schedules, not as policies: a contest may be named like a policy of the reference set.
-    reference = find_reference(bench.instance, objective, (), rivals, limits=limits, on_step=tell)
+    reference = find_reference(
+        bench.instance, objective, (), rivals, limits=limits, listener=Listener(step=tell)
+    )
     return Comparison(
         instance=bench.instance,
         objective=objective,

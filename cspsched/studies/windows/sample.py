@@ -38,6 +38,15 @@ class WindowShape:
                 raise UsageError(f"windows: {name} is {getattr(self, name)}, expected at least 1")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WindowSample:
+    """Which windows are drawn: how large, how many, by which seed."""
+
+    shape: WindowShape = WindowShape()
+    num: int
+    seed: int = 0
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Window:
     """A small instance with the state of a run at a batch boundary.

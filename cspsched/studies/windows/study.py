@@ -12,15 +12,15 @@ import numpy as np
 import numpy.typing as npt
 
 from cspsched.errors import InternalError, UsageError
-from cspsched.exact.watch import SearchLimits
-from cspsched.executors import Executor, run_all
+from cspsched.exact.watch import SILENT, Listener, SearchLimits
+from cspsched.executors import HERE, Pool, run_all
 from cspsched.improve.rivals import REFERENCE_SET, Rival, run_rivals
 from cspsched.problem.excess import Excess
 from cspsched.problem.instance import Instance, Rejection
 from cspsched.problem.objectives import AnyObjective
 from cspsched.problem.result import Status, tool_versions
 from cspsched.studies.solving import solve
-from cspsched.studies.windows.sample import Window, WindowShape, sample_windows
+from cspsched.studies.windows.sample import Window, WindowSample, WindowShape, sample_windows
 
 WINDOWS_SCHEMA = "cspsched/windows/1"
 RESAMPLES = 10_000
@@ -150,14 +150,11 @@ def study_windows(
     instance: Instance,
     policy: str,
     objective: AnyObjective,
-    shape: WindowShape,
+    sample: WindowSample,
     *,
-    num: int,
-    seed: int = 0,
     window_limit_s: float = 10.0,
-    executor: Executor | str = Executor.SERIAL,
-    workers: int = 1,
-    on_step: Callable[[str], None] | None = None,
+    pool: Pool = HERE,
+    listener: Listener = SILENT,
 ) -> WindowStudy:
     """Simulate a policy, sample windows of the run, and hold it against the optimum of each.
 
@@ -169,7 +166,7 @@ def study_windows(
     window_limit_s
         For each window, the solver's work in its own units (docs/solve.md), so that the study repeats; a
         window that is not proven by then keeps both ends.
-    executor, workers
+    pool
         Where windows are solved; each with one thread, so the processors are shared evenly.
 
     Raises
@@ -177,15 +174,15 @@ def study_windows(
     UsageError
         If the policy swaps, caches prefixes, or does what the instance does not allow.
     """
-    tell = on_step or (lambda _: None)
+    tell, shape, seed = listener.step, sample.shape, sample.seed
     servable, rejections = instance.split_rejected()
     run = _rival(servable, objective, policy, tell)
     history = run.whole_run.metrics.history
-    windows = sample_windows(history, shape, num=num, seed=seed)
+    windows = sample_windows(history, shape, num=sample.num, seed=seed)
     limits = SearchLimits(time_limit_s=window_limit_s, num_workers=1, seed=seed, deterministic=True)
     roomy = [window.instance for window in windows if window.instance is not None]
     tasks = [WindowTask(instance=one, policy=policy, objective=objective, limits=limits) for one in roomy]
-    found, stopped = _collect(tasks, executor, workers, tell)
+    found, stopped = _collect(tasks, pool, tell)
     windows, verdicts = _matched(windows, found)
     return WindowStudy(
         policy=run.policy,
@@ -233,12 +230,12 @@ def _rival(instance: Instance, objective: AnyObjective, policy: str, tell: Calla
 
 
 def _collect(
-    tasks: Sequence[WindowTask], executor: Executor | str, workers: int, tell: Callable[[str], None]
+    tasks: Sequence[WindowTask], pool: Pool, tell: Callable[[str], None]
 ) -> tuple[list[WindowVerdict], bool]:
     """Verdicts in order, as many as there are before Ctrl-C, and whether it was pressed."""
     found: list[WindowVerdict] = []
     try:
-        for verdict in run_all(judge_window, tasks, executor, workers=workers):
+        for verdict in run_all(judge_window, tasks, pool.executor, workers=pool.workers):
             found.append(verdict)
             tell(_line(len(found), len(tasks), verdict))
     except KeyboardInterrupt:

@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 
 from cspsched.costs.presets import load_cost
 from cspsched.errors import UsageError
+from cspsched.executors import Pool
 from cspsched.policies.base import make_policy
 from cspsched.problem.cost import BatchFeatures, PiecewiseLinear
 from cspsched.problem.objectives import Objective
 from cspsched.problem.result import Status
 from cspsched.referee.metrics import measure
 from cspsched.simulate import simulate
-from cspsched.studies.windows import WindowShape, sample_windows, study_windows
+from cspsched.studies.windows import WindowSample, WindowShape, sample_windows, study_windows
 from cspsched.studies.windows.background import Background, beyond
 from cspsched.studies.windows.sample import moment_before
 from cspsched.studies.windows.study import bootstrap_means
@@ -153,7 +154,9 @@ def test_who_leaves_no_room_is_told():
 
 def study(**options):
     instance = instance_of(CROWD, kv_blocks=60, cost=load_cost("unit"))
-    return study_windows(instance, "vllm", Objective.LATENCY, SMALL, num=6, seed=2, **options)
+    return study_windows(
+        instance, "vllm", Objective.LATENCY, WindowSample(shape=SMALL, num=6, seed=2), **options
+    )
 
 
 def test_every_small_window_is_proven():
@@ -176,7 +179,9 @@ def test_every_small_window_is_proven():
 def test_an_unproven_window_keeps_both_ends():
     """Without time to solve, the interval is reported and the mean has two ends."""
     instance = instance_of(CROWD, kv_blocks=60, cost=load_cost("h100-llama-3.1-8b"))
-    found = study_windows(instance, "vllm", Objective.LATENCY, SMALL, num=6, seed=2, window_limit_s=0)
+    found = study_windows(
+        instance, "vllm", Objective.LATENCY, WindowSample(shape=SMALL, num=6, seed=2), window_limit_s=0
+    )
 
     assert found.num_unproven > 0
     assert found.mean_excess[0] < found.mean_excess[1]
@@ -184,7 +189,7 @@ def test_an_unproven_window_keeps_both_ends():
 
 def test_processes_give_the_same_verdicts():
     """Where windows are solved changes nothing."""
-    assert study(executor="processes", workers=2).to_json() == study().to_json()
+    assert study(pool=Pool(executor="processes", workers=2)).to_json() == study().to_json()
 
 
 def test_bootstrap_is_around_the_mean():
@@ -200,7 +205,9 @@ def test_a_policy_that_caches_prefixes_is_refused():
     """Windows know no shared blocks."""
     instance = instance_of(CROWD, kv_blocks=60, cost=load_cost("unit"))
     with pytest.raises(UsageError, match="caches prefixes"):
-        study_windows(instance, "vllm:enable_prefix_caching=true", Objective.LATENCY, SMALL, num=2)
+        study_windows(
+            instance, "vllm:enable_prefix_caching=true", Objective.LATENCY, WindowSample(shape=SMALL, num=2)
+        )
 
 
 # The command

@@ -1,0 +1,158 @@
+"""Cost models composed of measured operators when they are asked for: any model on any device with tables.
+
+The operators are those of an installed aiconfigurator-core (the extra `aic`). What is composed is fitted like
+the shipped files, and kept in the user's cache under a name that holds everything that it depends on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cspsched.costs.models import Device, LlmModel, load_device, load_model, usual_name
+from cspsched.costs.presets import cost_names, describe_cost
+from cspsched.errors import InputError, UsageError
+from cspsched.problem.sources import source_version
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+COMMAND = "cspsched costs compose"
+DISTRIBUTION = "aiconfigurator-core"
+SYSTEMS = {
+    "a100-80": "a100_sxm",
+    "b200": "b200_sxm",
+    "h100": "h100_sxm",
+    "h200": "h200_sxm",
+    "l4": "l4",
+    "rtx-pro-6000": "rtx_pro_6000_server",
+}
+"""Systems of the tables by device."""
+LEAVES_OUT = (
+    "CPU work between batches, sampler, embedding lookup, kernel launches outside CUDA graphs; what reading "
+    "a chunk's earlier context costs beyond its attention work; interference of prefill and decode in one "
+    "kernel. Elementwise kernels are derived from the memory bandwidth, not measured"
+)
+
+
+def default_cost(model: str, device: str, tensor_parallel: int = 1) -> str:
+    """Cost model of a model on a device: a shipped name, or the file of one that is composed of tables.
+
+    Parameters
+    ----------
+    model
+        As `load_model` takes it.
+
+    Raises
+    ------
+    UsageError
+        If none is shipped, and none can be composed; names those that there are.
+    """
+    facts = load_model(model)
+    usual = usual_name(facts.name, device, tensor_parallel)
+    if usual in cost_names():
+        return usual
+    measured = {
+        (info.model, info.device, info.tensor_parallel): info.name
+        for info in map(describe_cost, cost_names())
+        if info.device is not None
+    }
+    if (facts.name, device, tensor_parallel) in measured:
+        return measured[facts.name, device, tensor_parallel]
+    try:
+        return str(compose_cost(facts, load_device(device), tensor_parallel))
+    except InputError as reason:
+        known = "; ".join(f"{m} on {d} with tensor_parallel {tp}" for m, d, tp in sorted(measured, key=str))
+        raise UsageError(
+            f"no cost model was measured for {model} on {device} with tensor_parallel {tensor_parallel}; "
+            f"there are: {known}. None can be composed: {reason}. Name another cost model or give a file of "
+            "your own"
+        ) from None
+
+
+def compose_cost(model: LlmModel, device: Device, tensor_parallel: int = 1) -> Path:
+    """File of a cost model, composed now if it was not before.
+
+    Raises
+    ------
+    InputError
+        If the extra is not installed, its tables lack the device or shapes of the model, the model's heads
+        cannot be shared so, or the cache cannot be written.
+    """
+    from cspsched.costs.importers.aiconfigurator import installed_tables
+
+    if device.name not in SYSTEMS:
+        raise InputError(f"no operator tables of {device.name}; there are some of {', '.join(SYSTEMS)}")
+    tables = installed_tables(SYSTEMS[device.name])
+    name = usual_name(model.name, device.name, tensor_parallel)
+    file = cache_folder() / _key(model, device, tensor_parallel, tables) / f"{name}.toml"
+    if not file.is_file():
+        text = _composed(model, device, tensor_parallel, tables)
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            # A file appears whole or not at all: another process may look for it.
+            draft = file.with_suffix(f".{os.getpid()}")
+            draft.write_text(text, encoding="utf-8")
+            draft.replace(file)
+        except OSError as error:
+            raise InputError(f"{file} cannot be written: {error.strerror}; set XDG_CACHE_HOME") from None
+    return file
+
+
+def cache_folder() -> Path:
+    """Where composed cost models are kept; `XDG_CACHE_HOME` moves it."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cspsched" / "costs"
+
+
+def _composed(model: LlmModel, device: Device, tensor_parallel: int, tables: Sequence[Path]) -> str:
+    from cspsched.costs.estimator import fit_profile
+    from cspsched.costs.estimator.write import cost_text
+    from cspsched.costs.importers.aiconfigurator import AicTables
+
+    rows = AicTables.read(tables).rows(model, device, tensor_parallel)
+    name = usual_name(model.name, device.name, tensor_parallel)
+    fitted = fit_profile(rows, model, tensor_parallel, name=name)
+    number = "one" if tensor_parallel == 1 else str(tensor_parallel)
+    described: dict[str, str | int] = {
+        "title": f"{model.title} on {number} {device.title}, 16 bit, composed of measured kernels",
+        "model": model.name,
+        "device": device.name,
+        "tensor_parallel": tensor_parallel,
+        "source": f"{DISTRIBUTION} {_version()}, {SYSTEMS[device.name]}: {_origins(rows)}",
+        "leaves_out": LEAVES_OUT,
+    }
+    return cost_text(fitted, described, COMMAND)
+
+
+def _origins(rows: pd.DataFrame) -> str:
+    """How each operator came about, operators of one origin together."""
+    found: dict[str, list[str]] = {}
+    for (operator, how), _ in rows.groupby(["op", "kernel_impl"], sort=False):
+        found.setdefault(str(how), []).append(str(operator))
+    return "; ".join(f"{how}: {', '.join(names)}" for how, names in found.items())
+
+
+def _key(model: LlmModel, device: Device, tensor_parallel: int, tables: Sequence[Path]) -> str:
+    """Checksum of everything that a composed cost model depends on."""
+    parts = {
+        "model": asdict(model),
+        "device": asdict(device),
+        "tensor_parallel": tensor_parallel,
+        "tables": [(str(path), path.stat().st_size) for path in tables],
+        "version": _version(),
+        "code": source_version(Path(__file__).parent),
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def _version() -> str:
+    try:
+        return version(DISTRIBUTION)
+    except PackageNotFoundError:
+        return "of unknown version"

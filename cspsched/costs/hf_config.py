@@ -1,0 +1,129 @@
+"""Shapes of LLMs from the `config.json` of a model on Hugging Face, as the fields of our own files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cspsched.errors import InputError
+from cspsched.problem.json_io import read_json, require_int
+
+DTYPE_BYTES = {"bfloat16": 2, "float16": 2}
+Config = dict[str, Any]
+
+
+def read_hf_config(path: Path) -> dict[str, Any]:
+    """Fields of a model by their names in `LlmModel`, those of experts under `moe`.
+
+    The model is named after the folder of its `config.json`, a file of another name after itself.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read, the architecture is not known, a field is missing or makes no sense, or
+        the weights are quantised.
+    """
+    data = read_json(path)
+    if not isinstance(data, dict):
+        raise InputError(f"{path}: expected the fields of a config.json, got {type(data).__name__}")
+    # Models that also see hold the decoder's fields apart.
+    config: Config = data["text_config"] if isinstance(data.get("text_config"), dict) else data
+    kind = str(config.get("model_type", data.get("model_type")))
+    if kind not in FAMILIES:
+        raise InputError(
+            f"{path}: model_type is {kind!r}; known are {', '.join(sorted(FAMILIES))}. A model with the same "
+            "layers as one of them (grouped-query attention, gated MLP or experts) can be written as TOML "
+            "(see models/llms)"
+        )
+    _require_plain_weights(config, data, str(path))
+    family = FAMILIES[kind]
+    heads = _count(config, "num_attention_heads", path)
+    hidden = _count(config, "hidden_size", path)
+    stem = path.resolve().parent.name if path.stem == "config" else path.stem
+    moe = {"moe": family["moe"](config, path)} if "moe" in family else {}
+    return moe | {
+        "name": stem.lower(),
+        "title": str(data.get("_name_or_path") or stem),
+        "source": f"{path.name} ({kind})",
+        "num_layers": _count(config, "num_hidden_layers", path),
+        "hidden_size": hidden,
+        "num_heads": heads,
+        "num_kv_heads": _count(config, "num_key_value_heads", path, heads),
+        "head_dim": _head_dim(config, hidden, heads, path),
+        "intermediate_size": _count(config, "intermediate_size", path),
+        "vocab_size": _count(config, "vocab_size", path),
+        "tied_embeddings": bool(config.get("tie_word_embeddings", family.get("tied", False))),
+        "max_model_len": _count(config, "max_position_embeddings", path),
+        "qkv_bias": bool(config.get("attention_bias", family.get("qkv_bias", False))),
+        "qk_norm": bool(family.get("qk_norm", False)),
+        "dtype_bytes": _dtype_bytes(config, data, path),
+    }
+
+
+def _mixtral(config: Config, path: Path) -> dict[str, int]:
+    return {
+        "num_experts": _count(config, "num_local_experts", path),
+        "experts_per_token": _count(config, "num_experts_per_tok", path),
+        "expert_intermediate_size": _count(config, "intermediate_size", path),
+    }
+
+
+def _qwen3_moe(config: Config, path: Path) -> dict[str, int]:
+    if config.get("mlp_only_layers") or config.get("decoder_sparse_step", 1) != 1:
+        raise InputError(f"{path}: some layers have an MLP in place of experts, which is not priced")
+    return {
+        "num_experts": _count(config, "num_experts", path),
+        "experts_per_token": _count(config, "num_experts_per_tok", path),
+        "expert_intermediate_size": _count(config, "moe_intermediate_size", path),
+    }
+
+
+FAMILIES: Mapping[str, Mapping[str, Any]] = {
+    "llama": {},
+    "mistral": {},
+    "phi3": {},
+    "qwen2": {"qkv_bias": True},
+    "qwen3": {"qk_norm": True},
+    "gemma": {"tied": True},
+    "mixtral": {"moe": _mixtral},
+    "qwen3_moe": {"qk_norm": True, "moe": _qwen3_moe},
+}
+"""What the fields do not say of each `model_type`: biases, norms of queries and keys, the experts."""
+
+
+def _require_plain_weights(config: Config, data: Config, where: str) -> None:
+    quantised = config.get("quantization_config") or data.get("quantization_config")
+    if quantised:
+        method = quantised.get("quant_method", "unnamed") if isinstance(quantised, dict) else quantised
+        raise InputError(
+            f"{where}: the weights are quantised ({method}), and only 16-bit ones are priced; give the "
+            "config.json of the model that was quantised"
+        )
+
+
+def _dtype_bytes(config: Config, data: Config, path: Path) -> int:
+    name = str(config.get("torch_dtype") or config.get("dtype") or data.get("torch_dtype") or "bfloat16")
+    if name == "float32":
+        return DTYPE_BYTES["float16"]  # engines serve such weights in 16 bits
+    if name not in DTYPE_BYTES:
+        raise InputError(f"{path}: torch_dtype is {name!r}, expected bfloat16, float16 or float32")
+    return DTYPE_BYTES[name]
+
+
+def _count(config: Config, key: str, path: Path, default: int | None = None) -> int:
+    """A field, or its default where it is missing or null."""
+    if config.get(key) is None and default is not None:
+        return default
+    if key not in config:
+        raise InputError(f"{path}: {key} is missing, a {config.get('model_type')} needs it")
+    return require_int(config, key, str(path))
+
+
+def _head_dim(config: Config, hidden: int, heads: int, path: Path) -> int:
+    """Features of a head: as stated, or an even share of the hidden ones."""
+    if config.get("head_dim") is None and (heads < 1 or hidden % heads):
+        raise InputError(
+            f"{path}: hidden_size {hidden} is no multiple of num_attention_heads {heads}; head_dim is missing"
+        )
+    return _count(config, "head_dim", path, hidden // max(heads, 1))

@@ -1,0 +1,119 @@
+"""Shapes from `config.json` files, against the shipped models and what is refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cspsched.costs.models import LlmModel, load_model
+from cspsched.errors import InputError
+from tests.support.command_line import invoke
+
+KINDS = {
+    "llama-2-7b": "llama",
+    "llama-2-70b": "llama",
+    "llama-3.1-8b": "llama",
+    "mistral-7b": "mistral",
+    "qwen2.5-7b": "qwen2",
+    "mixtral-8x7b": "mixtral",
+    "qwen3-30b-a3b": "qwen3_moe",
+}
+
+
+def config_of(model: LlmModel, kind: str) -> dict[str, Any]:
+    """Fields of a model as its authors name them."""
+    config: dict[str, Any] = {
+        "model_type": kind,
+        "num_hidden_layers": model.num_layers,
+        "hidden_size": model.hidden_size,
+        "num_attention_heads": model.num_heads,
+        "num_key_value_heads": model.num_kv_heads,
+        "head_dim": model.head_dim,
+        "intermediate_size": model.intermediate_size,
+        "vocab_size": model.vocab_size,
+        "tie_word_embeddings": model.tied_embeddings,
+        "max_position_embeddings": model.max_model_len,
+        "torch_dtype": "bfloat16",
+    }
+    if model.moe is None:
+        return config
+    config["num_experts_per_tok"] = model.moe.experts_per_token
+    names = {"mixtral": ("num_local_experts", "intermediate_size")}
+    experts, width = names.get(kind, ("num_experts", "moe_intermediate_size"))
+    return config | {experts: model.moe.num_experts, width: model.moe.expert_intermediate_size}
+
+
+def write(folder: Path, config: dict[str, Any]) -> str:
+    """A config.json in a folder of its own name."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder / "config.json")
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_config_is_the_model_that_ships(name, tmp_path):
+    """Biases, norms and experts follow from the model type; the name is the folder's."""
+    shipped = load_model(name)
+    found = load_model(write(tmp_path / "My-Model", config_of(shipped, KINDS[name])))
+
+    assert found.name == "my-model"
+    assert replace(found, name=name, title=shipped.title, source=shipped.source) == shipped
+
+
+def test_fields_that_may_be_missing_have_the_defaults_of_their_authors(tmp_path):
+    """As many KV heads as heads, an even share of the hidden features, 16 bits."""
+    config = config_of(load_model("llama-2-7b"), "llama")
+    for key in ("num_key_value_heads", "head_dim", "torch_dtype", "tie_word_embeddings"):
+        del config[key]
+
+    found = load_model(write(tmp_path / "model", config))
+    assert found.num_parameters == load_model("llama-2-7b").num_parameters
+
+
+def test_the_decoder_of_a_model_that_sees_is_taken(tmp_path):
+    """Its fields stand below `text_config`."""
+    config = config_of(load_model("llama-3.1-8b"), "llama")
+    found = load_model(write(tmp_path / "model", {"model_type": "mllama", "text_config": config}))
+
+    assert found.num_parameters == load_model("llama-3.1-8b").num_parameters
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "deepseek_v3"}, "model_type is 'deepseek_v3'; known are gemma, llama"),
+        ({"hidden_size": None}, "hidden_size must be an integer|hidden_size is None"),
+        ({"hidden_size": 4095, "head_dim": None}, "4095 is no multiple of num_attention_heads 32"),
+        ({"num_hidden_layers": 0}, "num_layers is 0, expected more than 0"),
+        ({"quantization_config": {"quant_method": "awq"}}, r"quantised \(awq\), and only 16-bit ones are"),
+        ({"torch_dtype": "float8"}, "torch_dtype is 'float8', expected bfloat16"),
+    ],
+)
+def test_what_cannot_be_priced_is_refused(changes, message, tmp_path):
+    """One line says what, where and what to do."""
+    config = config_of(load_model("llama-3.1-8b"), "llama") | changes
+    with pytest.raises(InputError, match=message):
+        load_model(write(tmp_path / "model", config))
+
+
+def test_a_missing_field_is_named(tmp_path, capsys):
+    """The command line tells it in one line and exits with 1."""
+    config = config_of(load_model("llama-3.1-8b"), "llama")
+    del config["vocab_size"]
+    outcome = invoke(capsys, "capacity", "--model", write(tmp_path / "model", config))
+
+    assert outcome.code == 1
+    assert "vocab_size is missing, a llama needs it" in outcome.err
+
+
+def test_capacity_of_a_config_is_that_of_the_model(tmp_path, capsys):
+    """The memory plan needs the shape only."""
+    path = write(tmp_path / "model", config_of(load_model("llama-3.1-8b"), "llama"))
+    by_config = invoke(capsys, "capacity", "--model", path, "--json")
+    by_name = invoke(capsys, "capacity", "--model", "llama-3.1-8b", "--json")
+
+    assert by_config.out == by_name.out
