@@ -15,8 +15,8 @@ from tests.oracles.exhaustive import exhaustive_optimum
 from tests.support.explain_cases import run
 from tests.support.strategies import UNIT, make_instance
 
-TIGHT = {"kv_blocks": 7, "max_batch_tokens": 3, "max_batch_requests": 2}
-SHAPES = [(2, 3), (3, 2), (1, 3)]
+TIGHT = {"kv_blocks": 5, "max_batch_tokens": 3, "max_batch_requests": 2}
+SHAPES = [(2, 2), (3, 1), (1, 3)]
 
 
 @pytest.mark.parametrize("work_s", [0, 1.0], ids=["open", "solved"])
