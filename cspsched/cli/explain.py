@@ -60,6 +60,9 @@ PARTS = ("causes", "information", "prices")
 @click.option(
     "--markdown", type=click.Path(path_type=Path, dir_okay=False), help="File for the tables in Markdown."
 )
+@click.option(
+    "--html", type=click.Path(path_type=Path, dir_okay=False), help="File for the tables as one HTML page."
+)
 @json_option
 @workers_option
 @seed_option
@@ -74,6 +77,7 @@ def explain_command(
     time_limit: float | None,
     steps: int | None,
     markdown: Path | None,
+    html: Path | None,
     as_json: bool,  # noqa: FBT001 - click passes flags so
     workers: int,
     seed: int,
@@ -98,8 +102,8 @@ def explain_command(
     from cspsched.studies.provenance import provenance_of
     from cspsched.unused import warnings_for
 
-    if markdown is not None:
-        require_writable(markdown.parent)
+    for place in filter(None, (markdown, html)):
+        require_writable(place.parent)
     limits = reference_limits(time_limit, steps, workers, seed, deterministic=False)
     requests = selected_trace(trace, options)
     serving = instance_serving(options)
@@ -131,7 +135,8 @@ def explain_command(
         show(json.dumps(explanation.to_json(), indent=1))
     else:
         show(f"{requests.name}\n\n{report.text(explanation)}")
-    if markdown is not None:
-        write_files(markdown.parent, {markdown.name: report.markdown(explanation)})
-        tell(f"wrote {markdown}")
+    for file, written in ((markdown, report.markdown), (html, report.page)):
+        if file is not None:
+            write_files(file.parent, {file.name: written(explanation)})
+            tell(f"wrote {file}")
     return INTERRUPTED if explanation.interrupted else 0

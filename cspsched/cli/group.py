@@ -18,7 +18,7 @@ INTERRUPTED = 130
 DEBUG_OPTION, DEBUG_VARIABLE = "--debug", "CSPSCHED_DEBUG"
 WORDS = "cspsched.words"
 """Under which a context keeps the words of its command."""
-PLACES = ("--out", "--output", "--save", "--markdown", "--junit")
+PLACES = ("--out", "--output", "--save", "--markdown", "--junit", "--html")
 """Options that say where a result is written and change nothing in it."""
 UNSET = ("", "0", "false", "no", "off")
 """Values of the variable that leave the flag off."""

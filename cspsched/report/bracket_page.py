@@ -45,7 +45,8 @@ def write_brackets(brackets: list[tuple[Bracket, str]], data: dict[str, Any], fo
         notes += [f"{title}: {sentence}" for sentence in sentences(bracket)]
     header = ["policy", "objective", "value", "certified excess"]
     page = render(
-        "brackets.html",
+        "listing.html",
+        label="Policies and what is proven of them",
         sections=sections,
         title="Brackets around the optimum",
         header=header,

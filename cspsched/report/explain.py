@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN
 
 from cspsched.problem.objectives import AnyObjective, Mixture
-from cspsched.report.table import between, seconds
+from cspsched.report.html.sections import Section
+from cspsched.report.html.template import render
+from cspsched.report.table import between, excess, seconds
 from cspsched.studies.compare import CLAIRVOYANT
 from cspsched.studies.explain.causes import Cause
 from cspsched.studies.explain.information import InformationLadder
@@ -19,6 +20,7 @@ from cspsched.units import NS_PER_S
 MOST_SPANS = 40
 """Spans of a timeline that are shown; all of them are in the JSON."""
 MOST_NAMES = 3
+TIMELINE = ("doing", "from", "for", "batches", "until")
 NO_CHANGE = "-"
 ORDER_NOTE = (
     "Each line takes one more decision from the best known schedule, in this order; each schedule is "
@@ -31,15 +33,6 @@ KNOWLEDGE_NOTE = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Section:
-    """A table with a title and sentences below; its first line is the header, its first column words."""
-
-    title: str
-    lines: Sequence[Sequence[str]]
-    notes: Sequence[str] = ()
-
-
 def text(explanation: Explanation) -> str:
     """All sections with aligned columns."""
     return "\n\n".join(map(_plain, sections(explanation)))
@@ -48,6 +41,24 @@ def text(explanation: Explanation) -> str:
 def markdown(explanation: Explanation) -> str:
     """All sections with tables."""
     return "\n".join(map(_markdown, sections(explanation)))
+
+
+def page(explanation: Explanation) -> str:
+    """All sections as one HTML page that holds all it needs."""
+    what = explanation.objective.label
+    return render(
+        "listing.html",
+        title=f"Why {what} is above the optimum",
+        label="Policies and their certified excess",
+        header=("policy", what, "certified excess"),
+        rows=[
+            [one.policy, _amount(explanation, one.value_ns), excess(one.excess)]
+            for one in explanation.policies
+        ],
+        notes=[f"Note: {warning}." for warning in explanation.warnings],
+        images={},
+        sections=list(sections(explanation)),
+    )
 
 
 def sections(explanation: Explanation) -> Iterator[Section]:
@@ -65,12 +76,10 @@ def sections(explanation: Explanation) -> Iterator[Section]:
         notes.append("A time limit was given: what another run finds depends on the clock.")
     if explanation.interrupted:
         notes.append("Interrupted: what comes after is missing.")
-    yield Section(title="Reference", lines=(), notes=notes)
+    yield Section(title="Reference", notes=notes)
     if explanation.provenance is not None:
         rows = explanation.provenance.rows()
-        yield Section(
-            title="Where this comes from", lines=(), notes=[f"{name}: {what}" for name, what in rows]
-        )
+        yield Section(title="Where this comes from", notes=[f"{name}: {what}" for name, what in rows])
 
 
 def _reference_sentence(explanation: Explanation) -> str:
@@ -97,9 +106,9 @@ def _causes_section(explanation: Explanation, policy: ExplainedPolicy) -> Sectio
         f"optimum {between(policy.excess)}; {_amount(explanation, above_ns)} above the best known schedule"
     )
     if not policy.causes:
-        return Section(title=title, lines=())
+        return Section(title=title)
     if not above_ns:
-        return Section(title=title, lines=(), notes=["Nothing is to be explained."])
+        return Section(title=title, notes=["Nothing is to be explained."])
     rows = [_cause_row(explanation, cause, above_ns) for cause in policy.causes]
     total = ["all", _amount(explanation, above_ns), _share(above_ns, above_ns)]
     rows.append([*total, _amount(explanation, reference.best_known_ns), ""])
@@ -110,7 +119,7 @@ def _causes_section(explanation: Explanation, policy: ExplainedPolicy) -> Sectio
         f"Left unexplained ({left.decision}): {_share(left.saved_ns, above_ns)} of the excess.",
         *_better_note(explanation, policy),
     ]
-    return Section(title=title, lines=[header, *rows], notes=notes)
+    return Section(title=title, header=header, rows=rows, notes=notes)
 
 
 def _better_note(explanation: Explanation, policy: ExplainedPolicy) -> list[str]:
@@ -157,7 +166,7 @@ def _information_section(explanation: Explanation) -> Section:
         value = _amount(explanation, aware.lengths_ns)
         notes.append(f"The best online policy of all: {aware.lengths_by}, {value}.")
     notes += [f"{name} is left out: {reason}." for name, reason in explanation.skipped]
-    return Section(title="What each policy's excess owes to ignorance", lines=[header, *rows], notes=notes)
+    return Section(title="What each policy's excess owes to ignorance", header=header, rows=rows, notes=notes)
 
 
 def _information_row(explanation: Explanation, ladder: InformationLadder) -> list[str]:
@@ -174,7 +183,7 @@ def _prices_section(explanation: Explanation) -> Section:
         "A policy's saving is simulated, so it is exact, and may be less than 0. The optimum's is certified: "
         "both ends were found again under the wider limit."
     )
-    return Section(title="What 5 % more of a limit saves", lines=[header, *rows], notes=[note])
+    return Section(title="What 5 % more of a limit saves", header=header, rows=rows, notes=[note])
 
 
 def _price_row(explanation: Explanation, price: ShadowPrice) -> list[str]:
@@ -201,7 +210,7 @@ def _timeline_section(timeline: Timeline) -> Section:
              _until(span)] for span in shown]  # fmt: skip
     left = len(timeline.spans) - len(shown)
     notes = [f"{left} more spans are in --json."] if left else []
-    return Section(title=title, lines=[["doing", "from", "for", "batches", "until"], *rows], notes=notes)
+    return Section(title=title, header=TIMELINE, rows=rows, notes=notes)
 
 
 def _what(span: Span) -> str:
@@ -254,22 +263,28 @@ def amount(objective: AnyObjective, value_ns: int, num_requests: int, rounding: 
 
 
 def _plain(section: Section) -> str:
-    widths = [max(map(len, column)) for column in zip(*section.lines, strict=True)]
+    lines = _lines(section)
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     table = [
         "  ".join(
             cell.rjust(width) if place else cell.ljust(width)
             for place, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
-        for line in section.lines
+        for line in lines
     ]
     return "\n".join([section.title, *(f"  {line}" for line in table), *section.notes])
 
 
 def _markdown(section: Section) -> str:
-    lines = [f"## {section.title}", ""]
-    if section.lines:
-        header, *rows = section.lines
-        table = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-        lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |" for cells in table]
-        lines.append("")
-    return "\n".join([*lines, *(f"- {note}" for note in section.notes)]) + "\n"
+    text = [f"## {section.title}", ""]
+    if section.rows:
+        rule = ["---", *["---:"] * (len(section.header) - 1)]
+        table = [section.header, rule, *section.rows]
+        text += ["| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |" for cells in table]
+        text.append("")
+    return "\n".join([*text, *(f"- {note}" for note in section.notes)]) + "\n"
+
+
+def _lines(section: Section) -> list[Sequence[str]]:
+    """The table with its header; empty without rows."""
+    return [section.header, *section.rows] if section.rows else []

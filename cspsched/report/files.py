@@ -28,7 +28,7 @@ MOST_NAME_LETTERS = 60
 
 
 def write_comparison(comparison: Comparison, folder: Path, *, sections: Sequence[Section] = ()) -> list[Path]:
-    """Write report.html, report.md, comparison.json and the pictures; returns the files.
+    """Write report.html, report.md, comparison.json, policies.csv and the pictures; returns the files.
 
     Parameters
     ----------
@@ -49,6 +49,7 @@ def write_comparison(comparison: Comparison, folder: Path, *, sections: Sequence
         "report.html": page(comparison, sections=sections),
         "report.md": text,
         "comparison.json": json.dumps(comparison.to_json(), indent=1) + "\n",
+        "policies.csv": comparison.to_frame().to_csv(index=False, lineterminator="\n"),
         **{f"{name}.png": image for name, image in images.items()},
     }
     return write_files(folder, files)

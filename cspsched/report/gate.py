@@ -24,12 +24,13 @@ HEADER = ("", "trace", "objective", "policy", "base", "head", "change", "certifi
 
 
 def lines(result: GateResult) -> list[str]:
-    """A line a cell, a line a reason below it, and the verdict."""
+    """A line a cell, a line a reason below it, a line on where each trace comes from, and the verdict."""
     told = []
     for cell in result.cells:
         told.append(_line(cell))
         told += [f"      {reason.text}" for reason in cell.reasons]
-    return [*told, verdict_sentence(result)]
+    origins = {one.provenance.line: None for one in result.comparisons if one.provenance}
+    return [*told, *origins, verdict_sentence(result)]
 
 
 def verdict_sentence(result: GateResult) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable, Iterator
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cspsched.report.html.template import render
 from cspsched.report.output import write_files
 from cspsched.report.table import UNITS, seconds
 from cspsched.studies.ladder import AS_GIVEN, Ladder, Rung, Saving, saving
@@ -178,7 +180,7 @@ def _label(rung: Rung, value: float, unit: str) -> str:
 
 
 def write_ladder(ladder: Ladder, folder: Path) -> list[Path]:
-    """Write ladder.md, ladder.json, ladder.png and the result of every solved rung; returns the files.
+    """Write ladder.html, .md, .json, .png and the result of every solved rung; returns the files.
 
     Raises
     ------
@@ -187,7 +189,17 @@ def write_ladder(ladder: Ladder, folder: Path) -> list[Path]:
     """
     buffer = BytesIO()
     ladder_figure(ladder).savefig(buffer, format="png", dpi=DPI)
+    page = render(
+        "listing.html",
+        title=f"What each restriction costs: {_what(ladder)}",
+        label="Every rung may do what the one above it may",
+        header=HEADER,
+        rows=rows(ladder),
+        notes=sentences(ladder),
+        images={"ladder": base64.b64encode(buffer.getvalue()).decode()},
+    )
     files: dict[str, str | bytes] = {
+        "ladder.html": page,
         "ladder.md": markdown(ladder),
         "ladder.json": json.dumps(ladder.to_json(), indent=1) + "\n",
         "ladder.png": buffer.getvalue(),

@@ -101,6 +101,7 @@ def footnotes(comparison: Comparison) -> list[str]:
     notes = [reference_sentence(comparison), *_ends(comparison), *arrival_note(comparison), CLAIRVOYANT]
     notes += [f"Passed over: {failure.sentence}" for failure in comparison.reference.failures]
     notes += [f"Note: {warning}." for warning in comparison.warnings]
+    notes += [f"{comparison.provenance.line}."] if comparison.provenance else []
     if not comparison.limits.repeats:
         notes.append("A time limit was given: what another run finds depends on the clock.")
     if comparison.rejections:

@@ -104,6 +104,17 @@ class Provenance:
     date: str
     command: str | None
 
+    @property
+    def line(self) -> str:
+        """Trace, instance, set-up and tools in one line; `rows` has everything."""
+        parallel = f" x {self.tensor_parallel}" if (self.tensor_parallel or 1) > 1 else ""
+        served_by = f"{self.model} on {self.device}{parallel}, " if self.model else ""
+        return (
+            f"{self.trace}: {self.num_requests:,} requests over {self.span_s:.9g} s, instance "
+            f"{self.fingerprint[:19]}, {served_by}cost model {self.cost}, seed {self.seed}, cspsched "
+            f"{self.versions['cspsched']}, {self.date}"
+        )
+
     def rows(self) -> list[tuple[str, str]]:
         """Label and value of everything, in the order in which people ask."""
         parallel = f"TP {self.tensor_parallel}" if self.tensor_parallel else None

@@ -22,8 +22,8 @@ def crowd() -> tuple[str, ...]:
 
 def test_tables_say_what_json_says(crowd, capsys, tmp_path):
     """The causes of each policy add up to its excess over the best known schedule, in every output."""
-    page = tmp_path / "why.md"
-    shown = invoke(capsys, *crowd, "--markdown", page)
+    page, html = tmp_path / "why.md", tmp_path / "why.html"
+    shown = invoke(capsys, *crowd, "--markdown", page, "--html", html)
     told = json.loads(invoke(capsys, *crowd, "--json").out)
 
     assert shown.code == 0
@@ -32,7 +32,9 @@ def test_tables_say_what_json_says(crowd, capsys, tmp_path):
         assert sum(cause["saved_ns"] for cause in policy["causes"]) == above_ns
         assert f"{policy['policy']}: mean ttft" in shown.out
         assert f"## {policy['policy']}: mean ttft" in page.read_text()
+        assert f'<th scope="row">{policy["policy"]}</th>' in html.read_text()
     assert "| decision | saves | of the excess | then | alone |" in page.read_text()
+    assert html.read_text().count('<th scope="row">token budget</th>') == len(told["policies"])
 
 
 def test_a_request_is_followed_under_every_policy(capsys):

@@ -76,6 +76,18 @@ def test_a_regression_is_caught_and_named_in_every_output(change, capsys):
     assert json.loads(Path("report/badge.json").read_text())["message"] == "gate failed"
 
 
+def test_a_seat_limit_of_four_is_caught(capsys, monkeypatch):
+    """By options, without a file: six requests at once, and head seats four of them."""
+    monkeypatch.setattr("cspsched.studies.reference.SMALL_CELLS", 0)
+    call = ("gate", "burst-6", "--heuristics", "vllm:max_num_seqs=4", "--base", "vllm", "--steps", "1")
+    outcome = invoke(capsys, *call)
+
+    assert outcome.code == 3
+    assert "FAIL  burst-6, mean latency, vllm:max_num_seqs=4" in outcome.out
+    assert "above base's, and the tolerance is 0.00 %" in outcome.out
+    assert invoke(capsys, *call, "--regression-at-most", "100%").code == 0
+
+
 def test_a_reordering_of_equal_requests_passes(capsys):
     """The first two of every round are equal: whose turn is first changes no value."""
     orders = ("[0, 1, 2, 3]", "[1, 0, 2, 3]")

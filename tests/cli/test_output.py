@@ -86,7 +86,7 @@ def test_compare_writes_table_and_report(capsys):
     names = ["latency", "batches-vllm", "memory-vllm", "batches-sarathi", "memory-sarathi"]
 
     assert outcome.code == 0
-    assert "wrote deep/report/report.html and 7 more files to deep/report" in outcome.err
+    assert "wrote deep/report/report.html and 8 more files to deep/report" in outcome.err
     assert Path("new/table.md").read_text(encoding="utf-8").startswith("| policy | makespan |")
     assert {path.stem for path in folder.glob("*.png")} == set(names)
     for name in names:

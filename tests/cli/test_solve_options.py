@@ -375,7 +375,7 @@ def test_ladder_prints_table_and_answer_and_writes_its_files(capsys):
         "without M",
     ]
     assert "Is preemption worth it here? Yes: it saves 22.99 %" in outcome.out
-    assert "wrote rungs/ladder.md and 8 more files to rungs" in outcome.err
+    assert "wrote rungs/ladder.html and 9 more files to rungs" in outcome.err
     assert Path("rungs/ladder.png").read_bytes().startswith(b"\x89PNG")
     assert invoke(capsys, "check", "rungs/3-recompute.json").code == 0
 

@@ -414,7 +414,7 @@ def test_files_hold_every_rung_and_the_referee_accepts_them(equal, tmp_path):
     written = write_ladder(equal, tmp_path / "new")
     results = [path for path in written if path.name[0].isdigit()]
 
-    assert {path.name for path in written} >= {"ladder.md", "ladder.json", "ladder.png"}
+    assert {path.name for path in written} >= {"ladder.html", "ladder.md", "ladder.json", "ladder.png"}
     assert [path.name for path in results] == [
         "1-reservation.json",
         "2-no-preemption.json",

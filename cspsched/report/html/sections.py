@@ -34,6 +34,8 @@ class Section:
         Paragraphs before the table.
     header, rows
         A table, whose first column names the rows; none if there are no rows.
+    notes
+        Sentences below the table.
     x, bands
         A chart of bands over `x`; none if there are no bands.
     x_label, y_label
@@ -44,6 +46,7 @@ class Section:
     text: Sequence[str] = ()
     header: Sequence[str] = ()
     rows: Sequence[Sequence[str]] = ()
+    notes: Sequence[str] = ()
     x: Sequence[float] = ()
     bands: Sequence[Band] = ()
     x_label: str = "time [s]"
