@@ -25,7 +25,7 @@ pytest.importorskip("hatchling", reason="hatchling builds the wheel: pip install
 
 CORE = {
     "click", "jinja2", "matplotlib", "numba", "numpy", "ortools", "pandas", "pyarrow", "pydantic", "rich",
-    "scikit-learn",
+    "scikit-learn", "scipy",
 }  # fmt: skip
 EXTRAS = {"gpu", "ray", "aic", "dev"}
 DEVELOPMENT_ONLY = re.compile(r"(tests?|benchmarks?|docs?)/|\.ci/|\.(pyc|sh)$")

@@ -42,4 +42,4 @@ def long_comparison() -> Comparison:
         replace(request, arrival_ns=request.arrival_ns // 3) for request in instance.requests[:300]
     )
     crowded = replace(instance, requests=requests)
-    return compare_policies(crowded, ["vllm", "sarathi"], limits=NO_SEARCH, percentiles=())
+    return compare_policies(crowded, ["vllm", "sarathi"], limits=NO_SEARCH)
