@@ -7,6 +7,7 @@ import shlex
 
 from tests.support.command_line import invoke
 from tests.support.pages import undocumented
+from tests.support.schemas import validate
 
 SMALL = (
     "adversary", "--requests", "3", "--most-prompt", "3", "--most-output", "4", "--most-arrival", "2",
@@ -33,10 +34,11 @@ def test_saved_trace_is_proven_again(capsys, tmp_path):
 
 
 def test_every_field_is_documented(capsys):
-    """The formats page has the schema and all fields."""
+    """The formats page has the schema and all fields; so has the published JSON Schema."""
     data = json.loads(invoke(capsys, *SMALL, "--json").out)
 
     assert list(undocumented(data)) == []
+    validate(data, "adversary")
 
 
 def test_text_says_what_is_proven(capsys):

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from tests.support.command_line import invoke
+from tests.support.schemas import validate
 
 CROWD = (
     "chat-2000", "--limit", "16", "--scale-rate", "50", "--kv-blocks", "150", "--steps", "2",
@@ -27,6 +28,7 @@ def test_tables_say_what_json_says(crowd, capsys, tmp_path):
     told = json.loads(invoke(capsys, *crowd, "--json").out)
 
     assert shown.code == 0
+    validate(told, "explanation")
     for policy in told["policies"]:
         above_ns = policy["value_ns"] - told["reference"]["best_known_ns"]
         assert sum(cause["saved_ns"] for cause in policy["causes"]) == above_ns

@@ -5,19 +5,17 @@ from __future__ import annotations
 import csv
 import json
 import re
-from importlib.resources import files
 from pathlib import Path
 
 import cmarkgfm
-import jsonschema
 import pandas
 import pytest
 from cmarkgfm.cmark import Options
 from junitparser import JUnitXml
-from referencing import Registry, Resource
 
 from tests.support.command_line import invoke
 from tests.support.gate_cases import write_checkout
+from tests.support.schemas import validate
 
 CERTAIN = "1000 %"
 
@@ -29,18 +27,6 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path / "head")
     monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
     write_checkout(Path("../base"))
-
-
-def schema(name: str) -> dict:
-    """A published JSON Schema."""
-    return json.loads((files("cspsched.report") / "schemas" / f"{name}.schema.json").read_text())
-
-
-def validate(data: dict, name: str) -> None:
-    """Refuse data that its published schema refuses."""
-    known = [schema("gate"), schema("comparison")]
-    registry = Registry().with_resources([(one["$id"], Resource.from_contents(one)) for one in known])
-    jsonschema.Draft202012Validator(schema(name), registry=registry).validate(data)
 
 
 REGRESSIONS = {

@@ -10,6 +10,7 @@ from cspsched.improve.long_runs import MOST_ENTRIES
 from cspsched.studies.compare import compare_policies
 from cspsched.studies.explain import ExplanationTask, Part, explain
 from cspsched.studies.reference import ReferenceLimits
+from tests.support.schemas import validate
 from tests.support.strategies import make_instance
 
 LIMITS = ReferenceLimits(work_s=0, steps=3)
@@ -24,7 +25,10 @@ def task(**given):
 
 def test_explanation_repeats():
     """Twice the same data, steps and work are counted."""
-    assert explain(task(request="r2")).to_json() == explain(task(request="r2")).to_json()
+    found = explain(task(request="r2")).to_json()
+
+    assert found == explain(task(request="r2")).to_json()
+    validate(found, "explanation")
 
 
 def test_excess_is_that_of_compare():
