@@ -272,7 +272,7 @@ def attention_of_heads(
     more query heads of as many KV heads. Where no such number of KV heads was, as in models without grouped
     queries, prefills are those of as many query heads over the most KV heads that were measured (their work
     is the queries'), and decodes those of more requests with as many KV heads in all (their work is the KV
-    cache's): 2 to 6 % from measured ones for twice the KV heads (`benchmarks/attention_heads.py`).
+    cache's). How far that is from the truth: docs/costs.md.
     """
     q, kv = source.counts("num_heads", 1), source.counts("num_key_value_heads", 1)
     of_size = np.ones(len(q), dtype=np.bool_)
