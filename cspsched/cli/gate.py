@@ -157,7 +157,7 @@ def gate_command(
         file = _read_file(target)
         contests, objectives = _with_base(file.contests, target, base_dir), file.objectives
         cases = [_case(entry, target.parent, dict(options)) for entry in file.traces]
-        steps, seed = (file.steps if steps is None else steps), (seed or file.seed)
+        steps, seed = (file.steps if steps is None else steps), (seed if _is_given("seed") else file.seed)
     else:
         contests = _with_base(_contests(heuristics, base), None, base_dir)
         cases = [_selected(target, options)]
@@ -180,7 +180,7 @@ def gate_command(
         write_files(junit.parent, {junit.name: report.junit(result)})
     if out is not None:
         written = write_gate(result, out)
-        tell(f"wrote {written[6]} and {len(written) - 1} more files to {out}")
+        tell(f"wrote {out / 'gate.html'} and {len(written) - 1} more files to {out}")
     if annotations or (annotations is None and os.environ.get("GITHUB_ACTIONS") == "true"):
         _annotate(result, as_json=as_json)
     return _code(result)
@@ -190,12 +190,17 @@ def _read_file(path: Path) -> GateFile:
     """The gate's file, refused beside options that it has keys for."""
     from cspsched.studies.gate.file import read_gate_file
 
-    context = click.get_current_context()
-    for name in OF_THE_FILE:
-        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
-            option = {"objectives": "objective"}.get(name, name).replace("_", "-")
-            raise click.UsageError(f"--{option} is given beside {path}, which says that itself", context)
+    for name in filter(_is_given, OF_THE_FILE):
+        option = {"objectives": "objective"}.get(name, name).replace("_", "-")
+        context = click.get_current_context()
+        raise click.UsageError(f"--{option} is given beside {path}, which says that itself", context)
     return read_gate_file(path)
+
+
+def _is_given(name: str) -> bool:
+    """Whether an option stands on the command line."""
+    source = click.get_current_context().get_parameter_source(name)
+    return source is ParameterSource.COMMANDLINE
 
 
 def _with_base(

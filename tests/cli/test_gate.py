@@ -319,6 +319,25 @@ def test_options_beside_a_file_are_refused(capsys):
     assert "--heuristics is given beside gate.toml" in outcome.err
 
 
+def test_the_seed_of_the_command_line_counts_more_than_that_of_the_file(capsys):
+    """0 is a seed, too."""
+    write_checkout(Path())
+    Path("gate.toml").write_text("seed = 7\n" + Path("gate.toml").read_text())
+
+    assert json.loads(invoke(capsys, "gate", "--json").out)["seed"] == 7
+    assert json.loads(invoke(capsys, "gate", "--seed", "0", "--json").out)["seed"] == 0
+
+
+def test_two_names_of_one_objective_are_refused(capsys):
+    """`latency` and `mean-latency` are the same cells."""
+    write_checkout(Path())
+    Path("gate.toml").write_text(Path("gate.toml").read_text().replace('"ttft"', '"mean-latency"'))
+    outcome = invoke(capsys, "gate")
+
+    assert outcome.code == 2
+    assert "latency, mean-latency are the same" in outcome.err
+
+
 def test_base_is_given_once(capsys):
     """Two sources of base contradict each other."""
     write_checkout(Path())

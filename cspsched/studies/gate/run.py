@@ -159,6 +159,8 @@ def _refuse(
 def _bench(case: Case, texts: Sequence[str]) -> _Bench:
     instance, rejections = make_instance(case.trace, case.serving).split_rejected()
     objectives = tuple(_objective(text, instance) for text in texts)
+    if len({one.value for one in objectives}) < len(objectives):
+        raise UsageError(f"two of the objectives {', '.join(texts)} are the same; name each once")
     return _Bench(case=case, instance=instance, rejections=rejections, objectives=objectives)
 
 
