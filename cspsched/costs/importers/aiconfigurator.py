@@ -1,7 +1,7 @@
 """Tables of aiconfigurator (ai-dynamo/aiconfigurator, aic-core systems/data), Parquet or CSV, milliseconds.
 
 They hold kernels by shape, not by model: the shapes of a model on one tensor-parallel rank are looked up, and
-filled in where the grid lacks them (`GemmGrid`). Elementwise kernels are in none of the tables: their rows
+interpolated where the grid lacks them (`GemmGrid`). Elementwise kernels are in none of the tables: their rows
 are derived from the memory bandwidth, and say so in `backend`.
 """
 
