@@ -86,7 +86,7 @@ def gemm_shapes(folder: Path) -> Iterator[dict[str, Any]]:
     """Whole GEMM shapes (n, k) held out, up to 8192 rows."""
     for table in DEVICES:
         tables = AicTables.read(sorted(folder.glob(f"prof_aic_{table}_*gemm*")))
-        grid = tables.gemm_grid
+        grid = tables.gemm_grid()
         frame = tables.table("gemm").frame.groupby(["m", "n", "k"], as_index=False)["latency"].median()
         frame = frame[(frame["n"] >= 256) & (frame["k"] >= 256) & (frame["m"] <= 8192)]
         frame = frame.sample(min(8000, len(frame)), random_state=0)
