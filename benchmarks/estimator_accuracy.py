@@ -193,7 +193,7 @@ def whole_steps(folder: Path) -> Iterator[dict[str, Any]]:
         rows = AicTables.read(sorted(folder.glob(f"prof_aic_{table}_*"))).rows(model, load_device(device), 1)
         cost, batches = load_cost(f"{device}-llama-3.1-8b"), drawn_batches()
         tokens = token_work(rows, model, model.num_layers, 1)
-        head = head_work(rows)
+        head = head_work(rows, model, 1)
         assert head is not None
         unrounded = MonotoneTable(tokens.features.tokens, tokens.times_ns)(batches.tokens)
         unrounded += np.where(
