@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,14 @@ class Frontend:
         if self.output_ns:
             parts += f", {self.output_ns / NS_PER_MS:.3f} ms behind each token"
         return f"{parts} ({self.source})"
+
+    def client_s(self, summary: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+        """TTFT and latency as a client sees them, of the summary of a schedule's metrics, in seconds."""
+        added_s = self.added_ns / NS_PER_S
+        return {
+            f"client_{name}": {statistic: value + added_s for statistic, value in summary[name].items()}
+            for name in ("ttft_s", "latency_s")
+        }
 
     def to_json(self) -> dict[str, Any]:
         """The constants and where they come from."""
@@ -132,3 +141,10 @@ def _path(text: str) -> Path:
         return cost_path(text)
     known = [OWN, *frontend_names()]
     raise UsageError(f"{unknown_name('frontend', text, known)}, a time such as 7.5ms, a cost model, a file")
+
+
+def stated(frontend: Frontend | None) -> str:
+    """What a report says of it, also where nothing is added."""
+    if frontend is None:
+        return "off: the times are the engine's"
+    return f"{frontend.line}, in the client's TTFT and latency only"
