@@ -92,6 +92,9 @@ class Replica(Protocol):
     def next_event_ns(self) -> int | None:
         """When the next decision is due if nothing more is submitted; None if there is none."""
 
+    def finish_ns(self, request: int) -> int | None:
+        """When a request generates its last token; None if that is not decided yet."""
+
     @property
     def view(self) -> ReplicaView:
         """What a router may look at."""

@@ -110,6 +110,11 @@ class KernelReplica:
             events.append(int(kernel.requests[kernel.orders[now.num_submitted, SUBMISSION]].arrival_ns))
         return min(events, default=None)
 
+    def finish_ns(self, request: int) -> int | None:
+        """When a request generates its last token; None if that is not decided yet."""
+        finish_ns = int(self.kernel.requests[request].finish_ns)
+        return finish_ns if finish_ns >= 0 else None
+
     @property
     def view(self) -> ReplicaView:
         """What a router may look at."""
@@ -121,15 +126,12 @@ class KernelReplica:
             num_running, num_waiting, free_blocks = counts[RUNNING], counts[WAITING], blocks - counts[HELD]
             num_submitted = now.num_seen if self._flies else num_submitted
         return self._submissions.look(
-            self._finish_ns,
+            lambda request: int(self.kernel.requests[request].finish_ns),
             int(now.until_ns),
             num_running=int(num_running),
             num_waiting=int(num_waiting + now.num_arrivals - num_submitted),
             free_blocks=int(free_blocks),
         )
-
-    def _finish_ns(self, request: int) -> int:
-        return int(self.kernel.requests[request].finish_ns)
 
     @property
     def _now(self) -> Now:
