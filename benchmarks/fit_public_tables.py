@@ -45,7 +45,7 @@ AIC = (
     "ai-dynamo/aiconfigurator 095f58a (Apache-2.0), aic-core systems/data, {tables}: bf16 GEMMs and "
     "FlashAttention"
 )
-FILLED = "; GEMM shapes missing there are filled in by trees over a roofline ({error} on shapes held out)"
+FILLED = "; GEMM shapes missing there are linear between those around ({error} on shapes held out)"
 VIDUR = "; all-reduce: microsoft/vidur 7d47513 (MIT), {tables}"
 LSS = (
     "casys-kaist/LLMServingSim (MIT), profiler/perf, RTX PRO 6000, vLLM 0.19, bf16: dense, per_sequence, "
@@ -119,7 +119,7 @@ def aic_case(folder: Path, system: System, tables: AicTables, name: str, ranks: 
         source += VIDUR.format(tables=f"{system.network} DGX")
     rows = tables.rows(model, load_device(system.device), ranks, network)
     if (rows["kernel_impl"] == "filled in").any():
-        source += FILLED.format(error=f"{tables.gemm_grid.mean_held_out_error:.1%}")
+        source += FILLED.format(error=f"{abs(tables.gemm_grid().held_out_errors()).mean():.1%}")
     heads = rows[rows["op"] == "attn_decode"]["kernel_impl"].iloc[0]
     if heads != "measured":
         source += f"; attention interpolated {heads}"

@@ -217,6 +217,8 @@ hardware_options = _stack(
     click.option("--device", help="GPU (see 'cspsched devices').  [default: h100]"),
     click.option("--tensor-parallel", type=click.IntRange(min=1),
                  help="GPUs that share the model.  [default: the cost model's, else 1]"),
+    click.option("--kv-cache-dtype", type=click.Choice(["bf16", "fp8"]),
+                 help="Type of KV elements.  [default: the model's]"),
     click.option("--block-tokens", type=Count(), default=16, show_default=True,
                  help="Tokens of a KV block."),
     click.option("--max-batch-tokens", type=Count(),
@@ -317,7 +319,7 @@ optional_trace_argument = click.argument("trace", type=click.Path(path_type=Path
 out_type = click.Path(path_type=Path, file_okay=False)
 
 SERVING_NAMES = (
-    "model", "device", "tensor_parallel", "cost", "block_tokens", "kv_tokens", "kv_blocks",
+    "model", "device", "tensor_parallel", "cost", "kv_cache_dtype", "block_tokens", "kv_tokens", "kv_blocks",
     "max_batch_tokens", "max_batch_requests", "max_model_len", "gpu_memory_utilization",
     "preemption", "host_memory", "swap_bandwidth", "ttft_slo", "tpot_slo",
 )  # fmt: skip

@@ -142,7 +142,7 @@ def test_what_cannot_be_composed_is_told():
     with pytest.raises(InputError, match="tensor_parallel is 3, expected a divisor"):
         compose_cost(MODEL, load_device("h100"), 3)
     with pytest.raises(UsageError, match="None can be composed: no operator tables of v100"):
-        default_cost(MODEL.name, "v100")
+        default_cost(MODEL, "v100")
 
 
 def test_a_cache_that_cannot_be_written_is_told(tmp_path, monkeypatch):

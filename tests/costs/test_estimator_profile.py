@@ -151,6 +151,21 @@ def test_tensor_parallel_adds_two_all_reduces_a_layer():
     )
 
 
+def test_logits_of_a_spread_vocabulary_are_gathered():
+    """Each rank has a share of the vocabulary, so the head also pays an all-gather of all logits."""
+    sizes = 2.0 ** np.arange(10, 30)
+    reduce = make_rows({"op": "all_reduce", "bytes": sizes, "t_us": 1.0, "tp": 2})
+    gather = make_rows({"op": "all_gather", "bytes": sizes, "t_us": 20 + sizes / 1e5, "tp": 2})
+    without, with_gather = (
+        fit_profile(pd.concat([all_rows(2), *more], ignore_index=True), MODEL, 2).cost.head
+        for more in ([reduce], [reduce, gather])
+    )
+    for generating in (1, 64, 1024):
+        expected_ns = 1000 * (20 + generating * MODEL.vocab_size * 2 / 1e5)
+        added = with_gather.ceil(generating) - without.ceil(generating)
+        assert added == pytest.approx(expected_ns, rel=0.06)
+
+
 def test_missing_collective_is_refused():
     """Two ranks without an all-reduce would be priced as if talking were free."""
     with pytest.raises(InputError, match=r"llama-3\.1-8b over 2 ranks needs all_reduce"):
