@@ -115,6 +115,12 @@ def markdown(lines: Sequence[Sequence[str]]) -> str:
     )
 
 
+def section(found: Validation) -> str:
+    """Table and summary of a page in Markdown."""
+    lines = "\n".join(f"- {line}" for line in summary_lines(found))
+    return f"{markdown(table(found))}\n{lines}\n"
+
+
 def picture(found: Validation) -> bytes:
     """PNG: the errors of each row, a panel a metric, a mark a statistic; the band is 5 %."""
     height = 1.6 + 0.32 * len(found.rows)
