@@ -107,7 +107,7 @@ def engine_of(meta: Mapping[str, Any], where: str) -> tuple[Serving, str]:
     Raises
     ------
     InputError
-        If a part is missing.
+        If a part is missing, or there are several replicas.
     """
     try:
         scheduler = meta["resolved_config"]["scheduler_config"]
@@ -129,6 +129,12 @@ def engine_of(meta: Mapping[str, Any], where: str) -> tuple[Serving, str]:
             f"{where}: no configuration of vLLM as a benchmark writes it ({error} missing); take the file "
             "away and give --model, --device and the limits"
         ) from None
+    replicas = engine.get("data_parallel_size", 1)
+    if replicas != 1:
+        raise InputError(
+            f"{where}: data_parallel_size is {replicas}, and one replica is simulated; give the requests of "
+            "one rank, with data_parallel_size 1"
+        )
     text = ",".join(f"{name}={_setting(value)}" for name, value in settings.items())
     return serving, f"vllm:{text}"
 

@@ -169,6 +169,41 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
         read_runs([requests(tmp_path, REQUEST)])
 
 
+def meta(**engine: int) -> dict[str, object]:
+    """Configuration of vLLM as LLMServingSim's benchmark writes it, as far as it is read."""
+    return {
+        "model": "meta-llama/Llama-3.1-8B",
+        "engine_kwargs": {"tensor_parallel_size": 2, "max_model_len": 900, **engine},
+        "kv_cache": {"num_gpu_blocks": 65, "block_size": 32, "enable_prefix_caching": False},
+        "hardware": {"device_name": "NVIDIA RTX PRO 6000 Blackwell Server Edition"},
+        "resolved_config": {
+            "scheduler_config": {
+                "max_num_seqs": 7, "max_num_batched_tokens": 70, "async_scheduling": True, "policy": "fcfs"
+            }
+        },
+    }  # fmt: skip
+
+
+def test_the_engines_configuration_is_the_deployment(tmp_path: Path) -> None:
+    """Limits, switches, and the blocks without the null block."""
+    (tmp_path / "meta.json").write_text(json.dumps(meta()))
+    (run,) = read_runs([requests(tmp_path, REQUEST)])
+
+    assert run.policy == "vllm:enable_prefix_caching=false,async_scheduling=true,policy=fcfs"
+    assert (run.serving.device, run.serving.tensor_parallel) == ("rtx-pro-6000", 2)
+    assert (run.serving.kv_blocks, run.serving.block_tokens) == (64, 32)
+    assert (run.serving.max_batch_requests, run.serving.max_batch_tokens) == (7, 70)
+    assert run.serving.max_model_len == 900
+
+
+def test_several_replicas_are_refused(tmp_path: Path) -> None:
+    """One is simulated."""
+    (tmp_path / "meta.json").write_text(json.dumps(meta(data_parallel_size=2)))
+
+    with pytest.raises(InputError, match="data_parallel_size is 2, and one replica is simulated"):
+        read_runs([requests(tmp_path, REQUEST)])
+
+
 @pytest.mark.parametrize(
     ("text", "name"),
     [
