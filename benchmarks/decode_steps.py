@@ -2,9 +2,9 @@
 
     python benchmarks/decode_steps.py --model llama-3.1-70b --device h100 --tensor-parallel 4
 
-Needs the extra `aic`. Parts are tables as measured, before anything is fitted to them; the composed cost model
-and the limit stand beside their sum. The limit: all weights of a rank and the KV cache of all requests are read
-once, at the peak bandwidth.
+Needs the extra `aic`. Parts are tables as measured, before anything is fitted to them; the composed cost
+model and the limit stand beside their sum. The limit: all weights of a rank and the KV cache of all requests
+are read once, at the peak bandwidth.
 """
 
 from __future__ import annotations
@@ -60,7 +60,9 @@ def steps(
             if operator == "attn_decode":
                 found["attention"] = layers * _attention_us(part, batch, context) / 1000
             elif kind.feature != "attention":
-                table = MonotoneTable(part["num_tokens"].to_numpy(np.int64), part["t_us"].to_numpy(np.float64))
+                table = MonotoneTable(
+                    part["num_tokens"].to_numpy(np.int64), part["t_us"].to_numpy(np.float64)
+                )
                 found[name] += calls * float(table(np.array([batch]))[0]) / 1000
         reduce_us = message_times(rows, "all_reduce", np.array([batch]), model, ranks)
         found["all-reduce"] = 2 * model.num_layers * float(reduce_us[0]) / 1000

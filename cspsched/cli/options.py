@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from cspsched.cli.console import tell
 from cspsched.errors import TraceError
 
 if TYPE_CHECKING:
@@ -403,4 +404,21 @@ def instance_serving(options: dict[str, Any], **switches: bool) -> Serving:
     if "preemption" in given:
         preemption = Preemption(given.pop("preemption"))
         given["switches"] = Switches(preemption=preemption, **switches)
+    _warn_of(given.get("cost"))
     return Serving(**given)
+
+
+def _warn_of(cost: str | None) -> None:
+    """Tell what a cost file of the user says that cannot be."""
+    from cspsched.costs.presets import COST_SUFFIXES, describe_cost, load_cost
+
+    if cost is None or not cost.endswith(COST_SUFFIXES):
+        return
+    info = describe_cost(cost)
+    if info.model is not None and info.device is not None:
+        from cspsched.costs.models import load_device, load_model
+        from cspsched.costs.sanity import complaints
+
+        facts = load_model(info.model), load_device(info.device), info.tensor_parallel or 1
+        for sentence in complaints(load_cost(cost), *facts):
+            tell(f"warning: {sentence}")

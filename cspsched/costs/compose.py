@@ -90,7 +90,7 @@ def compose_cost(model: LlmModel, device: Device, tensor_parallel: int = 1) -> P
     name = usual_name(model.name, device.name, tensor_parallel)
     file = cache_folder() / _key(model, device, tensor_parallel, tables) / f"{name}.toml"
     if not file.is_file():
-        text = _composed(model, device, tensor_parallel, tables)
+        text = composed_text(model, device, tensor_parallel, tables)
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             # A file appears whole or not at all: another process may look for it.
@@ -107,7 +107,14 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cspsched" / "costs"
 
 
-def _composed(model: LlmModel, device: Device, tensor_parallel: int, tables: Sequence[Path]) -> str:
+def composed_text(model: LlmModel, device: Device, tensor_parallel: int, tables: Sequence[Path]) -> str:
+    """Cost file of a model on so many devices, composed of tables of one system.
+
+    Raises
+    ------
+    InputError
+        If the tables lack shapes of the model, or the model's heads cannot be shared so.
+    """
     from cspsched.costs.estimator import fit_profile
     from cspsched.costs.estimator.write import cost_text
     from cspsched.costs.importers.aiconfigurator import AicTables

@@ -104,7 +104,7 @@ def test_what_was_composed_is_found_again(monkeypatch):
     """The second call reads no table; other facts or tables make another file."""
     first = compose_cost(MODEL, load_device("h100"))
     with monkeypatch.context() as patched:
-        patched.setattr(compose, "_composed", lambda *_: pytest.fail("composed again"))
+        patched.setattr(compose, "composed_text", lambda *_: pytest.fail("composed again"))
         assert compose_cost(MODEL, load_device("h100")) == first
 
     assert compose_cost(MODEL, load_device("h100"), 2) != first
