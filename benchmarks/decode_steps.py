@@ -80,9 +80,12 @@ def steps(
 
 
 def _attention_us(rows: pd.DataFrame, batch: int, context: int) -> float:
-    """Decode attention of one layer, between the measured contexts of that many requests."""
-    same = rows[rows["n_seq"] == batch].sort_values("kv")
-    return float(np.interp(context, same["kv"], same["t_us"]))
+    """Decode attention of one layer, between the measured contexts and numbers of requests."""
+    by_number = {
+        number: np.interp(context, part["kv"], part["t_us"])
+        for number, part in rows.sort_values(["n_seq", "kv"]).groupby("n_seq")
+    }
+    return float(np.interp(batch, list(by_number), list(by_number.values())))
 
 
 if __name__ == "__main__":

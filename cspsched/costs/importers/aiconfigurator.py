@@ -55,7 +55,10 @@ PLAIN_OPERATORS = ("router", "lm_head")
 """Matrix products that checkpoints keep in 16 bits."""
 KV_DTYPES = {"bf16": "bfloat16", "fp8": "fp8"}
 ROUTING = "power_law_1.01"
-"""How tokens choose experts: between `balanced` and `power_law_1.2`, the two ends of the table."""
+"""How tokens choose among many experts: between `balanced` and `power_law_1.2`, the two ends of the table."""
+FEW_EXPERTS = 16
+"""Up to which experts share the tokens evenly: those of Mixtral do (Jiang et al., arXiv 2401.04088, section
+5), and by the power law one of eight would get more than a third of all."""
 GEMM_LAUNCH_US = 2.0
 """Least time of a derived matrix product."""
 PROMPT_LENGTH = "isl"
@@ -248,14 +251,15 @@ class AicTables:
             "moe_tp_size": ranks, "moe_ep_size": 1,
         }  # fmt: skip
         keep = np.logical_and.reduce([source.counts(name) == value for name, value in shape.items()])
-        rows = source.where(keep & (source.text("distribution") == ROUTING))
+        routing = "balanced" if moe.num_experts <= FEW_EXPERTS else ROUTING
+        rows = source.where(keep & (source.text("distribution") == routing))
         if not len(rows.frame):
             raise InputError(
                 f"{source.path} has no rows of the experts of {model.name} ({weights}) over {ranks} ranks"
             )
         columns = {"op": "experts", "num_tokens": rows.counts("num_tokens", 1), "tp": ranks}
         columns |= {"t_us": rows.times_us("latency", US_PER_MS)}
-        columns |= {"kernel_impl": f"fused MoE {weights}, {ROUTING}"}
+        columns |= {"kernel_impl": f"fused MoE {weights}, {routing}"}
         return make_rows(columns | {"backend": PROJECT})
 
     def collectives(self, ranks: int) -> pd.DataFrame:
