@@ -1,4 +1,4 @@
-"""Compiled: list scheduling by keys, each request planned to its end when it is admitted. Loads numba.
+"""Compiled: list scheduling by keys, each request planned to its end when it is admitted.
 
 Batches to come are columns of a ring: what the admitted requests hold and process in each. A request is
 admitted in the batch at hand if its whole run, chunks first and then a token in every batch, fits beside
@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from cspsched.compiled.jit import inner, merged, outer
 from cspsched.improve.plan import SHORTEST_FILL, FloatArray, Int8Array
 from cspsched.problem.cost import IntArray
-from cspsched.simulate.kernel.jit import inner, merged, outer
 from cspsched.simulate.kernel.pricing import term_ns
 from cspsched.simulate.kernel.workload import Int32Array
 

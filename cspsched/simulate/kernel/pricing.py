@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from cspsched.compiled.jit import inner
 from cspsched.problem.cost import IntArray
-from cspsched.simulate.kernel.jit import inner
 from cspsched.simulate.kernel.layout import Kernel
 
 
