@@ -175,7 +175,7 @@ def test_with_memory_enough_decodes_stay_in_lockstep(text: str) -> None:
     assert prices is not None
     kernel = new_kernel(workload, rules, prices)
 
-    assert compiled(rules.run)(kernel) == layout.FINISHED
+    assert compiled(rules.run, CACHES=rules.caches_prefixes)(kernel) == layout.FINISHED
     assert kernel.now.is_locked
     runs = kernel.spans[: kernel.now.span_row]
     runs = runs[runs[:, layout.KIND] == layout.RUN_SPAN]
