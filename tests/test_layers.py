@@ -180,7 +180,7 @@ def test_only_the_profiler_may_import_torch():
     assert {name for name in users if name.split(".")[0] != "profiler"} == set()
 
 
-COMPILED_FROM = {"policies": {"simulate"}, "improve": {"simulate"}}
+COMPILED_FROM = {"policies": {"simulate"}}
 """Parts whose functions are compiled together with those of others."""
 MARKS = {f"cspsched.compiled.jit.{mark}" for mark in ("inner", "merged", "outer", "allocating")}
 MARKED = [(name, tree) for name, tree in MODULES if MARKS & imports_of(tree)]

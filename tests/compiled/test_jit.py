@@ -76,7 +76,7 @@ def test_a_function_is_compiled_once_for_all_integers():
     [
         (least_costs, ["bounds", "compiled"]),
         (run_plan, ["compiled", "exact"]),
-        (run_list, ["compiled", "improve", "simulate"]),
+        (run_list, ["compiled", "improve"]),
         (run_vllm, ["compiled", "simulate"]),
         (loop_of("srpt"), ["compiled", "policies", "simulate"]),
     ],
