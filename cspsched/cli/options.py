@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from cspsched.cli.console import tell
 from cspsched.errors import TraceError
 
 if TYPE_CHECKING:
+    from cspsched.costs.frontend import Frontend
     from cspsched.problem.instance import Instance
     from cspsched.problem.objectives import AnyObjective
     from cspsched.serving import Serving
@@ -216,6 +218,8 @@ hardware_options = _stack(
     click.option("--device", help="GPU (see 'cspsched devices').  [default: h100]"),
     click.option("--tensor-parallel", type=click.IntRange(min=1),
                  help="GPUs that share the model.  [default: the cost model's, else 1]"),
+    click.option("--kv-cache-dtype", type=click.Choice(["bf16", "fp8"]),
+                 help="Type of KV elements.  [default: the model's]"),
     click.option("--block-tokens", type=Count(), default=16, show_default=True,
                  help="Tokens of a KV block."),
     click.option("--max-batch-tokens", type=Count(),
@@ -248,6 +252,15 @@ serving_options = _stack(
     click.option("--tpot-slo", type=Duration(), help="TPOT limit of requests that have none of their own."),
 )  # fmt: skip
 """Everything that turns a trace into an instance; collected by `instance_serving`."""
+
+frontend_option = click.option(
+    "--frontend",
+    default="off",
+    show_default=True,
+    metavar="WHAT",
+    help="What a client waits for around the schedule, in its TTFT and latency only: a time such as 7.5ms, "
+    "cost (the cost model's part), a shipped name, a file, or off.",
+)
 
 OBJECTIVE_HELP = (
     "What is minimised: makespan, latency, ttft, itl, tpot (sums), mean- or max-itl and -tpot, misses, "
@@ -307,7 +320,7 @@ optional_trace_argument = click.argument("trace", type=click.Path(path_type=Path
 out_type = click.Path(path_type=Path, file_okay=False)
 
 SERVING_NAMES = (
-    "model", "device", "tensor_parallel", "cost", "block_tokens", "kv_tokens", "kv_blocks",
+    "model", "device", "tensor_parallel", "cost", "kv_cache_dtype", "block_tokens", "kv_tokens", "kv_blocks",
     "max_batch_tokens", "max_batch_requests", "max_model_len", "gpu_memory_utilization",
     "preemption", "host_memory", "swap_bandwidth", "ttft_slo", "tpot_slo",
 )  # fmt: skip
@@ -333,6 +346,13 @@ def output_option(what: str, *aliases: str, required: bool = False) -> Callable[
         required=required,
         help=what,
     )
+
+
+def chosen_frontend(text: str, cost: str | Path) -> Frontend | None:
+    """What `--frontend` means with a cost model; None if it is off."""
+    from cspsched.costs.frontend import load_frontend
+
+    return None if text == "off" else load_frontend(text, cost)
 
 
 def one_objective(text: str, instance: Instance) -> AnyObjective:
@@ -384,4 +404,21 @@ def instance_serving(options: dict[str, Any], **switches: bool) -> Serving:
     if "preemption" in given:
         preemption = Preemption(given.pop("preemption"))
         given["switches"] = Switches(preemption=preemption, **switches)
+    _warn_of(given.get("cost"))
     return Serving(**given)
+
+
+def _warn_of(cost: str | None) -> None:
+    """Tell what a cost file of the user says that cannot be."""
+    from cspsched.costs.presets import COST_SUFFIXES, describe_cost, load_cost
+
+    if cost is None or not cost.endswith(COST_SUFFIXES):
+        return
+    info = describe_cost(cost)
+    if info.model is not None and info.device is not None:
+        from cspsched.costs.models import load_device, load_model
+        from cspsched.costs.sanity import complaints
+
+        facts = load_model(info.model), load_device(info.device), info.tensor_parallel or 1
+        for sentence in complaints(load_cost(cost), *facts):
+            tell(f"warning: {sentence}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -82,6 +83,8 @@ def _installed(tmp_path, monkeypatch):
         path.parent.mkdir(parents=True, exist_ok=True)
         pd.DataFrame(rows).to_parquet(path)
     (package / "__init__.py").touch()
+    # Another test may have imported the real package.
+    monkeypatch.delitem(sys.modules, aiconfigurator.PACKAGE, raising=False)
     monkeypatch.syspath_prepend(tmp_path / "site")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
@@ -104,7 +107,7 @@ def test_what_was_composed_is_found_again(monkeypatch):
     """The second call reads no table; other facts or tables make another file."""
     first = compose_cost(MODEL, load_device("h100"))
     with monkeypatch.context() as patched:
-        patched.setattr(compose, "_composed", lambda *_: pytest.fail("composed again"))
+        patched.setattr(compose, "composed_text", lambda *_: pytest.fail("composed again"))
         assert compose_cost(MODEL, load_device("h100")) == first
 
     assert compose_cost(MODEL, load_device("h100"), 2) != first
@@ -142,7 +145,7 @@ def test_what_cannot_be_composed_is_told():
     with pytest.raises(InputError, match="tensor_parallel is 3, expected a divisor"):
         compose_cost(MODEL, load_device("h100"), 3)
     with pytest.raises(UsageError, match="None can be composed: no operator tables of v100"):
-        default_cost(MODEL.name, "v100")
+        default_cost(MODEL, "v100")
 
 
 def test_a_cache_that_cannot_be_written_is_told(tmp_path, monkeypatch):

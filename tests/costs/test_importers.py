@@ -258,11 +258,11 @@ def test_measured_shapes_stay_as_they_are(tmp_path):
     assert times_us == pytest.approx(1000 * made_up_gemm_ms(m, 1024, 512))
 
 
-def test_missing_shapes_are_filled_in(tmp_path):
+def test_missing_shapes_lie_between_others(tmp_path):
     """A shape that the grid lacks comes within 10 % of the truth on average."""
     m, times_us, how = GemmGrid(gemm_source(tmp_path, without={(1024, 2048)})).times_us(1024, 2048)
 
-    assert how == "filled in"
+    assert how == "between shapes"
     assert m.tolist() == [1, 16, 64, 256, 1024, 4096]
     assert np.abs(times_us / (1000 * made_up_gemm_ms(m, 1024, 2048)) - 1).mean() < 0.1
 
@@ -322,7 +322,7 @@ def test_elementwise_rows_have_a_floor_and_a_slope():
         ([GEMM, CONTEXT | {"device": "other"}], r"1.csv is of GPU, other, expected one device"),
         ([GEMM, GEMM], r"1.csv and .*0.csv are both gemm tables, expected one"),
         ([MLP], r"no table of aiconfigurator has these columns"),
-        ([GEMM | {"gemm_dtype": "fp8"}], r"no rows of bfloat16 kernels"),
+        ([GEMM | {"gemm_dtype": "fp8"}], r"no rows of gemm_dtype bfloat16; there are fp8"),
         ([GEMM | {"latency": 0.0}], r"latency is 0.0, expected a time above 0"),
         (
             [GEMM, CONTEXT | {"num_heads": 7, "latency": -1.0}],
