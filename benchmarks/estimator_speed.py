@@ -20,6 +20,8 @@ import numba as nb
 import numpy as np
 from estimator_accuracy import drawn_batches
 
+from cspsched.compiled.batch_time import term_ns
+from cspsched.compiled.jit import compiled
 from cspsched.costs.estimator import fit_profile
 from cspsched.costs.estimator.write import write_cost
 from cspsched.costs.importers.aiconfigurator import AicTables
@@ -28,8 +30,6 @@ from cspsched.costs.models import load_device, load_model
 from cspsched.costs.presets import load_cost
 from cspsched.problem.cost import BatchFeatures, CostModel, IntArray
 from cspsched.simulate.kernel.cost import flatten_cost
-from cspsched.simulate.kernel.jit import compiled
-from cspsched.simulate.kernel.pricing import term_ns
 from cspsched.simulate.kernel.rules import Rules
 
 REPEATS = 7

@@ -15,12 +15,12 @@ from collections.abc import Callable
 import numba as nb
 import numpy as np
 
+from cspsched.compiled.jit import compiled
 from cspsched.policies.base import make_policy
 from cspsched.problem.instance import Instance
 from cspsched.serving import Serving, make_instance
 from cspsched.simulate.aggregated.loops import run_vllm
 from cspsched.simulate.kernel import KernelReplica, simulate_fast
-from cspsched.simulate.kernel.jit import compiled
 from cspsched.simulate.kernel.layout import FINISHED, Kernel
 from cspsched.trace import read_trace
 from cspsched.trace.shipped import shipped_trace_path

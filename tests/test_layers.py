@@ -26,8 +26,17 @@ MAY_IMPORT = {
     "bounds": {"problem", "costs", "compiled"},
     "exact": {"problem", "referee", "costs", "compiled", "bounds"},
     "simulate": {"compiled", "problem"},
-    "policies": {"problem", "simulate"},
-    "improve": {"problem", "referee", "costs", "bounds", "exact", "simulate", "policies"},
+    "policies": {"problem", "compiled", "simulate"},
+    "improve": {
+        "problem",
+        "referee",
+        "costs",
+        "compiled",
+        "bounds",
+        "exact",
+        "simulate",
+        "policies",
+    },
     "cluster": {"problem", "costs", "trace", "simulate", "policies"},
     "search": {"problem", "costs", "trace", "simulate", "policies", "cluster"},
     "profiler": {"problem", "costs", "simulate", "policies"},
@@ -133,7 +142,7 @@ def test_the_command_line_is_imported_by_nobody():
 
 
 def test_the_referee_stands_alone():
-    """Referee, history and metrics reach nothing but problem, errors, units, and the decorators of numba."""
+    """Referee, history and metrics reach nothing but problem, errors, units, and how code is compiled."""
     trees = {f"cspsched.{name}": tree for name, tree in MODULES}
     reached, queue = set(), ["cspsched.referee.judge", "cspsched.referee.metrics"]
     while queue:
@@ -171,26 +180,28 @@ def test_only_the_profiler_may_import_torch():
     assert {name for name in users if name.split(".")[0] != "profiler"} == set()
 
 
-USERS_OF_JIT = [(name, tree) for name, tree in MODULES if "cspsched.compiled.jit" in imports_of(tree)]
+COMPILED_FROM = {"policies": {"simulate"}}
+"""Parts whose functions are compiled together with those of others."""
+MARKS = {f"cspsched.compiled.jit.{mark}" for mark in ("inner", "merged", "outer", "allocating")}
+MARKED = [(name, tree) for name, tree in MODULES if MARKS & imports_of(tree)]
 
 
-@pytest.mark.parametrize(("name", "tree"), USERS_OF_JIT, ids=[name for name, _ in USERS_OF_JIT])
-def test_compiled_code_is_from_one_part(name, tree):
-    """Compiled functions call those of their part and of `compiled`: the version on disk covers these."""
-    if name == "exact.solver":
-        return  # it listens to the compiler, and compiles nothing
-    others = parts_of(imports_of(tree)) - {name.split(".")[0], "compiled", "problem"} - BASE
+@pytest.mark.parametrize(("name", "tree"), MARKED, ids=[name for name, _ in MARKED])
+def test_compiled_code_is_from_few_parts(name, tree):
+    """What compiled functions take, named tuples too, is of the parts that their name on disk covers."""
+    part = name.split(".")[0]
+    covered = {part, "compiled"} | COMPILED_FROM.get(part, set())
 
-    assert others == set()
+    assert parts_of(imports_of(tree)) - covered - {"problem"} - BASE == set()
 
 
-def test_numba_is_imported_in_two_places():
-    """How functions are compiled is said once for the searches and bounds, and once for the simulator."""
+def test_numba_is_imported_in_one_place():
+    """How functions are compiled is said once, and only a compiled run loads it."""
     users = {
         name for name, tree in MODULES if any(used.split(".")[0] == "numba" for used in imports_of(tree))
     }
 
-    assert users == {"compiled.jit", "simulate.kernel.jit"}
+    assert users == {"compiled.jit"}
 
 
 CHECKS = [(name, tree) for name, tree in MODULES if name.startswith("bounds.") and name.endswith("check")]

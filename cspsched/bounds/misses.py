@@ -21,8 +21,10 @@ import numpy as np
 from cspsched.bounds.critical_path import solo_times_ns
 from cspsched.bounds.flow import RANKED_REQUESTS, SPLITS, Heads, Relaxation
 from cspsched.bounds.parts.batches import ExactArray
+from cspsched.bounds.parts.late_kernel import count_late
 from cspsched.bounds.parts.srpt import FEW_REQUESTS
 from cspsched.bounds.parts.tables import Tables
+from cspsched.compiled.jit import compiled
 from cspsched.errors import InputError
 from cspsched.problem.cost import INT64_SAFE
 from cspsched.problem.instance import Instance
@@ -135,11 +137,9 @@ def late_requests(processing_ns: ExactArray, due_ns: ExactArray) -> int:
     is_wide = due_ns.dtype == object or processing_ns.sum(dtype=np.float64) >= INT64_SAFE
     if is_wide or len(due_ns) <= FEW_REQUESTS:
         return moore_hodgson(processing_ns.tolist(), due_ns.tolist())
-    from cspsched.bounds.parts.late_kernel import count_late
-
     order = np.argsort(due_ns, kind="stable")
     processing = processing_ns.astype(np.int64)[order]
-    return int(count_late(due_ns[order], processing, np.empty_like(due_ns)))
+    return int(compiled(count_late)(due_ns[order], processing, np.empty_like(due_ns)))
 
 
 def moore_hodgson(processing: Sequence[int], due: Sequence[int]) -> int:

@@ -1,1 +1,1 @@
-"""How functions are compiled, and what all compiled searches share. Its modules load numba."""
+"""How functions are compiled, and what all that is compiled shares."""

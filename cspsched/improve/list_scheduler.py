@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from cspsched.compiled.jit import compiled
 from cspsched.errors import LimitError, UsageError
+from cspsched.improve import machine as layout
+from cspsched.improve.entries import schedule_of
+from cspsched.improve.machine import LOG_FULL, STUCK, Machine, run_list
 from cspsched.improve.pauses import ALONE, with_pauses
 from cspsched.improve.plan import MOST_DOUBLINGS, SHORTEST_FILL, Plan
 from cspsched.problem.cost import IntArray
@@ -19,9 +22,6 @@ from cspsched.simulate.aggregated.loops import aggregated_rules
 from cspsched.simulate.aggregated.repeat import CONTEXT_FEATURE
 from cspsched.simulate.kernel.cost import flatten_cost
 from cspsched.simulate.kernel.workload import Int32Array
-
-if TYPE_CHECKING:
-    from cspsched.improve.machine import Machine
 
 NEVER_NS = 2**62
 FIRST_LOG_ROWS = 1024
@@ -103,8 +103,6 @@ class ListScheduler:
 
     def schedule(self, plan: Plan) -> Schedule:
         """The plan's schedule, requests by their position in the instance."""
-        from cspsched.improve.entries import schedule_of
-
         return schedule_of(self._run(plan), self._order_with(plan))
 
     def _order_with(self, plan: Plan) -> npt.NDArray[np.intp]:
@@ -112,15 +110,13 @@ class ListScheduler:
         return np.append(self.order, self.order[[pause.request for pause in plan.pauses]])
 
     def _value_ns(self, machine: Machine, count: int) -> int:
-        from cspsched.improve.machine import AFTER, CLOCK_NS, FIRST_TOKEN, LAST_TOKEN
-
         if self._objective is Objective.MAKESPAN:
-            return int(machine.now[CLOCK_NS])
-        column = LAST_TOKEN if self._objective is Objective.LATENCY else FIRST_TOKEN
+            return int(machine.now[layout.CLOCK_NS])
+        column = layout.LAST_TOKEN if self._objective is Objective.LATENCY else layout.FIRST_TOKEN
         batches = machine.places[:count, column]
         if self._objective is Objective.LATENCY and len(machine.table) > self.num_requests:
-            batches = batches.copy()
-            batches[machine.table[self.num_requests :, AFTER]] = machine.places[self.num_requests :, column]
+            batches, seconds = batches.copy(), slice(self.num_requests, None)
+            batches[machine.table[seconds, layout.AFTER]] = machine.places[seconds, column]
         waits = machine.batch_ns[batches, 1] - self.arrival_ns[:count]
         return int(waits.sum()) if int(waits.max()) < NEVER_NS // count else sum(waits.tolist())
 
@@ -133,9 +129,6 @@ class ListScheduler:
         stop_ns: int = NEVER_NS,
     ) -> Machine:
         """Run a plan, again with longer logs where they are full."""
-        from cspsched.improve.machine import LOG_FULL, STUCK, run_list
-        from cspsched.simulate.kernel.jit import compiled
-
         run = compiled(run_list)
         count = self.num_requests if count is None else count
         while True:
@@ -148,8 +141,6 @@ class ListScheduler:
             self._lengthen_logs()
 
     def _machine(self, plan: Plan, start: Checkpoint | None, count: int) -> Machine:
-        from cspsched.improve import machine as layout
-
         eligible_ns, events = self._eligible(plan, count)
         if start is None:
             now = np.zeros(layout.CONTEXT_TERM + 1, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Compiled: list scheduling by keys, each request planned to its end when it is admitted. Loads numba.
+"""Compiled: list scheduling by keys, each request planned to its end when it is admitted.
 
 Batches to come are columns of a ring: what the admitted requests hold and process in each. A request is
 admitted in the batch at hand if its whole run, chunks first and then a token in every batch, fits beside
@@ -11,11 +11,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from cspsched.improve.plan import SHORTEST_FILL, FloatArray, Int8Array
+from cspsched.compiled.batch_time import batch_time_by, term_ns
+from cspsched.compiled.jit import inner, merged, outer
+from cspsched.improve.plan import SHORTEST_FILL, FloatArray, Int8Array, Int32Array
 from cspsched.problem.cost import IntArray
-from cspsched.simulate.kernel.jit import inner, merged, outer
-from cspsched.simulate.kernel.pricing import term_ns
-from cspsched.simulate.kernel.workload import Int32Array
 
 # Rows of `rings`: KV blocks held; prefill tokens; their attention; context they read again; chunks; last
 # chunks; change of the number of decodes, of the context they read, and of the running requests.
@@ -286,7 +285,7 @@ def _execute(m: Machine) -> None:
     log = m.batch_ns[now[BATCH]]
     log[0] = now[CLOCK_NS]
     if m.rings[CHUNKS, column]:
-        now[CLOCK_NS] += _batch_time_ns(m, column)
+        now[CLOCK_NS] += _batch_time_ns(m, m.prices, column)
         for row in range(PREFILL, LAST_CHUNKS + 1):
             m.rings[row, column] = 0
     else:
@@ -304,35 +303,15 @@ def _decodes_time_ns(m: Machine, column: int) -> int:
     context, row = now[DECODE_CONTEXT], now[CONTEXT_TERM]
     if alone_ns < 0:
         now[DECODE_CONTEXT] = 0
-        alone_ns = m.alone_ns[now[NUM_DECODES]] = _batch_time_ns(m, column)
+        alone_ns = m.alone_ns[now[NUM_DECODES]] = _batch_time_ns(m, prices, column)
         now[DECODE_CONTEXT] = context
     return int(alone_ns + term_ns(prices, row, context)) if row else int(alone_ns)
 
 
 @inner
-def _batch_time_ns(m: Machine, column: int) -> int:
-    """Duration of the batch at hand: every term rounded up once."""
-    prices = m.prices
-    time_ns = prices[0, 0]
-    if m.rings[CHUNKS, column]:
-        time_ns += prices[0, 1]
-    if m.now[NUM_DECODES]:
-        time_ns += prices[0, 2]
-    for position in range(1, prices[0, 3]):
-        x = _feature(m, prices[position, 0], column)
-        if x:
-            time_ns += term_ns(prices, position, x)
-    return int(time_ns)
-
-
-@inner
 def _feature(m: Machine, position: int, column: int) -> int:
-    """What a term is over, in the order of BatchFeatures; -1 - position is 0 in a batch without a prefill."""
+    """What a term is over, in the order of `BatchFeatures`."""
     rings, decodes = m.rings, int(m.now[NUM_DECODES])
-    if position < 0:
-        if not rings[CHUNKS, column]:
-            return 0
-        position = -1 - position
     if position == 0:
         return int(rings[PREFILL, column]) + decodes
     if position == 1:
@@ -346,3 +325,6 @@ def _feature(m: Machine, position: int, column: int) -> int:
     if position == 5:
         return int(rings[LAST_CHUNKS, column]) + decodes
     return int(rings[CHUNKS, column]) if position == 6 else decodes
+
+
+_batch_time_ns = batch_time_by(_feature)

@@ -14,6 +14,7 @@ from cspsched.problem.json_io import require_int, require_keys
 
 FloatArray = npt.NDArray[np.float64]
 Int8Array = npt.NDArray[np.int8]
+Int32Array = npt.NDArray[np.int32]
 SHORTEST_FILL = 16
 """Batches are filled to that many tokens at least, if the knob does not say less."""
 MOST_DOUBLINGS = 2

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+from cspsched.compiled.jit import inner
 from cspsched.policies.settings import describe_settings
 from cspsched.policies.step_runs import QueueRun as QueueRun
 from cspsched.problem.instance import Instance
@@ -29,7 +30,6 @@ from cspsched.simulate.kernel.actions import (
     schedule,
 )
 from cspsched.simulate.kernel.columns import LISTED
-from cspsched.simulate.kernel.jit import inner
 from cspsched.simulate.kernel.layout import Kernel
 from cspsched.simulate.kernel.lists import (
     append_listed,

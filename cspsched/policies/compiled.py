@@ -4,6 +4,7 @@ The functions are plain Python over the records of a run (`k.now`, `k.requests[i
 compiles as they are. See docs/adding_a_policy.md.
 """
 
+from cspsched.compiled.jit import inner, merged
 from cspsched.policies.batching import (
     chunk_tokens,
     decode,
@@ -32,7 +33,6 @@ from cspsched.simulate.kernel.actions import (
 )
 from cspsched.simulate.kernel.cancel import cancel_with
 from cspsched.simulate.kernel.columns import LISTED
-from cspsched.simulate.kernel.jit import inner, merged
 from cspsched.simulate.kernel.layout import Kernel
 from cspsched.simulate.kernel.lists import head, next_arrival, next_number, numbered_key, pop, push
 from cspsched.simulate.kernel.loops import make_loop

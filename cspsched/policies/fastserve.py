@@ -28,6 +28,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+from cspsched.compiled.jit import inner, merged
 from cspsched.errors import UsageError
 from cspsched.policies.batching import Configured, growing_blocks
 from cspsched.policies.ranking import ranked_chunk, ranked_rules, serve_with
@@ -36,7 +37,6 @@ from cspsched.problem.instance import Instance
 from cspsched.simulate.kernel.actions import lacking_tokens, missing_blocks, preempt
 from cspsched.simulate.kernel.cancel import cancel_with, forget_in_heap
 from cspsched.simulate.kernel.columns import BATCHED, LEVEL_BITS, LISTED
-from cspsched.simulate.kernel.jit import inner, merged
 from cspsched.simulate.kernel.layout import BY_RANK, NO_HOST_ROOM, Kernel
 from cspsched.simulate.kernel.lists import (
     append_listed,

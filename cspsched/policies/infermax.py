@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, ClassVar
 
+from cspsched.compiled.jit import inner, merged
 from cspsched.policies.batching import (
     Configured,
     chunk_tokens,
@@ -41,7 +42,6 @@ from cspsched.problem.instance import Instance
 from cspsched.simulate.aggregated.state import Batch, Gate
 from cspsched.simulate.kernel.actions import known_tokens
 from cspsched.simulate.kernel.columns import LISTED
-from cspsched.simulate.kernel.jit import inner, merged
 from cspsched.simulate.kernel.layout import Kernel
 from cspsched.simulate.kernel.lists import bit_length
 from cspsched.simulate.kernel.loops import Act, make_loop

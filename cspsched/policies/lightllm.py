@@ -25,6 +25,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from cspsched.compiled.jit import inner, merged
 from cspsched.policies.batching import (
     Configured,
     chunk_tokens,
@@ -40,7 +41,6 @@ from cspsched.problem.instance import Instance
 from cspsched.simulate.aggregated.state import Admit, Batch
 from cspsched.simulate.kernel.actions import blocks_of
 from cspsched.simulate.kernel.columns import HELD_TOKENS, IN_LOCKSTEP, LISTED, LOCKED, TO_COME
-from cspsched.simulate.kernel.jit import inner, merged
 from cspsched.simulate.kernel.layout import DECODES, Kernel
 from cspsched.simulate.kernel.loops import make_loop
 from cspsched.simulate.kernel.records import NOBODY

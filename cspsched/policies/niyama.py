@@ -25,6 +25,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+from cspsched.compiled.jit import inner, merged
 from cspsched.errors import UsageError
 from cspsched.policies.batching import Configured
 from cspsched.policies.needs import Need, RequestData
@@ -32,7 +33,6 @@ from cspsched.policies.ranking import ranked_chunk, ranked_rules, serve_with
 from cspsched.problem.instance import Instance
 from cspsched.simulate.kernel.actions import decodes, lacking_tokens
 from cspsched.simulate.kernel.columns import LISTED
-from cspsched.simulate.kernel.jit import inner, merged
 from cspsched.simulate.kernel.layout import BY_RANK, HEAP, Kernel
 from cspsched.simulate.kernel.lists import next_arrival, next_number, numbered_key, push
 from cspsched.simulate.kernel.loops import make_loop

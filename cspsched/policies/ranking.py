@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from cspsched.compiled.jit import inner
 from cspsched.policies.batching import rules_by_request
 from cspsched.policies.step_runs import RankedRun as RankedRun
 from cspsched.problem.instance import Instance
 from cspsched.simulate.kernel.actions import evicted_now, lacking_tokens, missing_blocks, preempt, schedule
 from cspsched.simulate.kernel.columns import FIRST_LIST, LISTED
-from cspsched.simulate.kernel.jit import inner
 from cspsched.simulate.kernel.layout import BY_RANK, Kernel
 from cspsched.simulate.kernel.lists import append_listed, drop_listed, head, pop, push, sort_by_key
 from cspsched.simulate.kernel.loops import Act, Loop

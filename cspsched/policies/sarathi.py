@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from cspsched.compiled.jit import inner, merged
 from cspsched.errors import UsageError
 from cspsched.policies.batching import Configured
 from cspsched.policies.sarathi_family import (
@@ -27,7 +28,6 @@ from cspsched.policies.settings import require_at_least, require_fraction
 from cspsched.problem.instance import Instance
 from cspsched.simulate.aggregated.state import Gate
 from cspsched.simulate.kernel.actions import lacking_tokens
-from cspsched.simulate.kernel.jit import inner, merged
 from cspsched.simulate.kernel.layout import Kernel
 from cspsched.simulate.kernel.lists import sort_by_key
 from cspsched.simulate.kernel.loops import make_loop

@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from cspsched.compiled.jit import inner
 from cspsched.problem.instance import Instance
 from cspsched.simulate.aggregated.loops import aggregated_rules
 from cspsched.simulate.aggregated.state import Need
@@ -35,7 +36,6 @@ from cspsched.simulate.kernel.actions import (
 )
 from cspsched.simulate.kernel.cancel import cancel_with
 from cspsched.simulate.kernel.columns import FIRST_LIST, LISTED, SECOND_LIST, SORTED_LIST
-from cspsched.simulate.kernel.jit import inner
 from cspsched.simulate.kernel.layout import HEAP, Kernel
 from cspsched.simulate.kernel.lists import append_listed, next_arrival
 from cspsched.simulate.kernel.lockstep import can_decode_all, decode_all, locked_growth

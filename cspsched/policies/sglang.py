@@ -39,6 +39,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from cspsched.compiled.jit import inner, merged
 from cspsched.errors import UsageError
 from cspsched.policies.batching import (
     Configured,
@@ -64,7 +65,6 @@ from cspsched.simulate.kernel.columns import (
     LOCKED,
     TO_COME,
 )
-from cspsched.simulate.kernel.jit import inner, merged
 from cspsched.simulate.kernel.layout import Kernel
 from cspsched.simulate.kernel.lists import next_number, numbered_key, push
 from cspsched.simulate.kernel.loops import make_loop

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from cspsched.compiled.jit import merged
 from cspsched.policies.batching import decode_with, last_in_order, prefill, rules_by_request, submit_to_queue
 from cspsched.problem.instance import Instance
-from cspsched.simulate.kernel.jit import merged
 from cspsched.simulate.kernel.layout import Kernel
 from cspsched.simulate.kernel.loops import make_loop
 from cspsched.simulate.kernel.rules import Order, Rules

@@ -20,6 +20,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from cspsched.compiled.jit import inner, merged, outer
 from cspsched.policies.batching import Configured, queue_rules
 from cspsched.policies.settings import require_at_least
 from cspsched.problem.instance import Instance
@@ -29,7 +30,6 @@ from cspsched.simulate.aggregated.parts import parts_step
 from cspsched.simulate.aggregated.queues import submit_arrivals
 from cspsched.simulate.aggregated.state import Admit, Gate
 from cspsched.simulate.kernel.actions import blocks_of, known_tokens
-from cspsched.simulate.kernel.jit import inner, merged, outer
 from cspsched.simulate.kernel.layout import FINISHED, HEAP, LOG_FULL, Kernel
 from cspsched.simulate.kernel.progress import goes_on, has_room
 from cspsched.simulate.kernel.rules import Order, Rules

@@ -15,12 +15,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from cspsched.compiled.jit import inner, merged
 from cspsched.errors import UsageError
 from cspsched.policies.batching import Configured
 from cspsched.policies.ranking import ranked_rules, serve
 from cspsched.problem.instance import Instance
 from cspsched.simulate.kernel.columns import KEY_BITS, LISTED
-from cspsched.simulate.kernel.jit import inner, merged
 from cspsched.simulate.kernel.layout import Kernel
 from cspsched.simulate.kernel.lists import next_arrival, next_number, numbered_key, push
 from cspsched.simulate.kernel.loops import make_loop

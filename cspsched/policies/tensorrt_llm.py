@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, ClassVar
 
+from cspsched.compiled.jit import inner, merged
 from cspsched.errors import UsageError
 from cspsched.policies.batching import (
     Configured,
@@ -52,7 +53,6 @@ from cspsched.simulate.kernel.actions import (
 )
 from cspsched.simulate.kernel.cancel import cancel_with, forget_in_heap, position_in
 from cspsched.simulate.kernel.columns import FIRST_LIST, HELD_TOKENS, LISTED, TO_COME
-from cspsched.simulate.kernel.jit import inner, merged
 from cspsched.simulate.kernel.layout import SUBMISSION, Kernel
 from cspsched.simulate.kernel.lists import append_listed, head, pop, push
 from cspsched.simulate.kernel.lockstep import can_go_on, decode_all, locked_growth

@@ -20,6 +20,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from cspsched.compiled.jit import inner, merged
 from cspsched.errors import UsageError
 from cspsched.policies.batching import (
     Configured,
@@ -36,7 +37,6 @@ from cspsched.policies.settings import require_at_least
 from cspsched.problem.instance import Instance
 from cspsched.simulate.aggregated.state import Batch
 from cspsched.simulate.kernel.columns import LISTED
-from cspsched.simulate.kernel.jit import inner, merged
 from cspsched.simulate.kernel.layout import Kernel
 from cspsched.simulate.kernel.loops import make_loop
 from cspsched.simulate.kernel.rules import Chunk, Reserve, Rules

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from cspsched.compiled.jit import inner, merged
 from cspsched.policies.sarathi_family import (
     RequestAct,
     RequestTest,
@@ -32,7 +33,6 @@ from cspsched.simulate.kernel.actions import decodes, missing_blocks, schedule
 from cspsched.simulate.kernel.cancel import cancel_with, position_in, remove_at
 from cspsched.simulate.kernel.columns import BATCHED, IDLE, IN_LOCKSTEP, LISTED, SECOND_LIST
 from cspsched.simulate.kernel.flights import conclude_flight, flies_on, forget_landed
-from cspsched.simulate.kernel.jit import inner, merged
 from cspsched.simulate.kernel.layout import QUEUED, Kernel
 from cspsched.simulate.kernel.lockstep import can_decode_all, decode_all, lock, unlock
 from cspsched.simulate.kernel.loops import Act, Loop, make_loop

@@ -15,6 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from cspsched.compiled.jit import inner, merged
 from cspsched.policies.batching import Configured
 from cspsched.policies.reserving import longest_blocks
 from cspsched.policies.sarathi_family import admit_with, continue_with, whole_prompt
@@ -30,7 +31,6 @@ from cspsched.policies.vidur_family import (
     vidur_rules,
 )
 from cspsched.problem.instance import Instance, Limits
-from cspsched.simulate.kernel.jit import inner, merged
 from cspsched.simulate.kernel.layout import Kernel
 from cspsched.simulate.kernel.rules import Reserve, Rules
 

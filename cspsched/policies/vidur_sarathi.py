@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from cspsched.compiled.jit import inner, merged
 from cspsched.policies.batching import Configured
 from cspsched.policies.sarathi_family import admit_with, continue_with, preempt_to_front
 from cspsched.policies.settings import require_fraction
@@ -31,7 +32,6 @@ from cspsched.policies.vidur_family import (
 from cspsched.problem.instance import Instance
 from cspsched.simulate.kernel.actions import blocks_of, decodes, known_tokens
 from cspsched.simulate.kernel.columns import IDLE
-from cspsched.simulate.kernel.jit import inner, merged
 from cspsched.simulate.kernel.layout import Kernel
 from cspsched.simulate.kernel.lists import sort_by_key
 from cspsched.simulate.kernel.rules import Rules

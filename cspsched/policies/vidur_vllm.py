@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from cspsched.compiled.jit import inner, merged
 from cspsched.policies.batching import Configured
 from cspsched.policies.sarathi_family import admit_with, continue_with, whole_prompt
 from cspsched.policies.settings import require_fraction
@@ -30,7 +31,6 @@ from cspsched.policies.vidur_family import (
 )
 from cspsched.problem.instance import Instance
 from cspsched.simulate.kernel.columns import BATCHED, IDLE
-from cspsched.simulate.kernel.jit import inner, merged
 from cspsched.simulate.kernel.layout import Kernel
 from cspsched.simulate.kernel.lists import sort_by_key
 from cspsched.simulate.kernel.rules import Rules

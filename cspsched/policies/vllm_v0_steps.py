@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cspsched.compiled.jit import inner, merged
 from cspsched.policies.sarathi_family import (
     admit_with,
     continue_with,
@@ -42,7 +43,6 @@ from cspsched.simulate.kernel.actions import (
 )
 from cspsched.simulate.kernel.cancel import position_in
 from cspsched.simulate.kernel.columns import FIRST_LIST, HELD_TOKENS, LISTED, SECOND_LIST, TO_COME
-from cspsched.simulate.kernel.jit import inner, merged
 from cspsched.simulate.kernel.layout import BY_RANK, HEAP, HOST_FULL, Kernel
 from cspsched.simulate.kernel.lists import append_listed, next_arrival, sort_by_key
 from cspsched.simulate.kernel.lockstep import can_go_on, decode_all, locked_growth

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, ClassVar
 
+from cspsched.compiled.jit import inner, merged
 from cspsched.policies.batching import Configured
 from cspsched.policies.needs import Need, RequestData
 from cspsched.policies.settings import require_at_least, require_fraction
@@ -34,7 +35,6 @@ from cspsched.simulate.kernel.actions import (
 )
 from cspsched.simulate.kernel.ahead import conclude_ahead
 from cspsched.simulate.kernel.columns import BATCHED, LISTED
-from cspsched.simulate.kernel.jit import inner, merged
 from cspsched.simulate.kernel.layout import Kernel
 from cspsched.simulate.kernel.lists import append_listed, head, next_arrival, next_number, pop, push
 from cspsched.simulate.kernel.lockstep import can_go_on, decode_all, locked_growth

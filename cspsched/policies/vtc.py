@@ -18,6 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from cspsched.compiled.jit import inner, merged
 from cspsched.errors import UsageError
 from cspsched.policies.batching import (
     Configured,
@@ -40,7 +41,6 @@ from cspsched.policies.settings import require_at_least
 from cspsched.problem.instance import Instance
 from cspsched.simulate.kernel.cancel import cancel_with
 from cspsched.simulate.kernel.columns import BATCHED, LOCKED
-from cspsched.simulate.kernel.jit import inner, merged
 from cspsched.simulate.kernel.layout import Kernel
 from cspsched.simulate.kernel.lists import next_arrival, next_number, numbered_key
 from cspsched.simulate.kernel.loops import make_loop

@@ -11,6 +11,7 @@ from functools import cached_property
 
 import numpy as np
 
+from cspsched.compiled.jit import compiled
 from cspsched.errors import CostError
 from cspsched.problem.cost import BatchFeatures, IntArray
 from cspsched.problem.instance import Instance
@@ -152,7 +153,7 @@ def _walk(instance: Instance, schedule: RunSchedule) -> _Walked | None:
         per_step=np.zeros((COVERING + 1, steps + 2), dtype=np.int64),
         lone_gaps=np.zeros(len(runs.request), dtype=np.int64),
     )
-    num_gaps = walk_runs(
+    num_gaps = compiled(walk_runs)(
         Asked(columns.prompt_tokens, columns.output_tokens, columns.arrival_ns, peaks),
         block,
         RunColumns(*(getattr(runs, name) for name in RunColumns._fields)),

@@ -20,6 +20,7 @@ from cspsched.bounds.pair_delay.details import MOST_CHUNKS, SHARE_UNIT
 from cspsched.bounds.pair_delay.kernel import convex_sums
 from cspsched.bounds.parts.entries import least_growth_ns
 from cspsched.bounds.parts.tables import Tables
+from cspsched.compiled.jit import compiled
 from cspsched.costs.presets import load_cost
 from cspsched.errors import InputError
 from cspsched.policies.base import make_policy
@@ -85,7 +86,7 @@ def test_convex_sums_are_below_every_way_to_cut(steps, count, total):
 def least_sums(values, total):
     """What the hull of some values says for 0 (nothing), 1, 2, ... numbers that add up to a total."""
     hull, rows = Hull.below(values), np.zeros((1, MOST_CHUNKS + 2), dtype=np.int64)
-    convex_sums(hull.corners, hull.values, total, 0, rows, 0)
+    compiled(convex_sums)(hull.corners, hull.values, total, 0, rows, 0)
     return rows[0].tolist()
 
 

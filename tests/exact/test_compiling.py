@@ -16,6 +16,7 @@ from tests.support.places import ROOT
 COLD_RUN = """
 import json
 from cspsched.compiled import batch_time
+from cspsched.compiled.jit import MARK, compiled
 from cspsched.exact.packing import heuristic as packing_heuristic, starts
 from cspsched.exact.parts import label_store
 from cspsched.exact.solver import solve_exactly
@@ -32,12 +33,12 @@ result = solve_exactly(
     on_progress=lambda progress: notes.append(progress.note),
 )
 modules = (batch_time, best_first, label_store, heuristic, packing_heuristic, starts)
-functions = {f for module in modules for f in vars(module).values() if hasattr(f, "signatures")}
+functions = {f for module in modules for f in vars(module).values() if hasattr(f, MARK)}
 print(json.dumps({
     "primal_ns": result.primal_ns,
     "dual_ns": result.dual_ns,
     "notes": [note for note in notes if note],
-    "compiled": {f.py_func.__name__: len(f.signatures) for f in functions},
+    "compiled": {f.__name__: len(compiled(f).signatures) for f in functions},
 }))
 """
 WIDTHS_OF_LABELS = {"reach", "push"}

@@ -8,6 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from cspsched.bounds import best_bound
+from cspsched.compiled.jit import compiled
 from cspsched.errors import InternalError
 from cspsched.exact.prices.aggregated_bound import LEVEL_WALKS, bound_levels, can_bound_levels
 from cspsched.exact.prices.aggregated_decodes import NEVER, Lines, best_patterns, trace_pattern
@@ -145,7 +146,7 @@ def test_best_sets_are_those_of_trying_all(moves, data):
     """For every number of decodes and KV tokens the best sum is found, and a set that has it."""
     prices = data.draw(prices_of(moves))
     values, count = token_prices(moves, prices), len(moves.prompts)
-    best = best_patterns(moves.prompts, moves.outputs, prices.later, count, moves.capacity)
+    best = compiled(best_patterns)(moves.prompts, moves.outputs, prices.later, count, moves.capacity)
     expected = np.full((count + 1, moves.capacity + 1), NEVER)
     for chosen in sets_of(moves):
         held = held_by(moves, chosen)
@@ -156,7 +157,7 @@ def test_best_sets_are_those_of_trying_all(moves, data):
     assert (best[-1] == expected).all()
     for decodes, held in np.argwhere(expected != NEVER).tolist():
         emitted = np.zeros_like(values)
-        trace_pattern(moves.prompts, moves.outputs, prices.later, best, decodes, held, emitted)
+        compiled(trace_pattern)(moves.prompts, moves.outputs, prices.later, best, decodes, held, emitted)
         tokens = [tuple(token) for token in np.argwhere(emitted).tolist()]
         assert emitted.sum() == len({i for i, _ in tokens}) == decodes
         assert held_by(moves, tokens) == held

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cspsched.compiled.jit import compiled
 from cspsched.costs.presets import load_cost
 from cspsched.exact.heuristics.list_schedule import list_schedules
 from cspsched.exact.packing.heuristic import least_rest
@@ -195,7 +196,7 @@ def test_floor_holds_in_every_state(instance, objective, tight):
     rest, outputs = plain_rests(instance, objective), packing.rests.outputs
     scratch = np.zeros_like(outputs)
     for state in product(*(range(count + 1) for count in outputs)):
-        heuristic = least_rest(packing.rests, np.array(state), scratch)
+        heuristic = compiled(least_rest)(packing.rests, np.array(state), scratch)
         assert 0 <= heuristic <= rest(state)
 
 
@@ -207,7 +208,8 @@ def test_floor_of_two_requests_is_all_there_is(cost, objective):
     packing = tables(instance, objective, 10**4)
     rest = plain_rests(instance, objective)
     for state in [(0, 0), (0, 4), (1, 0), (4, 0), (5, 2)]:
-        assert least_rest(packing.rests, np.array(state), np.zeros(2, dtype=np.int64)) == rest(state)
+        heuristic = compiled(least_rest)(packing.rests, np.array(state), np.zeros(2, dtype=np.int64))
+        assert heuristic == rest(state)
 
 
 def test_a_third_request_counts():
@@ -218,7 +220,7 @@ def test_a_third_request_counts():
     optimum = plain_rests(instance, Objective.LATENCY)((0, 0, 0))
 
     assert optimum > 3 * 4 * 10
-    assert least_rest(packing.rests, nothing, nothing.copy()) == optimum
+    assert compiled(least_rest)(packing.rests, nothing, nothing.copy()) == optimum
 
 
 @pytest.mark.parametrize(("seed", "optimum"), [(1000, 426), (1001, 395)])
@@ -285,7 +287,7 @@ def test_out_of_room_or_time_the_bound_holds():
     """Stopped early: at least what the heuristic says of the start, never more than the optimum, 293."""
     packing = tables(twelve(), Objective.LATENCY)
     nothing = np.zeros(12, dtype=np.int64)
-    start = least_rest(packing.rests, nothing, nothing.copy())
+    start = compiled(least_rest)(packing.rests, nothing, nothing.copy())
     full = search_packing(packing, talk(300), most_labels=200)
     ticks = iter([1.0] * (len(packing.rests.none) // 64 + 6))
     late = search_packing(packing, talk(300, time_left=lambda: next(ticks, 0.0)))

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cspsched.compiled.batch_time import cost_tables
+from cspsched.compiled.jit import compiled
 from cspsched.exact.heuristics.first_schedules import first_schedules
 from cspsched.exact.heuristics.local_search import can_dispatch, decisions_of, improve, workload_of
 from cspsched.exact.heuristics.plan_scheduler import NO_SCHEDULE, Plan, Trace, run_plan
@@ -126,7 +127,7 @@ def test_every_plan_makes_a_feasible_schedule_at_its_price(instance, objective, 
         modes=np.array([data.draw(st.integers(0, 1)), data.draw(st.integers(0, 1)), load.max_batch_tokens]),
     )
     trace = Trace(np.zeros((500, 3), np.int64), np.zeros((500, 2), np.int64), np.zeros(2, np.int64))
-    value = run_plan(load, prices, plan, trace, NO_SCHEDULE)
+    value = compiled(run_plan)(load, prices, plan, trace, NO_SCHEDULE)
     if value == NO_SCHEDULE:
         return
     schedule = schedule_asap(instance, *decisions_of(load, prices, plan, trace))
@@ -154,7 +155,7 @@ def test_every_plan_is_priced_as_the_objective_says(case, data):
             modes=np.array([1, 0, load.max_batch_tokens]),
         )
         trace = Trace(np.zeros((500, 3), np.int64), np.zeros((500, 2), np.int64), np.zeros(2, np.int64))
-        value = run_plan(load, prices, plan, trace, NO_SCHEDULE)
+        value = compiled(run_plan)(load, prices, plan, trace, NO_SCHEDULE)
         if value != NO_SCHEDULE:
             schedule = schedule_asap(instance, *decisions_of(load, prices, plan, trace))
             assert measure(instance, schedule).objective_ns(objective) == value

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cspsched.compiled.jit import compiled
 from cspsched.errors import InternalError
 from cspsched.exact.prices.resident_path_prices import proven_by, resident_path_prices
 from cspsched.exact.prices.resident_paths import DECODE, HYBRID, PREFILL, Moves, new_paths, settle
@@ -106,7 +107,7 @@ def test_every_resident_state_is_numbered_once(moves):
     assert len(residents.codes) == len(listed)
     assert count_residents(moves.blocks, moves.counts, moves.capacity) == len(listed)
     for state, code in enumerate(residents.codes):
-        assert state_of(residents.slots, residents.codes, code) == state
+        assert compiled(state_of)(residents.slots, residents.codes, code) == state
 
 
 @settings(max_examples=250, deadline=None)
@@ -119,14 +120,14 @@ def test_values_are_those_of_the_cheapest_paths(moves, data):
     residents = residents_of(moves)
     paths = new_paths(len(residents.codes))
     emitted, costs = np.zeros((20, *prices.shape), dtype=np.int64), np.zeros(20, dtype=np.int64)
-    found, _ = settle(moves, residents, paths, prices, emitted, costs)
+    found, _ = compiled(settle)(moves, residents, paths, prices, emitted, costs)
     expected = cheapest_paths(moves, prices)
 
     assert (expected is None) == (found > 0)
     for tour, cost in zip(emitted[:found], costs[:found], strict=True):
         assert cost < (tour * prices).sum()
     for tokens, value in (expected or {}).items():
-        known = paths.value[state_of(residents.slots, residents.codes, moves.strides @ tokens)]
+        known = paths.value[compiled(state_of)(residents.slots, residents.codes, moves.strides @ tokens)]
         assert known == value or (value == np.inf and known >= 2**60)
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from cspsched.compiled.jit import name_on_disk
 from cspsched.policies.base import make_policy
 from cspsched.referee.rules import find_violations
 from cspsched.simulate import Policy, simulate_fast
-from cspsched.simulate.kernel.jit import name_on_disk
 from cspsched.simulate.kernel.rules import HasKernelRules
 from tests.support.kernel_cases import busy_instance, digest
 from tests.support.places import DOCS

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cspsched.compiled.jit import compiled
 from cspsched.errors import InputError, UsageError
 from cspsched.policies.base import make_policy
 from cspsched.problem.cost import BatchFeatures, CostModel, PiecewiseLinear
@@ -25,7 +26,6 @@ from cspsched.simulate.kernel import KernelRun, Rules, Workload, layout, run_wor
 from cspsched.simulate.kernel.cost import flatten_cost, flatten_exactly
 from cspsched.simulate.kernel.decided import Asking
 from cspsched.simulate.kernel.failures import failure
-from cspsched.simulate.kernel.jit import compiled
 from cspsched.simulate.kernel.logs import Logs
 from cspsched.simulate.kernel.memory import new_kernel
 from cspsched.simulate.kernel.rules import Order, Reserve

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from cspsched.compiled.jit import compiled
 from cspsched.policies.base import make_policy
 from cspsched.problem.instance import Instance
 from cspsched.recording.cases import find_cases
@@ -23,7 +24,6 @@ from cspsched.recording.setup import make_setup
 from cspsched.simulate import Policy, simulate_fast
 from cspsched.simulate.kernel import Workload, layout
 from cspsched.simulate.kernel.cost import flatten_cost
-from cspsched.simulate.kernel.jit import compiled
 from cspsched.simulate.kernel.memory import new_kernel
 from cspsched.simulate.kernel.support import kernel_rules
 from tests.support.kernel_cases import (
@@ -175,7 +175,7 @@ def test_with_memory_enough_decodes_stay_in_lockstep(text: str) -> None:
     assert prices is not None
     kernel = new_kernel(workload, rules, prices)
 
-    assert compiled(rules.run)(kernel) == layout.FINISHED
+    assert compiled(rules.run, CACHES=rules.caches_prefixes)(kernel) == layout.FINISHED
     assert kernel.now.is_locked
     runs = kernel.spans[: kernel.now.span_row]
     runs = runs[runs[:, layout.KIND] == layout.RUN_SPAN]

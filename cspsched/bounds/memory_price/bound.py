@@ -22,9 +22,11 @@ from math import lcm
 import numpy as np
 
 from cspsched.bounds.memory_price.details import PRICE_UNIT, MemoryPrices, Rule
+from cspsched.bounds.memory_price.kernel import Runs, least_costs
 from cspsched.bounds.parts.batches import ExactArray
 from cspsched.bounds.parts.tables import Tables
 from cspsched.bounds.parts.work import WorkTable
+from cspsched.compiled.jit import compiled
 from cspsched.problem.cost import INT64_SAFE, IntArray
 from cspsched.problem.instance import Instance, Preemption
 from cspsched.units import ceil_div, round_up
@@ -112,8 +114,6 @@ def residents(tables: Tables) -> Residents:
 
 def least_ends(table: Residents, chosen: MemoryPrices) -> int | None:
     """Lower bound on the sum of e_i, or None where 64-bit integers might overflow."""
-    from cspsched.bounds.memory_price.kernel import Runs, least_costs
-
     unit, longest = table.unit(chosen.rules), int((table.outputs + table.chunks).max())
     length = chosen.num_batches + longest
     dearest = max((price for row in chosen.prices for price in row), default=0)
@@ -121,7 +121,7 @@ def least_ends(table: Residents, chosen: MemoryPrices) -> int | None:
         return None
     costs = np.empty(len(table.outputs), dtype=np.int64)
     shares, prices, rows = table.shares(chosen.rules), chosen.padded(length), np.empty((2, length), np.int64)
-    least_costs(shares, prices, Runs(*table.runs), unit * PRICE_UNIT, int(table.pause), costs, rows)
+    compiled(least_costs)(shares, prices, Runs(*table.runs), unit * PRICE_UNIT, int(table.pause), costs, rows)
     paid = unit * sum(map(sum, chosen.prices))
     total = sum(cost * count for cost, count in zip(costs.tolist(), table.counts.tolist(), strict=True))
     return ceil_div(total - paid, unit * PRICE_UNIT)

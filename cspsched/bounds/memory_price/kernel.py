@@ -1,4 +1,4 @@
-"""Compiled: what a request pays at least under prices of memory, exactly and smoothed. Loads numba."""
+"""Compiled: what a request pays at least under prices of memory, exactly and smoothed."""
 
 from __future__ import annotations
 

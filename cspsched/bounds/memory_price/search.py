@@ -17,7 +17,9 @@ import numpy.typing as npt
 from cspsched.bounds.certificate import Certificate
 from cspsched.bounds.memory_price.bound import Pause, Residents, latency_ns, least_ends, residents
 from cspsched.bounds.memory_price.details import MEMORY_PRICE, PRICE_UNIT, MemoryPrices, Rule
+from cspsched.bounds.memory_price.kernel import Runs, smoothed_costs
 from cspsched.bounds.parts.tables import Tables
+from cspsched.compiled.jit import compiled
 from cspsched.problem.objectives import Objective
 
 FloatArray = npt.NDArray[np.float64]
@@ -136,12 +138,11 @@ class Search:
         return self._value(temperature, prices, gradient), gradient
 
     def _value(self, temperature: float, prices: FloatArray, gradient: FloatArray) -> float:
-        from cspsched.bounds.memory_price.kernel import Runs, smoothed_costs
-
         table = self.table
         longest = int((table.outputs + table.chunks).max())
         runs, buffer = Runs(*table.runs), np.empty(prices.shape[1] + longest)
-        costs = smoothed_costs(self.shares, self.firsts, prices, runs, temperature, gradient, buffer)
+        given = (self.shares, self.firsts, prices, runs)
+        costs = compiled(smoothed_costs)(*given, temperature, gradient, buffer)
         return float(costs - prices.sum())
 
 

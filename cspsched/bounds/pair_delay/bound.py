@@ -15,23 +15,30 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cspsched.bounds.certificate import Certificate, Details
 from cspsched.bounds.pair_delay.conflicts import Conflict, conflicts
 from cspsched.bounds.pair_delay.details import MOST_CHUNKS, PAIR_DELAY, SHARE_UNIT, Pairs
+from cspsched.bounds.pair_delay.kernel import (
+    NUM_ROWS,
+    Crowds,
+    Decodes,
+    Prompts,
+    Times,
+    fill_decodes,
+    fill_pairs,
+    fill_prompts,
+)
 from cspsched.bounds.parts.chunking import decodes_ns
 from cspsched.bounds.parts.entries import EntryTable
 from cspsched.bounds.parts.minorant import reachable_maxima
 from cspsched.bounds.parts.tables import Tables
 from cspsched.bounds.time_price.bound import total
+from cspsched.compiled.jit import compiled
 from cspsched.problem.cost import INT64_SAFE, IntArray
 from cspsched.problem.objectives import Objective
-
-if TYPE_CHECKING:
-    from cspsched.bounds.pair_delay.kernel import Crowds
 
 SHARES = (0, 1, 2, 4)
 """Of a batch without a request, what its pairs may use in place of its prompt, in sixteenths."""
@@ -147,8 +154,6 @@ class Company:
 
         With `most`, the part of it that the first so many requests have, to compare shares.
         """
-        from cspsched.bounds.pair_delay.kernel import Decodes, fill_decodes
-
         waiting, paired = self.alpha * (SHARE_UNIT - share) // SHARE_UNIT, self.alpha * share // SHARE_UNIT
         partners, count = self.partners, len(self.first[:most])
         caps = np.minimum(self.growth[self.last], paired // np.maximum(partners, 1)) * (partners > 0)
@@ -164,7 +169,7 @@ class Company:
             growth=np.cumsum(self.growth),
         )
         decodes = np.empty(count, dtype=np.int64)
-        fill_decodes(given, self.pairs, decodes)
+        compiled(fill_decodes)(given, self.pairs, decodes)
         value = total(prompts) + total(self._over_later_tokens(tokens)[:count]) + total(decodes)
         if not apart:
             return value
@@ -193,8 +198,6 @@ class Company:
 
         Each sits out `apart` batches at least, but for those with chunks of the prompt that emit nothing.
         """
-        from cspsched.bounds.pair_delay.kernel import NUM_ROWS, Prompts, fill_prompts
-
         given = Prompts(
             first=self.first,
             prompts_ns=self.prompts_ns,
@@ -209,15 +212,13 @@ class Company:
         order = np.argsort(self.first[which], kind="stable")
         rows = np.empty((NUM_ROWS, MOST_CHUNKS + 2), dtype=np.int64)
         costs, found = np.empty_like(which), np.empty_like(which)
-        fill_prompts(given, which[order], apart[order], rows, costs)
+        compiled(fill_prompts)(given, which[order], apart[order], rows, costs)
         found[order] = costs
         return found
 
     @cached_property
     def _crowds(self) -> Crowds:
         """How many others are surely there when."""
-        from cspsched.bounds.pair_delay.kernel import Crowds
-
         together = np.diff(self.pairs.starts)
         keys = np.repeat(np.arange(len(self.first)) << 32, together)
         keys += self.pairs.left
@@ -241,8 +242,6 @@ def _pairs(
     arrivals: IntArray, first: IntArray, last: IntArray, prompts_ns: IntArray, later_ns: IntArray, most: int
 ) -> tuple[Pairs, IntArray]:
     """The pairs, and how many each request is in with later tokens of both."""
-    from cspsched.bounds.pair_delay.kernel import Times, fill_pairs
-
     count = len(arrivals)
     ends = arrivals + prompts_ns + later_ns[last] - later_ns[first]
     partners = np.zeros(count, dtype=np.int64)
@@ -250,7 +249,8 @@ def _pairs(
     older, left = np.empty((2, count * most), dtype=np.int32)
     pairs = Pairs(np.empty(count + 1, dtype=np.int64), older, left)
     there = np.empty(count, dtype=np.int64)
-    fill_pairs(Times(arrivals, first, last, prompts_ns, ends, later_ns), most, there, pairs, partners)
+    times = Times(arrivals, first, last, prompts_ns, ends, later_ns)
+    compiled(fill_pairs)(times, most, there, pairs, partners)
     found = int(pairs.starts[-1])
     return Pairs(pairs.starts, older[:found].copy(), left[:found].copy()), partners
 

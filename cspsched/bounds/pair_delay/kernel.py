@@ -1,4 +1,4 @@
-"""Compiled: which requests are surely there when one arrives, and what that costs. Loads numba."""
+"""Compiled: which requests are surely there when one arrives, and what that costs."""
 
 from __future__ import annotations
 

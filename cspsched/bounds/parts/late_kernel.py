@@ -1,4 +1,4 @@
-"""Compiled: fewest late requests on one machine without releases. Loads numba."""
+"""Compiled: fewest late requests on one machine without releases."""
 
 from __future__ import annotations
 

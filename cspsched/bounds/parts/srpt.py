@@ -12,6 +12,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from cspsched.bounds.parts.srpt_kernel import HALF_BITS, add_completions
+from cspsched.compiled.jit import compiled
 from cspsched.problem.cost import INT64_SAFE, IntArray
 
 FEW_REQUESTS = 1_000
@@ -23,10 +25,8 @@ def srpt_completions_ns(releases_ns: IntArray, processing_ns: IntArray) -> int:
     largest = int(releases_ns.max()) + int(processing_ns.max()) * len(processing_ns)
     if len(releases_ns) <= FEW_REQUESTS or processing_ns.dtype == object or largest >= INT64_SAFE:
         return srpt_total_completion_ns(releases_ns.tolist(), processing_ns.tolist())
-    from cspsched.bounds.parts.srpt_kernel import HALF_BITS, add_completions
-
     order, found = np.argsort(releases_ns, kind="stable"), np.zeros(2, dtype=np.int64)
-    add_completions(releases_ns[order], processing_ns[order], np.empty_like(releases_ns), found)
+    compiled(add_completions)(releases_ns[order], processing_ns[order], np.empty_like(releases_ns), found)
     return (int(found[0]) << HALF_BITS) + int(found[1])
 
 

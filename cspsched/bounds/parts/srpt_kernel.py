@@ -1,4 +1,4 @@
-"""Compiled: shortest remaining processing time. Loads numba."""
+"""Compiled: shortest remaining processing time."""
 
 from __future__ import annotations
 

@@ -21,6 +21,8 @@ import numpy as np
 from cspsched.bounds.parts.tables import Tables
 from cspsched.bounds.parts.work import WorkTable
 from cspsched.bounds.time_price.details import CHORDS, FINE, PRICE_UNIT, STRETCH_UNIT, Prices
+from cspsched.bounds.time_price.kernel import Given, fill_least_costs
+from cspsched.compiled.jit import compiled
 from cspsched.problem.cost import INT64_SAFE, IntArray
 from cspsched.units import ceil_div
 
@@ -173,8 +175,6 @@ def least_costs(waits: Waits) -> IntArray:
     After its prompt's work in some window all its decodes are still to come, so it is there until then and
     for its decodes; that takes over from the cheapest cost of its own batches.
     """
-    from cspsched.bounds.time_price.kernel import Given, fill_least_costs
-
     table, prices = waits.table, waits.prices
     given = Given(
         arrivals=waits.arrivals,
@@ -189,7 +189,7 @@ def least_costs(waits: Waits) -> IntArray:
         prefill_prices=prices.price + waits.waiting_prices,
     )
     found = np.empty_like(waits.arrivals)
-    fill_least_costs(given, prices.window_ns, prices.stretch, found)
+    compiled(fill_least_costs)(given, prices.window_ns, prices.stretch, found)
     return found
 
 

@@ -1,4 +1,4 @@
-"""Compiled: the least cost of every request under one price of time. Loads numba."""
+"""Compiled: the least cost of every request under one price of time."""
 
 from __future__ import annotations
 

@@ -26,6 +26,17 @@ from cspsched.bounds.parts.price_windows import Placed
 from cspsched.bounds.time_price.bound import Columns, integer_root, total
 from cspsched.bounds.time_price.details import PRICE_UNIT, STRETCH_UNIT
 from cspsched.bounds.window_price.details import DOUBLE_RATE, RATE_UNIT, SLOPE_UNIT, WindowPrices
+from cspsched.bounds.window_price.kernel import (
+    COST,
+    NUM_ROWS,
+    NUM_STATES,
+    Given,
+    LineInputs,
+    add_gradient,
+    fill_lines,
+    least_costs,
+)
+from cspsched.compiled.jit import compiled
 from cspsched.problem.cost import INT64_SAFE, IntArray
 from cspsched.units import ceil_div
 
@@ -89,8 +100,6 @@ class WindowTable(NamedTuple):
 
 def line_tables(table: WindowTable, chosen: WindowPrices) -> LineTables | None:
     """Tables of all lines; None where 64-bit integers might overflow."""
-    from cspsched.bounds.window_price.kernel import LineInputs, fill_lines
-
     columns = table.columns
     resident = np.arange(len(columns.decodes), dtype=np.int64)
     share = STRETCH_UNIT - chosen.memory
@@ -113,7 +122,7 @@ def line_tables(table: WindowTable, chosen: WindowPrices) -> LineTables | None:
         cheapest=columns.refills * min(chosen.prices) // PRICE_UNIT,
     )
     sums, least_sums, needed, roots = np.empty((4, len(kinds), len(resident)), dtype=np.int64)
-    fill_lines(given, sums, least_sums, needed, roots)
+    compiled(fill_lines)(given, sums, least_sums, needed, roots)
     if int(sums[:, -1].max()) * 2 * DOUBLE_RATE >= INT64_SAFE:
         return None
     return LineTables(
@@ -144,15 +153,6 @@ def outcome(table: WindowTable, chosen: WindowPrices, every: int = 1) -> Outcome
 
     With `every`, an estimate from every so manieth request, each in place of so many.
     """
-    from cspsched.bounds.window_price.kernel import (
-        COST,
-        NUM_ROWS,
-        NUM_STATES,
-        Given,
-        add_gradient,
-        least_costs,
-    )
-
     columns, placed = table.columns, chosen.windows().placed(table.columns.arrivals)
     held = holds(columns, placed, chosen)
     lines = None if _overflows(table, chosen, held) else line_tables(table, chosen)
@@ -183,9 +183,9 @@ def outcome(table: WindowTable, chosen: WindowPrices, every: int = 1) -> Outcome
     )
     count, num_lines = len(columns.arrivals), len(lines.costs)
     found = np.empty((NUM_ROWS, len(given.arrivals)), dtype=np.int64)
-    visited = least_costs(given, found, np.empty((NUM_STATES, num_lines), dtype=np.int64))
+    visited = compiled(least_costs)(given, found, np.empty((NUM_STATES, num_lines), dtype=np.int64))
     gradient = np.zeros(len(prices))
-    add_gradient(given, found, gradient)
+    compiled(add_gradient)(given, found, gradient)
     costs_ns, paid = total(found[COST]), ceil_div(sum(chosen.prices) * chosen.window_ns, PRICE_UNIT)
     if every > 1:
         costs_ns, gradient = costs_ns * count // len(given.arrivals), gradient * count / len(given.arrivals)

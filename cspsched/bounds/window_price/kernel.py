@@ -1,4 +1,4 @@
-"""Compiled: the least cost of every request under prices per window. Loads numba."""
+"""Compiled: the least cost of every request under prices per window."""
 
 from __future__ import annotations
 

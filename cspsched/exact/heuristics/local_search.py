@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cspsched.compiled.batch_time import CostTables, cost_tables
-from cspsched.compiled.jit import compiled
+from cspsched.compiled.jit import allocating, compiled
 from cspsched.exact.heuristics.list_schedule import one_at_a_time
 from cspsched.exact.heuristics.plan_scheduler import NO_SCHEDULE, Plan, Trace, Workload, run_plan
 from cspsched.exact.model.exact_model import Decisions
@@ -63,10 +63,10 @@ def improve(
         return
     best, current = _copy(plan), np.array([value, value], dtype=np.int64)
     yield decisions_of(load, prices, best, trace)
-    _seed(seed)
+    compiled(_seed)(seed)
     while (left := time_left()) > 0:
         warmth = WARMTH * value * (left / allotted) ** 2
-        _anneal(load, prices, trace, PlanWalk(plan, best, current), warmth, SLICE)
+        compiled(_anneal)(load, prices, trace, PlanWalk(plan, best, current), warmth, SLICE)
         if current[1] < value:
             value = int(current[1])
             yield decisions_of(load, prices, best, trace)
@@ -154,7 +154,7 @@ def _first_plan(load: Workload, prices: CostTables, trace: Trace) -> tuple[Plan,
         for cautious, eager in ((0, 0), (1, 0), (0, 1))
         for budget in _budgets(load)
     ]
-    values = [run_plan(load, prices, plan, trace, NO_SCHEDULE) for plan in plans]
+    values = [compiled(run_plan)(load, prices, plan, trace, NO_SCHEDULE) for plan in plans]
     best = min(range(len(plans)), key=values.__getitem__)
     return plans[best], int(values[best])
 
@@ -177,12 +177,12 @@ class PlanWalk(NamedTuple):
     """Of both."""
 
 
-@compiled
+@allocating
 def _seed(seed: int) -> None:
     np.random.seed(seed)
 
 
-@compiled
+@allocating
 def _anneal(
     load: Workload, prices: CostTables, trace: Trace, walk: PlanWalk, warmth: float, moves: int
 ) -> None:
@@ -225,7 +225,7 @@ def _anneal(
 
 def decisions_of(load: Workload, prices: CostTables, plan: Plan, trace: Trace) -> Decisions:
     """Batches and evictions of a plan."""
-    run_plan(load, prices, plan, trace, NO_SCHEDULE)
+    compiled(run_plan)(load, prices, plan, trace, NO_SCHEDULE)
     batches: dict[int, list[tuple[int, int]]] = {}
     evictions: dict[int, list[int]] = {}
     for batch, request, tokens in trace.entries[: trace.sizes[0]].tolist():

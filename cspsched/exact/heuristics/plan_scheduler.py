@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cspsched.compiled.batch_time import CostTables, batch_time
-from cspsched.compiled.jit import compiled
+from cspsched.compiled.jit import allocating
 from cspsched.problem.cost import IntArray
 
 NO_SCHEDULE = 2**62
@@ -73,12 +73,12 @@ class Trace(NamedTuple):
     """Entries and evictions written."""
 
 
-@compiled
+@allocating
 def _blocks(load: Workload, tokens: int) -> int:
     return -(-tokens // load.block_tokens)
 
 
-@compiled
+@allocating
 def _occupied(load: Workload, i: int, tokens: int) -> int:
     """Blocks of a request that holds so many tokens."""
     if tokens and load.reserves:
@@ -86,7 +86,7 @@ def _occupied(load: Workload, i: int, tokens: int) -> int:
     return _blocks(load, tokens)
 
 
-@compiled
+@allocating
 def _note(column: IntArray, sizes: IntArray, which: int, first: int, second: int, third: int) -> None:
     row = sizes[which]
     if row < len(column):
@@ -104,7 +104,7 @@ class Caches(NamedTuple):
     decoding: IntArray
 
 
-@compiled
+@allocating
 def _make_room(
     load: Workload, plan: Plan, trace: Trace, caches: Caches, batch: int, rank: int, excess: int
 ) -> int:
@@ -121,7 +121,7 @@ def _make_room(
     return freed
 
 
-@compiled
+@allocating
 def _admits(load: Workload, plan: Plan, kv: IntArray, i: int) -> bool:
     """Whether memory can take a request and all residents to their ends."""
     total = _blocks(load, load.prompts[i] + load.outputs[i] - 1)
@@ -131,7 +131,7 @@ def _admits(load: Workload, plan: Plan, kv: IntArray, i: int) -> bool:
     return bool(total <= load.kv_blocks)
 
 
-@compiled
+@allocating
 def run_plan(load: Workload, prices: CostTables, plan: Plan, trace: Trace, best: int) -> int:
     """Value of a plan, by the weights; `NO_SCHEDULE` as soon as it must be more than `best`."""
     n = len(plan.order)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from cspsched.compiled.jit import compiled
 from cspsched.exact.packing.heuristic import fill_tables
 from cspsched.exact.packing.space import PackingSpace
 from cspsched.exact.packing.starts import Starting, advance_packing, new_bench, rest_of
@@ -43,7 +44,7 @@ class _PackingSearch(StateSearch):
 
     def compile(self) -> None:
         """Call all that is compiled once, with nothing to do."""
-        fill_tables(self._packing.rests, 0, 0)
+        compiled(fill_tables)(self._packing.rests, 0, 0)
         super().compile()
 
     def prove(self) -> StopReason:
@@ -60,8 +61,8 @@ class _PackingSearch(StateSearch):
     def _advance(self, nodes: Nodes, num_labels: int, weight: int) -> int:
         space = self._space
         tables = (space.shape, space.prices, self._packing.rests, space.heuristic_tables, nodes, self._bench)
-        return advance_packing(Starting(*tables, self._upper, weight), self._goal, num_labels)
+        return compiled(advance_packing)(Starting(*tables, self._upper, weight), self._goal, num_labels)
 
     def _rest_of_all(self) -> int:
         shape, rests, tables = self._space.shape, self._packing.rests, self._space.heuristic_tables
-        return rest_of(shape, rests, tables, np.zeros_like(shape.outputs), self._bench)
+        return compiled(rest_of)(shape, rests, tables, np.zeros_like(shape.outputs), self._bench)

@@ -11,6 +11,7 @@ from math import floor
 import numpy as np
 
 from cspsched.bounds.parts.minorant import Minorant, minorants
+from cspsched.compiled.jit import compiled
 from cspsched.exact.heuristics.list_schedule import share
 from cspsched.exact.packing.heuristic import Rests, fill_tables, list_thirds
 from cspsched.exact.states.space import StateSpace
@@ -54,7 +55,7 @@ class PackingSpace:
             last = min(first + MASKS_AT_ONCE, count)
             if not go_on(self.num_values * (last - first) // count):
                 return False
-            fill_tables(self.rests, first, last)
+            compiled(fill_tables)(self.rests, first, last)
         return True
 
 
@@ -98,7 +99,7 @@ def build_packing_space(space: StateSpace, upper_ns: int) -> PackingSpace | None
         one=np.zeros((1 << n, n, longest), dtype=KIND),
         two=np.zeros(num_pairs << (n - 2), dtype=KIND),
     )
-    list_thirds(rests, np.zeros(3, dtype=np.int64), np.zeros(3, dtype=np.int64))
+    compiled(list_thirds)(rests, np.zeros(3, dtype=np.int64), np.zeros(3, dtype=np.int64))
     return PackingSpace(space=space, rests=rests)
 
 

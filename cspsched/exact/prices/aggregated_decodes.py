@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cspsched.compiled.jit import compiled
+from cspsched.compiled.jit import allocating
 from cspsched.problem.cost import IntArray
 
 NEVER = -(2**61)
@@ -27,7 +27,7 @@ class Lines(NamedTuple):
     """How much more each later one is."""
 
 
-@compiled
+@allocating
 def best_patterns(prompts: IntArray, outputs: IntArray, lines: Lines, most: int, capacity: int) -> IntArray:
     """Largest value of d tokens that hold w KV tokens, shape (requests + 1, most + 1, capacity + 1).
 
@@ -63,7 +63,7 @@ def best_patterns(prompts: IntArray, outputs: IntArray, lines: Lines, most: int,
     return best
 
 
-@compiled
+@allocating
 def trace_pattern(
     prompts: IntArray,
     outputs: IntArray,

@@ -15,6 +15,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
+from cspsched.compiled.jit import compiled
 from cspsched.errors import InternalError
 from cspsched.exact.prices.aggregated_decodes import NEVER, Lines, best_patterns
 from cspsched.exact.prices.aggregated_paths import (
@@ -187,11 +188,11 @@ class CycleSearch:
         """Cycles that earn too much under prices, each with what it costs; none if the prices hold."""
         moves = self.moves
         most = len(moves.least) - 1
-        best = best_patterns(moves.prompts, moves.outputs, prices.later, most, moves.capacity)
+        best = compiled(best_patterns)(moves.prompts, moves.outputs, prices.later, most, moves.capacity)
         offers = _offers(moves, prices, best[-1])
         levels = Levels(self._levels.value.copy(), self._levels.choice)
         cycles = np.zeros((MOST_ROUNDS, 3), dtype=np.int64)
-        found, sweeps = settle(moves, prices, offers, levels, cycles)
+        found, sweeps = compiled(settle)(moves, prices, offers, levels, cycles)
         self._steps += (most + 1) * moves.capacity * sweeps * len(prices.evictions)
         if not found:
             self._levels = levels
@@ -199,7 +200,7 @@ class CycleSearch:
         for cycle in cycles[:found]:
             sizes = (moves.refill, moves.prompts, prices.evictions)
             way = CycleTally(*(np.zeros_like(table) for table in sizes))
-            cost = follow_cycle(moves, offers, prices.later, best, levels, cycle, way)
+            cost = compiled(follow_cycle)(moves, offers, prices.later, best, levels, cycle, way)
             rounds.append((way, int(cost)))
         return rounds
 

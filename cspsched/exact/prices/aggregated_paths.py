@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from cspsched.compiled.jit import compiled
+from cspsched.compiled.jit import allocating
 from cspsched.exact.prices.aggregated_decodes import NEVER, Lines, trace_pattern
 from cspsched.problem.cost import IntArray
 
@@ -97,7 +97,7 @@ def new_levels(moves: AggregatedMoves) -> Levels:
     return Levels(value=np.zeros(shape, dtype=np.int64), choice=np.zeros(shape, dtype=np.int32))
 
 
-@compiled
+@allocating
 def _admit(moves: AggregatedMoves, offers: Offers, levels: Levels) -> bool:
     """From within a batch, in each state: how many tokens to process next, most residents first."""
     value, choice, changed = levels.value, levels.choice, False
@@ -124,7 +124,7 @@ def _admit(moves: AggregatedMoves, offers: Offers, levels: Levels) -> bool:
     return changed
 
 
-@compiled
+@allocating
 def _run(moves: AggregatedMoves, offers: Offers, levels: Levels, k: int, level: int) -> bool:
     """Try every batch from an aggregated state."""
     value, last = levels.value, len(moves.least) - 1
@@ -153,7 +153,7 @@ def _run(moves: AggregatedMoves, offers: Offers, levels: Levels, k: int, level: 
     return bool(chosen != UNKNOWN)
 
 
-@compiled
+@allocating
 def _leave(
     moves: AggregatedMoves,
     prices: AggregatedPrices,
@@ -192,7 +192,7 @@ def _leave(
     return bool(chosen != UNKNOWN)
 
 
-@compiled
+@allocating
 def _sweep(moves: AggregatedMoves, prices: AggregatedPrices, offers: Offers, levels: Levels) -> bool:
     """Try everything from every aggregated state once; whether anything got better."""
     changed = _admit(moves, offers, levels)
@@ -207,7 +207,7 @@ def _sweep(moves: AggregatedMoves, prices: AggregatedPrices, offers: Offers, lev
     return changed
 
 
-@compiled
+@allocating
 def _behind(moves: AggregatedMoves, levels: Levels, where: int, k: int, level: int) -> tuple[int, int, int]:
     """Where the best path goes next."""
     choice = levels.choice[where, k, level]
@@ -223,7 +223,7 @@ def _behind(moves: AggregatedMoves, levels: Levels, where: int, k: int, level: i
     return BEHIND, k - 1, level - (choice - count)
 
 
-@compiled
+@allocating
 def _find_cycles(moves: AggregatedMoves, levels: Levels, cycles: IntArray) -> int:
     """Write down one (where, residents, tokens) of every cycle of choices; how many there are."""
     seen = np.zeros(levels.value.shape, dtype=np.int32)
@@ -244,7 +244,7 @@ def _find_cycles(moves: AggregatedMoves, levels: Levels, cycles: IntArray) -> in
     return found
 
 
-@compiled
+@allocating
 def settle(
     moves: AggregatedMoves, prices: AggregatedPrices, offers: Offers, levels: Levels, cycles: IntArray
 ) -> tuple[int, int]:
@@ -274,7 +274,7 @@ class CycleTally(NamedTuple):
     """How much more often so many KV tokens are evicted than refilled."""
 
 
-@compiled
+@allocating
 def follow_cycle(
     moves: AggregatedMoves,
     offers: Offers,

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cspsched.compiled.jit import outer
+from cspsched.compiled.jit import compiled, outer
 from cspsched.problem.cost import IntArray
 
 MOST_ROUNDS = 120
@@ -160,7 +160,7 @@ def _best_pattern(
     n = len(counts)
     best = np.zeros((n + 1, capacity + 1), dtype=values.dtype)
     taken = np.full((n, capacity + 1), -1, dtype=np.int32)
-    _fill_rooms(blocks, counts, values, best, taken)
+    compiled(_fill_rooms)(blocks, counts, values, best, taken)
     chosen, room = np.full(n, -1, dtype=np.int64), capacity
     for i in range(n - 1, -1, -1):
         chosen[i] = taken[i, room]

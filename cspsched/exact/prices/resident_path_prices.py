@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cspsched.compiled.jit import compiled
 from cspsched.errors import InternalError
 from cspsched.exact.prices.resident_paths import DECODE, HYBRID, PREFILL, Moves, new_paths, settle
 from cspsched.exact.prices.resident_states import Residents
@@ -70,7 +71,7 @@ def resident_path_prices(
     paths, program = new_paths(len(residents.codes)), _Program(moves, waits=waits)
     emitted = np.zeros((MOST_CYCLES, *moves.blocks.shape), dtype=np.int64)
     costs = np.zeros(MOST_CYCLES, dtype=np.int64)
-    found, sweeps = settle(moves, residents, paths, start, emitted, costs)
+    found, sweeps = compiled(settle)(moves, residents, paths, start, emitted, costs)
     if found:
         raise InternalError(
             "the prices to start from are beaten by a path of resident states; please report this instance"
@@ -83,7 +84,7 @@ def resident_path_prices(
             break
         proposed, _ = proposal
         prices = np.floor(step * proposed + (1 - step) * best.prices).astype(np.int64)
-        found, sweeps = settle(moves, residents, paths, prices, emitted, costs)
+        found, sweeps = compiled(settle)(moves, residents, paths, prices, emitted, costs)
         for k in range(found):
             program.add(emitted[k], int(costs[k]))
         if found:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from cspsched.compiled.jit import compiled
+from cspsched.compiled.jit import allocating
 from cspsched.exact.prices.resident_states import Residents, state_of
 from cspsched.problem.cost import IntArray
 
@@ -63,7 +63,7 @@ def new_paths(states: int) -> ResidentPaths:
     )
 
 
-@compiled
+@allocating
 def _admit(moves: Moves, residents: Residents, paths: ResidentPaths, prices: IntArray) -> None:
     """From within a batch in each state: whom to admit next, most residents first."""
     width = prices.shape[1]
@@ -89,7 +89,7 @@ def _admit(moves: Moves, residents: Residents, paths: ResidentPaths, prices: Int
         paths.entry[state] = entry
 
 
-@compiled
+@allocating
 def _improve(moves: Moves, residents: Residents, paths: ResidentPaths, prices: IntArray) -> bool:
     """Try every batch and eviction from every state once; whether anything got better."""
     changed = False
@@ -134,7 +134,7 @@ def _improve(moves: Moves, residents: Residents, paths: ResidentPaths, prices: I
     return changed
 
 
-@compiled
+@allocating
 def _step(
     moves: Moves, residents: Residents, paths: ResidentPaths, state: int, emitted: IntArray
 ) -> tuple[int, int]:
@@ -162,7 +162,7 @@ def _step(
     return int(residents.closed[state]), cost
 
 
-@compiled
+@allocating
 def _find_cycles(
     moves: Moves, residents: Residents, paths: ResidentPaths, emitted: IntArray, costs: IntArray
 ) -> int:
@@ -190,7 +190,7 @@ def _find_cycles(
     return found
 
 
-@compiled
+@allocating
 def settle(
     moves: Moves,
     residents: Residents,

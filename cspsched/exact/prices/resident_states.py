@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from cspsched.compiled.jit import compiled, outer
+from cspsched.compiled.jit import allocating, compiled, outer
 from cspsched.exact.parts.label_store import HASH_FACTOR
 from cspsched.problem.cost import IntArray
 
@@ -82,18 +82,18 @@ def list_residents(blocks: IntArray, counts: IntArray, strides: IntArray, capaci
     tokens = np.ascontiguousarray(tokens[order])
     codes = tokens.astype(np.int64) @ strides
     slots = np.zeros(1 << (2 * len(codes)).bit_length(), dtype=np.int32)
-    _fill(slots, codes)
+    compiled(_fill)(slots, codes)
     left = np.where(tokens == counts, 0, tokens).astype(np.int64) @ strides
     return Residents(
         tokens=tokens,
         used=used[order],
         codes=codes,
-        closed=_numbers(slots, codes, left),
+        closed=compiled(_numbers)(slots, codes, left),
         slots=slots,
     )
 
 
-@compiled
+@allocating
 def _fill(slots: Column, codes: IntArray) -> None:
     mask = len(slots) - 1
     for state in range(len(codes)):
@@ -103,7 +103,7 @@ def _fill(slots: Column, codes: IntArray) -> None:
         slots[slot] = state + 1
 
 
-@compiled
+@allocating
 def _numbers(slots: Column, codes: IntArray, wanted: IntArray) -> Column:
     numbers = np.zeros(len(wanted), dtype=np.int32)
     for k in range(len(wanted)):

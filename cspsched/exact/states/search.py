@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cspsched.compiled.jit import compiled
 from cspsched.exact.model.exact_model import Decisions
 from cspsched.exact.parts.label_store import Nodes, label_of, new_nodes, start_from
 from cspsched.exact.states.best_first import (
@@ -126,9 +127,9 @@ class StateSearch:
     def compile(self) -> None:
         """Call all that is compiled once, with nothing to do."""
         nodes = new_nodes(1)
-        start_from(nodes, self._rest_of_all())
+        compiled(start_from)(nodes, self._rest_of_all())
         self._advance(nodes, 0, WEIGHT_ONE)
-        label_of(nodes, self._goal, 0)
+        compiled(label_of)(nodes, self._goal, 0)
 
     def prove(self) -> StopReason:
         """Descents, then the search that proves; first short ones without the strongest heuristic."""
@@ -179,7 +180,7 @@ class StateSearch:
         """Search with one weight, slice by slice, until so much time is left. Returns how it ended."""
         space, talk, state = self._space, self._talk, OPEN
         nodes, slice_ = new_nodes(most_labels), FIRST_SLICE
-        start_from(nodes, self._rest_of_all())
+        compiled(start_from)(nodes, self._rest_of_all())
         while state == OPEN and nodes.sizes[2] < most_expanded and talk.time_left() > until:
             self._upper = min(self._upper, talk.upper_ns() * space.prices.scale)
             time_left = talk.time_left()
@@ -199,17 +200,17 @@ class StateSearch:
         """Expand some labels; returns how it ended."""
         space = self._space
         tables = (space.shape, space.prices, space.heuristic_tables, nodes, self._scratch)
-        return advance(Expansion(*tables, self._upper, weight), self._goal, num_labels)
+        return compiled(advance)(Expansion(*tables, self._upper, weight), self._goal, num_labels)
 
     def _rest_of_all(self) -> int:
         """Heuristic of that state."""
-        shape = self._space.shape
+        shape, tables = self._space.shape, self._space.heuristic_tables
         nothing = np.zeros_like(shape.outputs)
-        return heuristic_on_rest(shape, self._space.heuristic_tables, nothing, 0, self._scratch.heuristic)
+        return compiled(heuristic_on_rest)(shape, tables, nothing, 0, self._scratch.heuristic)
 
     def _take(self, nodes: Nodes) -> None:
         """Take over a cheaper way to the goal."""
-        label = label_of(nodes, self._goal, 0)
+        label = compiled(label_of)(nodes, self._goal, 0)
         if label >= 0 and nodes.cost[label] < self._upper:
             self._upper = int(nodes.cost[label])
             self.decisions = _decisions(self._space, nodes, label)

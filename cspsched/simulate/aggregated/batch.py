@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from cspsched.compiled.jit import inner
 from cspsched.simulate.aggregated.columns import GENERATING, SORTED
 from cspsched.simulate.aggregated.queues import append_running, pop_head, queue_again, remove_running
 from cspsched.simulate.aggregated.state import Admit
 from cspsched.simulate.kernel.actions import blocks_of, known_tokens, log_batch, restart_output
-from cspsched.simulate.kernel.jit import inner
 from cspsched.simulate.kernel.layout import (
     AMOUNT,
     BEFORE,

@@ -6,10 +6,10 @@ Decodes stand sorted by that; requests that do not decode yet, few at a time, ar
 
 from __future__ import annotations
 
+from cspsched.compiled.jit import inner
 from cspsched.simulate.aggregated.batch import peak_blocks
 from cspsched.simulate.aggregated.columns import GENERATING, NEW_TO_COME, NEW_TOKENS, SORTED, STARTED
 from cspsched.simulate.kernel.actions import blocks_of, known_tokens
-from cspsched.simulate.kernel.jit import inner
 from cspsched.simulate.kernel.layout import DECODES, Kernel
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
+from cspsched.compiled.jit import inner, merged, outer
 from cspsched.simulate.aggregated.batch import KNOWN_ONLY, execute
 from cspsched.simulate.aggregated.cancel import cancel_aggregated
 from cspsched.simulate.aggregated.parts import DECODE_ONLY, MIXED, NOBODY_RUNS, PREFILL_ONLY, parts_step
@@ -13,7 +14,6 @@ from cspsched.simulate.aggregated.queues import submit_arrivals
 from cspsched.simulate.aggregated.repeat import repeat_decodes
 from cspsched.simulate.aggregated.running_first import running_first
 from cspsched.simulate.aggregated.state import Aggregated, Batch
-from cspsched.simulate.kernel.jit import inner, merged, outer
 from cspsched.simulate.kernel.layout import FINISHED, LAST_CLOCK_NS, LAST_COUNT, LOG_FULL, TOO_LONG, Kernel
 from cspsched.simulate.kernel.progress import await_arrival, goes_on, has_room, refusal
 from cspsched.simulate.kernel.rules import Entries, Order, Rules

@@ -5,13 +5,13 @@ At most one request has prefill left, the last admitted: what cuts a prompt is t
 
 from __future__ import annotations
 
+from cspsched.compiled.jit import inner, merged
 from cspsched.simulate.aggregated.batch import add_chunk, admit, decode_growth, evict
 from cspsched.simulate.aggregated.columns import LISTED, STARTED
 from cspsched.simulate.aggregated.future import future_fits
 from cspsched.simulate.aggregated.queues import newest, queue_head
 from cspsched.simulate.aggregated.state import Admit, Batch, Gate, Need
 from cspsched.simulate.kernel.actions import blocks_of, known_tokens
-from cspsched.simulate.kernel.jit import inner, merged
 from cspsched.simulate.kernel.layout import DECODES, Kernel
 from cspsched.simulate.kernel.records import NOBODY
 from cspsched.simulate.kernel.rules import Chunk, Reserve

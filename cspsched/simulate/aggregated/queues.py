@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from cspsched.compiled.jit import inner
 from cspsched.simulate.aggregated.columns import LISTED, STACK
 from cspsched.simulate.aggregated.state import ALL_SERVED
-from cspsched.simulate.kernel.jit import inner
 from cspsched.simulate.kernel.layout import BY_RANK, HEAP, SUBMISSION, Kernel
 from cspsched.simulate.kernel.records import NOBODY
 from cspsched.simulate.kernel.rules import Order

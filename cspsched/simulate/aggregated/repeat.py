@@ -6,9 +6,10 @@ contexts changes from one to the next.
 
 from __future__ import annotations
 
-from cspsched.simulate.kernel.jit import inner
+from cspsched.compiled.batch_time import term_ns
+from cspsched.compiled.jit import inner
 from cspsched.simulate.kernel.layout import LAST_CLOCK_NS, Kernel
-from cspsched.simulate.kernel.pricing import batch_time_ns, term_ns
+from cspsched.simulate.kernel.pricing import batch_time_ns
 from cspsched.simulate.kernel.progress import next_arrival_ns
 from cspsched.simulate.kernel.records import NOBODY
 

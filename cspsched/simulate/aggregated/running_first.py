@@ -8,6 +8,7 @@ does, the rest of the list sits out and leaves the lockstep.
 
 from __future__ import annotations
 
+from cspsched.compiled.jit import inner, merged
 from cspsched.simulate.aggregated.batch import (
     add_chunk,
     admit,
@@ -20,7 +21,6 @@ from cspsched.simulate.aggregated.columns import LISTED, STARTED, STARTED_TOKENS
 from cspsched.simulate.aggregated.queues import queue_head, victim
 from cspsched.simulate.aggregated.state import ALL_SERVED
 from cspsched.simulate.kernel.actions import blocks_of, known_tokens
-from cspsched.simulate.kernel.jit import inner, merged
 from cspsched.simulate.kernel.layout import DECODES, HELD, PREFILLS, Kernel
 from cspsched.simulate.kernel.records import NOBODY
 from cspsched.simulate.kernel.rules import Chunk

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from cspsched.compiled.jit import inner
 from cspsched.simulate.kernel.columns import (
     BATCHED,
     ENDING,
 )
-from cspsched.simulate.kernel.jit import inner
 from cspsched.simulate.kernel.layout import (
     DECODES,
     EVICTION_SPAN,

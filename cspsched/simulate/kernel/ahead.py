@@ -7,13 +7,13 @@ the batch in flight has ended. For the same reason none is admitted whose own ba
 
 from __future__ import annotations
 
+from cspsched.compiled.jit import inner
 from cspsched.simulate.kernel.actions import leave
 from cspsched.simulate.kernel.columns import (
     BATCHED,
     ENDING,
     UNSEEN,
 )
-from cspsched.simulate.kernel.jit import inner
 from cspsched.simulate.kernel.layout import DECIDED_NS, DECODES, FINISHED, Kernel
 from cspsched.simulate.kernel.lists import drop_listed
 from cspsched.simulate.kernel.prefix import CACHES, enter

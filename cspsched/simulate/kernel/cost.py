@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Callable
-from math import inf
 from typing import Any
 
 import numpy as np
 
-from cspsched.problem.cost import BatchFeatures, CostModel, IntArray, PiecewiseLinear
+from cspsched.compiled.batch_time import Row, Term, constants_of, flat_rows, terms_of
+from cspsched.problem.cost import BatchFeatures, CostModel, IntArray
 from cspsched.simulate.kernel.rules import Rules
 
 MOST_MOVES = 4
@@ -21,11 +19,7 @@ LARGEST_TERM = 2**58
 def flatten_cost(cost: CostModel, rules: Rules, largest_peak: int) -> IntArray | None:
     """Flat form of a cost model; None if a batch could take a term beyond 64 bits.
 
-    Rows of four numbers, int64: step, b_p and b_d rounded up, in nanoseconds, and the row of the first knot;
-    each non-zero term (feature, denominator, rows from and to of its knots; features of terms that only
-    batches with a prefill pay come after all others, as -1 - feature); each knot (where, value there and
-    slope from there, both times the denominator, 0); last the time of a block that is swapped (numerator,
-    denominator, 0, 0).
+    `flat_rows` as int64, and last the time of a block that is swapped (numerator, denominator, 0, 0).
 
     Parameters
     ----------
@@ -33,12 +27,12 @@ def flatten_cost(cost: CostModel, rules: Rules, largest_peak: int) -> IntArray |
         Most KV entries that a request of the workload holds.
     """
     worst = _largest_features(rules, largest_peak)
-    for feature, function in _functions(cost):
-        largest = worst[feature if feature >= 0 else -1 - feature]
+    for feature, function in (*cost.functions(mixed=False), *cost.functions(mixed=True)):
         # One further, so that the last slope is covered, too.
+        largest = worst[feature]
         if max(function.numerator(largest + 1) + function.denominator, largest) >= LARGEST_TERM:
             return None
-    rows = _rows(cost, lambda feature: worst[feature if feature >= 0 else -1 - feature])
+    rows = _rows(cost, terms_of(cost, lambda position: worst[position]))
     numerator, denominator = rows[-1][:2]
     moved = numerator * MOST_MOVES * rules.kv_blocks + denominator
     if moved >= LARGEST_TERM or any(max(row) >= LARGEST_TERM for row in rows):
@@ -49,29 +43,12 @@ def flatten_cost(cost: CostModel, rules: Rules, largest_peak: int) -> IntArray |
 def flatten_exactly(cost: CostModel) -> Any:
     """Flat form of a cost model for plain Python, in whole numbers of any size, with all knots."""
     rows = np.empty((0, 4), dtype=object)
-    return np.concatenate([rows, np.array(_rows(cost, lambda feature: inf), dtype=object)])
+    return np.concatenate([rows, np.array(_rows(cost, terms_of(cost)), dtype=object)])
 
 
-def _rows(cost: CostModel, reach: Callable[[int], float]) -> list[tuple[int, ...]]:
-    """Rows of the flat form, with the knots up to which a feature reaches."""
-    functions = _functions(cost)
-    terms: list[tuple[int, ...]] = []
-    knots: list[tuple[int, ...]] = []
-    for feature, function in functions:
-        reached = bisect_right(function.knots, reach(feature))
-        columns = (function.knots, function.knot_numerators, function.slope_numerators, [0] * reached)
-        row = 1 + len(functions) + len(knots)
-        terms.append((feature, function.denominator, row, row + reached))
-        knots += list(zip(*(column[:reached] for column in columns), strict=True))
-    constants = cost.step_ceil, cost.prefill_batch_ceil, cost.decode_batch_ceil
+def _rows(cost: CostModel, terms: list[Term]) -> list[Row]:
     swap = cost.swap_block.numerator, cost.swap_block.denominator, 0, 0
-    return [(*constants, 1 + len(functions)), *terms, *knots, swap]
-
-
-def _functions(cost: CostModel) -> list[tuple[int, PiecewiseLinear]]:
-    """Non-zero terms with the position of their feature, -1 - position where it counts beside a prefill."""
-    mixed = [(-1 - feature, function) for feature, function in cost.functions(mixed=True)]
-    return cost.functions(mixed=False) + mixed
+    return [*flat_rows(constants_of(cost), terms), swap]
 
 
 def _largest_features(rules: Rules, largest_peak: int) -> BatchFeatures[int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cspsched.compiled.jit import inner, outer
 from cspsched.simulate.kernel.actions import (
     begin,
     blocks_of,
@@ -23,7 +24,6 @@ from cspsched.simulate.kernel.columns import (
     KEY_BITS,
     LISTED,
 )
-from cspsched.simulate.kernel.jit import inner, outer
 from cspsched.simulate.kernel.layout import FINISHED, LOG_FULL, Kernel
 from cspsched.simulate.kernel.lists import (
     append_listed,

@@ -6,9 +6,9 @@ out of reach: LISTED holds them, oldest first. If it has finished it keeps its b
 
 from __future__ import annotations
 
+from cspsched.compiled.jit import inner
 from cspsched.simulate.kernel.actions import add_up, leave, process
 from cspsched.simulate.kernel.columns import BATCHED, LISTED
-from cspsched.simulate.kernel.jit import inner
 from cspsched.simulate.kernel.layout import ASK_MACHINE, DECIDED_NS, FINISHED, Kernel
 from cspsched.simulate.kernel.pricing import batch_time_ns
 from cspsched.simulate.kernel.progress import next_arrival_ns, refusal

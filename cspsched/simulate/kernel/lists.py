@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from cspsched.compiled.jit import inner
 from cspsched.simulate.kernel.columns import (
     IN_LOCKSTEP,
     KEY_BITS,
     LISTED,
 )
-from cspsched.simulate.kernel.jit import inner
 from cspsched.simulate.kernel.layout import HEAP, QUEUED, SUBMISSION, Kernel
 
 

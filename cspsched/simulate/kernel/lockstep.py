@@ -9,12 +9,12 @@ them part: then every row says what its request has, and LISTED holds all that r
 
 from __future__ import annotations
 
+from cspsched.compiled.jit import inner
 from cspsched.simulate.kernel.actions import blocks_of
 from cspsched.simulate.kernel.columns import (
     IN_LOCKSTEP,
     LOCKED,
 )
-from cspsched.simulate.kernel.jit import inner
 from cspsched.simulate.kernel.layout import DECODES, Kernel
 from cspsched.simulate.kernel.records import NOBODY
 from cspsched.simulate.kernel.runs import LARGEST_NUMBER, close_run

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from types import FunctionType
 from typing import Any
 
+from cspsched.compiled.jit import outer
 from cspsched.simulate.kernel.actions import begin
-from cspsched.simulate.kernel.jit import outer
 from cspsched.simulate.kernel.layout import FINISHED, LOG_FULL, Kernel
 from cspsched.simulate.kernel.progress import goes_on, has_room
 from cspsched.simulate.kernel.together import conclude_together, regroup

@@ -9,7 +9,7 @@ kept; the first that was entered is found.
 
 from __future__ import annotations
 
-from cspsched.simulate.kernel.jit import inner
+from cspsched.compiled.jit import inner
 from cspsched.simulate.kernel.layout import PREFILLS, Kernel
 from cspsched.simulate.kernel.records import NOBODY
 

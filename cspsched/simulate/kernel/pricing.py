@@ -1,52 +1,16 @@
-"""Compiled: the duration of a batch, from the flat cost model."""
+"""Compiled: the duration of the batch at hand."""
 
 from __future__ import annotations
 
-from cspsched.problem.cost import IntArray
-from cspsched.simulate.kernel.jit import inner
+from cspsched.compiled.batch_time import batch_time_by
+from cspsched.compiled.jit import inner
 from cspsched.simulate.kernel.layout import Kernel
 
 
 @inner
-def term_ns(prices: IntArray, position: int, x: int) -> int:
-    """Value of a piecewise-linear term of the flat cost model at x > 0, rounded up."""
-    term = prices[position]
-    low, high = term[2], term[3]
-    while high - low > 1:
-        middle = (low + high) >> 1
-        if prices[middle, 0] <= x:
-            low = middle
-        else:
-            high = middle
-    numerator = prices[low, 1] + prices[low, 2] * (x - prices[low, 0])
-    return int((numerator + term[1] - 1) // term[1])
-
-
-@inner
-def batch_time_ns(k: Kernel, num_decodes: int) -> int:
-    """Duration of the batch: every term rounded up once."""
-    now = k.now
-    prices = k.prices
-    time_ns = prices[0, 0]
-    if now.num_prefills:
-        time_ns += prices[0, 1]
-    if num_decodes:
-        time_ns += prices[0, 2]
-    for position in range(1, prices[0, 3]):
-        x = feature(k, prices[position, 0], num_decodes)
-        if x:
-            time_ns += term_ns(prices, position, x)
-    return int(time_ns)
-
-
-@inner
 def feature(k: Kernel, position: int, num_decodes: int) -> int:
-    """What a term is over, in the order of BatchFeatures; -1 - position is 0 in a batch without a prefill."""
+    """What a term is over, in the order of `BatchFeatures`."""
     now = k.now
-    if position < 0:
-        if not now.num_prefills:
-            return 0
-        position = -1 - position
     if position == 0:
         return int(now.prefill_tokens + num_decodes)
     if position == 1:
@@ -60,3 +24,12 @@ def feature(k: Kernel, position: int, num_decodes: int) -> int:
     if position == 5:
         return int(now.num_generating + num_decodes)
     return int(now.num_prefills) if position == 6 else num_decodes
+
+
+_time_ns = batch_time_by(feature)
+
+
+@inner
+def batch_time_ns(k: Kernel, num_decodes: int) -> int:
+    """Duration of the batch with so many decodes."""
+    return _time_ns(k, k.prices, num_decodes)

@@ -6,7 +6,7 @@ decision before `now.until_ns` is made, and the batch of the last one may end la
 
 from __future__ import annotations
 
-from cspsched.simulate.kernel.jit import inner
+from cspsched.compiled.jit import inner
 from cspsched.simulate.kernel.layout import FINISHED, LIVELOCK, MAX_FRUITLESS, STUCK, SUBMISSION, Kernel
 from cspsched.simulate.kernel.records import NOBODY
 

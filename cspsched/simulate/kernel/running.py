@@ -8,13 +8,13 @@ from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 
+from cspsched.compiled.jit import compiled, told_of_compiling
 from cspsched.errors import InputError, UsageError
 from cspsched.problem.cost import CostModel, IntArray
 from cspsched.simulate.kernel import layout
 from cspsched.simulate.kernel.cancel import cancel_by_request, take_unarrived, wake
 from cspsched.simulate.kernel.cost import flatten_cost, flatten_exactly
 from cspsched.simulate.kernel.failures import failure
-from cspsched.simulate.kernel.jit import compiled
 from cspsched.simulate.kernel.logs import Logs
 from cspsched.simulate.kernel.memory import new_kernel
 from cspsched.simulate.kernel.records import get_column
@@ -108,8 +108,6 @@ class KernelLoop:
         """What tells, in the first run of compiled code, that it is compiled first."""
         if not self._may_compile:
             return nullcontext()
-        from cspsched.compiled.jit import told_of_compiling
-
         self._may_compile = False
         what = f"compiling the policy {self._label}, once after an installation"
         return told_of_compiling(lambda: LOG.info(what), lambda: None)

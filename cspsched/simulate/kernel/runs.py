@@ -7,10 +7,10 @@ request sits out, or where the order has changed so that its number no longer fi
 
 from __future__ import annotations
 
+from cspsched.compiled.jit import inner
 from cspsched.simulate.kernel.columns import (
     BATCHED,
 )
-from cspsched.simulate.kernel.jit import inner
 from cspsched.simulate.kernel.layout import (
     AMOUNT,
     BEFORE,

@@ -5,7 +5,7 @@ What a request has there stands in its notes. The blocks move at the boundary be
 
 from __future__ import annotations
 
-from cspsched.simulate.kernel.jit import inner
+from cspsched.compiled.jit import inner
 from cspsched.simulate.kernel.layout import (
     DECIDED_NS,
     DECODES,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cspsched.compiled.jit import inner, merged
 from cspsched.simulate.kernel.actions import (
     add_up,
     end_batch,
@@ -14,7 +15,6 @@ from cspsched.simulate.kernel.columns import (
     BATCHED,
     LISTED,
 )
-from cspsched.simulate.kernel.jit import inner, merged
 from cspsched.simulate.kernel.layout import DECODES, FINISHED, PREFILLS, Kernel
 from cspsched.simulate.kernel.lists import drop_listed
 from cspsched.simulate.kernel.lockstep import join_new, lock, part, unlock
