@@ -15,7 +15,8 @@ from typing import ClassVar, Protocol
 from cspsched.errors import PolicyError
 from cspsched.problem.instance import Instance
 from cspsched.problem.request import Request
-from cspsched.simulate.kernel.decided import Asking, run_decided
+from cspsched.simulate.kernel.decided import run_decided
+from cspsched.simulate.kernel.records import PolicyState
 from cspsched.simulate.kernel.rules import Chunk, Rules
 
 
@@ -123,7 +124,9 @@ class DecisionPolicy:
             max_running=limits.max_batch_requests,
             most_holders=limits.max_batch_requests,
             chunk=Chunk.ANY if instance.switches.chunked_prefill else Chunk.NEVER,
-            own=Asking(sum(1 << bit for bit, names in enumerate(QUESTIONS) if self._overrides(names))),
+            own=PolicyState(
+                asks=sum(1 << bit for bit, names in enumerate(QUESTIONS) if self._overrides(names))
+            ),
         )
 
     def _overrides(self, names: Sequence[str]) -> bool:

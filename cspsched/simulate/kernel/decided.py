@@ -6,8 +6,6 @@ call. Between two questions any number of batches may run.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from cspsched.simulate.kernel.actions import (
     begin,
     blocks_of,
@@ -43,35 +41,6 @@ ASK_MODE, ASK_CHUNK, ASK_VICTIM, ASK_ADMIT = 16, 17, 18, 19
 MIXED, PREFILL_ONLY, DECODE_ONLY = range(3)
 BEGIN, SERVE, QUEUE = range(3)
 NEVER = int(Chunk.NEVER)
-
-
-@dataclass(slots=True)
-class Asking:
-    """Where the decision has come to, and what is asked.
-
-    Attributes
-    ----------
-    asks
-        Questions that the policy answers, a bit each.
-    stage, position, budget, batch_mode, chunk_given
-        Of the decision: the part and the place in the list of running requests that it has come to, tokens
-        that are left, what the batch may hold, and the chunk of the request at that place.
-    asked, most
-        The request that is asked about, and the largest answer.
-    has_answer, answer
-        Whether the question is answered, and how.
-    """
-
-    asks: int = 0
-    stage: int = BEGIN
-    position: int = 0
-    budget: int = 0
-    batch_mode: int = MIXED
-    chunk_given: int = 0
-    asked: int = 0
-    most: int = 0
-    has_answer: bool = False
-    answer: int = 0
 
 
 @inner

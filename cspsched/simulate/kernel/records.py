@@ -349,6 +349,12 @@ class PolicyState:
     alpha, relegates, num_queued, longest_ns
         Niyama: BY_RANK holds those with prefill left, waiting or running, in order, the first so many; time
         that the batch may take for the sake of its decodes.
+    asks, asked, most, has_answer, answer
+        Policies that are asked: their questions, a bit each; the request that is asked about, and the largest
+        answer; whether the question is answered, and how.
+    stage, position, budget, batch_mode, chunk_given
+        Of their decision: the part and the place in the list of running requests that it has come to, tokens
+        that are left, what the batch may hold, and the chunk of the request at that place.
     """
 
     swaps: bool = False
@@ -417,6 +423,16 @@ class PolicyState:
     relegates: bool = False
     num_queued: int = 0
     longest_ns: float = 0.0
+    asks: int = 0
+    asked: int = 0
+    most: int = 0
+    has_answer: bool = False
+    answer: int = 0
+    stage: int = 0
+    position: int = 0
+    budget: int = 0
+    batch_mode: int = 0
+    chunk_given: int = 0
 
 
 Record = TypeVar("Record")
