@@ -26,11 +26,10 @@ from cspsched.simulate.kernel.layout import FINISHED, LOG_FULL, Kernel
 from cspsched.simulate.kernel.lists import (
     append_listed,
     head,
-    next_arrival,
-    next_number,
     numbered_key,
     pop,
     push,
+    submit_to_queue,
 )
 from cspsched.simulate.kernel.progress import goes_on, has_room
 from cspsched.simulate.kernel.records import NOBODY
@@ -41,16 +40,6 @@ ASK_MODE, ASK_CHUNK, ASK_VICTIM, ASK_ADMIT = 16, 17, 18, 19
 MIXED, PREFILL_ONLY, DECODE_ONLY = range(3)
 BEGIN, SERVE, QUEUE = range(3)
 NEVER = int(Chunk.NEVER)
-
-
-@inner
-def submit_to_decided(k: Kernel) -> None:
-    """Queue all arrivals, in the order of their places and then of submission."""
-    request = next_arrival(k)
-    while request >= 0:
-        k.requests[request].key = numbered_key(k.requests[request].key, next_number(k))
-        push(k, request)
-        request = next_arrival(k)
 
 
 @inner
@@ -219,7 +208,7 @@ def run_decided(k: Kernel) -> int:
         if not k.own.stage and not k.own.has_answer:
             if not has_room(k):
                 return LOG_FULL
-            submit_to_decided(k)
+            submit_to_queue(k)
             begin(k)
         question = decided_step(k)
         if question:
