@@ -86,7 +86,7 @@ def gemm_shapes(folder: Path) -> Iterator[dict[str, Any]]:
     """Whole GEMM shapes (n, k) held out, up to 8192 rows."""
     for table in DEVICES:
         tables = AicTables.read(sorted(folder.glob(f"prof_aic_{table}_*gemm*")))
-        grid = tables.gemm_grid
+        grid = tables.gemm_grid()
         frame = tables.table("gemm").frame.groupby(["m", "n", "k"], as_index=False)["latency"].median()
         frame = frame[(frame["n"] >= 256) & (frame["k"] >= 256) & (frame["m"] <= 8192)]
         frame = frame.sample(min(8000, len(frame)), random_state=0)
@@ -193,7 +193,7 @@ def whole_steps(folder: Path) -> Iterator[dict[str, Any]]:
         rows = AicTables.read(sorted(folder.glob(f"prof_aic_{table}_*"))).rows(model, load_device(device), 1)
         cost, batches = load_cost(f"{device}-llama-3.1-8b"), drawn_batches()
         tokens = token_work(rows, model, model.num_layers, 1)
-        head = head_work(rows)
+        head = head_work(rows, model, 1)
         assert head is not None
         unrounded = MonotoneTable(tokens.features.tokens, tokens.times_ns)(batches.tokens)
         unrounded += np.where(

@@ -69,7 +69,7 @@ def terms_of(cost: CostModel, names: tuple[str, ...]) -> Terms:
 def compare(folder: Path, device: Device) -> Iterator[str]:
     """Two lines for each kind of batch: without the mixed terms, and with them."""
     rows, cost = import_llmservingsim(device.paths(folder), MODEL), load_cost(device.cost)
-    tokens, head = token_work(rows, MODEL, MODEL.num_layers, 1), head_work(rows)
+    tokens, head = token_work(rows, MODEL, MODEL.num_layers, 1), head_work(rows, MODEL, 1)
     assert head is not None
     token_table = MonotoneTable(tokens.features.tokens, tokens.times_ns)
     head_table = MonotoneTable(head.features.num_generating, head.times_ns)

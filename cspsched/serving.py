@@ -10,7 +10,14 @@ from typing import Any
 
 from cspsched.costs.compose import default_cost
 from cspsched.costs.kv_capacity import KvPlan, plan_kv_capacity
-from cspsched.costs.models import engine_defaults, load_device, load_model, model_name, usual_name
+from cspsched.costs.models import (
+    LlmModel,
+    engine_defaults,
+    load_device,
+    load_model,
+    model_name,
+    usual_name,
+)
 from cspsched.costs.presets import (
     DEFAULT_DEVICE,
     DEFAULT_MODEL,
@@ -45,6 +52,8 @@ class Serving:
         Names of shipped facts; defaults: those of the cost model, else Llama-3.1-8B on an H100.
     cost
         Name of a shipped cost model or a TOML/JSON file; default: the one measured on model and device.
+    kv_cache_dtype
+        Type of KV elements, `bf16` or `fp8`; default: the model's.
     kv_tokens, kv_blocks
         KV capacity; default: what the KV capacity planner leaves.
     max_batch_tokens, max_batch_requests
@@ -60,6 +69,7 @@ class Serving:
     device: str | None = None
     tensor_parallel: int | None = None
     cost: str | Path | None = None
+    kv_cache_dtype: str | None = None
     block_tokens: int = 16
     kv_tokens: int | None = None
     kv_blocks: int | None = None
@@ -86,13 +96,14 @@ def make_instance(trace: Trace, serving: Serving | None = None) -> Instance:
         If a file cannot be read, or the capacity holds no KV block.
     """
     serving = serving or Serving()
-    model, device, tensor_parallel = hardware(serving)
+    _, device, tensor_parallel = hardware(serving)
     # The facts come first: a misspelt name is told as such, not as a pair without measurements.
-    max_model_len = serving.max_model_len or load_model(model).max_model_len
+    model = model_of(serving)
+    max_model_len = serving.max_model_len or model.max_model_len
     batch_tokens, batch_requests = _batch_limits(serving, device)
     _require_room(serving, model, device)
     cost = load_cost(cost_of(serving))
-    block_bytes = serving.block_tokens * load_model(model).kv_bytes_per_token(tensor_parallel)
+    block_bytes = serving.block_tokens * model.kv_bytes_per_token(tensor_parallel)
     limits = Limits(
         kv_blocks=_kv_blocks(serving),
         block_tokens=serving.block_tokens,
@@ -153,27 +164,27 @@ def _with_swap(cost: CostModel, serving: Serving, block_bytes: int) -> CostModel
     return replace(cost, swap_block=Fraction(block_bytes * NS_PER_S, rate))
 
 
-def _require_room(serving: Serving, model: str, device: str) -> None:
+def _require_room(serving: Serving, model: LlmModel, device: str) -> None:
     """Say which degrees of tensor parallelism there are where one GPU is too small and none was named."""
     names = cost_names()
     is_named = serving.tensor_parallel is not None or serving.cost is not None
     # A cost model of one GPU was measured on one, so the model fits there.
-    if is_named or usual_name(load_model(model).name, device) in names or _fits(serving, model, device, 1):
+    if is_named or usual_name(model.name, device) in names or _fits(serving, device, 1):
         return
-    fitting = [degree for degree in DEGREES if _fits(serving, model, device, degree)]
-    measured = [degree for degree in fitting if usual_name(load_model(model).name, device, degree) in names]
+    fitting = [degree for degree in DEGREES if _fits(serving, device, degree)]
+    measured = [degree for degree in fitting if usual_name(model.name, device, degree) in names]
     if fitting:
         how = "with a cost model" if measured else "no cost model ships for it, so give --cost, too"
         raise UsageError(
-            f"{model} does not fit on one {device}: "
+            f"{model.name} does not fit on one {device}: "
             f"give --tensor-parallel {_listed(measured or fitting)} ({how})"
         )
 
 
-def _fits(serving: Serving, model: str, device: str, degree: int) -> bool:
+def _fits(serving: Serving, device: str, degree: int) -> bool:
     """Whether a model leaves room for a KV block on so many GPUs."""
     try:
-        named = replace(serving, model=model, device=device, tensor_parallel=degree)
+        named = replace(serving, device=device, tensor_parallel=degree)
         return plan_memory(named).kv_blocks > 0
     except InputError:
         return False
@@ -186,11 +197,12 @@ def _listed(degrees: list[int]) -> str:
 
 def plan_memory(serving: Serving) -> KvPlan:
     """Where the memory of one rank goes, byte by byte; same errors as `make_instance`."""
-    model, device, tensor_parallel = hardware(serving)
+    _, device, tensor_parallel = hardware(serving)
+    model = model_of(serving)
     _require_room(serving, model, device)
     batch_tokens, batch_requests = _batch_limits(serving, device)
     return plan_kv_capacity(
-        load_model(model),
+        model,
         load_device(device),
         tensor_parallel=tensor_parallel,
         block_tokens=serving.block_tokens,
@@ -202,7 +214,17 @@ def plan_memory(serving: Serving) -> KvPlan:
 
 def cost_of(serving: Serving) -> str | Path:
     """Name or file of the cost model of a set-up: its own, or the one of its model and device."""
-    return serving.cost or default_cost(*hardware(serving))
+    _, device, tensor_parallel = hardware(serving)
+    return serving.cost or default_cost(model_of(serving), device, tensor_parallel)
+
+
+def model_of(serving: Serving) -> LlmModel:
+    """Facts of the model that is served, with the type of its KV cache; same errors as `load_model`."""
+    model = load_model(hardware(serving)[0])
+    if serving.kv_cache_dtype in (None, model.kv_cache):
+        return model
+    name = f"{model.name}-kv-{serving.kv_cache_dtype}"
+    return replace(model, name=name, kv_cache=str(serving.kv_cache_dtype))
 
 
 def hardware(serving: Serving) -> tuple[str, str, int]:

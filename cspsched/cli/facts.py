@@ -223,13 +223,14 @@ def compose_command(output: Path | None, as_json: bool, **options: Any) -> None:
     cspsched compare trace.csv --model config.json --device h200
     """  # noqa: D301
     from cspsched.costs.compose import compose_cost
-    from cspsched.costs.models import load_device, load_model
+    from cspsched.costs.models import load_device
     from cspsched.costs.presets import describe_cost
     from cspsched.report.output import write_files
-    from cspsched.serving import hardware
+    from cspsched.serving import hardware, model_of
 
-    model, device, tensor_parallel = hardware(instance_serving(options))
-    file = compose_cost(load_model(model), load_device(device), tensor_parallel)
+    serving = instance_serving(options)
+    _, device, tensor_parallel = hardware(serving)
+    file = compose_cost(model_of(serving), load_device(device), tensor_parallel)
     if output is not None:
         (file,) = write_files(output.parent, {output.name: file.read_bytes()})
     _describe(describe_cost(file), as_json=as_json)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from cspsched.cli.console import tell
 from cspsched.errors import TraceError
 
 if TYPE_CHECKING:
@@ -216,6 +217,8 @@ hardware_options = _stack(
     click.option("--device", help="GPU (see 'cspsched devices').  [default: h100]"),
     click.option("--tensor-parallel", type=click.IntRange(min=1),
                  help="GPUs that share the model.  [default: the cost model's, else 1]"),
+    click.option("--kv-cache-dtype", type=click.Choice(["bf16", "fp8"]),
+                 help="Type of KV elements.  [default: the model's]"),
     click.option("--block-tokens", type=Count(), default=16, show_default=True,
                  help="Tokens of a KV block."),
     click.option("--max-batch-tokens", type=Count(),
@@ -307,7 +310,7 @@ optional_trace_argument = click.argument("trace", type=click.Path(path_type=Path
 out_type = click.Path(path_type=Path, file_okay=False)
 
 SERVING_NAMES = (
-    "model", "device", "tensor_parallel", "cost", "block_tokens", "kv_tokens", "kv_blocks",
+    "model", "device", "tensor_parallel", "cost", "kv_cache_dtype", "block_tokens", "kv_tokens", "kv_blocks",
     "max_batch_tokens", "max_batch_requests", "max_model_len", "gpu_memory_utilization",
     "preemption", "host_memory", "swap_bandwidth", "ttft_slo", "tpot_slo",
 )  # fmt: skip
@@ -384,4 +387,21 @@ def instance_serving(options: dict[str, Any], **switches: bool) -> Serving:
     if "preemption" in given:
         preemption = Preemption(given.pop("preemption"))
         given["switches"] = Switches(preemption=preemption, **switches)
+    _warn_of(given.get("cost"))
     return Serving(**given)
+
+
+def _warn_of(cost: str | None) -> None:
+    """Tell what a cost file of the user says that cannot be."""
+    from cspsched.costs.presets import COST_SUFFIXES, describe_cost, load_cost
+
+    if cost is None or not cost.endswith(COST_SUFFIXES):
+        return
+    info = describe_cost(cost)
+    if info.model is not None and info.device is not None:
+        from cspsched.costs.models import load_device, load_model
+        from cspsched.costs.sanity import complaints
+
+        facts = load_model(info.model), load_device(info.device), info.tensor_parallel or 1
+        for sentence in complaints(load_cost(cost), *facts):
+            tell(f"warning: {sentence}")

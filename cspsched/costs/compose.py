@@ -15,8 +15,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cspsched.costs.models import Device, LlmModel, load_device, load_model, usual_name
+from cspsched.costs.models import Device, LlmModel, load_device, usual_name
 from cspsched.costs.presets import cost_names, describe_cost
+from cspsched.costs.weights import FORMATS, PLAIN
 from cspsched.errors import InputError, UsageError
 from cspsched.problem.sources import source_version
 
@@ -28,9 +29,11 @@ DISTRIBUTION = "aiconfigurator-core"
 SYSTEMS = {
     "a100-80": "a100_sxm",
     "b200": "b200_sxm",
+    "b300": "b300_sxm",
+    "gb200": "gb200",
     "h100": "h100_sxm",
     "h200": "h200_sxm",
-    "l4": "l4",
+    "l40s": "l40s",
     "rtx-pro-6000": "rtx_pro_6000_server",
 }
 """Systems of the tables by device."""
@@ -41,21 +44,15 @@ LEAVES_OUT = (
 )
 
 
-def default_cost(model: str, device: str, tensor_parallel: int = 1) -> str:
+def default_cost(model: LlmModel, device: str, tensor_parallel: int = 1) -> str:
     """Cost model of a model on a device: a shipped name, or the file of one that is composed of tables.
-
-    Parameters
-    ----------
-    model
-        As `load_model` takes it.
 
     Raises
     ------
     UsageError
         If none is shipped, and none can be composed; names those that there are.
     """
-    facts = load_model(model)
-    usual = usual_name(facts.name, device, tensor_parallel)
+    usual = usual_name(model.name, device, tensor_parallel)
     if usual in cost_names():
         return usual
     measured = {
@@ -63,16 +60,16 @@ def default_cost(model: str, device: str, tensor_parallel: int = 1) -> str:
         for info in map(describe_cost, cost_names())
         if info.device is not None
     }
-    if (facts.name, device, tensor_parallel) in measured:
-        return measured[facts.name, device, tensor_parallel]
+    if (model.name, device, tensor_parallel) in measured:
+        return measured[model.name, device, tensor_parallel]
     try:
-        return str(compose_cost(facts, load_device(device), tensor_parallel))
+        return str(compose_cost(model, load_device(device), tensor_parallel))
     except InputError as reason:
         known = "; ".join(f"{m} on {d} with tensor_parallel {tp}" for m, d, tp in sorted(measured, key=str))
         raise UsageError(
-            f"no cost model was measured for {model} on {device} with tensor_parallel {tensor_parallel}; "
-            f"there are: {known}. None can be composed: {reason}. Name another cost model or give a file of "
-            "your own"
+            f"no cost model was measured for {model.name} on {device} with tensor_parallel "
+            f"{tensor_parallel}; there are: {known}. None can be composed: {reason}. Name another cost model "
+            "or give a file of your own"
         ) from None
 
 
@@ -93,7 +90,7 @@ def compose_cost(model: LlmModel, device: Device, tensor_parallel: int = 1) -> P
     name = usual_name(model.name, device.name, tensor_parallel)
     file = cache_folder() / _key(model, device, tensor_parallel, tables) / f"{name}.toml"
     if not file.is_file():
-        text = _composed(model, device, tensor_parallel, tables)
+        text = composed_text(model, device, tensor_parallel, tables)
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             # A file appears whole or not at all: another process may look for it.
@@ -110,17 +107,24 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cspsched" / "costs"
 
 
-def _composed(model: LlmModel, device: Device, tensor_parallel: int, tables: Sequence[Path]) -> str:
+def composed_text(model: LlmModel, device: Device, tensor_parallel: int, tables: Sequence[Path]) -> str:
+    """Cost file of a model on so many devices, composed of tables of one system.
+
+    Raises
+    ------
+    InputError
+        If the tables lack shapes of the model, or the model's heads cannot be shared so.
+    """
     from cspsched.costs.estimator import fit_profile
     from cspsched.costs.estimator.write import cost_text
     from cspsched.costs.importers.aiconfigurator import AicTables
 
-    rows = AicTables.read(tables).rows(model, device, tensor_parallel)
+    rows = AicTables.read(tables, checked=True).rows(model, device, tensor_parallel)
     name = usual_name(model.name, device.name, tensor_parallel)
     fitted = fit_profile(rows, model, tensor_parallel, name=name)
     number = "one" if tensor_parallel == 1 else str(tensor_parallel)
     described: dict[str, str | int] = {
-        "title": f"{model.title} on {number} {device.title}, 16 bit, composed of measured kernels",
+        "title": f"{model.title} on {number} {device.title}, {_format(model)}, composed of measured kernels",
         "model": model.name,
         "device": device.name,
         "tensor_parallel": tensor_parallel,
@@ -128,6 +132,13 @@ def _composed(model: LlmModel, device: Device, tensor_parallel: int, tables: Seq
         "leaves_out": LEAVES_OUT,
     }
     return cost_text(fitted, described, COMMAND)
+
+
+def _format(model: LlmModel) -> str:
+    """Formats of weights and KV cache, for people."""
+    names = dict.fromkeys([model.weights, (model.moe and model.moe.weights) or model.weights])
+    title = " and ".join(FORMATS[name].title for name in names)
+    return title if model.kv_cache == PLAIN else f"{title}, {model.kv_cache} KV cache"
 
 
 def _origins(rows: pd.DataFrame) -> str:

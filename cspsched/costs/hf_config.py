@@ -22,7 +22,7 @@ def read_hf_config(path: Path) -> dict[str, Any]:
     ------
     InputError
         If the file cannot be read, the architecture is not known, a field is missing or makes no sense, or
-        the weights are quantised.
+        the weights are stored in a way that is not known.
     """
     data = read_json(path)
     if not isinstance(data, dict):
@@ -36,13 +36,19 @@ def read_hf_config(path: Path) -> dict[str, Any]:
             "layers as one of them (grouped-query attention, gated MLP or experts) can be written as TOML "
             "(see models/llms)"
         )
-    _require_plain_weights(config, data, str(path))
     family = FAMILIES[kind]
+    weights = _weights(config, data, str(path))
     heads = _count(config, "num_attention_heads", path)
     hidden = _count(config, "hidden_size", path)
     stem = path.resolve().parent.name if path.stem == "config" else path.stem
-    moe = {"moe": family["moe"](config, path)} if "moe" in family else {}
-    return moe | {
+    more: dict[str, Any] = _sliding_window(config, path) if family.get("slides") else {}
+    if "moe" in family:
+        more["moe"] = family["moe"](config, path)
+    if weights is not None and family.get("only_experts_are_quantised"):
+        more["moe"]["weights"] = weights
+    elif weights is not None:
+        more["weights"] = weights
+    return more | {
         "name": stem.lower(),
         "title": str(data.get("_name_or_path") or stem),
         "source": f"{path.name} ({kind})",
@@ -57,6 +63,7 @@ def read_hf_config(path: Path) -> dict[str, Any]:
         "max_model_len": _count(config, "max_position_embeddings", path),
         "qkv_bias": bool(config.get("attention_bias", family.get("qkv_bias", False))),
         "qk_norm": bool(family.get("qk_norm", False)),
+        "has_all_biases": bool(family.get("has_all_biases", False)),
         "dtype_bytes": _dtype_bytes(config, data, path),
     }
 
@@ -88,18 +95,61 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = {
     "gemma": {"tied": True},
     "mixtral": {"moe": _mixtral},
     "qwen3_moe": {"qk_norm": True, "moe": _qwen3_moe},
+    "gpt_oss": {
+        "qkv_bias": True,
+        "has_all_biases": True,
+        "slides": True,
+        "moe": _mixtral,
+        "only_experts_are_quantised": True,
+    },
 }
 """What the fields do not say of each `model_type`: biases, norms of queries and keys, the experts."""
 
 
-def _require_plain_weights(config: Config, data: Config, where: str) -> None:
+def _weights(config: Config, data: Config, where: str) -> str | None:
+    """Format of the weights of linear layers (`cspsched.costs.weights`); None: not quantised."""
     quantised = config.get("quantization_config") or data.get("quantization_config")
-    if quantised:
-        method = quantised.get("quant_method", "unnamed") if isinstance(quantised, dict) else quantised
-        raise InputError(
-            f"{where}: the weights are quantised ({method}), and only 16-bit ones are priced; give the "
-            "config.json of the model that was quantised"
-        )
+    if not quantised:
+        return None
+    fields = quantised if isinstance(quantised, dict) else {}
+    method = str(fields.get("quant_method", quantised)).lower()
+    bits = fields.get("bits", 4)
+    if method == "fp8":
+        return "fp8-block" if fields.get("weight_block_size") else "fp8"
+    if method in ("awq", "gptq") and bits == 4:
+        return "int4"
+    if method == "mxfp4":
+        return "mxfp4"
+    if method in ("modelopt", "compressed-tensors"):
+        text = str(fields).lower()
+        found = [name for word, name in CHECKPOINT_WORDS.items() if word in text]
+        if found:
+            return found[0]
+    raise InputError(
+        f"{where}: the weights are quantised ({method}{f', {bits} bits' if 'bits' in fields else ''}), known "
+        "are fp8, awq, gptq (4 bits), mxfp4, modelopt and compressed-tensors of FP8, NVFP4 or 4-bit "
+        "integers; name a shipped model with a format as its last word (llama-3.1-8b-fp8)"
+    )
+
+
+CHECKPOINT_WORDS = {
+    "nvfp4": "nvfp4",
+    "fp8": "fp8",
+    "float-quantized": "fp8",
+    "pack-quantized": "int4",
+}
+"""Formats by the words that ModelOpt and llm-compressor write into a config.json."""
+
+
+def _sliding_window(config: Config, path: Path) -> dict[str, Any]:
+    """Layers with a sliding window: those that `layer_types` names."""
+    kinds = config.get("layer_types")
+    if not isinstance(kinds, list):
+        raise InputError(f"{path}: layer_types is missing, a {config.get('model_type')} needs it")
+    number = kinds.count("sliding_attention")
+    if not number:
+        return {}
+    return {"sliding_window": _count(config, "sliding_window", path), "num_sliding_layers": number}
 
 
 def _dtype_bytes(config: Config, data: Config, path: Path) -> int:

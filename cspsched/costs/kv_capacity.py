@@ -13,8 +13,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import Decimal
+from math import ceil
 
 from cspsched.costs.models import Device, LlmModel, WeightCounts
+from cspsched.costs.weights import FORMATS, PLAIN
 from cspsched.errors import InputError
 from cspsched.units import ceil_div
 
@@ -134,13 +136,31 @@ def plan_kv_capacity(
 
 
 def weight_bytes(model: LlmModel, tensor_parallel: int) -> WeightCounts:
-    """Bytes of the weights of one rank, with the vocabulary padded as vLLM pads it."""
+    """Bytes of the weights of one rank, with the vocabulary padded as vLLM pads it.
+
+    Linear layers are stored in the model's format; embedding, norms, router and head are in no fewer bits.
+    """
     counts = model.weights_per_rank(tensor_parallel)
     padded = ceil_div(ceil_div(model.vocab_size, VOCABULARY_PADDING) * VOCABULARY_PADDING, tensor_parallel)
     counts = counts._replace(
         embedding=padded * model.hidden_size, head=padded * model.hidden_size if counts.head else 0
     )
-    return WeightCounts(*(count * model.dtype_bytes for count in counts))
+    plain = WeightCounts(*(count * model.dtype_bytes for count in counts))
+    if model.moe is None:
+        return plain._replace(
+            attention=_stored(counts.attention, model.weights, model),
+            mlp=_stored(counts.mlp, model.weights, model),
+        )
+    router = model.num_layers * model.moe.num_experts * model.hidden_size
+    experts = _stored(counts.mlp - router, model.moe.weights or model.weights, model)
+    return plain._replace(
+        attention=_stored(counts.attention, model.weights, model), mlp=experts + router * model.dtype_bytes
+    )
+
+
+def _stored(count: int, weights: str, model: LlmModel) -> int:
+    """Bytes of so many weights in a format."""
+    return count * model.dtype_bytes if weights == PLAIN else ceil(count * FORMATS[weights].bytes_per_weight)
 
 
 def activation_bytes(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cspsched.costs.facts import fact_names, fact_path, read_toml
 from cspsched.costs.hf_config import read_hf_config
+from cspsched.costs.weights import KV_CACHE_BYTES, PLAIN, format_of_name, require_format
 from cspsched.errors import InputError
 from cspsched.problem.json_io import require_int, require_keys
 from cspsched.units import ceil_div
@@ -42,14 +44,23 @@ class EngineDefaults(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moe:
-    """Mixture of experts that replaces the MLP of every layer."""
+    """Mixture of experts that replaces the MLP of every layer.
+
+    Attributes
+    ----------
+    weights
+        Format of the experts' weights (`cspsched.costs.weights`); None: that of the model.
+    """
 
     num_experts: int
     experts_per_token: int
     expert_intermediate_size: int
+    weights: str | None = None
 
     def __post_init__(self) -> None:
         _require_positive(self, "moe")
+        if self.weights is not None:
+            require_format(self.weights, "moe: weights")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +78,15 @@ class LlmModel:
     qkv_bias, qk_norm
         Whether the query, key and value projections have a bias; whether queries and keys are normalised.
     dtype_bytes
-        Bytes of a weight and of a KV element.
+        Bytes of an activation, and of a weight that is not in a linear layer.
+    weights
+        Format of the weights of linear layers (`cspsched.costs.weights`).
+    kv_cache
+        Type of KV elements, `bf16` or `fp8`.
+    sliding_window, num_sliding_layers
+        Tokens that some of the layers look back at, and how many layers these are.
+    has_all_biases
+        Whether also the output projection, the router and the experts have biases, and each head a sink.
     """
 
     name: str
@@ -85,10 +104,27 @@ class LlmModel:
     qkv_bias: bool
     qk_norm: bool
     dtype_bytes: int
+    weights: str = PLAIN
+    kv_cache: str = "bf16"
+    sliding_window: int | None = None
+    num_sliding_layers: int = 0
+    has_all_biases: bool = False
     moe: Moe | None = None
 
     def __post_init__(self) -> None:
-        _require_positive(self, f"model {self.name!r}")
+        where = f"model {self.name!r}"
+        _require_positive(self, where, at_least_0=("num_sliding_layers",))
+        require_format(self.weights, f"{where}: weights")
+        if self.kv_cache not in KV_CACHE_BYTES:
+            known = ", ".join(KV_CACHE_BYTES)
+            raise InputError(f"{where}: kv_cache is {self.kv_cache!r}, expected one of {known}")
+        if (self.sliding_window is None) != (self.num_sliding_layers == 0):
+            raise InputError(f"{where}: give sliding_window and num_sliding_layers, or neither")
+        if self.num_sliding_layers > self.num_layers:
+            raise InputError(
+                f"{where}: num_sliding_layers is {self.num_sliding_layers}, expected at most the "
+                f"{self.num_layers} layers"
+            )
 
     @property
     def num_parameters(self) -> int:
@@ -107,9 +143,13 @@ class LlmModel:
         return ceil_div(self.num_kv_heads, tensor_parallel)
 
     def kv_bytes_per_token(self, tensor_parallel: int = 1) -> int:
-        """Bytes of KV cache that one token takes on one tensor-parallel rank, all layers together."""
+        """Bytes of KV cache that one more token takes on one tensor-parallel rank, all layers together.
+
+        Layers with a sliding window keep no more than that, and are left out.
+        """
         features = self.kv_heads_per_rank(tensor_parallel) * self.head_dim
-        return 2 * self.num_layers * features * self.dtype_bytes
+        element = min(KV_CACHE_BYTES[self.kv_cache], self.dtype_bytes)
+        return 2 * max(self.num_layers - self.num_sliding_layers, 1) * features * element
 
     def weights_per_rank(self, tensor_parallel: int = 1) -> WeightCounts:
         """Weights that one tensor-parallel rank holds (Megatron sharding; norms and router replicated).
@@ -137,6 +177,8 @@ class LlmModel:
         q_size = self.num_heads // tensor_parallel * self.head_dim
         qkv_size = q_size + 2 * self.kv_heads_per_rank(tensor_parallel) * self.head_dim
         bias = qkv_size if self.qkv_bias else 0
+        if self.has_all_biases:
+            bias += self.hidden_size + self.num_heads // tensor_parallel
         head_norms = 2 * self.head_dim if self.qk_norm else 0
         return self.hidden_size * (qkv_size + q_size) + bias + head_norms
 
@@ -145,7 +187,8 @@ class LlmModel:
             return 3 * self.hidden_size * ceil_div(self.intermediate_size, tensor_parallel)
         width = ceil_div(self.moe.expert_intermediate_size, tensor_parallel)
         # The router (one more output per expert) is replicated on every rank.
-        return self.moe.num_experts * self.hidden_size * (3 * width + 1)
+        biases = 2 * width + self.hidden_size + 1 if self.has_all_biases else 0
+        return self.moe.num_experts * (self.hidden_size * (3 * width + 1) + biases)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,19 +240,33 @@ def load_model(name: str) -> LlmModel:
     """
     if name.endswith(MODEL_SUFFIXES):
         return read_model(Path(name))
-    return read_model(fact_path("model", MODEL_FOLDER, model_name(name)))
+    shape, weights = _split_name(name)
+    model = read_model(fact_path("model", MODEL_FOLDER, shape if weights else model_name(name)))
+    if weights is None:
+        return model
+    moe = model.moe and replace(model.moe, weights=None)
+    return replace(model, name=f"{model.name}-{weights}", weights=weights, moe=moe)
 
 
 def model_name(text: str) -> str:
     """Name of the shipped model that a text means, such as `meta-llama/Llama-3.1-8B-Instruct`.
 
-    Variants of the same shape (instruct, chat) are the model; what changes the shape or the weights' type,
-    such as a quantised one, is not. A text that means none is returned as it is.
+    Variants of the same shape (instruct, chat) are the model; the format of the weights stays as the last
+    word (`nvidia/Llama-3.1-8B-Instruct-FP8` is `llama-3.1-8b-fp8`). A text that means none is returned as it
+    is.
     """
-    words = text.lower().rpartition("/")[2].removeprefix("meta-").split("-")
-    kept = [word for word in words if not VARIANT.fullmatch(word)]
-    name = "-".join(kept)
-    return name if name in fact_names(MODEL_FOLDER) else text
+    name, weights = _split_name(text)
+    if name not in fact_names(MODEL_FOLDER):
+        return text
+    return name if weights is None else f"{name}-{weights}"
+
+
+def _split_name(text: str) -> tuple[str, str | None]:
+    """What the shape is called that a text may mean, and the format of the weights that it names."""
+    owner, _, last = text.rpartition("/")
+    words = last.lower().removeprefix("meta-").split("-")
+    words, weights = format_of_name(words, owner)
+    return "-".join(word for word in words if not VARIANT.fullmatch(word)), weights
 
 
 def load_device(name: str) -> Device:
@@ -268,7 +325,7 @@ def engine_defaults(device: Device) -> EngineDefaults:
 
 def _checked(data: Any, cls: type, where: str) -> dict[str, Any]:
     """Table with exactly the fields of a dataclass, each of the type that its annotation names."""
-    optional = [field.name for field in fields(cls) if field.default is None]
+    optional = [field.name for field in fields(cls) if field.default is not MISSING]
     required = [field.name for field in fields(cls) if field.name not in optional]
     require_keys(data, where, required=required, optional=optional)
     for field in fields(cls):
@@ -279,19 +336,19 @@ def _checked(data: Any, cls: type, where: str) -> dict[str, Any]:
 
 def _require_type(data: dict[str, Any], key: str, annotation: str, where: str) -> None:
     value = data[key]
-    if annotation == "int":
+    if annotation.startswith("int"):
         require_int(data, key, where)
     elif annotation == "bool" and not isinstance(value, bool):
         raise InputError(f"{where}: {key} is {value!r}, expected true or false")
-    elif annotation == "str" and not isinstance(value, str):
+    elif annotation.startswith("str") and not isinstance(value, str):
         raise InputError(f"{where}: {key} is {value!r}, expected text")
     elif annotation.startswith("float") and (isinstance(value, bool) or not isinstance(value, int | float)):
         raise InputError(f"{where}: {key} is {value!r}, expected a number")
 
 
-def _require_positive(record: Any, where: str) -> None:
+def _require_positive(record: Any, where: str, at_least_0: Sequence[str] = ()) -> None:
     for field in fields(record):
         value = getattr(record, field.name)
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if is_number and not value > 0:
+        if is_number and not (value > 0 or (value == 0 and field.name in at_least_0)):
             raise InputError(f"{where}: {field.name} is {value}, expected more than 0")

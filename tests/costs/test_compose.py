@@ -104,7 +104,7 @@ def test_what_was_composed_is_found_again(monkeypatch):
     """The second call reads no table; other facts or tables make another file."""
     first = compose_cost(MODEL, load_device("h100"))
     with monkeypatch.context() as patched:
-        patched.setattr(compose, "_composed", lambda *_: pytest.fail("composed again"))
+        patched.setattr(compose, "composed_text", lambda *_: pytest.fail("composed again"))
         assert compose_cost(MODEL, load_device("h100")) == first
 
     assert compose_cost(MODEL, load_device("h100"), 2) != first
@@ -142,7 +142,7 @@ def test_what_cannot_be_composed_is_told():
     with pytest.raises(InputError, match="tensor_parallel is 3, expected a divisor"):
         compose_cost(MODEL, load_device("h100"), 3)
     with pytest.raises(UsageError, match="None can be composed: no operator tables of v100"):
-        default_cost(MODEL.name, "v100")
+        default_cost(MODEL, "v100")
 
 
 def test_a_cache_that_cannot_be_written_is_told(tmp_path, monkeypatch):

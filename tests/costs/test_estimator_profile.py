@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from cspsched.costs.estimator import Band, Domain, Estimator, fit_profile
 from cspsched.costs.estimator.features import attention_features, one_backend
+from cspsched.costs.estimator.quality import without_rising_rate
 from cspsched.costs.estimator.steps import fit_steps
 from cspsched.costs.estimator.write import cost_text, write_cost
 from cspsched.costs.fit import Measurements, batch_features, relative_errors
@@ -149,6 +150,37 @@ def test_tensor_parallel_adds_two_all_reduces_a_layer():
     assert cost.batch_time_ns(batch(tokens=1024)) == pytest.approx(
         1000 * LAYERS * (LAYER_TOKEN_US * 1024 / 2 + 2 * message_us), rel=0.03
     )
+
+
+def test_logits_of_a_spread_vocabulary_are_gathered():
+    """Each rank has a share of the vocabulary, so the head also pays an all-gather of all logits."""
+    sizes = 2.0 ** np.arange(10, 30)
+    reduce = make_rows({"op": "all_reduce", "bytes": sizes, "t_us": 1.0, "tp": 2})
+    gather = make_rows({"op": "all_gather", "bytes": sizes, "t_us": 20 + sizes / 1e5, "tp": 2})
+    without, with_gather = (
+        fit_profile(pd.concat([all_rows(2), *more], ignore_index=True), MODEL, 2).cost.head
+        for more in ([reduce], [reduce, gather])
+    )
+    for generating in (1, 64, 1024):
+        expected_ns = 1000 * (20 + generating * MODEL.vocab_size * 2 / 1e5)
+        added = with_gather.ceil(generating) - without.ceil(generating)
+        assert added == pytest.approx(expected_ns, rel=0.06)
+
+
+@given(
+    st.lists(st.integers(1, 5000), min_size=1, max_size=5, unique=True),
+    st.lists(st.integers(0, 10**7), min_size=6, max_size=6),
+    st.integers(0, 10**9), st.integers(1, 9000), st.integers(1, 9000),
+)  # fmt: skip
+def test_two_batches_never_take_less_than_one_of_all_their_tokens(knots, slopes, step, one, other):
+    """Whatever was fitted: clocks that fall under large products would reward small chunks."""
+    knots = (0, *sorted(knots))
+    raw = PiecewiseLinear(knots, tuple(Fraction(slope, 10**4) for slope in slopes[: len(knots)]))
+    terms = without_rising_rate({"step": Fraction(step), "tokens": raw})
+    term = terms["tokens"]
+
+    assert terms["step"] + term.exact(one + other) <= 2 * terms["step"] + term.exact(one) + term.exact(other)
+    assert term.exact(one) <= raw.exact(one)
 
 
 def test_missing_collective_is_refused():

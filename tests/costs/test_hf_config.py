@@ -85,11 +85,12 @@ def test_the_decoder_of_a_model_that_sees_is_taken(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "deepseek_v3"}, "model_type is 'deepseek_v3'; known are gemma, llama"),
+        ({"model_type": "deepseek_v3"}, "model_type is 'deepseek_v3'; known are gemma, gpt_oss, llama"),
         ({"hidden_size": None}, "hidden_size must be an integer|hidden_size is None"),
         ({"hidden_size": 4095, "head_dim": None}, "4095 is no multiple of num_attention_heads 32"),
         ({"num_hidden_layers": 0}, "num_layers is 0, expected more than 0"),
-        ({"quantization_config": {"quant_method": "awq"}}, r"quantised \(awq\), and only 16-bit ones are"),
+        ({"quantization_config": {"quant_method": "hqq"}}, r"quantised \(hqq\), known are fp8, awq"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 3}}, r"quantised \(gptq, 3 bits\)"),
         ({"torch_dtype": "float8"}, "torch_dtype is 'float8', expected bfloat16"),
     ],
 )
@@ -98,6 +99,43 @@ def test_what_cannot_be_priced_is_refused(changes, message, tmp_path):
     config = config_of(load_model("llama-3.1-8b"), "llama") | changes
     with pytest.raises(InputError, match=message):
         load_model(write(tmp_path / "model", config))
+
+
+@pytest.mark.parametrize(
+    ("quantisation", "weights"),
+    [
+        ({"quant_method": "fp8", "activation_scheme": "dynamic"}, "fp8"),
+        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "fp8-block"),
+        ({"quant_method": "awq", "bits": 4}, "int4"),
+        ({"quant_method": "gptq", "bits": 4, "group_size": 128}, "int4"),
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "nvfp4"),
+        ({"quant_method": "compressed-tensors", "format": "float-quantized"}, "fp8"),
+        ({"quant_method": "compressed-tensors", "format": "pack-quantized"}, "int4"),
+    ],
+)
+def test_quantised_weights_are_known_by_their_config(quantisation, weights, tmp_path):
+    """What the checkpoint says of itself; the shape is that of the model that was quantised."""
+    config = config_of(load_model("llama-3.1-8b"), "llama") | {"quantization_config": quantisation}
+    found = load_model(write(tmp_path / "model", config))
+
+    assert found.weights == weights
+    assert found.num_parameters == load_model("llama-3.1-8b").num_parameters
+
+
+def test_windows_and_experts_of_their_own_format(tmp_path):
+    """GPT-OSS: every other layer looks back at 128 tokens, only the experts have 4 bits."""
+    shipped = load_model("gpt-oss-20b")
+    config = config_of(shipped, "gpt_oss") | {
+        "num_local_experts": 32, "intermediate_size": 2880, "sliding_window": 128,
+        "layer_types": ["sliding_attention", "full_attention"] * 12,
+        "quantization_config": {"quant_method": "mxfp4"},
+    }  # fmt: skip
+    found = load_model(write(tmp_path / "model", config))
+    assert replace(found, name=shipped.name, title=shipped.title, source=shipped.source) == shipped
+
+    del config["layer_types"]
+    with pytest.raises(InputError, match="layer_types is missing, a gpt_oss needs it"):
+        load_model(write(tmp_path / "other", config))
 
 
 def test_a_missing_field_is_named(tmp_path, capsys):

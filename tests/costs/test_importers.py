@@ -322,7 +322,7 @@ def test_elementwise_rows_have_a_floor_and_a_slope():
         ([GEMM, CONTEXT | {"device": "other"}], r"1.csv is of GPU, other, expected one device"),
         ([GEMM, GEMM], r"1.csv and .*0.csv are both gemm tables, expected one"),
         ([MLP], r"no table of aiconfigurator has these columns"),
-        ([GEMM | {"gemm_dtype": "fp8"}], r"no rows of bfloat16 kernels"),
+        ([GEMM | {"gemm_dtype": "fp8"}], r"no rows of gemm_dtype bfloat16; there are fp8"),
         ([GEMM | {"latency": 0.0}], r"latency is 0.0, expected a time above 0"),
         (
             [GEMM, CONTEXT | {"num_heads": 7, "latency": -1.0}],

@@ -15,6 +15,7 @@ from cspsched.costs.models import (
     engine_defaults,
     load_device,
     load_model,
+    model_name,
     model_names,
     read_device,
     read_model,
@@ -32,6 +33,25 @@ PUBLISHED_PARAMETERS = {
     "qwen3-30b-a3b": 30_532_122_624,
     "mistral-7b": 7_248_023_552,
     "mixtral-8x7b": 46_702_792_704,
+    "llama-3.1-405b": 405_853_388_800,
+    "llama-3.2-1b": 1_235_814_400,
+    "llama-3.2-3b": 3_212_749_824,
+    "llama-3.3-70b": 70_553_706_496,
+    "codellama-34b": 33_743_970_304,
+    "qwen2.5-0.5b": 494_032_768,
+    "qwen2.5-1.5b": 1_543_714_304,
+    "qwen2.5-3b": 3_085_938_688,
+    "qwen2.5-14b": 14_770_033_664,
+    "qwen2.5-32b": 32_763_876_352,
+    "qwen3-0.6b": 596_049_920,
+    "qwen3-1.7b": 1_720_574_976,
+    "qwen3-4b": 4_022_468_096,
+    "qwen3-8b": 8_190_735_360,
+    "qwen3-14b": 14_768_307_200,
+    "qwen3-32b": 32_762_123_264,
+    "qwen3-235b-a22b": 235_093_634_560,
+    "gpt-oss-20b": 20_914_757_184,
+    "gpt-oss-120b": 116_829_156_672,
 }
 KV_BYTES_PER_TOKEN = {
     "llama-3.1-8b": 131_072,
@@ -89,6 +109,8 @@ def test_model_without_its_own_head_has_fewer_weights():
 def test_ranks_together_hold_at_least_the_whole_model(name, tensor_parallel):
     """Sharding loses no weight: what ranks hold twice (norms, router) only adds."""
     model = load_model(name)
+    if model.num_heads % tensor_parallel:
+        pytest.skip(f"{model.num_heads} heads cannot be shared by {tensor_parallel}")
     together = tensor_parallel * sum(model.weights_per_rank(tensor_parallel))
 
     assert model.num_parameters <= together <= 1.02 * model.num_parameters
@@ -117,18 +139,65 @@ def test_unknown_model_names_the_nearest_and_all():
         load_model("Llama-3.1-8")
 
 
+@pytest.mark.parametrize(
+    ("text", "name", "weights"),
+    [
+        ("nvidia/Llama-3.1-8B-Instruct-FP8", "llama-3.1-8b-fp8", "fp8"),
+        ("Qwen/Qwen3-32B-FP8", "qwen3-32b-fp8-block", "fp8-block"),
+        ("qwen3-32b-fp8", "qwen3-32b-fp8", "fp8"),
+        ("Qwen/Qwen2.5-7B-Instruct-AWQ", "qwen2.5-7b-int4", "int4"),
+        ("mixtral-8x7b-gptq", "mixtral-8x7b-int4", "int4"),
+        ("meta-llama/Llama-3.1-8B-Instruct", "llama-3.1-8b", "bf16"),
+    ],
+)
+def test_the_format_of_the_weights_is_the_last_word_of_a_name(text, name, weights):
+    """The shape is the shipped model's; whose checkpoint it is decides which FP8."""
+    model = load_model(text)
+
+    assert (model_name(text), model.name, model.weights) == (name, name, weights)
+
+
+def test_a_format_of_an_unknown_model_is_refused():
+    """The shape decides."""
+    with pytest.raises(UsageError, match="unknown model 'nothing'"):
+        load_model("nothing-fp8")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weights": "int3"}, "weights is 'int3', expected one of bf16, fp8"),
+        ({"kv_cache": "int8"}, "kv_cache is 'int8', expected one of bf16, fp8"),
+        ({"sliding_window": 128}, "give sliding_window and num_sliding_layers, or neither"),
+        ({"sliding_window": 128, "num_sliding_layers": 99}, "expected at most the 32 layers"),
+    ],
+)
+def test_formats_and_windows_that_make_no_sense_are_refused(changes, message):
+    """What is known is named."""
+    with pytest.raises(InputError, match=message):
+        replace(load_model("llama-3.1-8b"), **changes)
+
+
+def test_layers_with_a_window_keep_no_more_than_it():
+    """One more token takes KV cache in the other layers only; FP8 halves it."""
+    model = load_model("gpt-oss-20b")
+
+    assert model.kv_bytes_per_token() == 2 * 12 * 8 * 64 * 2
+    assert replace(model, kv_cache="fp8").kv_bytes_per_token() == 12 * 8 * 64 * 2
+
+
 def test_unknown_device_names_all():
     """A name near nothing is answered with everything there is."""
-    with pytest.raises(UsageError, match=r"unknown device 'zzz'\. Known: a100-40"):
+    with pytest.raises(UsageError, match=r"unknown device 'zzz'\. Known: a10, a100-40"):
         load_device("zzz")
 
 
 @pytest.mark.parametrize("name", device_names())
 def test_every_shipped_device_is_plausible(name):
-    """A device reports between 8 and 256 GiB, and less than a gigabyte a nanosecond."""
+    """A device reports between 8 and 288 GiB, and less than a gigabyte a nanosecond."""
     device = load_device(name)
 
-    assert 8 * 2**30 < device.memory_bytes < 256 * 2**30
+    assert 8 * 2**30 < device.memory_bytes < 288 * 2**30
     assert 1e11 < device.memory_bandwidth_bytes_per_s < 1e13
     assert name == device.name
 

@@ -141,7 +141,7 @@ def test_fitted_cost_models_are_of_known_models_and_devices(name):
 
     assert name == (usual if ranks == 1 else f"{usual}-tp{ranks}")
     assert "decode_attention" in info.fit_error
-    assert name == default_cost(info.model, info.device, ranks)
+    assert name == default_cost(load_model(info.model), info.device, ranks)
 
 
 @pytest.mark.parametrize("name", FITTED)
@@ -185,7 +185,7 @@ def test_decode_reads_all_weights_at_least_once():
     model, device = load_model(DEFAULT_MODEL), load_device(DEFAULT_DEVICE)
     read = model.num_parameters - model.weights_per_rank().embedding
     floor_ns = 1e9 * read * model.dtype_bytes / device.memory_bandwidth_bytes_per_s
-    cost = load_cost(default_cost(DEFAULT_MODEL, DEFAULT_DEVICE))
+    cost = load_cost(default_cost(model, DEFAULT_DEVICE))
 
     assert floor_ns < cost.batch_time_ns(batch([], [1])) < 2 * floor_ns
 
@@ -201,7 +201,7 @@ def test_head_is_paid_only_by_batches_that_generate():
 def test_unmeasured_pair_names_those_that_there_are():
     """Asking for a device without measurements lists the pairs that have some."""
     with pytest.raises(UsageError, match=r"llama-3\.1-8b on h100 with tensor_parallel 1"):
-        default_cost("llama-3.1-70b", "l4", 4)
+        default_cost(load_model("llama-3.1-70b"), "l4", 4)
 
 
 @pytest.mark.parametrize("name", FITTED)
@@ -215,7 +215,7 @@ def test_more_ranks_are_faster_and_never_by_more_than_their_number(device):
     """A large prefill takes less time on more GPUs, and at least its share of the time on one."""
     prefill = batch([(0, 8192)], [])
     one, *others = (
-        load_cost(default_cost("llama-3.1-8b", device, ranks)).batch_time_ns(prefill)
+        load_cost(default_cost(load_model("llama-3.1-8b"), device, ranks)).batch_time_ns(prefill)
         for ranks in (1, 2, 4, 8)
     )
 

@@ -126,13 +126,21 @@ def message_times(
             f"{model.name} over {ranks} ranks needs {operator}, and the profile has no rows of it; "
             "measure it on several GPUs or bring in a table of the network"
         )
-    sizes = numbers(measured["bytes"], "profile", "bytes").astype(np.int64)
-    table = MonotoneTable(sizes, measured["t_us"].to_numpy(np.float64), row_weights(measured))
-    return table(tokens * model.hidden_size * model.dtype_bytes)
+    return _message_table(measured)(tokens * model.hidden_size * model.dtype_bytes)
 
 
-def head_work(rows: pd.DataFrame) -> Measurements | None:
-    """Head and sampler by requests that get a token; None if neither was measured."""
+def _message_table(rows: pd.DataFrame) -> MonotoneTable:
+    """Microseconds of a collective by the bytes of its message."""
+    sizes = numbers(rows["bytes"], "profile", "bytes").astype(np.int64)
+    return MonotoneTable(sizes, rows["t_us"].to_numpy(np.float64), row_weights(rows))
+
+
+def head_work(rows: pd.DataFrame, model: LlmModel, ranks: int) -> Measurements | None:
+    """Head and sampler by requests that get a token; None if neither was measured.
+
+    Where the vocabulary is spread over ranks, its logits are gathered, by a table of `all_gather` over the
+    bytes of all ranks together; a profile without that table leaves it out.
+    """
     tables = [
         MonotoneTable(
             part["num_tokens"].to_numpy(np.int64), part["t_us"].to_numpy(np.float64), row_weights(part)
@@ -146,6 +154,9 @@ def head_work(rows: pd.DataFrame) -> Measurements | None:
     # Twice of what engines run, so that the last slope rests on data.
     x = x[(x > 0) & (x <= min(2 * MOST_REQUESTS, *(table.largest for table in tables)))]
     times = np.asarray(sum(table(x) for table in tables), dtype=np.float64)
+    gathers = of_operator(rows, "all_gather")
+    if ranks > 1 and len(gathers):
+        times += _message_table(gathers)(x * model.vocab_size * model.dtype_bytes)
     weights = np.min([np.interp(x, table.x, table.weights) for table in tables], axis=0)
     return Measurements(
         features=batch_features(num_generating=x), times_ns=times * NS_PER_US, weights=weights

@@ -113,7 +113,7 @@ def fit_profile(
     if pipeline_stages > 1:
         tokens = _with_sending(tokens, rows, model)
     groups = [Group.choose("tokens", tokens, ("step",), {"tokens": MOST_TOKEN_KNOTS})]
-    head = head_work(rows)
+    head = head_work(rows, model, tensor_parallel)
     if head is not None:
         groups.append(Group.choose("head", head, (), {"head": MOST_KNOTS}))
     groups += _attention_groups(rows, num_layers, engine)

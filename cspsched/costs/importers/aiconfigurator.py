@@ -8,20 +8,22 @@ are derived from the memory bandwidth, and say so in `backend`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cspsched.costs.importers.aiconfigurator_check import DTYPES, check_table
+from cspsched.costs.fit import FloatArray
+from cspsched.costs.importers.aiconfigurator_check import check_table
 from cspsched.costs.importers.gemm_grid import GemmGrid, ceil_share
 from cspsched.costs.importers.source import US_PER_MS, Source
 from cspsched.costs.models import Device, LlmModel
 from cspsched.costs.rows import PARQUET, check_rows, make_rows
+from cspsched.costs.weights import FORMATS, PLAIN
 from cspsched.errors import InputError
+from cspsched.problem.cost import IntArray
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,8 +39,25 @@ TABLES = {
     "custom": "comm/vllm/*/custom_allreduce_perf",
 }
 """Where the package keeps the tables of a system, below `systems/data/SYSTEM`."""
+DTYPES = {
+    "gemm_dtype": "bfloat16", "attn_dtype": "bfloat16", "kv_cache_dtype": "bfloat16",
+    "moe_dtype": "bfloat16", "nccl_dtype": "half", "allreduce_dtype": "bfloat16",
+    "beam_width": "1", "window_size": "0",
+}  # fmt: skip
+"""What is taken of tables that hold more, unless something else is asked for: 16-bit kernels without beams
+and sliding windows."""
+GEMM_DTYPES = {"bf16": "bfloat16", "fp8": "fp8", "fp8-block": "fp8_block", "nvfp4": "nvfp4"}
+EXPERT_DTYPES = GEMM_DTYPES | {"int4": "int4_wo", "mxfp4": "w4a16_mxfp4"}
+"""How the tables call the formats of weights."""
+WEIGHT_ONLY = ("int4",)
+"""Formats that a kernel unpacks to 16 bits on its way to the tensor cores; no table has their GEMMs."""
+PLAIN_OPERATORS = ("router", "lm_head")
+"""Matrix products that checkpoints keep in 16 bits."""
+KV_DTYPES = {"bf16": "bfloat16", "fp8": "fp8"}
 ROUTING = "power_law_1.01"
 """How tokens choose experts: between `balanced` and `power_law_1.2`, the two ends of the table."""
+GEMM_LAUNCH_US = 2.0
+"""Least time of a derived matrix product."""
 PROMPT_LENGTH = "isl"
 """Column of the table of prefills with the tokens of each prompt."""
 HALF_BYTES = 2
@@ -60,15 +79,24 @@ class AicTables:
     """The tables of one system that were found, by kind."""
 
     tables: dict[str, Source]
+    grids: dict[str, GemmGrid] = field(default_factory=dict)
+    """Those asked for so far, by format of the weights."""
 
-    @cached_property
-    def gemm_grid(self) -> GemmGrid:
-        """The GEMM table, ready to be asked for shapes."""
-        return GemmGrid(self.table("gemm"))
+    def gemm_grid(self, weights: str = PLAIN) -> GemmGrid:
+        """The GEMM table of a format of weights, ready to be asked for shapes."""
+        if weights not in self.grids:
+            self.grids[weights] = GemmGrid(self.table("gemm", gemm_dtype=GEMM_DTYPES[weights]))
+        return self.grids[weights]
 
     @classmethod
-    def read(cls, paths: Sequence[Path]) -> AicTables:
+    def read(cls, paths: Sequence[Path], *, checked: bool = False) -> AicTables:
         """Read files of one system, recognised by their columns.
+
+        Parameters
+        ----------
+        checked
+            Whether the rows are known to make sense, as those of the installed package are: looking at each
+            takes longer than all the rest.
 
         Raises
         ------
@@ -79,9 +107,9 @@ class AicTables:
         for path in paths:
             source = Source.read(path)
             kind = _kind(source)
-            check_table(source, kind)
-            source = _half_precision(source)
-            devices = {str(name) for name in source.text("device")}
+            if not checked:
+                check_table(source, kind)
+            devices = set(source.frame["device"].astype(str).unique())
             known = {str(name) for table in tables.values() for name in table.text("device")[:1]}
             if len(devices | known) > 1:
                 raise InputError(f"{path} is of {', '.join(sorted(devices | known))}, expected one device")
@@ -120,39 +148,70 @@ class AicTables:
         if tensor_parallel > 1:
             parts.append(self.collectives(tensor_parallel) if network is None else network)
         rows = pd.concat(parts, ignore_index=True)
-        rows["model"], rows["dtype"] = model.name, "bfloat16"
+        rows["model"], rows["dtype"] = model.name, model.weights
         check_rows(rows, f"{self.tables['gemm'].path} (as rows)")
         return rows
 
-    def table(self, kind: str) -> Source:
-        """A table that has to be there."""
+    def table(self, kind: str, **dtypes: str) -> Source:
+        """The rows of some kernels of a table that has to be there.
+
+        Parameters
+        ----------
+        dtypes
+            Values of columns, where they are others than those of `DTYPES`.
+
+        Raises
+        ------
+        InputError
+            If the table is missing or has no such rows.
+        """
         if kind not in self.tables:
             raise InputError(
                 f"no {kind} table among {', '.join(str(one.path) for one in self.tables.values())}; "
                 "give that file too"
             )
-        return self.tables[kind]
+        source = self.tables[kind]
+        keep = np.ones(len(source.frame), dtype=np.bool_)
+        for column, value in (DTYPES | dtypes).items():
+            if source.has(column):
+                keep &= (source.frame[column].astype(str) == value).to_numpy()
+                if not keep.any():
+                    found = ", ".join(sorted(source.frame[column].astype(str).unique()))
+                    raise InputError(f"{source.path}: no rows of {column} {value}; there are {found}")
+        return source.where(keep)
 
     def _gemms(self, model: LlmModel, ranks: int) -> pd.DataFrame:
         import pandas as pd
 
         parts = []
         for operator, (n, k) in gemm_shapes(model, ranks).items():
-            m, times_us, how = self.gemm_grid.times_us(n, k)
+            weights = PLAIN if operator in PLAIN_OPERATORS else model.weights
+            m, times_us, how = self._gemm_us(weights, n, k)
             columns = {"op": operator, "num_tokens": m, "t_us": times_us, "kernel_impl": how, "tp": ranks}
             parts.append(make_rows(columns | {"backend": PROJECT}))
         return pd.concat(parts, ignore_index=True)
 
+    def _gemm_us(self, weights: str, n: int, k: int) -> tuple[IntArray, FloatArray, str]:
+        """Rows m, microseconds at each, and how they came about, for weights of a format."""
+        if weights == PLAIN:
+            return self.gemm_grid().times_us(n, k)
+        if weights in WEIGHT_ONLY:
+            m, plain_us, how = self.gemm_grid().times_us(n, k)
+            return m, weight_only_us(m, plain_us, weights), f"{weights} derived from 16 bit, {how}"
+        if weights not in GEMM_DTYPES:
+            known = ", ".join((*GEMM_DTYPES, *WEIGHT_ONLY))
+            raise InputError(f"no GEMMs with {weights} weights were measured; known are {known}")
+        m, times_us, how = self.gemm_grid(weights).times_us(n, k)
+        return m, times_us, f"{weights} {how}"
+
     def _attention(self, model: LlmModel, ranks: int) -> pd.DataFrame:
         import pandas as pd
 
-        heads, kv_heads = model.num_heads // ranks, model.kv_heads_per_rank(ranks)
-        shape = (heads, kv_heads, model.head_dim)
-        prefill, how = attention_of_heads(self.table("context"), PROMPT_LENGTH, *shape)
+        prefill, how = self._attention_of("context", PROMPT_LENGTH, model, ranks)
         columns = {"op": "attn_prefill", "n_seq": prefill["batch_size"], "kv": 0}
         columns |= {"chunk": prefill[PROMPT_LENGTH]}
         parts = [columns | {"t_us": prefill["t_us"], "kernel_impl": how}]
-        decode, how = attention_of_heads(self.table("generation"), "step", *shape)
+        decode, how = self._attention_of("generation", "step", model, ranks)
         # The kernel reads `step + 1` entries, of which the last is the token's own.
         total = decode["batch_size"] * decode["step"]
         columns = {"op": "attn_decode", "n_seq": decode["batch_size"], "kv": decode["step"]}
@@ -162,9 +221,27 @@ class AicTables:
             [make_rows(part | {"tp": ranks, "backend": PROJECT}) for part in parts], ignore_index=True
         )
 
+    def _attention_of(self, kind: str, length: str, model: LlmModel, ranks: int) -> tuple[pd.DataFrame, str]:
+        """Attention rows of a layer, on average over those with a sliding window and those without."""
+        shape = (model.num_heads // ranks, model.kv_heads_per_rank(ranks), model.head_dim)
+        dtypes = {"kv_cache_dtype": KV_DTYPES[model.kv_cache]}
+        whole, how = attention_of_heads(self.table(kind, **dtypes), length, *shape)
+        if model.sliding_window is None:
+            return whole, how
+        windowed, of_window = attention_of_heads(
+            self.table(kind, **dtypes, window_size=str(model.sliding_window)), length, *shape
+        )
+        share = model.num_sliding_layers / model.num_layers
+        points = ["batch_size", length]
+        both = whole.set_index(points) * (1 - share) + windowed.set_index(points) * share
+        how = f"{how}; {share:.0%} of layers with a window of {model.sliding_window}: {of_window}"
+        return both.dropna().reset_index(), how
+
     def _experts(self, model: LlmModel, ranks: int) -> pd.DataFrame:
-        moe, source = model.moe, self.table("moe")
+        moe = model.moe
         assert moe is not None
+        weights = moe.weights or model.weights
+        source = self.table("moe", moe_dtype=EXPERT_DTYPES[weights])
         shape = {
             "hidden_size": model.hidden_size, "inter_size": moe.expert_intermediate_size,
             "topk": moe.experts_per_token, "num_experts": moe.num_experts,
@@ -173,9 +250,12 @@ class AicTables:
         keep = np.logical_and.reduce([source.counts(name) == value for name, value in shape.items()])
         rows = source.where(keep & (source.text("distribution") == ROUTING))
         if not len(rows.frame):
-            raise InputError(f"{source.path} has no rows of the experts of {model.name} over {ranks} ranks")
+            raise InputError(
+                f"{source.path} has no rows of the experts of {model.name} ({weights}) over {ranks} ranks"
+            )
         columns = {"op": "experts", "num_tokens": rows.counts("num_tokens", 1), "tp": ranks}
-        columns |= {"t_us": rows.times_us("latency", US_PER_MS), "kernel_impl": f"fused MoE, {ROUTING}"}
+        columns |= {"t_us": rows.times_us("latency", US_PER_MS)}
+        columns |= {"kernel_impl": f"fused MoE {weights}, {ROUTING}"}
         return make_rows(columns | {"backend": PROJECT})
 
     def collectives(self, ranks: int) -> pd.DataFrame:
@@ -190,11 +270,13 @@ class AicTables:
 
         parts = []
         if "custom" in self.tables:
-            parts.append(self._messages("custom", "all_reduce", ranks, most_bytes=CUSTOM_MOST_BYTES))
-        nccl = ("all_gather", "reduce_scatter", "all_reduce") if "nccl" in self.tables or not parts else ()
-        for operator in nccl:
-            above = CUSTOM_MOST_BYTES if parts and operator == "all_reduce" else 0
-            parts.append(self._messages("nccl", operator, ranks, above_bytes=above))
+            within = (0, CUSTOM_MOST_BYTES)
+            parts.append(self._messages("custom", self.table("custom"), "all_reduce", ranks, within))
+        if "nccl" in self.tables or not parts:
+            source, above = self.table("nccl"), CUSTOM_MOST_BYTES if parts else 0
+            parts.append(self._messages("nccl", source, "all_reduce", ranks, (above, 2**62)))
+            others = ("all_gather", "reduce_scatter")
+            parts += [self._messages("nccl", source, name, ranks) for name in others]
         found = [part for part in parts if len(part)]
         if not any((part["op"] == "all_reduce").all() for part in found):
             paths = " and ".join(
@@ -204,13 +286,12 @@ class AicTables:
         return pd.concat(found, ignore_index=True)
 
     def _messages(
-        self, kind: str, operator: str, ranks: int, *, above_bytes: int = 0, most_bytes: int = 2**62
+        self, kind: str, source: Source, operator: str, ranks: int, within: tuple[int, int] = (0, 2**62)
     ) -> pd.DataFrame:
-        """Rows of one collective, for messages within a range."""
-        source = self.table(kind)
+        """Rows of one collective, for messages of more bytes than the first and at most the second."""
         size = HALF_BYTES * source.counts("message_size", 1)
         keep = (source.text("op_name") == operator) & (source.counts("num_gpus") == ranks)
-        keep &= (size > above_bytes) & (size <= most_bytes)
+        keep &= (size > within[0]) & (size <= within[1])
         if kind == "custom":
             keep &= source.text("kernel_source") == CUSTOM_KERNEL
         rows = source.where(keep)
@@ -261,6 +342,19 @@ def gemm_shapes(model: LlmModel, tensor_parallel: int = 1) -> dict[str, tuple[in
         shapes["router"] = (model.moe.num_experts, model.hidden_size)
     shapes["lm_head"] = (ceil_share(model.vocab_size, tensor_parallel), model.hidden_size)
     return shapes
+
+
+def weight_only_us(m: IntArray, plain_us: FloatArray, weights: str) -> FloatArray:
+    """Times of a matrix product whose weights are unpacked to 16 bits, derived from the 16-bit kernel's.
+
+    Reading fewer bytes takes that share of the time that 16-bit weights take for one row; from there on the
+    tensor cores decide, at the best rate of the 16-bit kernel (Frantar et al., MARLIN, arXiv 2408.11743,
+    section 5: close to both limits). At least a launch.
+    """
+    share = float(FORMATS[weights].bytes_per_weight / FORMATS[PLAIN].bytes_per_weight)
+    us_per_row = float((plain_us / m).min())
+    times: FloatArray = np.maximum(np.maximum(plain_us[0] * share, us_per_row * m), GEMM_LAUNCH_US)
+    return times
 
 
 def attention_of_heads(
@@ -367,16 +461,6 @@ def _kind(source: Source) -> str:
     if source.has("batch_size", "isl", "step", "num_heads", "latency"):
         return "context" if (source.counts("step") == 0).all() else "generation"
     raise source.foreign(PROJECT)
-
-
-def _half_precision(source: Source) -> Source:
-    keep = np.ones(len(source.frame), dtype=np.bool_)
-    for column, value in DTYPES.items():
-        if source.has(column):
-            keep &= np.array([str(found) == value for found in source.text(column)])
-    if not keep.any():
-        raise InputError(f"{source.path}: no rows of bfloat16 kernels")
-    return source.where(keep)
 
 
 def _version(path: Path) -> tuple[int, ...]:

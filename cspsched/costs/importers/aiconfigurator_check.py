@@ -7,10 +7,9 @@ import numpy as np
 from cspsched.costs.importers.source import US_PER_MS, Source
 from cspsched.costs.rows import refuse, refuse_mixed_units
 
-DTYPES = {"gemm_dtype": "bfloat16", "attn_dtype": "bfloat16", "kv_cache_dtype": "bfloat16",
-          "moe_dtype": "bfloat16", "nccl_dtype": "half", "allreduce_dtype": "bfloat16",
-          "beam_width": "1", "window_size": "0"}  # fmt: skip
-"""What is taken of tables that hold more: 16-bit kernels without beams and sliding windows."""
+KERNELS = ("gemm_dtype", "attn_dtype", "kv_cache_dtype", "moe_dtype", "nccl_dtype", "allreduce_dtype",
+           "beam_width", "window_size", "kernel_source", "distribution")  # fmt: skip
+"""Columns that tell kernels of one table apart."""
 COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "alltoall")
 SHAPES = {
     "gemm": (("n", "k"), ("m",)),
@@ -44,7 +43,6 @@ def check_table(source: Source, kind: str) -> None:
         unknown = np.array([name not in COLLECTIVES for name in names])
         refuse(unknown, where, f"unknown collective {{}}; known: {', '.join(COLLECTIVES)}", names)
     work = np.prod([np.maximum(counts[name], 1.0) for name in sizes], axis=0)
-    kinds = [*same, *DTYPES, "kernel_source", "distribution"]
-    labels = [np.asarray(source.frame[name], dtype=str) for name in kinds if source.has(name)]
+    labels = [np.asarray(source.frame[name], dtype=str) for name in (*same, *KERNELS) if source.has(name)]
     groups = pd.MultiIndex.from_arrays(labels).factorize()[0].astype(np.int64)
     refuse_mixed_units(groups, work, times, where, np.full(len(times), kind, dtype=object))
