@@ -17,6 +17,8 @@ from cspsched.cli.options import (
     Duration,
     ManyValuesCommand,
     Option,
+    chosen_frontend,
+    frontend_option,
     heuristics_option,
     instance_serving,
     json_option,
@@ -87,6 +89,7 @@ TRACE_NAMES = ("limit", "window", "scale_rate")
     "--markdown", type=click.Path(path_type=Path, dir_okay=False), help="File for the table in Markdown."
 )
 @click.option("--out", type=out_type, help="Folder for report.html, tables and pictures.")
+@frontend_option
 @json_option
 @workers_option
 @seed_option
@@ -103,6 +106,7 @@ def compare_command(
     uncertainty: bool,  # noqa: FBT001 - click passes flags so
     markdown: Path | None,
     out: Path | None,
+    frontend: str,
     as_json: bool,  # noqa: FBT001 - click passes flags so
     workers: int,
     seed: int,
@@ -126,7 +130,7 @@ def compare_command(
     from cspsched.exact.watch import Listener
     from cspsched.report.output import require_writable, write_files
     from cspsched.report.table import markdown as as_markdown
-    from cspsched.serving import make_instance
+    from cspsched.serving import cost_of, make_instance
     from cspsched.studies.compare import compare_policies
     from cspsched.studies.provenance import provenance_of
     from cspsched.unused import warnings_for
@@ -149,6 +153,8 @@ def compare_command(
         tell_warnings(warnings)
         band = error_band(serving.cost or instance.cost.name) if uncertainty else None
     wanted = one_objective(objective, instance)
+    cost = instance.cost.name if serving is None else cost_of(serving)
+    around = chosen_frontend(frontend, cost)
     with LiveLine(wanted, len(instance.requests)) as live:
         comparison = compare_policies(
             instance,
@@ -168,7 +174,7 @@ def compare_command(
         serving=serving,
         command=command_line(),
     )
-    comparison = replace(comparison, warnings=tuple(warnings), provenance=facts)
+    comparison = replace(comparison, warnings=tuple(warnings), provenance=facts, frontend=around)
     if as_json:
         show(json.dumps(comparison.to_json(), indent=1))
     else:

@@ -66,6 +66,10 @@ COMMANDS = {
         "cspsched.cli.conformance:conformance_command",
         "Replay recorded schedules of real engines, batch by batch.",
     ),
+    "validate": (
+        "cspsched.cli.validate:validate_command",
+        "Simulate measured RUNS and print how far TTFT, TPOT and latency are off.",
+    ),
     "import-schedule": (
         "cspsched.cli.import_schedule:import_schedule_command",
         "Turn the log of a real engine's scheduler into a schedule.",

@@ -15,6 +15,7 @@ from cspsched.cli.console import tell
 from cspsched.errors import TraceError
 
 if TYPE_CHECKING:
+    from cspsched.costs.frontend import Frontend
     from cspsched.problem.instance import Instance
     from cspsched.problem.objectives import AnyObjective
     from cspsched.serving import Serving
@@ -252,6 +253,15 @@ serving_options = _stack(
 )  # fmt: skip
 """Everything that turns a trace into an instance; collected by `instance_serving`."""
 
+frontend_option = click.option(
+    "--frontend",
+    default="off",
+    show_default=True,
+    metavar="WHAT",
+    help="What a client waits for around the schedule, in its TTFT and latency only: a time such as 7.5ms, "
+    "cost (the cost model's part), a shipped name, a file, or off.",
+)
+
 OBJECTIVE_HELP = (
     "What is minimised: makespan, latency, ttft, itl, tpot (sums), mean- or max-itl and -tpot, misses, "
     "weighted-latency, -ttft, -misses; 'latency+2*max-itl' is a weighted sum."
@@ -336,6 +346,13 @@ def output_option(what: str, *aliases: str, required: bool = False) -> Callable[
         required=required,
         help=what,
     )
+
+
+def chosen_frontend(text: str, cost: str | Path) -> Frontend | None:
+    """What `--frontend` means with a cost model; None if it is off."""
+    from cspsched.costs.frontend import load_frontend
+
+    return None if text == "off" else load_frontend(text, cost)
 
 
 def one_objective(text: str, instance: Instance) -> AnyObjective:

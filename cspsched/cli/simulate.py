@@ -10,6 +10,8 @@ import click
 
 from cspsched.cli.console import begin, counted, show, tell, tell_rejections, tell_warnings
 from cspsched.cli.options import (
+    chosen_frontend,
+    frontend_option,
     heuristic_option,
     instance_serving,
     json_option,
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
     help="Write a trace for ui.perfetto.dev, to a file that ends in .json or .json.gz.",
 )
 @objective_option
+@frontend_option
 @json_option
 @trace_options
 @serving_options
@@ -65,6 +68,7 @@ def simulate_command(
     table_format: str | None,
     perfetto: Path | None,
     objective: str,
+    frontend: str,
     as_json: bool,  # noqa: FBT001 - click passes flags so
     **options: Any,
 ) -> None:
@@ -79,25 +83,31 @@ def simulate_command(
     cspsched simulate trace.csv --out run --format csv
     cspsched simulate trace.csv --perfetto run.json.gz
     """  # noqa: D301 - click's marker for text that is not to be wrapped
+    from cspsched.costs.frontend import stated
     from cspsched.policies.base import add_setting, make_policy
-    from cspsched.serving import make_instance
+    from cspsched.serving import cost_of, make_instance
     from cspsched.unused import warnings_for
 
     _require_outputs(output, out, table_format, perfetto)
     requests = selected_trace(trace, options)
-    instance, rejections = make_instance(requests, instance_serving(options)).split_rejected()
+    serving = instance_serving(options)
+    instance, rejections = make_instance(requests, serving).split_rejected()
+    around = chosen_frontend(frontend, cost_of(serving))
     chosen = make_policy(add_setting(policy, "emulate_bugs=true") if emulate_bugs else policy)
     warnings = warnings_for(requests, [chosen])
     begin(f"simulating {counted(len(instance.requests), 'request')} under {chosen.label}")
     run = _simulated(instance, chosen, rejections)
     summary = {"policy": run.policy, "rejected": len(rejections), **run.metrics.to_json()}
+    if around is not None:
+        summary |= around.client_s(summary)
     tell_rejections(rejections)
     tell_warnings(warnings)
     if as_json:
-        data = {"schema": "cspsched/metrics/1", "warnings": warnings, **summary}
+        described = None if around is None else around.to_json()
+        data = {"schema": "cspsched/metrics/1", "warnings": warnings, **summary, "frontend": described}
         show(json.dumps(data, indent=1))
     else:
-        show("\n".join(_lines(summary)))
+        show("\n".join([*_lines(summary), f"{'frontend':22} {stated(around)}"]))
     if output is not None:
         _save(run, one_objective(objective, instance), output)
     if out is not None:

@@ -101,6 +101,7 @@ def footnotes(comparison: Comparison) -> list[str]:
     notes = [reference_sentence(comparison), *_ends(comparison), *arrival_note(comparison), CLAIRVOYANT]
     notes += [f"Passed over: {failure.sentence}" for failure in comparison.reference.failures]
     notes += [f"Note: {warning}." for warning in comparison.warnings]
+    notes.append(frontend_note(comparison))
     notes += [f"{comparison.provenance.line}."] if comparison.provenance else []
     if not comparison.limits.repeats:
         notes.append("A time limit was given: what another run finds depends on the clock.")
@@ -109,6 +110,14 @@ def footnotes(comparison: Comparison) -> list[str]:
         requests = "request is" if count == 1 else "requests are"
         notes.append(f"{count:,} {requests} rejected, the same for every policy; the first: {first}.")
     return notes
+
+
+def frontend_note(comparison: Comparison) -> str:
+    """What a client waits for around the schedule, which no column above has."""
+    if comparison.frontend is None:
+        return "Frontend off: times are the engine's, without HTTP and tokenisation."
+    added = seconds(comparison.frontend.added_ns / NS_PER_S)
+    return f"Frontend: a client's TTFT and latency are {added} more than above, {comparison.frontend.line}."
 
 
 def reference_sentence(comparison: Comparison) -> str:

@@ -54,14 +54,16 @@ class Replica(Protocol):
         so a policy that waits for an arrival is stuck there.
     """
 
-    def submit(self, request: int) -> None:
-        """Let a request come at its arrival.
+    def submit(self, request: int, arrival_ns: int | None = None) -> None:
+        """Let a request come at its arrival, or at a time that is known only now, as in a closed loop.
+
+        What `finish` tells then belongs to the instance with that arrival.
 
         Raises
         ------
         UsageError
             If it was submitted before, or arrives before the time advanced to or another one that was
-            submitted.
+            submitted; if a time is given and the policy has put the requests in order by their own arrivals.
         """
 
     def cancel(self, request: int) -> None:
@@ -90,6 +92,9 @@ class Replica(Protocol):
     def next_event_ns(self) -> int | None:
         """When the next decision is due if nothing more is submitted; None if there is none."""
 
+    def finish_ns(self, request: int) -> int | None:
+        """When a request generates its last token; None if that is not decided yet."""
+
     @property
     def view(self) -> ReplicaView:
         """What a router may look at."""
@@ -104,17 +109,17 @@ class Submissions:
         self._outstanding: list[int] = []
         self._earliest_ns = 0
 
-    def add(self, request: int) -> None:
+    def add(self, request: int, arrival_ns: int) -> None:
         """Note a request, or refuse it (see `Replica.submit`)."""
         one = self._requests[request]
         if request in self._submitted:
             raise UsageError(f"request {one.request_id!r} is submitted twice, expected once")
-        if one.arrival_ns < self._earliest_ns:
+        if arrival_ns < self._earliest_ns:
             raise UsageError(
-                f"request {one.request_id!r} arrives at {one.arrival_ns} ns, expected at least "
+                f"request {one.request_id!r} arrives at {arrival_ns} ns, expected at least "
                 f"{self._earliest_ns} ns: the replica is there already, or an earlier submission comes then"
             )
-        self._earliest_ns = one.arrival_ns
+        self._earliest_ns = arrival_ns
         self._submitted.add(request)
         self._outstanding.append(request)
 

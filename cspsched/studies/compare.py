@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cspsched.bounds.misses import percentiles_ns
+from cspsched.costs.frontend import Frontend
 from cspsched.errors import InputError, UsageError
 from cspsched.exact.watch import SILENT, Listener
 from cspsched.improve.rivals import Rival, Run, run_rivals
@@ -79,6 +80,8 @@ class Comparison:
         What of the trace or of the policies' settings does nothing, in sentences.
     provenance
         Where all this comes from, if it was stated.
+    frontend
+        What reports add to a client's TTFT and latency; no value, bound or excess has it.
     """
 
     instance: Instance
@@ -91,6 +94,7 @@ class Comparison:
     percentile_bounds_ns: Mapping[Objective, Mapping[int, int]] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     provenance: Provenance | None = None
+    frontend: Frontend | None = None
 
     @property
     def is_interrupted(self) -> bool:
@@ -143,6 +147,7 @@ class Comparison:
             "repeats": self.limits.repeats,
             "warnings": list(self.warnings),
             "provenance": None if self.provenance is None else self.provenance.to_json(),
+            "frontend": None if self.frontend is None else self.frontend.to_json(),
             "percentile_bounds": {
                 f"{objective}_s": {f"p{percent}": value_ns / NS_PER_S for percent, value_ns in bounds.items()}
                 for objective, bounds in self.percentile_bounds_ns.items()
@@ -156,16 +161,18 @@ class Comparison:
         requests, reference = len(self.instance.requests), self.reference
         return {
             "reference": {**reference.to_json(self.objective, requests), "note": CLAIRVOYANT},
-            "policies": [
-                {
-                    "policy": row.policy,
-                    "value_ns": row.value_ns,
-                    "excess_at_least": row.excess.at_least,
-                    "excess_at_most": row.excess.at_most,
-                    **row.metrics.to_json(),
-                }
-                for row in self.rows
-            ],
+            "policies": [self._row(row) for row in self.rows],
+        }
+
+    def _row(self, row: PolicyRow) -> dict[str, Any]:
+        metrics = row.metrics.to_json()
+        return {
+            "policy": row.policy,
+            "value_ns": row.value_ns,
+            "excess_at_least": row.excess.at_least,
+            "excess_at_most": row.excess.at_most,
+            **metrics,
+            **({} if self.frontend is None else self.frontend.client_s(metrics)),
         }
 
 

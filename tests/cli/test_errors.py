@@ -143,8 +143,8 @@ USAGE = {
     "unknown device": ("solve trace.csv --device h10", "unknown device 'h10'"),
     "unknown cost": ("solve trace.csv --cost infermax-7", "Did you mean 'infermax-7b'? Known: "),
     "no measured cost": (
-        "solve trace.csv --device b200",
-        "no cost model was measured for llama-3.1-8b on b200",
+        "solve trace.csv --device v100",
+        "no cost model was measured for llama-3.1-8b on v100",
     ),
     "cost of unknown name": ("costs nope", "unknown cost model 'nope'"),
     "no KV cache": ("solve trace.csv --kv-tokens 0", "'--kv-tokens': '0' is no whole number from 1 on"),

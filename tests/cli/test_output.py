@@ -309,3 +309,25 @@ def test_uncertainty_needs_a_cost_model_with_a_band(capsys):
     assert "cost model unit states no error band" in refused.err
     assert "If all batches are fast, the certified excess is vllm" in told
     assert "If all batches are slow, the certified excess is vllm" in told
+
+
+@pytest.mark.parametrize("command", ["simulate", "compare"])
+def test_a_frontend_is_stated_and_added_for_the_client_only(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """TTFT and latency of a client are so much more; off it is said, and nothing else changes."""
+    small = (command, "tiny-12", "--limit", 2, "--kv-tokens", 100)
+    off = json.loads(invoke(capsys, *small, "--json").out)
+    on = json.loads(invoke(capsys, *small, "--json", "--frontend", "7ms").out)
+    told, quiet = invoke(capsys, *small, "--frontend", "7ms").out, invoke(capsys, *small).out
+
+    assert off["frontend"] is None
+    assert on["frontend"] == {"request_ns": 7_000_000, "output_ns": 0, "source": "given by hand"}
+    assert "7.000 ms before the scheduler" in told
+    assert "off" in quiet.lower().partition("frontend")[2]
+    rows = zip(on.get("policies", [on]), off.get("policies", [off]), strict=True)
+    for with_it, without in rows:
+        for name in ("ttft_s", "latency_s"):
+            assert with_it[f"client_{name}"]["p99"] == pytest.approx(without[name]["p99"] + 0.007)
+            assert with_it[name] == without[name]
+        assert "client_ttft_s" not in without

@@ -72,11 +72,12 @@ def test_policies_are_separated_by_commas_too(text, policies):
         ("mistralai/Mistral-7B-Instruct-v0.3", "mistral-7b"),
         ("Qwen/Qwen2.5-7B-Instruct", "qwen2.5-7b"),
         ("meta-llama/Llama-2-7b-chat-hf", "llama-2-7b"),
-        ("neuralmagic/Meta-Llama-3.1-8B-Instruct-FP8", "neuralmagic/Meta-Llama-3.1-8B-Instruct-FP8"),
+        ("neuralmagic/Meta-Llama-3.1-8B-Instruct-FP8", "llama-3.1-8b-fp8"),
+        ("some-one/Unheard-Of-9B-FP8", "some-one/Unheard-Of-9B-FP8"),
     ],
 )
 def test_models_have_the_names_of_the_hub(text, name):
-    """Variants of the same shape are the model; a quantised one is not."""
+    """Variants of the same shape are the model; the format of the weights stays as the last word."""
     assert model_name(text) == name
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -82,6 +83,8 @@ def _installed(tmp_path, monkeypatch):
         path.parent.mkdir(parents=True, exist_ok=True)
         pd.DataFrame(rows).to_parquet(path)
     (package / "__init__.py").touch()
+    # Another test may have imported the real package.
+    monkeypatch.delitem(sys.modules, aiconfigurator.PACKAGE, raising=False)
     monkeypatch.syspath_prepend(tmp_path / "site")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 

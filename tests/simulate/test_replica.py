@@ -256,3 +256,29 @@ def test_a_policy_that_waits_for_an_arrival_is_stuck_only_at_the_end(engine: Eng
     assert replica.view.num_waiting == 1
     with pytest.raises(StuckError, match="schedules nothing although nothing more can arrive"):
         replica.finish()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    "name", ["vllm", "vllm:async_scheduling=true,enable_prefix_caching=true", "sarathi:chunk=8"]
+)
+def test_a_request_comes_when_its_submission_says(name: str, engine: Engine) -> None:
+    """Submitted at times that the instance does not know, requests run as if it had known them."""
+    sizes, arrivals_ns = [(5 + i, 3) for i in range(6)], [2 * i for i in range(6)]
+    instance = make_instance(*sizes, arrivals_ns=arrivals_ns, kv_blocks=12, block_tokens=2)
+    closed = replace(instance, requests=tuple(replace(one, arrival_ns=0) for one in instance.requests))
+    replica = new_replica(closed, make_policy(name), engine)
+    for position, request in enumerate(instance.requests):
+        replica.advance(request.arrival_ns)
+        replica.submit(position, request.arrival_ns)
+
+    assert digest(replica.finish()) == digest(simulate(instance, make_policy(name), Engine.PLAIN))
+
+
+@pytest.mark.parametrize("name", ["vllm:policy=priority", "sjf", "niyama"])
+def test_an_order_by_arrival_takes_no_later_times(name: str) -> None:
+    """A policy that has put the requests in order refuses an arrival that was not known then."""
+    replica = new_replica(make_instance((5, 3), (5, 3)), make_policy(name))
+
+    with pytest.raises(UsageError, match="in order by their own arrivals"):
+        replica.submit(0, 5)

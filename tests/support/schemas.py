@@ -9,7 +9,7 @@ from typing import Any
 import jsonschema
 from referencing import Registry, Resource
 
-NAMES = ("adversary", "comparison", "explanation", "gate")
+NAMES = ("adversary", "comparison", "explanation", "gate", "measured-runs")
 
 
 def schema(name: str) -> dict[str, Any]:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 
 from cspsched.costs.estimator.profile import FittedProfile
+from cspsched.costs.frontend import Frontend
+from cspsched.costs.presets import cost_path
 from cspsched.errors import InputError, UsageError
 from cspsched.problem.cost import CONSTANT_TERMS, COST_SCHEMA, FUNCTION_TERMS
+from cspsched.problem.json_io import read_text
 
 
 def cost_text(fitted: FittedProfile, described: Mapping[str, str | int], written_by: str) -> str:
@@ -57,6 +61,29 @@ def write_cost(
         path.write_text(cost_text(fitted, described, written_by), encoding="utf-8")
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def write_frontend(frontend: Frontend, cost: str | Path | None, written_by: str, path: Path) -> None:
+    """Write a frontend, behind the cost model whose file it becomes a part of, or alone.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be written, or the cost file cannot be read.
+    """
+    text = f"# Written by {written_by}; do not edit.\n"
+    source = None if cost is None else cost_path(cost)
+    if source is not None and source.suffix == ".toml":
+        text = f"{_without_frontend(read_text(source))}\n\n"
+    try:
+        path.write_text(text + frontend.to_toml(), encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def _without_frontend(text: str) -> str:
+    """Text of a TOML file without the table, from its head to the next."""
+    return re.sub(r"(?ms)^\[frontend\]$.*?(?=^\[|\Z)", "", text).rstrip()
 
 
 def decimals(slopes: Sequence[Fraction]) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from cspsched.errors import UsageError
 from cspsched.problem.instance import Instance
 from cspsched.simulate.kernel.layout import SUBMISSION, Kernel
 from cspsched.simulate.kernel.records import NEVER_NS, Now
+from cspsched.simulate.kernel.rules import Order
 from cspsched.simulate.kernel.run import KernelRun
 from cspsched.simulate.kernel.support import new_loop
 from cspsched.simulate.protocol import Machine, Policy
@@ -44,16 +46,29 @@ class KernelReplica:
         now.num_arrivals = now.num_unfinished = now.until_ns = 0
         now.is_open = 1
 
-    def submit(self, request: int) -> None:
-        """Let a request come at its arrival."""
-        self._submissions.add(request)
+    def submit(self, request: int, arrival_ns: int | None = None) -> None:
+        """Let a request come at its arrival, or at a time that is known only now."""
+        own_ns = self._instance.requests[request].arrival_ns
+        if arrival_ns is not None and arrival_ns != own_ns:
+            self._require_no_order_by_arrival()
+        self._submissions.add(request, own_ns if arrival_ns is None else arrival_ns)
         kernel, now = self.kernel, self._now
+        if arrival_ns is not None:
+            kernel.requests[request].arrival_ns = arrival_ns
         if self._loop.rules.clients:
             client = self._instance.requests[request].client_id
             kernel.notes[request].client = self._clients.setdefault(client, len(self._clients))
         kernel.orders[now.num_arrivals, SUBMISSION] = request
         now.num_arrivals += 1
         now.num_unfinished += 1
+
+    def _require_no_order_by_arrival(self) -> None:
+        rules = self._loop.rules
+        if rules.ranks or rules.has_deadlines or rules.order is not Order.ARRIVAL:
+            raise UsageError(
+                "an arrival is given with a submission, but the policy has put the requests in order by "
+                "their own arrivals; take one that serves in order of submission"
+            )
 
     def cancel(self, request: int) -> None:
         """Let a request that was submitted leave before its end, between batches."""
@@ -95,6 +110,11 @@ class KernelReplica:
             events.append(int(kernel.requests[kernel.orders[now.num_submitted, SUBMISSION]].arrival_ns))
         return min(events, default=None)
 
+    def finish_ns(self, request: int) -> int | None:
+        """When a request generates its last token; None if that is not decided yet."""
+        finish_ns = int(self.kernel.requests[request].finish_ns)
+        return finish_ns if finish_ns >= 0 else None
+
     @property
     def view(self) -> ReplicaView:
         """What a router may look at."""
@@ -106,15 +126,12 @@ class KernelReplica:
             num_running, num_waiting, free_blocks = counts[RUNNING], counts[WAITING], blocks - counts[HELD]
             num_submitted = now.num_seen if self._flies else num_submitted
         return self._submissions.look(
-            self._finish_ns,
+            lambda request: int(self.kernel.requests[request].finish_ns),
             int(now.until_ns),
             num_running=int(num_running),
             num_waiting=int(num_waiting + now.num_arrivals - num_submitted),
             free_blocks=int(free_blocks),
         )
-
-    def _finish_ns(self, request: int) -> int:
-        return int(self.kernel.requests[request].finish_ns)
 
     @property
     def _now(self) -> Now:
