@@ -70,7 +70,10 @@ def steps(
             tokens=batch, prefill_attention=0, prefill_tokens=0, prefill_context=0,
             decode_context=batch * context, num_generating=batch, num_prefills=0, num_decodes=batch,
         )  # fmt: skip
-        read = sum(weight_bytes(model, ranks)) - weight_bytes(model, ranks).embedding
+        weights = weight_bytes(model, ranks)
+        read = sum(weights) - weights.embedding
+        if model.moe is not None:  # experts that no token chooses, all being chosen alike, are not read
+            read -= weights.mlp * (1 - model.moe.experts_per_token / model.moe.num_experts) ** batch
         read += batch * context * model.kv_bytes_per_token(ranks)
         limit_ms = 1000 * read / device.memory_bandwidth_bytes_per_s
         yield [batch, *found.values(), sum(found.values()), cost.batch_time_ns(features) / 1e6, limit_ms]

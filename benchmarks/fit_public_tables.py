@@ -77,6 +77,26 @@ WITH_EXPERTS = {"h200": ("qwen3-30b-a3b",)}
 """Experts were measured on one device only."""
 
 
+COMMON = {
+    "h100": {
+        "llama-3.1-8b-fp8": (1,), "llama-3.1-70b-fp8": (2, 4), "qwen3-8b": (1,), "qwen3-32b": (2, 4),
+        "qwen3-30b-a3b": (1, 2), "mixtral-8x7b": (2, 4), "gpt-oss-20b": (1,), "gpt-oss-120b": (1, 2, 4),
+    },
+    "h200": {
+        "llama-3.1-8b-fp8": (1,), "llama-3.1-70b-fp8": (1, 2, 4), "qwen3-8b": (1,), "qwen3-32b": (1, 2),
+        "gpt-oss-20b": (1,), "gpt-oss-120b": (1, 2, 4), "qwen3-235b-a22b-fp8-block": (4,),
+    },
+    "b200": {
+        "llama-3.1-8b": (1,), "llama-3.1-70b": (1, 2, 4), "llama-3.1-70b-fp8": (1, 2),
+        "gpt-oss-120b": (1, 2), "qwen3-32b": (1,),
+    },
+    "b300": {"llama-3.1-70b": (1, 2), "gpt-oss-120b": (1,)},
+    "gb200": {"llama-3.1-70b": (1, 2, 4)},
+    "l40s": {"llama-3.1-8b": (1, 2), "llama-3.1-8b-fp8": (1,), "qwen3-8b": (1,), "gpt-oss-20b": (1,)},
+}  # fmt: skip
+"""Pairs that many serve, composed too, so that they need no extra; degrees whose weights fit."""
+
+
 @dataclass(frozen=True)
 class Case:
     """One cost file to write."""
@@ -94,6 +114,14 @@ def models_on(device: str) -> Iterator[tuple[str, int]]:
     for model, ranks in RANKS.items():
         if load_model(model).moe is None or model in WITH_EXPERTS.get(device, ()):
             yield from ((model, number) for number in ranks)
+
+
+def composed() -> Iterator[tuple[str, str, int]]:
+    """Model, device and degree of what is composed: several ranks, and what many serve."""
+    for system in SYSTEMS:
+        yield from ((model, system.device, ranks) for model, ranks in models_on(system.device) if ranks > 1)
+    for device, pairs in COMMON.items():
+        yield from ((model, device, number) for model, ranks in pairs.items() for number in ranks)
 
 
 def cases(folder: Path) -> Iterator[Case]:
@@ -150,14 +178,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("models/costs"))
     parser.add_argument("--only", default="", help="write only files whose name contains this")
     arguments = parser.parse_args()
-    for system in SYSTEMS:
-        for model, ranks in models_on(system.device):
-            name = usual_name(model, system.device, ranks)
-            if ranks > 1 and arguments.only in name:
-                print(name)
-                tables = installed_tables(INSTALLED[system.device])
-                text = composed_text(load_model(model), load_device(system.device), ranks, tables)
-                (arguments.out / f"{name}.toml").write_text(text, encoding="utf-8")
+    for model, device, ranks in composed():
+        name = usual_name(model, device, ranks)
+        if arguments.only in name:
+            print(name)
+            tables = installed_tables(INSTALLED[device])
+            text = composed_text(load_model(model), load_device(device), ranks, tables)
+            (arguments.out / f"{name}.toml").write_text(text, encoding="utf-8")
     for case in cases(arguments.data_folder):
         name = usual_name(case.model, case.device)
         if arguments.only in name:

@@ -41,12 +41,10 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--only", choices=list(RUNS))
     options = parser.parse_args()
-    page = PAGE.read_text(encoding="utf-8")
     for name in [options.only] if options.only else RUNS:
-        head, tail = f"<!-- {name} -->\n", "<!-- end -->"
-        page = page.replace(
-            f"{head}{written(page, name)}{tail}", f"{head}{block_of(name, options.data)}{tail}"
-        )
+        found, head, tail = block_of(name, options.data), f"<!-- {name} -->\n", "<!-- end -->"
+        page = PAGE.read_text(encoding="utf-8")
+        page = page.replace(f"{head}{written(page, name)}{tail}", f"{head}{found}{tail}")
         PAGE.write_text(page, encoding="utf-8")
         print(f"{PAGE}: {name}")
 

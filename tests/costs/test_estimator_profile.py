@@ -176,7 +176,7 @@ def test_two_batches_never_take_less_than_one_of_all_their_tokens(knots, slopes,
     """Whatever was fitted: clocks that fall under large products would reward small chunks."""
     knots = (0, *sorted(knots))
     raw = PiecewiseLinear(knots, tuple(Fraction(slope, 10**4) for slope in slopes[: len(knots)]))
-    terms = without_rising_rate({"step": Fraction(step), "tokens": raw})
+    terms = without_rising_rate({"step": Fraction(step), "tokens": raw}, "tokens")
     term = terms["tokens"]
 
     assert terms["step"] + term.exact(one + other) <= 2 * terms["step"] + term.exact(one) + term.exact(other)

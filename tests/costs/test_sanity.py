@@ -22,6 +22,7 @@ SLOW_LARGE_BATCHES = {
 }  # fmt: skip
 """Pinned files in which 16,384 tokens take 3 to 6 % longer than in chunks, as their tables say; what is
 fitted now does not (`without_rising_rate`)."""
+REDUCE_NS = 10_000
 MEASURED = [name for name in cost_names() if describe_cost(name).device is not None]
 
 
@@ -44,8 +45,9 @@ def test_shipped_cost_models_stay_within_what_is_possible(name):
     "name", [name for name in MEASURED if (describe_cost(name).tensor_parallel or 1) > 1]
 )
 def test_more_ranks_never_slow_a_decode(name):
-    """Half of the weights take longer to read than the all-reduce takes, for every shipped model."""
+    """By more than the all-reduce explains: two a layer, of at least 10 us where all ranks have to meet."""
     info = describe_cost(name)
+    reduces_ns = 2 * load_model(info.model).num_layers * REDUCE_NS
     fewer = name.replace(f"-tp{info.tensor_parallel}", f"-tp{info.tensor_parallel // 2}").replace("-tp1", "")
     if fewer not in cost_names():
         pytest.skip(f"{fewer} does not fit and does not ship")
@@ -54,7 +56,8 @@ def test_more_ranks_never_slow_a_decode(name):
             tokens=number, prefill_attention=0, prefill_tokens=0, prefill_context=0,
             decode_context=512 * number, num_generating=number, num_prefills=0, num_decodes=number,
         )  # fmt: skip
-        assert load_cost(name).batch_time_ns(batch) <= load_cost(fewer).batch_time_ns(batch)
+        slack_ns = reduces_ns if load_model(info.model).moe else 0
+        assert load_cost(name).batch_time_ns(batch) <= load_cost(fewer).batch_time_ns(batch) + slack_ns
 
 
 @pytest.mark.parametrize(

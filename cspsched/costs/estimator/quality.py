@@ -34,6 +34,8 @@ BAND_QUANTILES = (0.1, 0.9)
 BAND_DIGITS = 3
 LEAST_FACTOR = 0.001
 UNIT = 10**SLOPE_DIGITS
+RATED = {"tokens": "tokens", "prefill_attention": "prefill_tokens"}
+"""By group, the term that counts the tokens of a batch."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,8 @@ class Group:
         # Least absolute residuals would give the mixed batches up for the prefills, which fit exactly.
         rounds = ROUNDS if measured.beside_ns is None else 1
         terms = fit_terms(measured, constants=self.constants, knots=knots, rounds=rounds)
-        return without_rising_rate(terms) if self.name == "tokens" else terms
+        term = RATED.get(self.name)
+        return without_rising_rate(terms, term) if term in terms else terms
 
     @property
     def sizes(self) -> IntArray:
@@ -83,21 +86,21 @@ class Group:
         return lengths
 
 
-def without_rising_rate(terms: Terms) -> Terms:
-    """Terms of the tokens in which no batch takes longer than its tokens in two batches.
+def without_rising_rate(terms: Terms, name: str) -> Terms:
+    """Terms in which no batch takes longer than its tokens in two batches, as far as one term of them says.
 
     Large matrix products are up to 6 % slower a token than small ones in measured tables, as a GPU lowers its
     clock under them. Left in, a prompt would be prefilled faster in smaller chunks. A slope is at most the
     time a token of the batch at its knot, the constants of a batch included.
     """
-    term = terms["tokens"]
+    term = terms[name]
     assert isinstance(term, PiecewiseLinear)
     base = sum((constant for constant in terms.values() if isinstance(constant, Fraction)), Fraction(0))
     slopes: list[Fraction] = []
     for at, (knot, slope) in enumerate(zip(term.knots, term.slopes, strict=True)):
         reached = base + PiecewiseLinear(term.knots[:at], tuple(slopes)).exact(knot) if at else base
         slopes.append(min(slope, Fraction(reached * UNIT // knot, UNIT)) if knot else slope)
-    return {**terms, "tokens": PiecewiseLinear(term.knots, tuple(slopes))}
+    return {**terms, name: PiecewiseLinear(term.knots, tuple(slopes))}
 
 
 def in_sample(group: Group, terms: Terms) -> RelativeErrors:
