@@ -1,4 +1,4 @@
-"""Property tests draw the same examples every time; a failure in CI is one that anybody can repeat."""
+"""How tests run: property tests draw the same examples every time, and what is compiled is compiled once."""
 
 import pytest
 from hypothesis import settings
@@ -7,6 +7,35 @@ import cspsched.cli.console
 
 settings.register_profile("cspsched", derandomize=True, deadline=None)
 settings.load_profile("cspsched")
+
+COMPILING = {
+    "policies/test_catalogue.py",
+    "policies/test_compiled_user_policy.py",
+    "policies/test_conformance.py",
+    "policies/test_engines.py",
+    "policies/test_failing.py",
+    "policies/test_research.py",
+    "policies/test_vidur.py",
+    "simulate/test_cancel.py",
+    "simulate/test_kernel_decisions.py",
+    "simulate/test_kernel_run.py",
+    "simulate/test_kernel_schedules.py",
+    "simulate/test_replica.py",
+}
+"""Files that compile loops of policies. In one process what these share is compiled once."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """A process for each file, and one for all files that compile."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.split("::")[0]
+            return "compiling" if file.removeprefix("tests/") in COMPILING else file
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(autouse=True)

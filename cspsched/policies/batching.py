@@ -34,11 +34,11 @@ from cspsched.simulate.kernel.layout import Kernel
 from cspsched.simulate.kernel.lists import (
     append_listed,
     head,
-    next_arrival,
-    next_number,
-    numbered_key,
     pop,
     push,
+)
+from cspsched.simulate.kernel.lists import (
+    submit_to_queue as submit_to_queue,
 )
 from cspsched.simulate.kernel.lockstep import can_go_on, decode_all, locked_growth
 from cspsched.simulate.kernel.loops import Act, Loop
@@ -109,16 +109,6 @@ def rules_by_request(
     limits = {name: getattr(base, name) for name in names}
     most = {"most_holders": base.max_running, "batch_tokens": instance.limits.max_batch_tokens}
     return Rules(run=run, **(limits | most | decisions))
-
-
-@inner
-def submit_to_queue(k: Kernel) -> None:
-    """Queue all arrivals, in the order of their places and then of submission."""
-    request = next_arrival(k)
-    while request >= 0:
-        k.requests[request].key = numbered_key(k.requests[request].key, next_number(k))
-        push(k, request)
-        request = next_arrival(k)
 
 
 # Decodes, and room for them.

@@ -48,7 +48,7 @@ from cspsched.simulate.kernel.lists import (
 )
 from cspsched.simulate.kernel.loops import make_loop
 from cspsched.simulate.kernel.pricing import batch_time_ns
-from cspsched.simulate.kernel.records import NOBODY
+from cspsched.simulate.kernel.records import NOBODY, PolicyState
 from cspsched.simulate.kernel.rules import Rules
 from cspsched.simulate.kernel.swap import swap_in, swap_out
 
@@ -93,7 +93,7 @@ class Fastserve(Configured):
         """Rules under an instance's limits and the settings, whichever are tighter."""
         settings, host_blocks = self.settings, instance.limits.host_kv_blocks
         preemption = instance.switches.preemption
-        own = FastserveOwn(
+        own = PolicyState(
             quantum_ns=float(settings.quantum_ms * NS_PER_MS),
             starvation_ns=float(settings.starvation_threshold_ms * NS_PER_MS),
             starvation_period=settings.starvation_period,
@@ -110,27 +110,6 @@ class Fastserve(Configured):
             max_requests=settings.max_batch_size,
             host_blocks=host_blocks if preemption.swaps else 0,
         )
-
-
-@dataclass(slots=True, kw_only=True)
-class FastserveOwn:
-    """Settings, and what the last batches have left."""
-
-    quantum_ns: float
-    """Of the highest queue."""
-    starvation_ns: float
-    starvation_period: int
-    swaps: bool
-    recomputes: bool
-    least_host_blocks: float
-    """Free in host memory for a prompt to start."""
-    front: int = 0
-    batch_start_ns: int = 0
-    num_batches: int = 0
-    num_swapped: int = 0
-    """Requests in host memory; they wait in the heap with the others."""
-    starts: bool = False
-    """Whether host memory has room enough in this step for prompts to start."""
 
 
 # Queues and their quanta.

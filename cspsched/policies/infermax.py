@@ -45,6 +45,7 @@ from cspsched.simulate.kernel.columns import LISTED
 from cspsched.simulate.kernel.layout import Kernel
 from cspsched.simulate.kernel.lists import bit_length
 from cspsched.simulate.kernel.loops import Act, make_loop
+from cspsched.simulate.kernel.records import PolicyState
 from cspsched.simulate.kernel.rules import Chunk, Reserve, Rules
 
 
@@ -105,7 +106,7 @@ class Infermax(Configured):
             common["chunk"] = Chunk.ANY if settings.chunked_prefill else Chunk.NEVER
         prefills_first = settings.priority is Phase.PREFILL
         if (prefills_first and settings.hybrid) or settings.eviction is not Eviction.NEWEST:
-            own = InfermaxOwn(
+            own = PolicyState(
                 prefills_first=prefills_first,
                 hybrid=settings.hybrid,
                 length_threshold=settings.histogram_threshold,
@@ -116,15 +117,6 @@ class Infermax(Configured):
         alone = Batch.PREFILL_ONLY if prefills_first else Batch.DECODE_ONLY
         batch = Batch.MIXED if settings.hybrid else alone
         return queue_rules(instance, batch=batch, gate=Gate.NOT_AFTER_EVICTION, **common)
-
-
-@dataclass(slots=True, kw_only=True)
-class InfermaxOwn:
-    """Switches of a run by request."""
-
-    prefills_first: bool
-    hybrid: bool
-    length_threshold: int
 
 
 @inner

@@ -43,7 +43,7 @@ from cspsched.simulate.kernel.actions import blocks_of
 from cspsched.simulate.kernel.columns import HELD_TOKENS, IN_LOCKSTEP, LISTED, LOCKED, TO_COME
 from cspsched.simulate.kernel.layout import DECODES, Kernel
 from cspsched.simulate.kernel.loops import make_loop
-from cspsched.simulate.kernel.records import NOBODY
+from cspsched.simulate.kernel.records import NOBODY, PolicyState
 from cspsched.simulate.kernel.rules import Chunk, Rules
 
 
@@ -80,7 +80,7 @@ class Lightllm(Configured):
         """Rules under an instance's limits; by request unless the device counts as busy at all times."""
         settings, common = self.settings, router_rules(self.settings, instance)
         if settings.router_token_ratio:
-            return rules_by_request(instance, run_lightllm, own=LightllmOwn(**router(settings)), **common)
+            return rules_by_request(instance, run_lightllm, own=PolicyState(**router(settings)), **common)
         return queue_rules(
             instance,
             batch=Batch.DECODE_STEPS,
@@ -102,22 +102,12 @@ def router_rules(settings: LightllmSettings, instance: Instance) -> dict[str, An
 
 
 def router(settings: LightllmSettings) -> dict[str, Any]:
-    """Return the router's fields of `LightllmOwn`."""
+    """Return the router's fields of `PolicyState`."""
     return {
         "ratio": float(settings.router_token_ratio),
         "decode_steps": settings.router_max_wait_tokens,
         "assumed_tokens": settings.router_max_new_token_len,
     }
-
-
-@dataclass(slots=True, kw_only=True)
-class LightllmOwn:
-    """Settings, and the decode steps since the last prefill."""
-
-    ratio: float
-    decode_steps: int
-    assumed_tokens: int
-    num_steps: int = 0
 
 
 @inner

@@ -37,6 +37,7 @@ from cspsched.simulate.kernel.layout import BY_RANK, HEAP, Kernel
 from cspsched.simulate.kernel.lists import next_arrival, next_number, numbered_key, push
 from cspsched.simulate.kernel.loops import make_loop
 from cspsched.simulate.kernel.pricing import batch_time_ns
+from cspsched.simulate.kernel.records import PolicyState
 from cspsched.simulate.kernel.rules import Chunk, Rules
 
 NEVER = int(Chunk.NEVER)
@@ -83,24 +84,10 @@ class Niyama(Configured):
         return ranked_rules(
             instance,
             run_niyama,
-            own=NiyamaOwn(alpha=float(settings.alpha), relegates=settings.relegation),
+            own=PolicyState(alpha=float(settings.alpha), relegates=settings.relegation),
             ttft_limit_ns=float(settings.ttft_limit_ms * NS_PER_MS),
             tpot_limit_ns=float(settings.tpot_limit_ms * NS_PER_MS),
         )
-
-
-@dataclass(slots=True, kw_only=True)
-class NiyamaOwn:
-    """Settings, and what the step works with.
-
-    BY_RANK holds those with prefill left, waiting or running, in order: the first `num_queued`.
-    """
-
-    alpha: float
-    relegates: bool
-    num_queued: int = 0
-    longest_ns: float = 0.0
-    """Time that the batch may take for the sake of its decodes."""
 
 
 @inner

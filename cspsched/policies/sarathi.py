@@ -31,6 +31,7 @@ from cspsched.simulate.kernel.actions import lacking_tokens
 from cspsched.simulate.kernel.layout import Kernel
 from cspsched.simulate.kernel.lists import sort_by_key
 from cspsched.simulate.kernel.loops import make_loop
+from cspsched.simulate.kernel.records import PolicyState
 from cspsched.simulate.kernel.rules import Chunk, Rules
 from cspsched.units import ceil_div
 
@@ -107,18 +108,10 @@ class Sarathi(Configured):
         if len(chunks) == 1:
             common |= {"max_tokens": chunks[0], "chunk": Chunk.ANY, "gate": Gate.NOT_AFTER_EVICTION}
             return family_rules(instance, **common)
-        own = SarathiOwn(stage_tokens=stage_tokens, num_stages=len(chunks))
+        own = PolicyState(stage_tokens=stage_tokens, num_stages=len(chunks))
         return family_rules_by_request(
             instance, run_dynamic, own=own, stages=tuple(chunks), sorts_by_key=True, **common
         )
-
-
-@dataclass(slots=True, kw_only=True)
-class SarathiOwn:
-    """Dynamic chunks: processed tokens of a prompt per stage, and stages."""
-
-    stage_tokens: int
-    num_stages: int
 
 
 @inner

@@ -68,7 +68,7 @@ from cspsched.simulate.kernel.columns import (
 from cspsched.simulate.kernel.layout import Kernel
 from cspsched.simulate.kernel.lists import next_number, numbered_key, push
 from cspsched.simulate.kernel.loops import make_loop
-from cspsched.simulate.kernel.records import NOBODY
+from cspsched.simulate.kernel.records import NOBODY, PolicyState
 from cspsched.simulate.kernel.rules import Chunk, Order, Rules
 from cspsched.simulate.kernel.together import unlock_listed
 
@@ -182,7 +182,7 @@ class Sglang(Configured):
             rng = Random(settings.random_seed)
             drawn = [rng.random() for _ in range(len(instance.columns.arrival_ns))]
             places = np.unique(drawn, return_inverse=True)[1].astype(np.int64)
-        own = SglangOwn(
+        own = PolicyState(
             most_prefill=settings.max_prefill_tokens,
             mixes_decodes=settings.enable_mixed_chunk,
             decode_steps=settings.prefill_decode_interval or 0,
@@ -206,25 +206,6 @@ class Sglang(Configured):
             most_new_tokens=MOST_NEW_TOKENS,
             own=own,
         )
-
-
-@dataclass(slots=True, kw_only=True)
-class SglangOwn:
-    """Settings; the share of the outputs that is set aside, and what the last steps have left."""
-
-    most_prefill: int
-    mixes_decodes: bool
-    decode_steps: int
-    retracts_for: bool
-    """Whether the head of the queue retracts running requests of a priority larger by the threshold."""
-    threshold: int
-    ignores_eos: bool
-    retracts_by_priority: bool
-    first_share: float
-    share: float
-    is_full: bool = False
-    num_steps: int = 0
-    """Decode steps since the last prefill."""
 
 
 # Chunks and admissions.

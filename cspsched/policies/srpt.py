@@ -24,6 +24,7 @@ from cspsched.simulate.kernel.columns import KEY_BITS, LISTED
 from cspsched.simulate.kernel.layout import Kernel
 from cspsched.simulate.kernel.lists import next_arrival, next_number, numbered_key, push
 from cspsched.simulate.kernel.loops import make_loop
+from cspsched.simulate.kernel.records import PolicyState
 from cspsched.simulate.kernel.rules import Rules
 
 
@@ -35,7 +36,7 @@ class Srpt:
 
     def kernel_rules(self, instance: Instance) -> Rules:
         """Rules under an instance's limits; all may be preempted to the end."""
-        return ranked_rules(instance, run_remaining, own=Remaining(1.0))
+        return ranked_rules(instance, run_remaining, own=PolicyState(share=1.0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,14 +61,7 @@ class Trail(Configured):
 
     def kernel_rules(self, instance: Instance) -> Rules:
         """Rules under an instance's limits."""
-        return ranked_rules(instance, run_remaining, own=Remaining(float(self.settings.c)))
-
-
-@dataclass(slots=True)
-class Remaining:
-    """Share of its output after which a request may not be preempted."""
-
-    share: float
+        return ranked_rules(instance, run_remaining, own=PolicyState(share=float(self.settings.c)))
 
 
 @inner

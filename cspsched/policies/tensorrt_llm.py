@@ -57,6 +57,7 @@ from cspsched.simulate.kernel.layout import SUBMISSION, Kernel
 from cspsched.simulate.kernel.lists import append_listed, head, pop, push
 from cspsched.simulate.kernel.lockstep import can_go_on, decode_all, locked_growth
 from cspsched.simulate.kernel.loops import make_loop
+from cspsched.simulate.kernel.records import PolicyState
 from cspsched.simulate.kernel.rules import Chunk, Reserve, Rules
 from cspsched.simulate.kernel.together import unlock_listed
 
@@ -136,20 +137,12 @@ class TensorrtLlm(Configured):
             return rules_by_request(instance, run_equal_progress, **common)
         if capacity is CapacityPolicy.STATIC_BATCH:
             common["cancel"] = cancel_with(_forget)
-            return rules_by_request(instance, run_static_batch, own=StaticBatch(), **common)
+            return rules_by_request(instance, run_static_batch, own=PolicyState(), **common)
         is_alone = capacity is CapacityPolicy.PREFILL_FIRST
         return queue_rules(instance, batch=Batch.PREFILL_ONLY if is_alone else Batch.MIXED, **common)
 
 
 # Static batch.
-
-
-@dataclass(slots=True)
-class StaticBatch:
-    """The group that runs."""
-
-    group_left: int = 0
-    """Requests of the group that have not been admitted: the first of the queue."""
 
 
 @inner

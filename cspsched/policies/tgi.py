@@ -39,6 +39,7 @@ from cspsched.simulate.aggregated.state import Batch
 from cspsched.simulate.kernel.columns import LISTED
 from cspsched.simulate.kernel.layout import Kernel
 from cspsched.simulate.kernel.loops import make_loop
+from cspsched.simulate.kernel.records import PolicyState
 from cspsched.simulate.kernel.rules import Chunk, Reserve, Rules
 from cspsched.units import ceil_div
 
@@ -91,20 +92,10 @@ class Tgi(Configured):
         if settings.max_batch_total_tokens is None:
             batch = Batch.WAITING_RATIO
             return queue_rules(instance, batch=batch, waiting_ratio=ratio, decode_steps=steps, **common)
-        own = TgiOwn(
+        own = PolicyState(
             waiting_ratio=float(ratio), decode_steps=steps, total_tokens=settings.max_batch_total_tokens
         )
         return rules_by_request(instance, run_tgi, own=own, **common)
-
-
-@dataclass(slots=True, kw_only=True)
-class TgiOwn:
-    """Settings, and the decode steps since the last prefill."""
-
-    waiting_ratio: float
-    decode_steps: int
-    total_tokens: int
-    num_steps: int = 0
 
 
 @inner

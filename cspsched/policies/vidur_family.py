@@ -36,7 +36,7 @@ from cspsched.simulate.kernel.flights import conclude_flight, flies_on, forget_l
 from cspsched.simulate.kernel.layout import QUEUED, Kernel
 from cspsched.simulate.kernel.lockstep import can_decode_all, decode_all, lock, unlock
 from cspsched.simulate.kernel.loops import Act, Loop, make_loop
-from cspsched.simulate.kernel.records import NOBODY
+from cspsched.simulate.kernel.records import NOBODY, PolicyState
 from cspsched.simulate.kernel.rules import Reserve, Rules
 from cspsched.simulate.kernel.together import conclude_together
 
@@ -64,33 +64,12 @@ class VidurSettings:
         return max(self.batch_size_cap // self.num_pipeline_stages, 1)
 
 
-@dataclass(slots=True, kw_only=True)
-class VidurOwn:
-    """Settings, and the running requests that are not in flight: the first so many of IDLE.
-
-    They stand in the order in which they came back from a batch.
-    """
-
-    most_in_batch: int
-    """Most requests with which decodes and admissions may fill a batch."""
-    emulates_bugs: bool = False
-    padded_tokens: int = 0
-    """Most tokens of a batch of prompts, which run alone; 0: they do not."""
-    runs_to_end: bool = False
-    """Whether a batch of requests runs to its end before others are admitted."""
-    num_idle: int = 0
-    is_full: bool = False
-    """Whether this step admits none."""
-    leaked_blocks: int = 0
-    """KV blocks that a bug of FasterTransformer's has lost."""
-
-
 def vidur_rules(
     instance: Instance,
     run: Loop,
     settings: VidurSettings,
     *,
-    own: VidurOwn,
+    own: PolicyState,
     max_num_seqs: int,
     watermark: float = 0.0,
     **decisions: Any,

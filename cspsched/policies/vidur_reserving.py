@@ -20,7 +20,6 @@ from cspsched.policies.batching import Configured
 from cspsched.policies.reserving import longest_blocks
 from cspsched.policies.sarathi_family import admit_with, continue_with, whole_prompt
 from cspsched.policies.vidur_family import (
-    VidurOwn,
     VidurSettings,
     decode_with,
     decodes_first_with,
@@ -32,6 +31,7 @@ from cspsched.policies.vidur_family import (
 )
 from cspsched.problem.instance import Instance, Limits
 from cspsched.simulate.kernel.layout import Kernel
+from cspsched.simulate.kernel.records import PolicyState
 from cspsched.simulate.kernel.rules import Reserve, Rules
 
 
@@ -88,7 +88,7 @@ class VidurFasterTransformer(Configured):
 
 def _rules(instance: Instance, settings: VidurOrcaSettings, *, runs_to_end: bool) -> Rules:
     most = settings.batch_requests(instance.limits)
-    own = VidurOwn(
+    own = PolicyState(
         most_in_batch=most,
         emulates_bugs=settings.emulate_bugs and runs_to_end,
         runs_to_end=runs_to_end,

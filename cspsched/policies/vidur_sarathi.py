@@ -19,7 +19,6 @@ from cspsched.policies.batching import Configured
 from cspsched.policies.sarathi_family import admit_with, continue_with, preempt_to_front
 from cspsched.policies.settings import require_fraction
 from cspsched.policies.vidur_family import (
-    VidurOwn,
     VidurSettings,
     decode_with,
     decodes_first_with,
@@ -34,6 +33,7 @@ from cspsched.simulate.kernel.actions import blocks_of, decodes, known_tokens
 from cspsched.simulate.kernel.columns import IDLE
 from cspsched.simulate.kernel.layout import Kernel
 from cspsched.simulate.kernel.lists import sort_by_key
+from cspsched.simulate.kernel.records import PolicyState
 from cspsched.simulate.kernel.rules import Rules
 
 
@@ -62,7 +62,7 @@ class VidurSarathi(Configured):
     def kernel_rules(self, instance: Instance) -> Rules:
         """Rules under an instance's limits and the settings, whichever are tighter."""
         settings, limits = self.settings, instance.limits
-        own = VidurOwn(most_in_batch=settings.micro_batch_requests, emulates_bugs=settings.emulate_bugs)
+        own = PolicyState(most_in_batch=settings.micro_batch_requests, emulates_bugs=settings.emulate_bugs)
         return vidur_rules(
             instance,
             run_vidur_sarathi,

@@ -18,7 +18,6 @@ from cspsched.policies.batching import Configured
 from cspsched.policies.sarathi_family import admit_with, continue_with, whole_prompt
 from cspsched.policies.settings import require_fraction
 from cspsched.policies.vidur_family import (
-    VidurOwn,
     VidurSettings,
     decode_with,
     keep_apart,
@@ -33,6 +32,7 @@ from cspsched.problem.instance import Instance
 from cspsched.simulate.kernel.columns import BATCHED, IDLE
 from cspsched.simulate.kernel.layout import Kernel
 from cspsched.simulate.kernel.lists import sort_by_key
+from cspsched.simulate.kernel.records import PolicyState
 from cspsched.simulate.kernel.rules import Rules
 
 
@@ -61,7 +61,7 @@ class VidurVllm(Configured):
     def kernel_rules(self, instance: Instance) -> Rules:
         """Rules under an instance's limits and the settings, whichever are tighter."""
         settings = self.settings
-        own = VidurOwn(
+        own = PolicyState(
             most_in_batch=settings.micro_batch_requests,
             emulates_bugs=settings.emulate_bugs,
             padded_tokens=settings.max_tokens_in_batch,

@@ -17,11 +17,12 @@ from cspsched.errors import UsageError
 from cspsched.policies.batching import Configured
 from cspsched.policies.sarathi_family import family_rules, family_rules_by_request
 from cspsched.policies.settings import require_at_least, require_fraction
-from cspsched.policies.vllm_v0_steps import V0Own, forget, run_chunked, run_whole_prompts
+from cspsched.policies.vllm_v0_steps import forget, run_chunked, run_whole_prompts
 from cspsched.policies.vllm_v1 import BY_PRIORITY, QueueOrder
 from cspsched.problem.instance import Instance, Limits, Preemption
 from cspsched.simulate.aggregated.state import Batch
 from cspsched.simulate.kernel.cancel import cancel_with
+from cspsched.simulate.kernel.records import PolicyState
 from cspsched.simulate.kernel.rules import Order, Rules
 
 SMALLEST_DEFAULT_BUDGET = 2048
@@ -113,7 +114,7 @@ class VllmV0(Configured):
         by_priority = settings.policy is QueueOrder.PRIORITY
         if swaps:
             self._require_swap(instance.switches.preemption, by_priority=by_priority)
-        own = V0Own(
+        own = PolicyState(
             swaps=swaps,
             delay=float(settings.delay_factor),
             by_priority=by_priority,

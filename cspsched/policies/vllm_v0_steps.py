@@ -14,8 +14,6 @@ scheduler stops, a run here goes on or says why not:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from cspsched.compiled.jit import inner, merged
@@ -53,39 +51,6 @@ from cspsched.simulate.kernel.together import unlock_listed
 
 SWAPPED = BY_RANK
 """Column of `orders` with the swapped requests in a ring, next first."""
-
-
-@dataclass(slots=True, kw_only=True)
-class V0Own:
-    """Settings, and what the last steps have left."""
-
-    swaps: bool
-    delay: float
-    by_priority: bool
-    most_partial: int
-    """Prefills among which the budget of a batch is split."""
-    most_long: int
-    """How many of these may be long."""
-    long_tokens: int
-    """Tokens above which a prefill is long."""
-    swapped_start: int = 0
-    num_swapped: int = 0
-    step_ns: int = 0
-    """When the last step was decided."""
-    prompt_ns: int = 0
-    """Duration of the last batch of prompts."""
-    last_was_prompt: bool = False
-    was_idle: bool = False
-    """Whether nothing ran when this step began."""
-    long_left: int = 0
-    """Long prompts that may start in this step."""
-    share_tokens: int = 0
-    """Most tokens of a prefill in this step."""
-    num_decodes: int = 0
-    num_chunks: int = 0
-    """Requests in FIRST_LIST and SECOND_LIST, of which TO_COME holds the tokens."""
-    num_victims: int = 0
-    """Requests in HELD_TOKENS, which are queued after the admissions."""
 
 
 @inner

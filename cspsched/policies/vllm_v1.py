@@ -40,7 +40,7 @@ from cspsched.simulate.kernel.lists import append_listed, head, next_arrival, ne
 from cspsched.simulate.kernel.lockstep import can_go_on, decode_all, locked_growth
 from cspsched.simulate.kernel.loops import make_loop
 from cspsched.simulate.kernel.prefix import CACHES, find_cached, num_free_of, reuse
-from cspsched.simulate.kernel.records import NOBODY
+from cspsched.simulate.kernel.records import NOBODY, PolicyState
 from cspsched.simulate.kernel.rules import Chunk, Order, Reserve, Rules
 from cspsched.simulate.kernel.together import unlock_listed
 
@@ -167,7 +167,7 @@ class VllmV1(Configured):
     def _rules_by_request(self, instance: Instance, common: dict[str, Any]) -> Rules:
         settings, limits = self.settings, instance.limits
         longest = limits.max_model_len or limits.kv_tokens + settings.num_lookahead_tokens
-        own = VllmOwn(
+        own = PolicyState(
             by_priority=settings.policy is QueueOrder.PRIORITY,
             test_known=settings.scheduler_reserve_full_isl,
             long_prefill=settings.long_prefill_token_threshold,
@@ -188,22 +188,6 @@ class VllmV1(Configured):
             decides_ahead=settings.async_scheduling,
             **common,
         )
-
-
-@dataclass(slots=True, kw_only=True)
-class VllmOwn:
-    """Settings of a run by request, and what its last steps have left."""
-
-    by_priority: bool
-    test_known: bool
-    """Whether an admission needs room for all known tokens."""
-    long_prefill: int
-    adaptive: bool
-    interval: int
-    last_prefill_step: int
-    num_steps: int = 0
-    capacity_bound: bool = False
-    """Whether a request had to wait in the last step that admitted."""
 
 
 @inner

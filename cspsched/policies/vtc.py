@@ -29,7 +29,6 @@ from cspsched.policies.batching import (
     rules_by_request,
 )
 from cspsched.policies.lightllm import (
-    LightllmOwn,
     LightllmSettings,
     fits_for_ever,
     is_time_to_prefill,
@@ -44,7 +43,7 @@ from cspsched.simulate.kernel.columns import BATCHED, LOCKED
 from cspsched.simulate.kernel.layout import Kernel
 from cspsched.simulate.kernel.lists import next_arrival, next_number, numbered_key
 from cspsched.simulate.kernel.loops import make_loop
-from cspsched.simulate.kernel.records import NOBODY
+from cspsched.simulate.kernel.records import NOBODY, PolicyState
 from cspsched.simulate.kernel.rules import Rules
 
 
@@ -92,7 +91,7 @@ class Vtc(Configured):
             batch_max_tokens=settings.batch_max_tokens,
             router_max_wait_tokens=settings.router_max_wait_tokens,
         )
-        own = VtcOwn(
+        own = PolicyState(
             **router(like_lightllm),
             input_price=float(settings.input_price),
             output_price=float(settings.output_price),
@@ -106,18 +105,6 @@ class Vtc(Configured):
             cancel=cancel_with(_forget),
             **router_rules(like_lightllm, instance),
         )
-
-
-@dataclass(slots=True, kw_only=True)
-class VtcOwn(LightllmOwn):
-    """Settings, and the clients that were seen.
-
-    Client c keeps its queue, a linked list by key, and its counter in the notes at place c.
-    """
-
-    input_price: float
-    output_price: float
-    num_clients: int = 0
 
 
 @inner

@@ -10,12 +10,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import IntEnum
 from numbers import Integral, Real
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 from cspsched.errors import PolicyError
 from cspsched.problem.instance import Instance
 from cspsched.problem.request import Request
-from cspsched.simulate.kernel.decided import Asking, run_decided
+from cspsched.simulate.kernel.columns import LISTED
+from cspsched.simulate.kernel.decided import run_decided
+from cspsched.simulate.kernel.layout import Kernel
+from cspsched.simulate.kernel.records import PolicyState
 from cspsched.simulate.kernel.rules import Chunk, Rules
 
 
@@ -27,48 +30,62 @@ class BatchMode(IntEnum):
     DECODE_ONLY = 2
 
 
-class View(Protocol):
+class View:
     """What a policy may look at when it is asked. Requests are positions in `requests`.
 
     Attributes
     ----------
     requests
         All requests of the instance.
-    clock_ns
-        Now.
-    free_blocks
-        KV blocks that no request holds.
-    tokens_left
-        Tokens that the batch still takes.
-    num_running, num_waiting
-        Requests that hold KV blocks, and those that have arrived and hold none.
-    running
-        Those that run, in order of admission; made anew at every look.
     """
 
+    def __init__(self, requests: Sequence[Request], kernel: Kernel) -> None:
+        self.requests = requests
+        self._k = kernel
+
     @property
-    def requests(self) -> Sequence[Request]: ...  # noqa: D102
+    def clock_ns(self) -> int:
+        """Now."""
+        return int(self._k.now.clock_ns)
+
     @property
-    def clock_ns(self) -> int: ...  # noqa: D102
+    def free_blocks(self) -> int:
+        """KV blocks that no request holds."""
+        return int(self._k.now.free_blocks)
+
     @property
-    def free_blocks(self) -> int: ...  # noqa: D102
+    def tokens_left(self) -> int:
+        """Tokens that the batch still takes."""
+        return int(self._k.own.budget)
+
     @property
-    def tokens_left(self) -> int: ...  # noqa: D102
+    def num_running(self) -> int:
+        """Requests that hold KV blocks."""
+        return int(self._k.now.num_listed)
+
     @property
-    def num_running(self) -> int: ...  # noqa: D102
+    def num_waiting(self) -> int:
+        """Requests that have arrived and hold none."""
+        return int(self._k.now.heap_size)
+
     @property
-    def num_waiting(self) -> int: ...  # noqa: D102
-    @property
-    def running(self) -> list[int]: ...  # noqa: D102
+    def running(self) -> list[int]:
+        """Requests that run, in order of admission; made anew at every look."""
+        running: list[int] = self._k.slots[: self._k.now.num_listed, LISTED].tolist()
+        return running
 
     def known_tokens(self, request: int) -> int:
         """Prompt and generated tokens."""
+        row = self._k.requests[request]
+        return int(row.prompt_tokens) + int(row.generated)
 
     def computed_tokens(self, request: int) -> int:
         """Tokens with KV entries; the batch being decided is not in it."""
+        return int(self._k.requests[request].kv_tokens)
 
     def held_blocks(self, request: int) -> int:
         """KV blocks of a request."""
+        return int(self._k.requests[request].blocks)
 
 
 class DecisionPolicy:
@@ -123,7 +140,9 @@ class DecisionPolicy:
             max_running=limits.max_batch_requests,
             most_holders=limits.max_batch_requests,
             chunk=Chunk.ANY if instance.switches.chunked_prefill else Chunk.NEVER,
-            own=Asking(sum(1 << bit for bit, names in enumerate(QUESTIONS) if self._overrides(names))),
+            own=PolicyState(
+                asks=sum(1 << bit for bit, names in enumerate(QUESTIONS) if self._overrides(names))
+            ),
         )
 
     def _overrides(self, names: Sequence[str]) -> bool:

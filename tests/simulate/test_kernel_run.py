@@ -24,10 +24,10 @@ from cspsched.simulate.aggregated.loops import run_vllm
 from cspsched.simulate.aggregated.state import Aggregated, Batch
 from cspsched.simulate.kernel import KernelRun, Rules, Workload, layout, run_workload, simulate_fast
 from cspsched.simulate.kernel.cost import flatten_cost, flatten_exactly
-from cspsched.simulate.kernel.decided import Asking
 from cspsched.simulate.kernel.failures import failure
 from cspsched.simulate.kernel.logs import Logs
 from cspsched.simulate.kernel.memory import new_kernel
+from cspsched.simulate.kernel.records import PolicyState
 from cspsched.simulate.kernel.rules import Order, Reserve
 from tests.support.kernel_cases import BY_REQUEST, SETTINGS, digest, draw_case
 from tests.support.scripted import LastFirst
@@ -295,7 +295,7 @@ ELSEWHERE = {
         ),
         rules_of(
             kv_blocks=5, block_tokens=2, max_tokens=7, max_running=3, batch_tokens=8, most_holders=4,
-            own=Asking(asks=9), clients=True, keeps_notes=True, lockstep=False, stages=(4, 2),
+            own=PolicyState(asks=9), clients=True, keeps_notes=True, lockstep=False, stages=(4, 2),
         ),
     ],
     ids=["aggregated", "by request"],

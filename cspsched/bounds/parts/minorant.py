@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from fractions import Fraction
+from functools import cached_property
 from itertools import pairwise
 from math import floor, lcm
 from typing import NamedTuple
@@ -57,7 +58,7 @@ class Minorant:
     prefill_request: Fraction
     decode_request: Fraction
 
-    @property
+    @cached_property
     def scale(self) -> int:
         """Common denominator of the coefficients."""
         return lcm(*(getattr(self, field.name).denominator for field in fields(self)))

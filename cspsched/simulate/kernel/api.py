@@ -8,7 +8,7 @@ from enum import StrEnum
 from cspsched.errors import UsageError
 from cspsched.problem.cost import CostModel
 from cspsched.problem.instance import Instance
-from cspsched.simulate.kernel.decided import Asking
+from cspsched.simulate.kernel.decided import run_decided
 from cspsched.simulate.kernel.replica import KernelReplica
 from cspsched.simulate.kernel.rules import Rules
 from cspsched.simulate.kernel.run import KernelRun
@@ -72,7 +72,7 @@ def run_workload(
     LimitError
         If the run goes on beyond 2^61 ns or about 2^31 batches.
     """
-    if isinstance(rules.own, Asking):
+    if rules.run is run_decided:
         raise UsageError(f"policy {label} looks at requests, which columns are none of; give an instance")
     loop = KernelLoop(workload, rules, cost, label=label, name_of=name_of)
     loop.go_on()

@@ -6,8 +6,6 @@ call. Between two questions any number of batches may run.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from cspsched.compiled.jit import inner, outer
 from cspsched.simulate.kernel.actions import (
     begin,
@@ -28,11 +26,10 @@ from cspsched.simulate.kernel.layout import FINISHED, LOG_FULL, Kernel
 from cspsched.simulate.kernel.lists import (
     append_listed,
     head,
-    next_arrival,
-    next_number,
     numbered_key,
     pop,
     push,
+    submit_to_queue,
 )
 from cspsched.simulate.kernel.progress import goes_on, has_room
 from cspsched.simulate.kernel.records import NOBODY
@@ -43,45 +40,6 @@ ASK_MODE, ASK_CHUNK, ASK_VICTIM, ASK_ADMIT = 16, 17, 18, 19
 MIXED, PREFILL_ONLY, DECODE_ONLY = range(3)
 BEGIN, SERVE, QUEUE = range(3)
 NEVER = int(Chunk.NEVER)
-
-
-@dataclass(slots=True)
-class Asking:
-    """Where the decision has come to, and what is asked.
-
-    Attributes
-    ----------
-    asks
-        Questions that the policy answers, a bit each.
-    stage, position, budget, batch_mode, chunk_given
-        Of the decision: the part and the place in the list of running requests that it has come to, tokens
-        that are left, what the batch may hold, and the chunk of the request at that place.
-    asked, most
-        The request that is asked about, and the largest answer.
-    has_answer, answer
-        Whether the question is answered, and how.
-    """
-
-    asks: int = 0
-    stage: int = BEGIN
-    position: int = 0
-    budget: int = 0
-    batch_mode: int = MIXED
-    chunk_given: int = 0
-    asked: int = 0
-    most: int = 0
-    has_answer: bool = False
-    answer: int = 0
-
-
-@inner
-def submit_to_decided(k: Kernel) -> None:
-    """Queue all arrivals, in the order of their places and then of submission."""
-    request = next_arrival(k)
-    while request >= 0:
-        k.requests[request].key = numbered_key(k.requests[request].key, next_number(k))
-        push(k, request)
-        request = next_arrival(k)
 
 
 @inner
@@ -250,7 +208,7 @@ def run_decided(k: Kernel) -> int:
         if not k.own.stage and not k.own.has_answer:
             if not has_room(k):
                 return LOG_FULL
-            submit_to_decided(k)
+            submit_to_queue(k)
             begin(k)
         question = decided_step(k)
         if question:

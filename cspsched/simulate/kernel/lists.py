@@ -55,6 +55,16 @@ def push(k: Kernel, request: int) -> None:
 
 
 @inner
+def submit_to_queue(k: Kernel) -> None:
+    """Queue all arrivals, in the order of their places and then of submission."""
+    request = next_arrival(k)
+    while request >= 0:
+        k.requests[request].key = numbered_key(k.requests[request].key, next_number(k))
+        push(k, request)
+        request = next_arrival(k)
+
+
+@inner
 def head(k: Kernel) -> int:
     """The request of the smallest key (there is one)."""
     return int(k.orders[0, HEAP])

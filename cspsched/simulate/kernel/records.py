@@ -297,11 +297,142 @@ class PlaceState:
     block: Int32 = NOBODY
 
 
-@dataclass(slots=True)
-class Nothing:
-    """What a policy keeps that keeps nothing of its own."""
+@dataclass(slots=True, kw_only=True)
+class PolicyState:
+    """What a policy keeps of a run: its settings, and what the last steps have left.
 
-    nothing: int = 0
+    One record for all: what policies share is compiled for each kind of record anew, so with one of its own
+    for each a process that compiles many policies takes twice as long.
+
+    Attributes
+    ----------
+    swaps, by_priority, is_full, decode_steps, num_steps, num_swapped
+        Of several: whether victims move to host memory; whether the order is by priority; whether this step
+        admits none; most decode steps between prefills, and those since the last; requests in host memory.
+    delay, was_idle, step_ns, prompt_ns, last_was_prompt, swapped_start
+        vLLM V0: its delay factor; whether nothing ran when this step began; when the last step was decided,
+        how long the last batch of prompts took, and whether it is the last batch; where those in host memory
+        begin in their list.
+    most_partial, most_long, long_tokens, long_left, share_tokens, num_decodes, num_chunks, num_victims
+        vLLM V0 in chunks: prefills that share a budget, how many of them may be long, and above how many
+        tokens one is; long ones that may start in this step, most tokens of a prefill in it; requests in
+        FIRST_LIST and SECOND_LIST, of which TO_COME holds the tokens; those in HELD_TOKENS, which are queued
+        after the admissions.
+    test_known, long_prefill, adaptive, interval, last_prefill_step, capacity_bound
+        vLLM V1: whether an admission needs room for all known tokens; limits of prefills; whether a request
+        had to wait in the last step that admitted.
+    group_left
+        TensorRT-LLM, static batch: requests of the group that have not been admitted, the first of the queue.
+    ratio, assumed_tokens, input_price, output_price, num_clients
+        LightLLM; VTC. Client c keeps its queue, a linked list by key, and its counter in the notes at c.
+    prefills_first, hybrid, length_threshold
+        InferMax.
+    waiting_ratio, total_tokens
+        TGI.
+    stage_tokens, num_stages
+        Sarathi's dynamic chunks: processed tokens of a prompt in a stage, and stages.
+    most_in_batch, emulates_bugs, padded_tokens, runs_to_end, num_idle, leaked_blocks
+        Vidur: most requests with which decodes and admissions may fill a batch; most tokens of a batch of
+        prompts that run alone (0: they do not); whether a batch runs to its end before others are admitted;
+        requests that are not in flight, the first so many of IDLE in the order in which they came back;
+        blocks that a bug of FasterTransformer's has lost.
+    share, first_share
+        SRPT: the part of its output after which a request may not be preempted. SGLang: the part of the
+        outputs that is set aside, now and at first.
+    quantum_ns, starvation_ns, starvation_period, recomputes, least_host_blocks, front, batch_start_ns, starts
+        FastServe: quantum of the highest queue; blocks free in host memory for a prompt to start, and whether
+        so many are in this step; when the last batch started.
+    num_batches
+        FastServe: batches so far.
+    most_prefill, mixes_decodes, retracts_for, threshold, ignores_eos, retracts_by_priority
+        SGLang: whether the head of the queue retracts running requests of a priority larger by the threshold.
+    alpha, relegates, num_queued, longest_ns
+        Niyama: BY_RANK holds those with prefill left, waiting or running, in order, the first so many; time
+        that the batch may take for the sake of its decodes.
+    asks, asked, most, has_answer, answer
+        Policies that are asked: their questions, a bit each; the request that is asked about, and the largest
+        answer; whether the question is answered, and how.
+    stage, position, budget, batch_mode, chunk_given
+        Of their decision: the part and the place in the list of running requests that it has come to, tokens
+        that are left, what the batch may hold, and the chunk of the request at that place.
+    """
+
+    swaps: bool = False
+    by_priority: bool = False
+    is_full: bool = False
+    decode_steps: int = 0
+    num_steps: int = 0
+    num_swapped: int = 0
+    delay: float = 0.0
+    was_idle: bool = False
+    step_ns: int = 0
+    prompt_ns: int = 0
+    last_was_prompt: bool = False
+    swapped_start: int = 0
+    most_partial: int = 0
+    most_long: int = 0
+    long_tokens: int = 0
+    long_left: int = 0
+    share_tokens: int = 0
+    num_decodes: int = 0
+    num_chunks: int = 0
+    num_victims: int = 0
+    test_known: bool = False
+    long_prefill: int = 0
+    adaptive: bool = False
+    interval: int = 0
+    last_prefill_step: int = 0
+    capacity_bound: bool = False
+    group_left: int = 0
+    ratio: float = 0.0
+    assumed_tokens: int = 0
+    input_price: float = 0.0
+    output_price: float = 0.0
+    num_clients: int = 0
+    prefills_first: bool = False
+    hybrid: bool = False
+    length_threshold: int = 0
+    waiting_ratio: float = 0.0
+    total_tokens: int = 0
+    stage_tokens: int = 0
+    num_stages: int = 0
+    most_in_batch: int = 0
+    emulates_bugs: bool = False
+    padded_tokens: int = 0
+    runs_to_end: bool = False
+    num_idle: int = 0
+    leaked_blocks: int = 0
+    share: float = 0.0
+    first_share: float = 0.0
+    quantum_ns: float = 0.0
+    starvation_ns: float = 0.0
+    starvation_period: int = 0
+    recomputes: bool = False
+    least_host_blocks: float = 0.0
+    front: int = 0
+    batch_start_ns: int = 0
+    starts: bool = False
+    num_batches: int = 0
+    most_prefill: int = 0
+    mixes_decodes: bool = False
+    retracts_for: bool = False
+    threshold: int = 0
+    ignores_eos: bool = False
+    retracts_by_priority: bool = False
+    alpha: float = 0.0
+    relegates: bool = False
+    num_queued: int = 0
+    longest_ns: float = 0.0
+    asks: int = 0
+    asked: int = 0
+    most: int = 0
+    has_answer: bool = False
+    answer: int = 0
+    stage: int = 0
+    position: int = 0
+    budget: int = 0
+    batch_mode: int = 0
+    chunk_given: int = 0
 
 
 Record = TypeVar("Record")

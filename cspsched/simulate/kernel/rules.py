@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from cspsched.problem.cost import IntArray
 from cspsched.problem.instance import Instance
-from cspsched.simulate.kernel.records import Nothing
+from cspsched.simulate.kernel.records import PolicyState
 from cspsched.simulate.protocol import Policy
 
 if TYPE_CHECKING:
@@ -187,7 +187,7 @@ class Rules:
     stages: tuple[int, ...] = ()
     by_priority: bool = False
     places: IntArray | None = None
-    own: Any = field(default_factory=Nothing)
+    own: Any = field(default_factory=PolicyState)
 
     @property
     def has_deadlines(self) -> bool:
