@@ -48,7 +48,7 @@ from cspsched.simulate.kernel.lists import (
 )
 from cspsched.simulate.kernel.loops import make_loop
 from cspsched.simulate.kernel.pricing import batch_time_ns
-from cspsched.simulate.kernel.records import NOBODY, PolicyState
+from cspsched.simulate.kernel.records import NO_REQUEST, PolicyState
 from cspsched.simulate.kernel.rules import Rules
 from cspsched.simulate.kernel.swap import swap_in, swap_out
 
@@ -147,7 +147,7 @@ def charge(k: Kernel) -> bool:
     # The last is pushed to the front first, so that the order stays.
     for position in range(now.num_batched - 1, -1, -1):
         request = int(k.slots[position, BATCHED])
-        if request == NOBODY:
+        if request == NO_REQUEST:
             continue
         k.notes[request].spent += elapsed_ns
         k.notes[request].idle_since_ns = now.clock_ns
@@ -222,7 +222,7 @@ def _push_out(k: Kernel, victim: int) -> None:
     now, own = k.now, k.own
     has_room = k.requests[victim].blocks <= now.free_host_blocks
     if own.swaps and (has_room or not own.recomputes):
-        if not has_room and now.refused == NOBODY:
+        if not has_room and now.refused == NO_REQUEST:
             now.refused, now.refusal, now.room_left = victim, NO_HOST_ROOM, now.free_host_blocks
         swap_out(k, victim)
         own.num_swapped += 1

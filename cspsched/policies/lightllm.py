@@ -43,7 +43,7 @@ from cspsched.simulate.kernel.actions import blocks_of
 from cspsched.simulate.kernel.columns import HELD_TOKENS, IN_LOCKSTEP, LISTED, LOCKED, TO_COME
 from cspsched.simulate.kernel.layout import DECODES, Kernel
 from cspsched.simulate.kernel.loops import make_loop
-from cspsched.simulate.kernel.records import NOBODY, PolicyState
+from cspsched.simulate.kernel.records import NO_REQUEST, PolicyState
 from cspsched.simulate.kernel.rules import Chunk, Rules
 
 
@@ -123,7 +123,7 @@ def fits_for_ever(k: Kernel, request: int) -> bool:
     for column in (LOCKED, LISTED):
         for position in range(now.locked_end if column == LOCKED else now.num_listed):
             other = int(k.slots[position, column])
-            if other != NOBODY:
+            if other != NO_REQUEST:
                 needed += _look_ahead(k, other, count, is_busy)
                 count += 1
     needed += _look_ahead(k, request, count, is_busy)

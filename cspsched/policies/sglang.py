@@ -68,7 +68,7 @@ from cspsched.simulate.kernel.columns import (
 from cspsched.simulate.kernel.layout import Kernel
 from cspsched.simulate.kernel.lists import next_number, numbered_key, push
 from cspsched.simulate.kernel.loops import make_loop
-from cspsched.simulate.kernel.records import NOBODY, PolicyState
+from cspsched.simulate.kernel.records import NO_REQUEST, PolicyState
 from cspsched.simulate.kernel.rules import Chunk, Order, Rules
 from cspsched.simulate.kernel.together import unlock_listed
 
@@ -260,7 +260,7 @@ def _can_run_to_the_end(k: Kernel, request: int, free: int) -> bool:
     for column in (LOCKED, LISTED):
         for position in range(now.locked_end if column == LOCKED else now.num_listed):
             other = int(k.slots[position, column])
-            if other != NOBODY and not k.notes[other].is_victim:
+            if other != NO_REQUEST and not k.notes[other].is_victim:
                 _note_end(k, other, count)
                 count += 1
     _note_end(k, request, count)
@@ -347,7 +347,7 @@ def _is_any_less_important(k: Kernel, most: int) -> bool:
             return True
     for position in range(k.now.locked_end):
         request = k.slots[position, LOCKED]
-        if request != NOBODY and k.notes[request].priority > most:
+        if request != NO_REQUEST and k.notes[request].priority > most:
             return True
     return False
 

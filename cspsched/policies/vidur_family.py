@@ -36,7 +36,7 @@ from cspsched.simulate.kernel.flights import conclude_flight, flies_on, forget_l
 from cspsched.simulate.kernel.layout import QUEUED, Kernel
 from cspsched.simulate.kernel.lockstep import can_decode_all, decode_all, lock, unlock
 from cspsched.simulate.kernel.loops import Act, Loop, make_loop
-from cspsched.simulate.kernel.records import NOBODY, PolicyState
+from cspsched.simulate.kernel.records import NO_REQUEST, PolicyState
 from cspsched.simulate.kernel.rules import Reserve, Rules
 from cspsched.simulate.kernel.together import conclude_together
 
@@ -140,7 +140,7 @@ def _take_back(k: Kernel) -> None:
     now, own, num_left = k.now, k.own, int(k.own.num_idle)
     for position in range(now.num_batched):
         request = k.slots[position, BATCHED]
-        if request != NOBODY and QUEUED < k.requests[request].phase < IN_LOCKSTEP:
+        if request != NO_REQUEST and QUEUED < k.requests[request].phase < IN_LOCKSTEP:
             k.slots[own.num_idle, IDLE] = request
             own.num_idle += 1
     if now.is_locked:

@@ -45,7 +45,7 @@ from cspsched.simulate.kernel.layout import BY_RANK, HEAP, HOST_FULL, Kernel
 from cspsched.simulate.kernel.lists import append_listed, next_arrival, sort_by_key
 from cspsched.simulate.kernel.lockstep import can_go_on, decode_all, locked_growth
 from cspsched.simulate.kernel.loops import make_loop
-from cspsched.simulate.kernel.records import NOBODY
+from cspsched.simulate.kernel.records import NO_REQUEST
 from cspsched.simulate.kernel.swap import swap_in, swap_out
 from cspsched.simulate.kernel.together import unlock_listed
 
@@ -70,7 +70,7 @@ def _submit(k: Kernel) -> None:
 def _swap_to_end(k: Kernel, request: int) -> None:
     """Move a request to host memory; without room for it there the policy refuses to go on."""
     now, own = k.now, k.own
-    if now.refused != NOBODY:
+    if now.refused != NO_REQUEST:
         return
     if known_blocks(k, request) > now.free_host_blocks:
         now.refused, now.refusal = request, HOST_FULL

@@ -40,7 +40,7 @@ from cspsched.simulate.kernel.lists import append_listed, head, next_arrival, ne
 from cspsched.simulate.kernel.lockstep import can_go_on, decode_all, locked_growth
 from cspsched.simulate.kernel.loops import make_loop
 from cspsched.simulate.kernel.prefix import CACHES, find_cached, num_free_of, reuse
-from cspsched.simulate.kernel.records import NOBODY, PolicyState
+from cspsched.simulate.kernel.records import NO_REQUEST, PolicyState
 from cspsched.simulate.kernel.rules import Chunk, Order, Reserve, Rules
 from cspsched.simulate.kernel.together import unlock_listed
 
@@ -245,7 +245,7 @@ def _has_prefill(k: Kernel) -> bool:
     """Whether there is a prefill in the batch."""
     for position in range(k.now.num_batched):
         request = k.slots[position, BATCHED]
-        if request != NOBODY and not decodes(k, int(request)):
+        if request != NO_REQUEST and not decodes(k, int(request)):
             return True
     return False
 

@@ -43,7 +43,7 @@ from cspsched.simulate.kernel.columns import BATCHED, LOCKED
 from cspsched.simulate.kernel.layout import Kernel
 from cspsched.simulate.kernel.lists import next_arrival, next_number, numbered_key
 from cspsched.simulate.kernel.loops import make_loop
-from cspsched.simulate.kernel.records import NOBODY, PolicyState
+from cspsched.simulate.kernel.records import NO_REQUEST, PolicyState
 from cspsched.simulate.kernel.rules import Rules
 
 
@@ -110,10 +110,10 @@ class Vtc(Configured):
 @inner
 def _least_served(k: Kernel) -> int:
     """Of the clients with queued requests the one of least counter, of equals the first seen."""
-    found = NOBODY
+    found = NO_REQUEST
     for client in range(k.own.num_clients):
-        if k.notes[client].queue_of_client != NOBODY and (
-            found == NOBODY or k.notes[client].service < k.notes[found].service
+        if k.notes[client].queue_of_client != NO_REQUEST and (
+            found == NO_REQUEST or k.notes[client].service < k.notes[found].service
         ):
             found = client
     return found
@@ -124,15 +124,15 @@ def _enter(k: Kernel, request: int) -> None:
     """Queue a request; a client that had nothing queued is lifted to the least of the others that have."""
     client = int(k.notes[request].client)
     k.own.num_clients = max(k.own.num_clients, client + 1)
-    before, following = NOBODY, int(k.notes[client].queue_of_client)
-    if following == NOBODY:
+    before, following = NO_REQUEST, int(k.notes[client].queue_of_client)
+    if following == NO_REQUEST:
         least = _least_served(k)
-        if least != NOBODY:
+        if least != NO_REQUEST:
             k.notes[client].service = max(k.notes[client].service, k.notes[least].service)
-    while following != NOBODY and k.requests[following].key < k.requests[request].key:
+    while following != NO_REQUEST and k.requests[following].key < k.requests[request].key:
         before, following = following, int(k.notes[following].next_of_client)
     k.notes[request].next_of_client = following
-    if before == NOBODY:
+    if before == NO_REQUEST:
         k.notes[client].queue_of_client = request
     else:
         k.notes[before].next_of_client = request
@@ -141,10 +141,10 @@ def _enter(k: Kernel, request: int) -> None:
 def _forget(k: Kernel, request: int) -> None:
     """Take a request that is cancelled out of its client's queue."""
     client = k.notes[int(k.notes[request].client)]
-    before, following = NOBODY, int(client.queue_of_client)
-    while following not in (request, NOBODY):
+    before, following = NO_REQUEST, int(client.queue_of_client)
+    while following not in (request, NO_REQUEST):
         before, following = following, int(k.notes[following].next_of_client)
-    if following == request and before == NOBODY:
+    if following == request and before == NO_REQUEST:
         client.queue_of_client = k.notes[request].next_of_client
     elif following == request:
         k.notes[before].next_of_client = k.notes[request].next_of_client
@@ -187,7 +187,7 @@ def _charge_decodes(k: Kernel) -> None:
     column, count = (LOCKED, now.locked_end) if now.is_locked else (BATCHED, now.num_batched)
     for position in range(count):
         request = k.slots[position, column]
-        if request != NOBODY:
+        if request != NO_REQUEST:
             k.notes[int(k.notes[request].client)].service += k.own.output_price
 
 

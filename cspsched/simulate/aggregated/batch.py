@@ -25,7 +25,7 @@ from cspsched.simulate.kernel.layout import (
     Kernel,
 )
 from cspsched.simulate.kernel.pricing import batch_time_ns
-from cspsched.simulate.kernel.records import NOBODY
+from cspsched.simulate.kernel.records import NO_REQUEST
 from cspsched.simulate.kernel.rules import Reserve
 
 CHUNK_ONLY, KNOWN_ONLY = int(Reserve.CHUNK), int(Reserve.KNOWN)
@@ -52,8 +52,8 @@ def enter_decode(k: Kernel, request: int) -> None:
     slot = _last_step(k, request) & (len(k.calendar) - 1)
     following = k.calendar[slot]
     row.next = following
-    row.previous = NOBODY
-    if following != NOBODY:
+    row.previous = NO_REQUEST
+    if following != NO_REQUEST:
         k.requests[following].previous = request
     k.calendar[slot] = request
     if k.own.admit == FUTURE:
@@ -74,9 +74,9 @@ def leave_decode(k: Kernel, request: int) -> None:
     if k.own.admit == FUTURE:
         sort_out(k, request)
     following, previous = row.next, row.previous
-    if following != NOBODY:
+    if following != NO_REQUEST:
         k.requests[following].previous = previous
-    if previous != NOBODY:
+    if previous != NO_REQUEST:
         k.requests[previous].next = following
     else:
         k.calendar[_last_step(k, request) & (len(k.calendar) - 1)] = following
@@ -232,7 +232,7 @@ def step_decodes(k: Kernel, end_ns: int) -> None:
     now.shift = (now.shift if now.shift else k.now.block_tokens) - 1
     now.decode_context += now.num_decodes
     request = int(k.calendar[slot])
-    while request != NOBODY:
+    while request != NO_REQUEST:
         following = int(k.requests[request].next)
         leave_decode(k, request)
         finish(k, request, end_ns)

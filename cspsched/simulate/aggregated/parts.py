@@ -13,7 +13,7 @@ from cspsched.simulate.aggregated.queues import newest, queue_head
 from cspsched.simulate.aggregated.state import Admit, Batch, Gate, Need
 from cspsched.simulate.kernel.actions import blocks_of, known_tokens
 from cspsched.simulate.kernel.layout import DECODES, Kernel
-from cspsched.simulate.kernel.records import NOBODY
+from cspsched.simulate.kernel.records import NO_REQUEST
 from cspsched.simulate.kernel.rules import Chunk, Reserve
 
 MIXED, PREFILL_ONLY, DECODE_ONLY = int(Batch.MIXED), int(Batch.PREFILL_ONLY), int(Batch.DECODE_ONLY)
@@ -108,7 +108,7 @@ def _lacks_spare(k: Kernel) -> bool:
     if spare:
         return bool(spare < 0)
     place = k.own.running_end - 1
-    while k.slots[place, LISTED] == NOBODY or k.requests[k.slots[place, LISTED]].phase != DECODES:
+    while k.slots[place, LISTED] == NO_REQUEST or k.requests[k.slots[place, LISTED]].phase != DECODES:
         place -= 1
     # What the last one takes itself does not count.
     row = k.requests[k.slots[place, LISTED]]

@@ -6,7 +6,7 @@ from cspsched.compiled.jit import inner
 from cspsched.simulate.aggregated.columns import LISTED, STACK
 from cspsched.simulate.aggregated.state import ALL_SERVED
 from cspsched.simulate.kernel.layout import BY_RANK, HEAP, SUBMISSION, Kernel
-from cspsched.simulate.kernel.records import NOBODY
+from cspsched.simulate.kernel.records import NO_REQUEST
 from cspsched.simulate.kernel.rules import Order
 
 QUALITY = int(Order.QUALITY)
@@ -129,7 +129,7 @@ def append_running(k: Kernel, request: int) -> None:
 @inner
 def remove_running(k: Kernel, request: int) -> None:
     """Leave a hole where a request stood."""
-    k.slots[k.requests[request].place, LISTED] = NOBODY
+    k.slots[k.requests[request].place, LISTED] = NO_REQUEST
     k.now.num_running -= 1
 
 
@@ -142,7 +142,7 @@ def close_holes(k: Kernel) -> None:
         if place == served:
             k.own.served_end = end
         request = k.slots[place, LISTED]
-        if request != NOBODY:
+        if request != NO_REQUEST:
             k.slots[end, LISTED] = request
             k.requests[request].place = end
             end += 1
@@ -154,7 +154,7 @@ def close_holes(k: Kernel) -> None:
 @inner
 def newest(k: Kernel) -> int:
     """The last admitted of the running requests (there is one)."""
-    while k.slots[k.own.running_end - 1, LISTED] == NOBODY:
+    while k.slots[k.own.running_end - 1, LISTED] == NO_REQUEST:
         k.own.running_end -= 1
     return int(k.slots[k.own.running_end - 1, LISTED])
 
@@ -164,9 +164,9 @@ def victim(k: Kernel) -> int:
     """The request to preempt next: the last admitted, or the first of the least important."""
     if not k.own.victim:
         return newest(k)
-    worst, found = -1, NOBODY
+    worst, found = -1, NO_REQUEST
     for place in range(k.own.running_end):
         request = k.slots[place, LISTED]
-        if request != NOBODY and k.requests[request].importance > worst:
+        if request != NO_REQUEST and k.requests[request].importance > worst:
             worst, found = k.requests[request].importance, request
     return int(found)

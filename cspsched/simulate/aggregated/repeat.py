@@ -11,7 +11,7 @@ from cspsched.compiled.jit import inner
 from cspsched.simulate.kernel.layout import LAST_CLOCK_NS, Kernel
 from cspsched.simulate.kernel.pricing import batch_time_ns
 from cspsched.simulate.kernel.progress import next_arrival_ns
-from cspsched.simulate.kernel.records import NOBODY
+from cspsched.simulate.kernel.records import NO_REQUEST
 
 CONTEXT_FEATURE = 4
 """Position of `decode_context` in BatchFeatures."""
@@ -36,7 +36,7 @@ def repeat_decodes(k: Kernel, count: int, context: int, mask: int, grows: bool) 
     fixed_ns, term = _price_without_context(k, count)
     last, waiting, running = len(k.batch_ns), int(now.num_waiting), int(now.num_running)
     held, block = int(now.kv_blocks) - free, int(now.block_tokens)
-    while clock_ns < limit_ns and row < last and k.calendar[step & mask] == NOBODY:
+    while clock_ns < limit_ns and row < last and k.calendar[step & mask] == NO_REQUEST:
         if grows:
             growth = int(k.residues[shift])
             if growth >= free:

@@ -22,7 +22,7 @@ from cspsched.simulate.aggregated.queues import queue_head, victim
 from cspsched.simulate.aggregated.state import ALL_SERVED
 from cspsched.simulate.kernel.actions import blocks_of, known_tokens
 from cspsched.simulate.kernel.layout import DECODES, HELD, PREFILLS, Kernel
-from cspsched.simulate.kernel.records import NOBODY
+from cspsched.simulate.kernel.records import NO_REQUEST
 from cspsched.simulate.kernel.rules import Chunk
 
 NEVER_CUT = int(Chunk.NEVER)
@@ -98,7 +98,7 @@ def _cut_end(k: Kernel, used: int, served: int) -> int:
     while used > budget:
         place -= 1
         request = k.slots[place, LISTED]
-        if request == NOBODY:
+        if request == NO_REQUEST:
             continue
         is_decode = k.requests[request].phase == DECODES
         own = 1
@@ -125,7 +125,7 @@ def _extend_end(k: Kernel, used: int, served: int, longest: int) -> int:
     while place < k.own.running_end and used < budget:
         request = k.slots[place, LISTED]
         place += 1
-        if request == NOBODY:
+        if request == NO_REQUEST:
             continue
         if k.requests[request].phase == HELD:
             enter_decode(k, request)

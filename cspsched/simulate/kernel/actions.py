@@ -22,7 +22,7 @@ from cspsched.simulate.kernel.lists import bit_length, drop_listed
 from cspsched.simulate.kernel.prefix import CACHES, enter, freed_by, take
 from cspsched.simulate.kernel.pricing import batch_time_ns
 from cspsched.simulate.kernel.progress import await_arrival, refusal
-from cspsched.simulate.kernel.records import NOBODY
+from cspsched.simulate.kernel.records import NO_REQUEST
 from cspsched.simulate.kernel.runs import (
     LARGEST_NUMBER,
     close_run,
@@ -162,7 +162,7 @@ def take_out(k: Kernel, request: int) -> int:
         place = now.num_batched - 1
         while k.slots[place, BATCHED] != request:
             place -= 1
-        k.slots[place, BATCHED] = NOBODY
+        k.slots[place, BATCHED] = NO_REQUEST
         k.requests[request].tokens = 0
         now.used_tokens -= tokens
         now.num_in_batch -= 1
@@ -196,7 +196,7 @@ def process(k: Kernel, end_ns: int) -> int:
     note_batch(k, end_ns)
     for position in range(now.num_batched):
         request = int(k.slots[position, BATCHED])
-        if request == NOBODY:
+        if request == NO_REQUEST:
             continue
         if k.requests[request].phase == DECODES:
             last = process_decode(k, request, position, last)
@@ -238,7 +238,7 @@ def add_up(k: Kernel) -> None:
     attention = prefill_tokens = prefill_context = context = num_decodes = num_generating = 0
     for position in range(now.num_batched):
         request = k.slots[position, BATCHED]
-        if request == NOBODY:
+        if request == NO_REQUEST:
             continue
         row = k.requests[request]
         before = int(row.kv_tokens)

@@ -18,7 +18,7 @@ from cspsched.simulate.kernel.layout import DECIDED_NS, DECODES, FINISHED, Kerne
 from cspsched.simulate.kernel.lists import drop_listed
 from cspsched.simulate.kernel.prefix import CACHES, enter
 from cspsched.simulate.kernel.progress import await_arrival, refusal
-from cspsched.simulate.kernel.records import NOBODY
+from cspsched.simulate.kernel.records import NO_REQUEST
 from cspsched.simulate.kernel.together import execute_together
 
 
@@ -62,7 +62,7 @@ def _note_unseen(k: Kernel) -> None:
     now = k.now
     for position in range(now.num_batched):
         request = int(k.slots[position, BATCHED])
-        if request != NOBODY and k.requests[request].phase == DECODES:
+        if request != NO_REQUEST and k.requests[request].phase == DECODES:
             k.notes[request].num_unseen += 1
             k.slots[now.num_unseen, UNSEEN] = request
             now.num_unseen += 1

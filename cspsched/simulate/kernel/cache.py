@@ -9,7 +9,7 @@ from cspsched.problem.instance import Limits
 from cspsched.problem.prefix import BlockContents
 from cspsched.simulate.kernel.layout import Cache
 from cspsched.simulate.kernel.records import (
-    NOBODY,
+    NO_REQUEST,
     BlockState,
     ContentState,
     PlaceState,
@@ -46,7 +46,7 @@ def new_cache(workload: Workload, rules: Rules, *, plain: bool) -> Cache | None:
         shared = contents.shared(request)
         content[first : first + len(shared)] = shared
     blocks = new_records(BlockState, count, plain=plain)
-    set_column(blocks, "next", np.append(np.arange(1, count), NOBODY))
+    set_column(blocks, "next", np.append(np.arange(1, count), NO_REQUEST))
     set_column(blocks, "previous", np.arange(-1, count - 1))
     places = new_records(PlaceState, len(content), plain=plain)
     set_column(places, "content", content)

@@ -32,7 +32,7 @@ from cspsched.simulate.kernel.lists import (
     submit_to_queue,
 )
 from cspsched.simulate.kernel.progress import goes_on, has_room
-from cspsched.simulate.kernel.records import NOBODY
+from cspsched.simulate.kernel.records import NO_REQUEST
 from cspsched.simulate.kernel.rules import Chunk
 
 ASK_MODE, ASK_CHUNK, ASK_VICTIM, ASK_ADMIT = 16, 17, 18, 19
@@ -100,7 +100,7 @@ def _asks(k: Kernel, number: int) -> bool:
 def _begin(k: Kernel) -> int:
     """What the batch may hold."""
     now = k.now
-    question = _question(k, ASK_MODE, NOBODY, 0)
+    question = _question(k, ASK_MODE, NO_REQUEST, 0)
     if not question:
         k.own.batch_mode = k.own.answer if _asks(k, ASK_MODE) else MIXED
         k.own.stage, k.own.position, k.own.budget = SERVE, 0, now.max_tokens

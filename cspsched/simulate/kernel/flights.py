@@ -12,7 +12,7 @@ from cspsched.simulate.kernel.columns import BATCHED, LISTED
 from cspsched.simulate.kernel.layout import ASK_MACHINE, DECIDED_NS, FINISHED, Kernel
 from cspsched.simulate.kernel.pricing import batch_time_ns
 from cspsched.simulate.kernel.progress import next_arrival_ns, refusal
-from cspsched.simulate.kernel.records import NOBODY
+from cspsched.simulate.kernel.records import NO_REQUEST
 
 
 @inner
@@ -70,7 +70,7 @@ def launch(k: Kernel, start_ns: int, end_ns: int) -> int:
     now.num_seen = now.num_submitted
     for position in range(now.num_batched):
         request = int(k.slots[position, BATCHED])
-        if request != NOBODY:
+        if request != NO_REQUEST:
             k.notes[request].flight, k.notes[request].lands_ns = now.num_batches, end_ns
             k.slots[now.num_listed, LISTED] = request
             now.num_listed += 1

@@ -16,7 +16,7 @@ from cspsched.simulate.kernel.columns import (
     LOCKED,
 )
 from cspsched.simulate.kernel.layout import DECODES, Kernel
-from cspsched.simulate.kernel.records import NOBODY
+from cspsched.simulate.kernel.records import NO_REQUEST
 from cspsched.simulate.kernel.runs import LARGEST_NUMBER, close_run
 
 FEWEST_HOLES = 32
@@ -112,8 +112,8 @@ def _join(k: Kernel, request: int) -> None:
     _count_residue(k, request, 1)
     slot = _last_step(k, request) & now.calendar_mask
     following = k.calendar[slot]
-    row.next, row.previous = following, NOBODY
-    if following != NOBODY:
+    row.next, row.previous = following, NO_REQUEST
+    if following != NO_REQUEST:
         k.requests[following].previous = request
     k.calendar[slot] = request
 
@@ -123,13 +123,13 @@ def part(k: Kernel, request: int) -> None:
     """Leave the lockstep: the row says again what the request has."""
     now, row = k.now, k.requests[request]
     following, previous = row.next, row.previous
-    if following != NOBODY:
+    if following != NO_REQUEST:
         k.requests[following].previous = previous
-    if previous != NOBODY:
+    if previous != NO_REQUEST:
         k.requests[previous].next = following
     else:
         k.calendar[_last_step(k, request) & now.calendar_mask] = following
-    k.slots[row.locked_place, LOCKED] = NOBODY
+    k.slots[row.locked_place, LOCKED] = NO_REQUEST
     steps = now.num_decode_steps - row.joined
     row.kv_tokens += steps
     if now.clients:
@@ -174,7 +174,7 @@ def _close_holes(k: Kernel) -> None:
     end = 0
     for place in range(k.now.locked_end):
         request = k.slots[place, LOCKED]
-        if request != NOBODY:
+        if request != NO_REQUEST:
             k.slots[end, LOCKED] = request
             k.requests[request].locked_place = end
             end += 1
@@ -197,7 +197,7 @@ def unlock(k: Kernel, column: int, count: int, first: int) -> int:
     place = first
     for position in range(now.locked_end):
         request = int(k.slots[position, LOCKED])
-        if request != NOBODY:
+        if request != NO_REQUEST:
             part(k, request)
             k.slots[place, column] = request
             place += 1

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from cspsched.errors import LimitError
 from cspsched.simulate.kernel.columns import BATCHED
 from cspsched.simulate.kernel.flights import launch
-from cspsched.simulate.kernel.records import NEVER_NS, NOBODY
+from cspsched.simulate.kernel.records import NEVER_NS, NO_REQUEST
 from cspsched.simulate.kernel.running import KernelLoop
 from cspsched.simulate.protocol import Machine
 
@@ -25,7 +25,7 @@ def answer_with(machine: Machine, loop: KernelLoop) -> Callable[[int], None]:
     def run(question: int) -> None:
         kernel, now = loop.kernel, loop.kernel.now
         placed = (int(kernel.slots[place, BATCHED]) for place in range(now.num_batched))
-        rows = {request: kernel.requests[request] for request in placed if request != NOBODY}
+        rows = {request: kernel.requests[request] for request in placed if request != NO_REQUEST}
         batch = {request: row.tokens for request, row in rows.items()}
         computed = {request: row.kv_tokens for request, row in rows.items()}
         start_ns, end_ns = machine.run(batch, computed, ready_ns=now.clock_ns)

@@ -13,7 +13,7 @@ from cspsched.simulate.kernel.columns import NUM_SLOT
 from cspsched.simulate.kernel.layout import BY_RANK, DECIDED_NS, SUBMISSION, Kernel
 from cspsched.simulate.kernel.logs import MOST_ROWS, ROWS_A_REQUEST, new_logs
 from cspsched.simulate.kernel.records import (
-    NOBODY,
+    NO_REQUEST,
     Now,
     RequestNotes,
     RequestState,
@@ -38,7 +38,7 @@ def new_kernel(workload: Workload, rules: Rules, prices: IntArray, *, plain: boo
         cache=new_cache(workload, rules, plain=plain),
         orders=_orders(workload, rules),
         # Twice as many as can run, so that holes are closed after as many admissions as can run.
-        slots=np.full((2 * most + 2, NUM_SLOT), NOBODY, dtype=np.int32),
+        slots=np.full((2 * most + 2, NUM_SLOT), NO_REQUEST, dtype=np.int32),
         residues=np.zeros(rules.block_tokens, dtype=np.int32),
         calendar=_calendar(workload, rules),
         prices=prices,
@@ -52,7 +52,7 @@ def _first_state(workload: Workload, rules: Rules, *, plain: bool) -> Now:
     rules_into(now, rules)
     now.num_arrivals = now.num_unfinished = workload.num_requests
     now.free_blocks, now.free_host_blocks = rules.kv_blocks, rules.host_blocks
-    now.refused, now.refusal = NOBODY, layout.PROMPT_REFUSED
+    now.refused, now.refusal = NO_REQUEST, layout.PROMPT_REFUSED
     now.is_locked = rules.lockstep
     now.calendar_mask = _calendar_steps(workload) - 1
     now.last_free = rules.kv_blocks - 1
@@ -84,7 +84,7 @@ def _orders(workload: Workload, rules: Rules) -> Int32Array:
 
 def _calendar(workload: Workload, rules: Rules) -> Int32Array:
     """Who finishes at a decode step, modulo a power of two; behind it the chunks by stage."""
-    empty = np.full(_calendar_steps(workload), NOBODY, dtype=np.int32)
+    empty = np.full(_calendar_steps(workload), NO_REQUEST, dtype=np.int32)
     return np.concatenate((empty, np.array(rules.stages, dtype=np.int32)))
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from cspsched.compiled.jit import inner
 from cspsched.simulate.kernel.layout import PREFILLS, Kernel
-from cspsched.simulate.kernel.records import NOBODY
+from cspsched.simulate.kernel.records import NO_REQUEST
 
 CACHES = True
 """Of compiled code a constant: whether it knows of the prefix cache. Plain, `now.caches_prefixes` says so."""
@@ -23,7 +23,7 @@ def find_cached(k: Kernel, request: int) -> int:
     row, first = k.requests[request], int(k.notes[request].first_place)
     most = int((row.prompt_tokens + row.generated - 1) // k.now.block_tokens)
     count = 0
-    while count < most and k.cache.contents[k.cache.places[first + count].content].first != NOBODY:
+    while count < most and k.cache.contents[k.cache.places[first + count].content].first != NO_REQUEST:
         count += 1
     return count
 
@@ -101,8 +101,8 @@ def enter(k: Kernel, request: int, tokens: int) -> None:
         place = k.cache.places[notes.first_place + position]
         block, same = k.cache.blocks[place.block], k.cache.contents[place.content]
         block.content = place.content
-        block.next_same, block.previous_same = NOBODY, same.last
-        if same.last == NOBODY:
+        block.next_same, block.previous_same = NO_REQUEST, same.last
+        if same.last == NO_REQUEST:
             same.first = place.block
         else:
             k.cache.blocks[same.last].next_same = place.block
@@ -114,29 +114,29 @@ def enter(k: Kernel, request: int, tokens: int) -> None:
 def _forget(k: Kernel, block: int) -> None:
     """Let a block be found no more."""
     state = k.cache.blocks[block]
-    if state.content == NOBODY:
+    if state.content == NO_REQUEST:
         return
     same = k.cache.contents[state.content]
-    if state.previous_same == NOBODY:
+    if state.previous_same == NO_REQUEST:
         same.first = state.next_same
     else:
         k.cache.blocks[state.previous_same].next_same = state.next_same
-    if state.next_same == NOBODY:
+    if state.next_same == NO_REQUEST:
         same.last = state.previous_same
     else:
         k.cache.blocks[state.next_same].previous_same = state.previous_same
-    state.content = NOBODY
+    state.content = NO_REQUEST
 
 
 @inner
 def _take_free(k: Kernel, block: int) -> None:
     """Take a block out of the queue of free ones."""
     now, state = k.now, k.cache.blocks[block]
-    if state.previous == NOBODY:
+    if state.previous == NO_REQUEST:
         now.first_free = state.next
     else:
         k.cache.blocks[state.previous].next = state.next
-    if state.next == NOBODY:
+    if state.next == NO_REQUEST:
         now.last_free = state.previous
     else:
         k.cache.blocks[state.next].previous = state.previous
@@ -146,16 +146,16 @@ def _take_free(k: Kernel, block: int) -> None:
 def _free(k: Kernel, block: int) -> None:
     """Put a block into the queue of free ones: with content at its end, else at its front."""
     now, state = k.now, k.cache.blocks[block]
-    if state.content == NOBODY:
-        state.previous, state.next = NOBODY, now.first_free
-        if now.first_free == NOBODY:
+    if state.content == NO_REQUEST:
+        state.previous, state.next = NO_REQUEST, now.first_free
+        if now.first_free == NO_REQUEST:
             now.last_free = block
         else:
             k.cache.blocks[now.first_free].previous = block
         now.first_free = block
     else:
-        state.previous, state.next = now.last_free, NOBODY
-        if now.last_free == NOBODY:
+        state.previous, state.next = now.last_free, NO_REQUEST
+        if now.last_free == NO_REQUEST:
             now.first_free = block
         else:
             k.cache.blocks[now.last_free].next = block

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from cspsched.compiled.jit import inner
 from cspsched.simulate.kernel.layout import FINISHED, LIVELOCK, MAX_FRUITLESS, STUCK, SUBMISSION, Kernel
-from cspsched.simulate.kernel.records import NOBODY
+from cspsched.simulate.kernel.records import NO_REQUEST
 
 
 @inner
@@ -41,7 +41,7 @@ def has_room(k: Kernel) -> bool:
 def refusal(k: Kernel) -> int:
     """Why what was decided cannot be gone on with; FINISHED if it can."""
     now = k.now
-    if now.refused != NOBODY:
+    if now.refused != NO_REQUEST:
         return int(now.refusal)
     now.num_fruitless += now.num_evictions
     if now.num_fruitless > MAX_FRUITLESS * (now.num_running + now.num_waiting):

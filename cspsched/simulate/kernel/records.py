@@ -17,7 +17,7 @@ Int32 = Annotated[int, "i4"]
 Counts = Annotated[list[int], "32i8"]
 """A number for each bit length of a prompt."""
 KINDS = {int: "i8", float: "f8", bool: "i4"}
-NOBODY = -1
+NO_REQUEST = -1
 NO_RUN = -2
 """`last_step` of a request whose run of decodes is not open."""
 NEVER_NS = 2**62
@@ -231,7 +231,7 @@ class RequestNotes:
     client: Int32 = 0
     next_of_client: Int32 = 0
     charged: Int32 = 0
-    queue_of_client: Int32 = NOBODY
+    queue_of_client: Int32 = NO_REQUEST
     locked_of_client: Int32 = 0
     is_victim: Int32 = 0
     is_queued: Int32 = 0
@@ -274,27 +274,27 @@ class BlockState:
     """
 
     num_holders: Int32 = 0
-    next: Int32 = NOBODY
-    previous: Int32 = NOBODY
-    next_same: Int32 = NOBODY
-    previous_same: Int32 = NOBODY
-    content: int = NOBODY
+    next: Int32 = NO_REQUEST
+    previous: Int32 = NO_REQUEST
+    next_same: Int32 = NO_REQUEST
+    previous_same: Int32 = NO_REQUEST
+    content: int = NO_REQUEST
 
 
 @dataclass(slots=True)
 class ContentState:
     """Blocks that hold a content: the first and the last that were entered."""
 
-    first: Int32 = NOBODY
-    last: Int32 = NOBODY
+    first: Int32 = NO_REQUEST
+    last: Int32 = NO_REQUEST
 
 
 @dataclass(slots=True)
 class PlaceState:
     """A place in the KV cache of a request: what a block holds there once it is full, and the block."""
 
-    content: int = NOBODY
-    block: Int32 = NOBODY
+    content: int = NO_REQUEST
+    block: Int32 = NO_REQUEST
 
 
 @dataclass(slots=True, kw_only=True)

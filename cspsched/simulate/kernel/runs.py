@@ -25,7 +25,7 @@ from cspsched.simulate.kernel.layout import (
     Kernel,
 )
 from cspsched.simulate.kernel.prefix import CACHES
-from cspsched.simulate.kernel.records import NO_RUN, NOBODY
+from cspsched.simulate.kernel.records import NO_REQUEST, NO_RUN
 
 LARGEST_NUMBER = 2**30
 
@@ -75,7 +75,7 @@ def number_after(k: Kernel, position: int, last: int) -> int:
     step = min(step, 1024)
     for following in range(position + 1, k.now.num_batched):
         request = k.slots[following, BATCHED]
-        if request == NOBODY:
+        if request == NO_REQUEST:
             continue
         row = k.requests[request]
         if row.last_step == k.now.num_decode_steps - 1 and row.number > last + 1 and not k.now.renumbers:

@@ -20,7 +20,7 @@ from cspsched.simulate.kernel.lists import drop_listed
 from cspsched.simulate.kernel.lockstep import join_new, lock, part, unlock
 from cspsched.simulate.kernel.pricing import batch_time_ns
 from cspsched.simulate.kernel.progress import await_arrival, refusal
-from cspsched.simulate.kernel.records import NOBODY
+from cspsched.simulate.kernel.records import NO_REQUEST
 from cspsched.simulate.kernel.runs import process_chunk
 from cspsched.simulate.kernel.swap import await_moves
 
@@ -131,7 +131,7 @@ def _step(k: Kernel, end_ns: int) -> None:
     now.shift = (now.shift if now.shift else now.block_tokens) - 1
     now.locked_context += now.num_locked
     request = int(k.calendar[slot])
-    while request != NOBODY:
+    while request != NO_REQUEST:
         following = int(k.requests[request].next)
         part(k, request)
         if now.decides_ahead:
