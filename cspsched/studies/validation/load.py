@@ -53,6 +53,9 @@ def requests_of(stage: Stage, prompts: int, name: str, rng: np.random.Generator)
     A prompt begins with one of the system prompts; the rest is its own text, the same whenever it is sent.
     """
     lengths, tokens = stage.lengths, prompt_lengths(stage, prompts, rng).tolist()
+    outputs = np.full(stage.num_requests, lengths.output)
+    if lengths.output_least is not None:
+        outputs = rng.integers(lengths.output_least, lengths.output, stage.num_requests, endpoint=True)
     found = []
     for number in range(stage.num_requests):
         kind = number % len(tokens)
@@ -61,7 +64,7 @@ def requests_of(stage: Stage, prompts: int, name: str, rng: np.random.Generator)
                 request_id=f"{name}-{number}",
                 arrival_ns=0,
                 prompt_tokens=tokens[kind],
-                output_tokens=lengths.output,
+                output_tokens=int(outputs[number]),
                 prefix=_prefix(stage, kind, tokens[kind], shared=bool(prompts)),
             )
         )

@@ -41,6 +41,8 @@ class Lengths:
 
     Attributes
     ----------
+    output, output_least
+        Outputs are drawn evenly from least to output; all are as long as output where least is None.
     system_prompt, system_prompts
         Tokens that a prompt begins with, and how many different such texts there are; 0 for none.
     """
@@ -49,6 +51,7 @@ class Lengths:
     prompt_least: int
     prompt_most: int
     output: int
+    output_least: int | None = None
     system_prompt: int = 0
     system_prompts: int = 0
 

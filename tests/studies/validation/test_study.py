@@ -195,3 +195,12 @@ def test_a_deployment_has_a_model_and_a_known_device() -> None:
     ):
         with pytest.raises(InputError, match=message):
             validate_runs([replace(run(stage), serving=serving)])
+
+
+def test_outputs_may_be_drawn():
+    """Evenly between the least and the most; all alike where no least is said."""
+    drawn = replace(STAGE, num_requests=400, lengths=replace(LENGTHS, output=80, output_least=64))
+    outputs = [one.output_tokens for one in requests_of(drawn, 0, "s", np.random.default_rng(0))]
+
+    assert (min(outputs), max(outputs)) == (64, 80)
+    assert {one.output_tokens for one in requests_of(STAGE, 0, "s", np.random.default_rng(0))} == {8}
