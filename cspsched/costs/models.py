@@ -82,7 +82,7 @@ class LlmModel:
     weights
         Format of the weights of linear layers (`cspsched.costs.weights`).
     kv_cache
-        Type of KV elements, `bf16` or `fp8`.
+        Type of KV elements: `bf16` for that of activations, or `fp8`.
     sliding_window, num_sliding_layers
         Tokens that some of the layers look back at, and how many layers these are.
     has_all_biases
@@ -148,7 +148,7 @@ class LlmModel:
         Layers with a sliding window keep no more than that, and are left out.
         """
         features = self.kv_heads_per_rank(tensor_parallel) * self.head_dim
-        element = min(KV_CACHE_BYTES[self.kv_cache], self.dtype_bytes)
+        element = self.dtype_bytes if self.kv_cache == PLAIN else KV_CACHE_BYTES[self.kv_cache]
         return 2 * max(self.num_layers - self.num_sliding_layers, 1) * features * element
 
     def weights_per_rank(self, tensor_parallel: int = 1) -> WeightCounts:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cspsched.costs.models import LlmModel
+from cspsched.costs.weights import PLAIN
 from cspsched.errors import UsageError
 from cspsched.units import ceil_div
 
@@ -76,8 +77,19 @@ def rank_shape(model: LlmModel, tensor_parallel: int = 1) -> RankShape:
     Raises
     ------
     UsageError
-        If the heads cannot be shared out evenly, or the model's number type is none that is profiled.
+        If the heads cannot be shared out evenly, or the model has a number type, a format of weights or
+        layers that are not profiled.
     """
+    if model.weights != PLAIN or (model.moe and model.moe.weights) or model.kv_cache != PLAIN:
+        raise UsageError(
+            f"{model.name} has weights or KV cache of fewer than 16 bits, which the profiler does not "
+            "measure; profile the model with 16-bit weights, or compose a cost model of tables (costs compose)"
+        )
+    if model.sliding_window is not None or model.has_all_biases:
+        raise UsageError(
+            f"{model.name} has layers with sliding windows or biases that the profiler does not measure; "
+            "compose a cost model of tables (costs compose)"
+        )
     if tensor_parallel < 1 or model.num_heads % tensor_parallel:
         raise UsageError(
             f"tensor parallelism {tensor_parallel} does not divide the {model.num_heads} attention heads "

@@ -23,6 +23,8 @@ from cspsched.profiler.store import ProfileFolder, read_meta
 from cspsched.profiler.timing import summarise
 
 TINY = load_model("tiny-llama")
+PROFILED = [name for name in model_names() if not name.startswith("gpt-oss")]
+"""Models with 16-bit weights and full attention."""
 CPU = Features(
     device="cpu",
     varlen=False,
@@ -59,11 +61,13 @@ def row(point, t_us=10.0, model=TINY):
 # Shapes
 
 
-@pytest.mark.parametrize("name", model_names())
+@pytest.mark.parametrize("name", PROFILED)
 @pytest.mark.parametrize("tensor_parallel", [1, 2, 4])
 def test_shards_have_the_weights_that_the_capacity_planner_counts(name, tensor_parallel):
     """Matrix products of a layer and the head hold exactly the weights that a rank is planned to hold."""
     model = load_model(name)
+    if model.num_heads % tensor_parallel:
+        pytest.skip(f"{model.num_heads} heads cannot be shared by {tensor_parallel}")
     shape = rank_shape(model, tensor_parallel)
     counts = model.weights_per_rank(tensor_parallel)
     layer = shape.hidden * (shape.qkv_size + shape.q_size)
@@ -75,9 +79,25 @@ def test_shards_have_the_weights_that_the_capacity_planner_counts(name, tensor_p
 
 def test_a_layer_of_all_models_caches_what_the_facts_say():
     """KV bytes of a token in all layers: 2 x layers x KV heads x head_dim x bytes, on one rank."""
-    for model in map(load_model, model_names()):
+    for model in map(load_model, PROFILED):
         shape = rank_shape(model)
         assert shape.num_layers * shape.kv_bytes_per_token == model.kv_bytes_per_token()
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("llama-3.1-8b-fp8", "fewer than 16 bits"), ("gpt-oss-20b", "fewer than 16 bits")],
+)
+def test_what_is_not_measured_is_refused(name, words):
+    """Formats of weights have kernels of their own."""
+    with pytest.raises(UsageError, match=words):
+        rank_shape(load_model(name))
+
+
+def test_layers_that_are_not_measured_are_refused():
+    """A window changes what attention reads."""
+    with pytest.raises(UsageError, match="sliding windows"):
+        rank_shape(replace(TINY, sliding_window=128, num_sliding_layers=1))
 
 
 def test_heads_that_cannot_be_shared_out_are_refused():
