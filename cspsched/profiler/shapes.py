@@ -83,7 +83,7 @@ def rank_shape(model: LlmModel, tensor_parallel: int = 1) -> RankShape:
     if model.weights != PLAIN or (model.moe and model.moe.weights) or model.kv_cache != PLAIN:
         raise UsageError(
             f"{model.name} has weights or KV cache of fewer than 16 bits, which the profiler does not "
-            "measure; profile the model with 16-bit weights, or compose a cost model of tables (costs compose)"
+            "measure; profile it with 16-bit weights, or compose a cost model of tables (costs compose)"
         )
     if model.sliding_window is not None or model.has_all_biases:
         raise UsageError(
