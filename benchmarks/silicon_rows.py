@@ -43,6 +43,8 @@ FORMATS = {"fp8": "fp8", "fp8_block": "fp8-block", "bfloat16": None, "bf16": Non
 DRAWN = re.compile(r"db-dump|source_file=\d{4}-")
 """Sources whose client draws lengths evenly between 80 and 100 % of what the row says (SemiAnalysis
 InferenceX, `--random-range-ratio 0.8`)."""
+MOST_IN_FLIGHT = 256
+"""A closed loop asks all requests in flight at every event, which takes minutes for more."""
 WAVES = 10
 """So many times the requests in flight are sent, all of the first at once, as InferenceX's client does."""
 
@@ -65,7 +67,7 @@ class Row:
     tpot_ms: float
 
 
-def main_rows(frame: pd.DataFrame) -> tuple[list[Row], Counter[str]]:
+def rows_of(frame: pd.DataFrame) -> tuple[list[Row], Counter[str]]:
     """Rows that can be expressed, and how many cannot be for which reason."""
     rows, left = [], Counter[str]()
     for at, row in frame.iterrows():
@@ -100,6 +102,8 @@ def why_not(row: pd.Series) -> str | None:
         return "pipeline stages or data-parallel attention"
     if row["moe_ep_size"] > 1:
         return "expert parallelism"
+    if row["batch_size"] > MOST_IN_FLIGHT:
+        return f"more than {MOST_IN_FLIGHT} requests in flight"
     quantised = str(row["gemm_quant_mode"])
     if NAMES[row["model_path"]] != "gpt-oss-120b" and quantised not in FORMATS:
         return f"weights {quantised}"
@@ -166,16 +170,18 @@ def peer(row: Row) -> dict[str, float]:
 
 @click.command()
 @click.option("--system", "systems", multiple=True, default=("h100_sxm", "h200_sxm"), show_default=True)
+@click.option("--only", default="", help="Models whose name contains this.")
 @click.option("--limit", type=int, help="Every n-th row, so that about so many are left.")
 @click.option("--json", "as_json", is_flag=True)
-def main(systems: tuple[str, ...], limit: int | None, as_json: bool) -> None:  # noqa: FBT001
+def main(systems: tuple[str, ...], only: str, limit: int | None, as_json: bool) -> None:  # noqa: FBT001
     """Print the distribution of errors by model and device, and what cannot be expressed."""
     spec = find_spec("aiconfigurator_core")
     if spec is None or spec.origin is None:
         raise click.ClickException("pip install 'cspsched[aic]'")
     frame = pd.read_csv(Path(spec.origin).parent / "systems" / "silicon_sample.csv")
     frame = frame[(frame["backend"] == "vllm") & frame["system"].isin(systems)]
-    rows, left = main_rows(frame)
+    rows, left = rows_of(frame)
+    rows = [row for row in rows if only in row.model]
     if limit is not None and len(rows) > limit:
         rows = rows[:: -(-len(rows) // limit)]
     rows.sort(key=lambda row: row.model)
@@ -187,6 +193,8 @@ def main(systems: tuple[str, ...], limit: int | None, as_json: bool) -> None:  #
                 continue
             results.append(vars(row) | {f"{metric}_error": error for metric, error in errors.items()})
             print(f"{len(results)}/{len(rows)} {row} {errors}", file=sys.stderr)
+    if not results:
+        raise click.ClickException(f"no row can be expressed; left out: {dict(left)}")
     show(pd.DataFrame(results), left, as_json=as_json)
 
 
