@@ -28,8 +28,7 @@ from cspsched.studies.windows import WindowSample, WindowShape, study_windows
 from tests.oracles.exhaustive import exhaustive_optimum
 from tests.support.strategies import EXAMPLES, make_instance
 
-SEEDS = range(0, max(200, EXAMPLES), 25)
-FIGURES = range(0, max(75, EXAMPLES), 25)
+SEEDS = range(0, max(300, EXAMPLES), 25)
 LISTS = range(0, max(50, EXAMPLES // 3), 25)
 """Each compares three times."""
 POLICIES = ("vllm", "vllm:max_num_seqs=1", "mc-sf", "sarathi:chunk=2,watermark=0", "sglang", "srpt")
@@ -206,7 +205,7 @@ class _Text(HTMLParser):
         self.parts.append(data)
 
 
-@pytest.mark.parametrize("first", FIGURES)
+@pytest.mark.parametrize("first", SEEDS)
 def test_every_output_of_a_comparison_has_the_same_figures(first, tmp_path):
     """Table, Markdown, page and JSON; both ends of the error band have a reference of their own."""
     for seed in range(first, first + 25):

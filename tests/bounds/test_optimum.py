@@ -132,7 +132,7 @@ def test_solo_times_are_below_the_latencies_of_optimal_schedules(instance, objec
 
 
 @pytest.mark.parametrize("objective", Objective)
-@SLOW
+@settings(max_examples=150, deadline=None)
 @given(instance=tiny_instances(max_requests=4, max_prompt=9, max_output=6))
 def test_every_certificate_is_derived_again(objective, instance):
     """The checker reaches the same number from the details, to the nanosecond."""

@@ -285,7 +285,7 @@ def test_work_grows_smoothly_with_the_requests(gap_ns, monkeypatch):
     monkeypatch.setattr(search, "WORK_OF_CROWD", 6_000_000)
     monkeypatch.setattr(search, "SAMPLE_REQUESTS", 100)
     monkeypatch.setattr(search, "LEAST_SAMPLE", 25)
-    sizes = [200 * 2**doubled for doubled in range(6)]
+    sizes = [200 * 2**doubled for doubled in range(7)]
     for count in sizes:
         works[count] = 0
         names = [found.name for found in time_price_certificates(Tables(crowd(count, gap_ns)))]
