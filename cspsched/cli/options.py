@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from cspsched.cli.console import tell
-from cspsched.errors import TraceError
+from cspsched.errors import CspschedError, TraceError
 
 if TYPE_CHECKING:
     from cspsched.costs.frontend import Frontend
@@ -404,21 +404,30 @@ def instance_serving(options: dict[str, Any], **switches: bool) -> Serving:
     if "preemption" in given:
         preemption = Preemption(given.pop("preemption"))
         given["switches"] = Switches(preemption=preemption, **switches)
-    _warn_of(given.get("cost"))
-    return Serving(**given)
+    serving = Serving(**given)
+    _warn_of(serving)
+    return serving
 
 
-def _warn_of(cost: str | None) -> None:
-    """Tell what a cost file of the user says that cannot be."""
+def _warn_of(serving: Serving) -> None:
+    """Tell what a cost file of the user says that cannot be, of a model and device that it names.
+
+    What cannot be read or is not known is refused where it is needed.
+    """
+    from cspsched.costs.models import load_device
     from cspsched.costs.presets import COST_SUFFIXES, describe_cost, load_cost
+    from cspsched.costs.sanity import complaints
+    from cspsched.serving import hardware, model_of
 
-    if cost is None or not cost.endswith(COST_SUFFIXES):
+    if serving.cost is None or Path(serving.cost).suffix not in COST_SUFFIXES:
         return
-    info = describe_cost(cost)
-    if info.model is not None and info.device is not None:
-        from cspsched.costs.models import load_device, load_model
-        from cspsched.costs.sanity import complaints
-
-        facts = load_model(info.model), load_device(info.device), info.tensor_parallel or 1
-        for sentence in complaints(load_cost(cost), *facts):
-            tell(f"warning: {sentence}")
+    try:
+        info = describe_cost(serving.cost)
+        if info.model is None or info.device is None:
+            return
+        _, device, tensor_parallel = hardware(serving)
+        facts = model_of(serving), load_device(device), tensor_parallel
+    except CspschedError:
+        return
+    for sentence in complaints(load_cost(serving.cost), *facts):
+        tell(f"warning: {sentence}")

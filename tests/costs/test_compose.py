@@ -11,9 +11,10 @@ import pytest
 
 from cspsched.costs import compose
 from cspsched.costs.compose import compose_cost, default_cost
+from cspsched.costs.facts import fact_path
 from cspsched.costs.importers import aiconfigurator
 from cspsched.costs.importers.aiconfigurator import gemm_shapes
-from cspsched.costs.models import load_device, load_model
+from cspsched.costs.models import MODEL_FOLDER, load_device, load_model
 from cspsched.costs.presets import describe_cost, load_cost
 from cspsched.errors import InputError, UsageError
 from cspsched.problem.cost import BatchFeatures
@@ -134,6 +135,18 @@ def test_the_command_writes_a_file(tmp_path, capsys):
     assert outcome.code == named.code == 0
     assert named.out == outcome.out
     assert load_cost(tmp_path / "cost.toml").name == f"h100-{MODEL.name}"
+
+
+def test_a_composed_file_serves_the_model_that_it_was_composed_for(tmp_path, capsys):
+    """Also a model that does not ship: its file goes with it, and the cost file names no other."""
+    path = tmp_path / "mine.toml"
+    path.write_text(fact_path("model", MODEL_FOLDER, MODEL.name).read_text())
+    cost = tmp_path / "cost.toml"
+    invoke(capsys, "costs", "compose", "--model", path, "--output", cost)
+    arguments = ("tiny-12", "--limit", "2", "--model", path, "--device", "h100", "--cost", cost)
+    outcome = invoke(capsys, "simulate", *arguments)
+
+    assert (outcome.code, outcome.err) == (0, "")
 
 
 def test_what_cannot_be_composed_is_told():

@@ -1,7 +1,7 @@
 """Times of matrix products by shape: as measured, or between the shapes around one that was not.
 
 The tables hold every n with every k of a list, at the same rows m. Between shapes, times are linear in n and
-in k. Held out, that is as close as trees over a roofline were (`benchmarks/estimator_accuracy.py`).
+in k; how far that is from shapes held out: `benchmarks/estimator_accuracy.py`.
 """
 
 from __future__ import annotations
