@@ -128,7 +128,7 @@ class Provenance:
             ("cost model", self.cost),
             ("error of the cost model", errors or "none stated"),
             ("limits", _listed(self.limits.to_json())),
-            ("switches", _listed(asdict(self.switches))),
+            ("switches", _listed(self.switches.to_json())),
             *((f"policy {number}", policy.line) for number, policy in enumerate(self.policies, 1)),
             ("objective", self.objective),
             ("seed", str(self.seed)),
@@ -148,7 +148,7 @@ class Provenance:
             **plain,
             "cost_error": dict(self.cost_error),
             "limits": self.limits.to_json(),
-            "switches": {name: _plain(value) for name, value in asdict(self.switches).items()},
+            "switches": {name: _plain(value) for name, value in self.switches.to_json().items()},
             "policies": [policy.to_json() for policy in self.policies],
             "versions": dict(self.versions),
         }
