@@ -75,8 +75,10 @@ def bound_curve(
     Raises
     ------
     UsageError
-        If `num_points` is below 1.
+        If `num_points` is below 1, or prefixes are cached: what later requests compute may be found.
     """
+    if instance.switches.prefix_caching:
+        raise UsageError("a curve takes later requests out, whose blocks the prefix cache may hold")
     if num_points < 1:
         raise UsageError(f"a curve of {num_points} points, expected at least 1")
     arrivals_ns = np.array([request.arrival_ns for request in instance.requests], dtype=np.int64)

@@ -57,7 +57,8 @@ def best_incumbent(
     accepted = [
         found
         for name, schedule in candidates
-        if not find_violations(instance, schedule)
+        # The optimum is one without prefix cache hits.
+        if not schedule.uses_prefix_cache and not find_violations(instance, schedule)
         for found in _priced(instance, objective, name, schedule, ceilings)
     ]
     return min(accepted, key=lambda candidate: candidate.value_ns)

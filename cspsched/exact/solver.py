@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 
 from cspsched.compiled.jit import told_of_compiling
+from cspsched.errors import UsageError
 from cspsched.exact import portfolio
 from cspsched.exact.closed_form import closed_form_bound
 from cspsched.exact.heuristics.first_schedules import first_schedules
@@ -49,6 +50,11 @@ def solve_exactly(
     or ceilings are not run. A member that fails is passed over: the others go on, and the provenance of the
     result names it under `failures`.
     """
+    if instance.switches.prefix_caching:
+        raise UsageError(
+            "the exact solver knows no prefix cache hits: it proves optima of schedules without them; "
+            "switch prefix_caching off in the instance, or use 'cspsched improve'"
+        )
     incumbent = best_incumbent(
         instance, objective, [*first_schedules(instance, objective), *candidates], ceilings
     )

@@ -64,6 +64,8 @@ def curve_of(
 ) -> Curve | None:
     """The curve of an improvement; None without points, for other objectives, and on very long traces.
 
+    None with prefix caching, too: what later requests compute counts for the first ones.
+
     A clock leaves out moments, but never the last; `on_moment` as in `bound_curve`.
     """
     objective = found.objective
@@ -71,6 +73,8 @@ def curve_of(
     known = [rival.run.metrics for rival in found.reference if rival.run is not None]
     if found.schedule is not None:
         known.append(measure(found.instance, found.schedule))
+    if found.instance.switches.prefix_caching:
+        return None
     if not num_points or objective not in (Objective.LATENCY, Objective.MAKESPAN) or not runs:
         return None
     times_ns, bounds_ns = bound_curve(

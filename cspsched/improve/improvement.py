@@ -11,10 +11,11 @@ from cspsched.errors import InternalError, UsageError
 from cspsched.exact.watch import SILENT, Listener, Progress
 from cspsched.executors import HERE, Pool, run_all
 from cspsched.improve.ends import lower_end
+from cspsched.improve.hit_orders import search_orders
 from cspsched.improve.list_scheduler import refuse_unsuited
 from cspsched.improve.long_runs import is_long
 from cspsched.improve.outcome import Found, Improvement
-from cspsched.improve.rivals import run_reference, run_rivals
+from cspsched.improve.rivals import run_reference, run_rivals, with_hits_of
 from cspsched.improve.search import Search, SearchState, new_state
 from cspsched.improve.state import read_state, write_state
 from cspsched.policies.base import DEFAULT_HEURISTICS
@@ -56,6 +57,14 @@ class ImproveLimits:
         if self.time_limit_s is None and self.max_steps is None:
             raise UsageError("a search without time limit and without a number of steps never ends")
 
+    def half(self) -> ImproveLimits:
+        """Limits of one of two searches."""
+        return replace(
+            self,
+            time_limit_s=None if self.time_limit_s is None else self.time_limit_s / 2,
+            max_steps=None if self.max_steps is None else self.max_steps // 2,
+        )
+
     def clock(self, started: float) -> Callable[[], float] | None:
         """Seconds left since a moment of `time.monotonic`; None without a time limit."""
         limit_s = self.time_limit_s
@@ -96,11 +105,13 @@ def improve(
         If the state file cannot be read or written, or belongs to another search.
     """
     limits, tell = limits or ImproveLimits(), listener.step
-    time_left = limits.clock(time.monotonic())
-    servable, rejections = instance.split_rejected()
+    time_left, heuristics = limits.clock(time.monotonic()), list(heuristics)
+    servable, rejections = with_hits_of(instance, heuristics).split_rejected()
     refuse_unsuited(servable)
     if state_file is not None and (limits.seeds > 1 or isinstance(objective, Mixture)):
         raise UsageError("the state of a search is that of one seed and of makespan, latency or TTFT")
+    if state_file is not None and servable.switches.prefix_caching:
+        raise UsageError("a search with prefix cache hits keeps no state; leave the state file out")
     resumed = state_file is not None and state_file.exists()
     state = None
     if state_file is not None and resumed and isinstance(objective, Objective):
@@ -206,6 +217,8 @@ def search_once(
     instance, objective = task.instance, task.objective
     if isinstance(objective, Mixture):
         return _search_mixture(task, objective)
+    if instance.switches.prefix_caching:
+        return _search_with_hits(task, objective, on_progress)
     state = state or new_state(task.limits.seed)
     search = Search(instance, objective, state)
     run = _Run(search, task.limits, task.known_ns, task.bound_ns, on_progress)
@@ -229,14 +242,42 @@ def search_seeds(task: SearchTask, pool: Pool, tell: Callable[[str], None]) -> l
     return outcomes
 
 
+def _search_with_hits(
+    task: SearchTask, objective: Objective, on_progress: Callable[[Progress], None] | None
+) -> SearchOutcome:
+    """The better of list schedules without hits and of orders with them, each with half of the limits."""
+    started, half = time.monotonic(), task.limits.half()
+    plain = replace(task.instance, switches=replace(task.instance.switches, prefix_caching=False))
+    first = search_once(replace(task, instance=plain, limits=half), on_progress=on_progress)
+    if first.stop_reason is StopReason.INTERRUPTED:
+        return first
+    known_ns = task.known_ns if first.found is None else first.found.value_ns
+
+    def is_left(steps: int) -> bool:
+        too_many = half.max_steps is not None and steps >= half.max_steps
+        too_late = (
+            task.limits.time_limit_s is not None and time.monotonic() - started >= task.limits.time_limit_s
+        )
+        return not too_many and not too_late
+
+    def report(best_ns: int) -> None:
+        if on_progress is not None:
+            elapsed_s = time.monotonic() - started
+            best_ns = min(best_ns, known_ns)
+            on_progress(Progress(elapsed_s=elapsed_s, best_ns=best_ns, bound_ns=task.bound_ns, share=None))
+
+    found, steps = search_orders(task.instance, objective, seed=half.seed, goes_on=is_left, on_best=report)
+    better = first.found
+    if found is not None and found.value_ns < known_ns and found.schedule is not None:
+        judged = judge(task.instance, found.schedule)
+        _require(judged.violations, found.value_ns, lambda: judged.metrics.objective_ns(objective))
+        better = found
+    return SearchOutcome(found=better, stop_reason=first.stop_reason, steps=first.steps + steps)
+
+
 def _search_mixture(task: SearchTask, mixture: Mixture) -> SearchOutcome:
     """The best by the mixture of schedules searched by latency and by TTFT, and of serving one by one."""
-    instance, limits = task.instance, task.limits
-    half = replace(
-        limits,
-        time_limit_s=None if limits.time_limit_s is None else limits.time_limit_s / 2,
-        max_steps=None if limits.max_steps is None else limits.max_steps // 2,
-    )
+    instance, half = task.instance, task.limits.half()
     found, steps, reason = [], 0, StopReason.FINISHED
     for basis in (Objective.LATENCY, Objective.TTFT):
         basic = replace(task, objective=basis, known_ns=UNKNOWN_NS, bound_ns=0, limits=half)

@@ -25,6 +25,9 @@ REFERENCE_SET = ("sarathi", "vidur-vllm", "smallest-volume", "fastserve")
 """Policies whose schedules every value is measured against, as far as they can run: those that bring most
 (docs/brackets.md, `benchmarks/reference_set.py`)."""
 
+CACHED_SET = ("vllm:enable_prefix_caching=true",)
+"""Beside them where prefix cache hits are allowed."""
+
 SWITCHED_RULES = {"preemption", "chunked prefill", "hybrid batches", "holding"}
 """Rules that an instance has or has not: a policy may be unfit for it without being wrong. With reservation
 the capacity is such a rule, too."""
@@ -75,6 +78,21 @@ class Rival:
         return self.run
 
 
+def with_hits_of(
+    instance: Instance, heuristics: Iterable[str], schedules: Iterable[Schedule] = ()
+) -> Instance:
+    """The instance, with prefix caching allowed if a policy caches prefixes or a schedule has hits."""
+    if any(map(_caches_prefixes, map(make_policy, heuristics))) or any(
+        schedule.uses_prefix_cache for schedule in schedules
+    ):
+        return replace(instance, switches=replace(instance.switches, prefix_caching=True))
+    return instance
+
+
+def _caches_prefixes(policy: Policy) -> bool:
+    return bool(getattr(getattr(policy, "settings", None), "enable_prefix_caching", False))
+
+
 def run_rivals(
     instance: Instance,
     objective: AnyObjective,
@@ -108,7 +126,7 @@ def run_reference(
     """
     found = {rival.policy: rival for rival in known}
     reference = []
-    for name in REFERENCE_SET:
+    for name in (*REFERENCE_SET, *(CACHED_SET if instance.switches.prefix_caching else ())):
         try:
             rival = found.get(name) or _judged(instance, objective, make_policy(name), tell)
             # Of a million requests each run is some hundred megabytes.
@@ -125,10 +143,10 @@ def _judged(
     tell: Callable[[str], None],
 ) -> Rival:
     """What a policy reaches; refused if the bounds would say nothing about it."""
-    if getattr(getattr(policy, "settings", None), "enable_prefix_caching", False):
+    if _caches_prefixes(policy) and not instance.switches.prefix_caching:
         raise UsageError(
-            f"policy {policy.label} caches prefixes, which the bounds do not know: there is no excess; leave "
-            "enable_prefix_caching out, or use 'cspsched simulate'"
+            f"policy {policy.label} caches prefixes, and the optimum here is one without; leave "
+            "enable_prefix_caching out, or use 'cspsched compare', 'improve', 'bracket' or 'simulate'"
         )
     tell(f"simulating {policy.label} on {len(instance.requests)} requests")
     if is_long(instance) and kernel_rules(instance, policy) is None:

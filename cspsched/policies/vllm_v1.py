@@ -85,8 +85,8 @@ class VllmSettings:
     enable_prefix_caching: bool = field(default=False, metadata={"need": CACHED_PREFIXES})
     """Start requests with full blocks that others, or they themselves, have computed before.
 
-    The engine's default is on. Here it is off, since bounds and exact solver know no shared blocks, and a
-    comparison would be none.
+    The engine's default is on. Here it is off, since the exact solver knows no shared blocks. With it on,
+    `compare`, `improve` and `bracket` measure every policy against the best schedule with hits.
     """
     long_prefill_token_threshold_adaptive: bool = False
     """Let a threshold be at least the token budget over the number of requests there; none stays none."""

@@ -124,6 +124,11 @@ class Switches:
         ]
         return ", ".join(name for name in names if name)
 
+    @property
+    def cached_refills(self) -> bool:
+        """Whether a request that lost its KV cache may find it in the prefix cache."""
+        return self.prefix_caching and self.preemption.recomputes
+
     def to_json(self) -> dict[str, bool | str]:
         """Plain values."""
         return {

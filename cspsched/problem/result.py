@@ -53,6 +53,8 @@ class StopReason(StrEnum):
     TIME_LIMIT = "time limit"
     INTERRUPTED = "interrupted"
     TOO_LARGE = "too large"
+    HITS = "prefix cache hits"
+    """The exact solver does not know them."""
     FAILED = "failed"
     """Every search ended with an error; the failures are in the provenance."""
 

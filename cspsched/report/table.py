@@ -17,6 +17,7 @@ from cspsched.units import NS_PER_S, percent
 ARRIVAL_DOMINATED = 0.9
 WHY_OPEN = {
     StopReason.TOO_LARGE: "the trace is too large for the exact solver",
+    StopReason.HITS: "the exact solver knows no prefix cache hits",
     StopReason.TIME_LIMIT: "the exact solver had no more time or work",
     StopReason.INTERRUPTED: "the search was interrupted",
     StopReason.FINISHED: "the exact solver searched schedules of limited length only",
@@ -98,7 +99,13 @@ def bounds_row(comparison: Comparison) -> list[list[str]]:
 
 def footnotes(comparison: Comparison) -> list[str]:
     """What the reference is, what was rejected, and what the reader must know."""
-    notes = [reference_sentence(comparison), *_ends(comparison), *arrival_note(comparison), CLAIRVOYANT]
+    notes = [
+        reference_sentence(comparison),
+        *cache_notes(comparison),
+        *_ends(comparison),
+        *arrival_note(comparison),
+        CLAIRVOYANT,
+    ]
     notes += [f"Passed over: {failure.sentence}" for failure in comparison.reference.failures]
     notes += [f"Note: {warning}." for warning in comparison.warnings]
     notes.append(frontend_note(comparison))
@@ -142,6 +149,28 @@ def reference_sentence(comparison: Comparison) -> str:
         f"{reference.certificate}) and {best} (schedule of {reference.best_known_by}), so each excess is an "
         f"interval ({WHY_OPEN[reference.stop_reason]})."
     )
+
+
+def cache_notes(comparison: Comparison) -> list[str]:
+    """What both ends owe to prefix cache hits; nothing where none are allowed."""
+    cache, requests, show = comparison.cache, len(comparison.instance.requests), comparison.objective.show
+    if cache is None:
+        return []
+    free = percent(cache.findable_tokens / cache.prompt_tokens)
+    without = show(cache.bound_without_ns, requests, floor)
+    found = f"{cache.found_tokens:,} tokens come" if cache.found_tokens is not None else "tokens may come"
+    notes = [
+        "Prefix cache hits are allowed. In the lower end a block that prompts share is computed once, for "
+        f"the first request that has it, so {cache.findable_tokens:,} of {cache.prompt_tokens:,} prompt "
+        f"tokens ({free}) are free; in the upper end's schedule {found} out of the cache."
+    ]
+    if cache.share is not None:
+        notes.append(
+            f"No schedule without hits is below {without} (certificate {cache.certificate_without}): "
+            f"{percent(cache.share)} of the interval is due to the cache, for hits may be worth that much; "
+            "the rest would be there without it."
+        )
+    return notes
 
 
 def _ends(comparison: Comparison) -> list[str]:

@@ -13,7 +13,7 @@ from cspsched.bounds.misses import percentiles_ns
 from cspsched.costs.frontend import Frontend
 from cspsched.errors import InputError, UsageError
 from cspsched.exact.watch import SILENT, Listener
-from cspsched.improve.rivals import Rival, Run, run_rivals
+from cspsched.improve.rivals import Rival, Run, run_rivals, with_hits_of
 from cspsched.policies.base import DEFAULT_HEURISTICS
 from cspsched.problem.cost import CostModel
 from cspsched.problem.excess import Excess
@@ -23,6 +23,7 @@ from cspsched.problem.result import StopReason, tool_versions, unit_of
 from cspsched.problem.schedule import Schedule
 from cspsched.referee.judge import judge
 from cspsched.referee.metrics import Metrics
+from cspsched.studies.cache_share import CacheShare, cache_share
 from cspsched.studies.provenance import Provenance
 from cspsched.studies.reference import Reference, ReferenceLimits, find_reference
 from cspsched.units import NS_PER_S, percent
@@ -76,6 +77,8 @@ class Comparison:
         if it was not asked for.
     percentile_bounds_ns
         Certified: no schedule has a lower percentile of latency or TTFT; by objective and percentile.
+    cache
+        What prefix cache hits do to the reference; None where none are allowed.
     warnings
         What of the trace or of the policies' settings does nothing, in sentences.
     provenance
@@ -92,6 +95,7 @@ class Comparison:
     limits: ReferenceLimits
     ends: Mapping[str, Comparison] = field(default_factory=dict)
     percentile_bounds_ns: Mapping[Objective, Mapping[int, int]] = field(default_factory=dict)
+    cache: CacheShare | None = None
     warnings: tuple[str, ...] = ()
     provenance: Provenance | None = None
     frontend: Frontend | None = None
@@ -161,6 +165,7 @@ class Comparison:
         requests, reference = len(self.instance.requests), self.reference
         return {
             "reference": {**reference.to_json(self.objective, requests), "note": CLAIRVOYANT},
+            **({} if self.cache is None else {"prefix_cache": self.cache.to_json()}),
             "policies": [self._row(row) for row in self.rows],
         }
 
@@ -189,7 +194,9 @@ def compare_policies(
     """Simulate each policy, judge it by the referee, and certify how far it is from the best schedule.
 
     Requests that can never be served are rejected, counted and left out, the same for every policy. The
-    reference is found by one procedure that does not know which policies were named (`find_reference`).
+    reference is found by one procedure that does not know which policies were named (`find_reference`), but
+    for this: where one caches prefixes, or a schedule has hits, all are measured against the best schedule
+    with hits.
 
     Parameters
     ----------
@@ -207,13 +214,14 @@ def compare_policies(
     Raises
     ------
     UsageError
-        If there is no policy and no schedule, one is named twice or is unknown, or a policy caches prefixes
-        or emulates bugs that change what requests generate; if a band is given with schedules, which have
-        batch times of their own.
+        If there is no policy and no schedule, one is named twice or is unknown, or a policy emulates bugs
+        that change what requests generate; if a band is given with schedules, which have batch times of
+        their own.
     InputError
-        If a schedule breaks a rule of the problem, or uses the prefix cache, which the bounds do not know.
+        If a schedule breaks a rule of the problem.
     """
     texts, given = list(heuristics), dict(schedules or {})
+    instance = with_hits_of(instance, texts, given.values())
     limits = limits or ReferenceLimits()
     if band is not None and given:
         raise UsageError("an error band prices other batch times than the schedules have; give one of them")
@@ -256,6 +264,7 @@ def _compared(
         rejections=rejections,
         limits=asked.limits,
         percentile_bounds_ns=bounds_ns,
+        cache=cache_share(servable, objective, reference),
     )
 
 
@@ -273,11 +282,6 @@ def _percentile_bounds(
 
 def _given(instance: Instance, objective: AnyObjective, name: str, schedule: Schedule) -> Rival:
     """A schedule from outside, judged and measured."""
-    if schedule.uses_prefix_cache:
-        raise InputError(
-            f"schedule {name!r} uses the prefix cache, which the bounds do not know yet; "
-            "record the engine with prefix caching off"
-        )
     judged = judge(instance, schedule)
     if judged.violations:
         message = judged.violations[0].message

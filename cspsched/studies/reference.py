@@ -167,11 +167,13 @@ def find_reference(
     reference = run_reference(instance, objective, policies, listener.step)
     listener.step(f"bounding {objective.label}")
     left = limits.after(time.monotonic() - started)
-    small = _is_small(instance, reference)
+    small = _is_small(instance, reference) and not instance.switches.prefix_caching
     if small and left.exact().time_limit_s > 0:
         found = _exact(instance, objective, reference, left, listener)
     else:
         why = StopReason.TIME_LIMIT if small else StopReason.TOO_LARGE
+        # The exact solver proves optima without prefix cache hits only.
+        why = StopReason.HITS if instance.switches.prefix_caching else why
         found = _searched(instance, objective, reference, left, why, listener)
     best = min((*policies, *given), key=lambda one: one.value_ns, default=None)
     if best is None or best.value_ns >= found.best_known_ns:

@@ -249,11 +249,9 @@ def test_a_malformed_state_is_refused(path, value, tmp_path):
 
 
 def test_policies_that_cannot_be_compared_are_refused():
-    """None at all, one that caches prefixes, one that preempts where that is forbidden; no limit at all."""
+    """None at all, one that preempts where that is forbidden; no limit at all."""
     with pytest.raises(UsageError, match="at least one policy"):
         improve(four_mixed(), heuristics=[], limits=steps(1))
-    with pytest.raises(UsageError, match="caches prefixes"):
-        improve(four_mixed(), heuristics=["vllm:enable_prefix_caching=true"], limits=steps(1))
     forbidden = three_equal(Switches(preemption=Preemption.NONE))
     with pytest.raises(UsageError, match="does what the instance does not allow"):
         improve(forbidden, heuristics=["vllm"], limits=steps(1))

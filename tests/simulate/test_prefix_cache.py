@@ -390,10 +390,10 @@ def test_hits_shorten_a_prefill() -> None:
     assert (schedule.hit_request.tolist(), schedule.hit_tokens.tolist()) == ([1], [4])
 
 
-def test_a_comparison_refuses_prefix_caching(capsys: pytest.CaptureFixture[str]) -> None:
-    """The bounds know no shared blocks, so there is no excess to print."""
+def test_an_explanation_refuses_prefix_caching(capsys: pytest.CaptureFixture[str]) -> None:
+    """What is measured against optima without hits takes no policy with them."""
     outcome = invoke(
-        capsys, "compare", "--heuristics", "vllm:enable_prefix_caching=true", "--time-limit", "0s"
+        capsys, "explain", "burst-6", "--policy", "vllm:enable_prefix_caching=true", "--time-limit", "0s"
     )
 
     assert outcome.code == 2

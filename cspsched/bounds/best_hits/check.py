@@ -20,6 +20,11 @@ class PlainHits:
         """Whether there is a prefix cache."""
         return self.instance.switches.prefix_caching
 
+    @property
+    def caches_refills(self) -> bool:
+        """Whether a request that is evicted may find its own blocks."""
+        return self.caches and self.instance.switches.preemption.recomputes
+
     def found(self, request: Request) -> int:
         """First prompt tokens that are charged to a request that arrives earlier."""
         return max((self._common[request.request_id, other] for other in self._earlier(request)), default=0)

@@ -105,7 +105,7 @@ class PlainGrowth:
 
     def refill(self, resident: int) -> int:
         """By all chunks of a refill: each token as much as in the cheapest chunk, or found in the cache."""
-        if not self.instance.switches.prefix_caching:
+        if not self.instance.switches.cached_refills:
             return resident * self._per_token // 2**16
         return (
             min(

@@ -103,7 +103,7 @@ class PlainPrices:
 
     def refill(self, resident: int) -> Fraction:
         """All tokens again, or the last one after those that a prefix cache holds or that are processed."""
-        if not self.hits.caches:
+        if not self.hits.caches_refills:
             return self.prefill(resident)
         while len(self._kept) < resident:
             kept = min(self._token(len(self._kept)), self.minorant.prefill_context)
@@ -193,9 +193,9 @@ class PlainSolo:
         """Refill that leaves 0, 1, ... tokens resident."""
         longest = max(request.peak_kv_tokens for request in self.instance.requests)
         if self.method == "search":
-            return self._searched(longest if self.hits.caches else 0)
+            return self._searched(longest if self.hits.caches_refills else 0)
         refills = ([p.refill(resident) for p in self._prices] for resident in range(1, longest + 1))
-        tokens = [1] * longest if self.hits.caches else range(1, longest + 1)
+        tokens = [1] * longest if self.hits.caches_refills else range(1, longest + 1)
         return [0, *map(self._bounded, tokens, refills)]
 
     def _bounded(self, tokens: int, works: list[Fraction]) -> int:

@@ -60,27 +60,28 @@ def solo_table(instance: Instance, work: Sequence[WorkTable]) -> SoloTable:
     prompts, block = instance.columns.prompt_tokens, instance.limits.block_tokens
     num_graphs = 1 if hits is None else 1 + len(np.union1d(hits.found_itself, hits.findable))
     is_exact = can_search(cost, budget, longest, num_graphs)
-    if hits is None:
-        prefills = exact_prefills_ns(cost, budget, longest) if is_exact else minorant_prefills_ns(work)
-        firsts = own_firsts = prefills[prompts]
-        refills = prefills
+    if is_exact:
+        cached = longest if work[0].cached_refills else 0
+        refills = exact_prefills_ns(cost, budget, longest, cached, block)
     else:
+        refills = minorant_refills_ns(work) if work[0].cached_refills else minorant_prefills_ns(work)
 
-        def after(found: IntArray) -> IntArray:
-            if not is_exact:
-                return minorant_firsts_ns(work, prompts, found)
-            times = np.empty_like(prompts)
-            for tokens in np.unique(found).tolist():
-                here = found == tokens
-                times[here] = exact_prefills_ns(cost, budget, longest, tokens, block)[prompts[here]]
-            return times
+    def after(found: IntArray) -> IntArray:
+        """Prompts of which the first tokens may be found."""
+        if not is_exact:
+            return minorant_firsts_ns(work, prompts, found)
+        times = np.empty_like(prompts)
+        for tokens in np.unique(found).tolist():
+            here = found == tokens
+            times[here] = exact_prefills_ns(cost, budget, longest, tokens, block)[prompts[here]]
+        return times
 
+    if hits is None:
+        firsts = own_firsts = refills[prompts]
+    else:
         own_firsts = after(hits.findable)
-        firsts = np.minimum(
-            after(hits.found_itself), np.where(hits.waits, own_firsts + hits.wait_ns, NEVER_NS)
-        )
-        cached = exact_prefills_ns(cost, budget, longest, longest, block) if is_exact else None
-        refills = minorant_refills_ns(work) if cached is None else cached
+        waiting = np.where(hits.waits, own_firsts + hits.wait_ns, NEVER_NS)
+        firsts = np.minimum(after(hits.found_itself), waiting)
     cheaper = np.minimum(refills, decodes_ns(cost, longest)).astype(object)
     return SoloTable(
         firsts_ns=firsts.astype(object),

@@ -67,7 +67,8 @@ class Tables:
         """One table of prices for each minorant."""
         longest = int((self.prompts + self.outputs).max()) - 1
         budget = self.instance.limits.max_batch_tokens
-        return tuple(WorkTable(one, budget, longest, self.hits) for one in minorants(self.instance))
+        cached = self.instance.switches.cached_refills
+        return tuple(WorkTable(one, budget, longest, self.hits, cached) for one in minorants(self.instance))
 
     @cached_property
     def solo(self) -> SoloTable:

@@ -40,6 +40,8 @@ class WorkTable:
     longest: int
     hits: BestHits | None = None
     """Best possible hits of the requests, whose columns are in the same order; None without prefix cache."""
+    cached_refills: bool = False
+    """A refill may find what the request has computed before."""
 
     @cached_property
     def _resident(self) -> ExactArray:
@@ -57,7 +59,7 @@ class WorkTable:
     @cached_property
     def refills(self) -> ExactArray:
         """Price of the refill that emits a token with s tokens resident, shape (longest + 1,)."""
-        if self.hits is None:
+        if not self.cached_refills:
             return self.prefills
         price = self.minorant.scaled
         processed = price("tokens") + price("prefill_tokens") + price("prefill_attention") * self._resident
