@@ -190,7 +190,7 @@ def whole_steps(folder: Path) -> Iterator[dict[str, Any]]:
     """Batches drawn at random: the piecewise-linear form beside tables and trees that nobody rounded."""
     model = load_model("llama-3.1-8b")
     for table, device in DEVICES.items():
-        rows = AicTables.read(sorted(folder.glob(f"prof_aic_{table}_*"))).rows(model, load_device(device), 1)
+        rows = AicTables.read(sorted(folder.glob(f"prof_aic_{table}_*"))).rows(model, load_device(device))
         cost, batches = load_cost(f"{device}-llama-3.1-8b"), drawn_batches()
         tokens = token_work(rows, model, model.num_layers, 1)
         head = head_work(rows, model, 1)

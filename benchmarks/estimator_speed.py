@@ -73,7 +73,7 @@ def fits(folder: Path) -> Iterator[Figure]:
 
     def aiconfigurator(path: Path) -> None:
         tables = AicTables.read(sorted(folder.glob("prof_aic_h100_*")))
-        write_cost(fit_profile(tables.rows(model, device, 1), model), {}, "a benchmark", path)
+        write_cost(fit_profile(tables.rows(model, device), model), {}, "a benchmark", path)
 
     def llmservingsim(path: Path) -> None:
         rows = import_llmservingsim(sorted(folder.glob("*RTXPRO6000_llama8b_*.csv")), model)

@@ -229,8 +229,9 @@ def compose_command(output: Path | None, as_json: bool, **options: Any) -> None:
     from cspsched.serving import hardware, model_of
 
     serving = instance_serving(options)
-    _, device, tensor_parallel = hardware(serving)
-    file = compose_cost(model_of(serving), load_device(device), tensor_parallel)
+    file = compose_cost(
+        model_of(serving), load_device(hardware(serving).device), hardware(serving).parallelism
+    )
     if output is not None:
         (file,) = write_files(output.parent, {output.name: file.read_bytes()})
     _describe(describe_cost(file), as_json=as_json)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from cspsched.costs.facts import fact_names, fact_path, read_toml
 from cspsched.costs.hf_config import read_hf_config
+from cspsched.costs.parallelism import ONE_GPU, Parallelism
 from cspsched.costs.weights import KV_CACHE_BYTES, PLAIN, format_of_name, require_format
 from cspsched.errors import InputError
 from cspsched.problem.json_io import require_int, require_keys
@@ -138,6 +139,13 @@ class LlmModel:
             return self.intermediate_size
         return self.moe.experts_per_token * self.moe.expert_intermediate_size
 
+    @property
+    def router_weights(self) -> int:
+        """Weights of the router of a layer, which every rank holds; 0 without experts."""
+        if self.moe is None:
+            return 0
+        return self.moe.num_experts * (self.hidden_size + (1 if self.has_all_biases else 0))
+
     def kv_heads_per_rank(self, tensor_parallel: int = 1) -> int:
         """KV heads that one tensor-parallel rank stores; heads are replicated once ranks outnumber them."""
         return ceil_div(self.num_kv_heads, tensor_parallel)
@@ -151,24 +159,32 @@ class LlmModel:
         element = self.dtype_bytes if self.kv_cache == PLAIN else KV_CACHE_BYTES[self.kv_cache]
         return 2 * max(self.num_layers - self.num_sliding_layers, 1) * features * element
 
-    def weights_per_rank(self, tensor_parallel: int = 1) -> WeightCounts:
-        """Weights that one tensor-parallel rank holds (Megatron sharding; norms and router replicated).
+    def weights_per_rank(self, parallelism: Parallelism = ONE_GPU) -> WeightCounts:
+        """Weights that one rank holds (Megatron sharding; norms and router replicated).
 
         Raises
         ------
         InputError
-            If the attention heads cannot be shared out evenly.
+            If the attention heads or whole experts cannot be shared out evenly.
         """
-        if tensor_parallel < 1 or self.num_heads % tensor_parallel:
+        tensor_parallel = parallelism.tensor
+        if self.num_heads % tensor_parallel:
             raise InputError(
                 f"tensor_parallel is {tensor_parallel}, expected a divisor of the {self.num_heads} "
                 f"attention heads of {self.name}"
+            )
+        if self.moe is None and parallelism.has_expert_parallel:
+            raise InputError(f"{self.name} has no experts; leave expert_parallel away")
+        if self.moe is not None and self.moe.num_experts % parallelism.expert_groups:
+            raise InputError(
+                f"the {self.moe.num_experts} experts of {self.name} cannot be shared out evenly with "
+                f"{parallelism.title}; give another tensor_parallel or data_parallel"
             )
         vocabulary = ceil_div(self.vocab_size, tensor_parallel) * self.hidden_size
         return WeightCounts(
             embedding=vocabulary,
             attention=self.num_layers * self._layer_attention(tensor_parallel),
-            mlp=self.num_layers * self._layer_mlp(tensor_parallel),
+            mlp=self.num_layers * self._layer_mlp(parallelism),
             norms=(2 * self.num_layers + 1) * self.hidden_size,
             head=0 if self.tied_embeddings else vocabulary,
         )
@@ -182,13 +198,13 @@ class LlmModel:
         head_norms = 2 * self.head_dim if self.qk_norm else 0
         return self.hidden_size * (qkv_size + q_size) + bias + head_norms
 
-    def _layer_mlp(self, tensor_parallel: int) -> int:
+    def _layer_mlp(self, parallelism: Parallelism) -> int:
         if self.moe is None:
-            return 3 * self.hidden_size * ceil_div(self.intermediate_size, tensor_parallel)
-        width = ceil_div(self.moe.expert_intermediate_size, tensor_parallel)
-        # The router (one more output per expert) is replicated on every rank.
-        biases = 2 * width + self.hidden_size + 1 if self.has_all_biases else 0
-        return self.moe.num_experts * (self.hidden_size * (3 * width + 1) + biases)
+            return 3 * self.hidden_size * ceil_div(self.intermediate_size, parallelism.tensor)
+        width = ceil_div(self.moe.expert_intermediate_size, parallelism.expert_slices)
+        biases = 2 * width + self.hidden_size if self.has_all_biases else 0
+        experts = self.moe.num_experts // parallelism.expert_groups
+        return experts * (3 * self.hidden_size * width + biases) + self.router_weights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -280,9 +296,9 @@ def load_device(name: str) -> Device:
     return read_device(fact_path("device", DEVICE_FOLDER, name))
 
 
-def usual_name(model: str, device: str, tensor_parallel: int = 1) -> str:
+def usual_name(model: str, device: str, parallelism: Parallelism = ONE_GPU) -> str:
     """What the cost model of a model on so many devices is called."""
-    return f"{device}-{model}" if tensor_parallel == 1 else f"{device}-{model}-tp{tensor_parallel}"
+    return f"{device}-{model}{parallelism.suffix}"
 
 
 def read_model(path: Path) -> LlmModel:

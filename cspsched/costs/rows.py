@@ -77,6 +77,8 @@ OPERATORS = {
     "experts": Operator("tokens", 1),
     "shared_expert": Operator("tokens", 1),
     "final_norm": Operator("tokens", 0, 1),
+    "dispatch": Operator("tokens", 1),
+    "combine": Operator("tokens", 1),
     "lm_head": Operator("sequences", 0, 1),
     "sampler": Operator("sequences", 0, 1),
     "attn_prefill": Operator("attention", 1),

@@ -15,6 +15,7 @@ from cspsched.costs.facts import fact_path
 from cspsched.costs.importers import aiconfigurator
 from cspsched.costs.importers.aiconfigurator import gemm_shapes
 from cspsched.costs.models import MODEL_FOLDER, load_device, load_model
+from cspsched.costs.parallelism import Parallelism
 from cspsched.costs.presets import describe_cost, load_cost
 from cspsched.errors import InputError, UsageError
 from cspsched.problem.cost import BatchFeatures
@@ -93,11 +94,11 @@ def _installed(tmp_path, monkeypatch):
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_composed_cost_model_says_where_it_comes_from(ranks):
     """Model, device, degree, origin of every operator, and errors; more work takes more time."""
-    file = compose_cost(MODEL, load_device("h100"), ranks)
+    file = compose_cost(MODEL, load_device("h100"), Parallelism(tensor=ranks))
     info, cost = describe_cost(file), load_cost(file)
     small, large = (decodes(num) for num in (1, 100))
 
-    assert (info.model, info.device, info.tensor_parallel) == (MODEL.name, "h100", ranks)
+    assert (info.model, info.device, info.parallelism) == (MODEL.name, "h100", Parallelism(tensor=ranks))
     assert "measured: " in info.source
     assert ("vLLM custom all-reduce in a CUDA graph: all_reduce" in info.source) == (ranks > 1)
     assert set(info.fit_error) >= {"tokens", "prefill_attention", "decode_attention"}
@@ -111,7 +112,7 @@ def test_what_was_composed_is_found_again(monkeypatch):
         patched.setattr(compose, "composed_text", lambda *_: pytest.fail("composed again"))
         assert compose_cost(MODEL, load_device("h100")) == first
 
-    assert compose_cost(MODEL, load_device("h100"), 2) != first
+    assert compose_cost(MODEL, load_device("h100"), Parallelism(tensor=2)) != first
     (table,) = first.parents[4].glob("site/*/systems/data/h100_sxm/gemm/vllm/*/*.parquet")
     frame = pd.read_parquet(table)
     pd.concat([frame, frame.assign(latency=frame["latency"] * 2)]).to_parquet(table)
@@ -156,7 +157,7 @@ def test_what_cannot_be_composed_is_told():
     with pytest.raises(InputError, match="no system 'h200_sxm'; known: h100_sxm"):
         compose_cost(MODEL, load_device("h200"))
     with pytest.raises(InputError, match="tensor_parallel is 3, expected a divisor"):
-        compose_cost(MODEL, load_device("h100"), 3)
+        compose_cost(MODEL, load_device("h100"), Parallelism(tensor=3))
     with pytest.raises(UsageError, match="None can be composed: no operator tables of v100"):
         default_cost(MODEL, "v100")
 

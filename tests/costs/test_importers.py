@@ -22,6 +22,7 @@ from cspsched.costs.importers.llmservingsim import import_llmservingsim
 from cspsched.costs.importers.source import Source
 from cspsched.costs.importers.vidur import import_vidur
 from cspsched.costs.models import load_device, load_model
+from cspsched.costs.parallelism import Parallelism
 from cspsched.costs.rows import COLUMNS, OPERATORS, make_rows, read_rows, write_rows
 from cspsched.errors import InputError
 from tests.support.places import DATA
@@ -285,7 +286,7 @@ def test_wide_shapes_are_scaled_and_deep_ones_refused(tmp_path):
 @pytest.mark.parametrize("ranks", [1, 2, 4, 8])
 def test_shapes_of_a_rank_hold_its_weights(ranks):
     """The GEMMs of all layers and the head hold exactly the weights of a rank."""
-    weights = MODEL.weights_per_rank(ranks)
+    weights = MODEL.weights_per_rank(Parallelism(tensor=ranks))
     head, *_ = [n * k for op, (n, k) in gemm_shapes(MODEL, ranks).items() if op == "lm_head"]
     layer = sum(n * k for op, (n, k) in gemm_shapes(MODEL, ranks).items() if op != "lm_head")
 
@@ -346,7 +347,7 @@ def test_foreign_aiconfigurator_tables_are_refused(tmp_path, tables, complaint):
     paths = [table(tmp_path, f"{at}.csv", row) for at, row in enumerate(tables)]
 
     with pytest.raises(InputError, match=complaint):
-        AicTables.read(paths).rows(MODEL, load_device("h100"), 1)
+        AicTables.read(paths).rows(MODEL, load_device("h100"))
 
 
 @pytest.mark.parametrize("kind", ["gemm", "context", "generation", "nccl"])
@@ -450,13 +451,33 @@ def test_heads_that_were_not_measured_come_from_fewer_kv_heads(tmp_path):
 def test_public_tables_make_a_cost_model(ranks):
     """Public H200 tables of five kinds give rows of known operators that a cost model can be fitted to."""
     tables = AicTables.read(sorted(TABLES.glob("prof_aic_h200_*")))
-    rows = tables.rows(load_model("qwen3-30b-a3b"), load_device("h200"), ranks)
+    rows = tables.rows(load_model("qwen3-30b-a3b"), load_device("h200"), Parallelism(tensor=ranks))
     fitted = fit_profile(rows, load_model("qwen3-30b-a3b"), ranks)
 
     assert set(rows["op"]) <= set(OPERATORS)
     assert {"experts", "router", "qk_norm"} <= set(rows["op"])
     assert ("all_reduce" in set(rows["op"])) == (ranks > 1)
     assert fitted.domain.largest["tokens"] >= 16_384
+
+
+@needs_tables
+def test_groups_bring_their_tokens_together():
+    """Experts see the tokens of both groups; dispatch and combine are the collectives over them."""
+    tables = AicTables.read(sorted(TABLES.glob("prof_aic_h200_*")))
+    model, device = load_model("qwen3-30b-a3b"), load_device("h200")
+    alone, together = (
+        tables.rows(model, device, Parallelism(data=data, has_expert_parallel=True)) for data in (1, 2)
+    )
+    (gathered,) = (part for op, part in together.groupby("op") if op == "dispatch")
+    network = tables.collectives(2)
+    sizes = network[network["op"] == "all_gather"].sort_values("bytes")
+
+    assert {"dispatch", "combine"} == set(together["op"]) - set(alone["op"])
+    assert "all_reduce" not in set(together["op"])
+    tokens = together[together["op"] == "experts"]["num_tokens"].max()
+    assert 2 * tokens == alone[alone["op"] == "experts"]["num_tokens"].max()
+    expected = np.interp(2 * gathered["num_tokens"] * 2 * model.hidden_size, sizes["bytes"], sizes["t_us"])
+    assert gathered["t_us"].to_numpy() == pytest.approx(expected)
 
 
 @needs_tables

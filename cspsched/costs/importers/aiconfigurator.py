@@ -20,6 +20,7 @@ from cspsched.costs.importers.aiconfigurator_check import check_table
 from cspsched.costs.importers.gemm_grid import GemmGrid, ceil_share
 from cspsched.costs.importers.source import US_PER_MS, Source
 from cspsched.costs.models import Device, LlmModel
+from cspsched.costs.parallelism import ONE_GPU, Parallelism
 from cspsched.costs.rows import PARQUET, check_rows, make_rows
 from cspsched.costs.weights import FORMATS, PLAIN
 from cspsched.errors import InputError
@@ -125,10 +126,12 @@ class AicTables:
         self,
         model: LlmModel,
         device: Device,
-        tensor_parallel: int,
+        parallelism: Parallelism = ONE_GPU,
         network: pd.DataFrame | None = None,
     ) -> pd.DataFrame:
         """Rows of a model on one rank of so many.
+
+        Groups of data parallelism are taken to process as many tokens as each other in every batch.
 
         Parameters
         ----------
@@ -142,12 +145,15 @@ class AicTables:
         """
         import pandas as pd
 
-        model.weights_per_rank(tensor_parallel)  # refuses ranks that cannot share the heads
+        model.weights_per_rank(parallelism)  # refuses ranks that cannot share the heads or experts
+        tensor_parallel = parallelism.tensor
         parts = [self._gemms(model, tensor_parallel), self._attention(model, tensor_parallel)]
         tokens = parts[0]["num_tokens"].unique()
         parts.append(elementwise_rows(model, device, tensor_parallel, tokens[tokens > 0]))
         if model.moe is not None:
-            parts.append(self._experts(model, tensor_parallel))
+            parts.append(self._experts(model, parallelism))
+            if parallelism.data > 1:
+                parts.append(self._exchange(model, parallelism, tokens[tokens > 0]))
         if tensor_parallel > 1:
             parts.append(self.collectives(tensor_parallel) if network is None else network)
         rows = pd.concat(parts, ignore_index=True)
@@ -240,7 +246,7 @@ class AicTables:
         how = f"{how}; {share:.0%} of layers with a window of {model.sliding_window}: {of_window}"
         return both.dropna().reset_index(), how
 
-    def _experts(self, model: LlmModel, ranks: int) -> pd.DataFrame:
+    def _experts(self, model: LlmModel, parallelism: Parallelism) -> pd.DataFrame:
         moe = model.moe
         assert moe is not None
         weights = moe.weights or model.weights
@@ -248,19 +254,50 @@ class AicTables:
         shape = {
             "hidden_size": model.hidden_size, "inter_size": moe.expert_intermediate_size,
             "topk": moe.experts_per_token, "num_experts": moe.num_experts,
-            "moe_tp_size": ranks, "moe_ep_size": 1,
+            "moe_tp_size": parallelism.expert_slices, "moe_ep_size": parallelism.expert_groups,
         }  # fmt: skip
         keep = np.logical_and.reduce([source.counts(name) == value for name, value in shape.items()])
         routing = "balanced" if moe.num_experts <= FEW_EXPERTS else ROUTING
         rows = source.where(keep & (source.text("distribution") == routing))
         if not len(rows.frame):
             raise InputError(
-                f"{source.path} has no rows of the experts of {model.name} ({weights}) over {ranks} ranks"
+                f"{source.path} has no rows of the experts of {model.name} ({weights}) with "
+                f"{parallelism.title}"
             )
-        columns = {"op": "experts", "num_tokens": rows.counts("num_tokens", 1), "tp": ranks}
-        columns |= {"t_us": rows.times_us("latency", US_PER_MS)}
-        columns |= {"kernel_impl": f"fused MoE {weights}, {routing}"}
-        return make_rows(columns | {"backend": PROJECT})
+        # The tokens of all groups meet at the experts.
+        own = rows.counts("num_tokens", 1) / parallelism.data
+        columns = {"num_tokens": own, "t_us": rows.times_us("latency", US_PER_MS)}
+        names = {"op": "experts", "kernel_impl": f"fused MoE {weights}, {routing}", "backend": PROJECT}
+        whole = make_rows(columns | names | {"tp": parallelism.tensor})
+        whole = whole[whole["num_tokens"] % 1 == 0]
+        return whole.astype({"num_tokens": np.int64})
+
+    def _exchange(self, model: LlmModel, parallelism: Parallelism, tokens: IntArray) -> pd.DataFrame:
+        """Rows of what brings the tokens of all groups to the experts of a layer, and their results back.
+
+        vLLM gathers the hidden features over the groups and scatters their sums (its default all-to-all
+        backend, `allgather_reducescatter`); NCCL's tables count what all groups have together.
+        """
+        import pandas as pd
+
+        bytes_per_token = parallelism.data * model.hidden_size * model.dtype_bytes
+        parts = []
+        for operator, collective in (("dispatch", "all_gather"), ("combine", "reduce_scatter")):
+            part = self._messages("nccl", self.table("nccl"), collective, parallelism.data)
+            if part.empty:
+                raise InputError(
+                    f"{self.tables['nccl'].path} has no {collective} over {parallelism.data} ranks, which "
+                    f"{parallelism.title} needs"
+                )
+            part = part.sort_values("bytes")
+            within = tokens[tokens * bytes_per_token <= part["bytes"].max()]
+            columns = {
+                "num_tokens": within,
+                "t_us": np.interp(within * bytes_per_token, part["bytes"], part["t_us"]),
+            }
+            names = {"op": operator, "kernel_impl": f"NCCL {collective}", "backend": PROJECT}
+            parts.append(make_rows(columns | names | {"tp": parallelism.tensor}))
+        return pd.concat(parts, ignore_index=True)
 
     def collectives(self, ranks: int) -> pd.DataFrame:
         """Collectives over so many ranks: NCCL's, but vLLM's own all-reduce up to the size that it takes.

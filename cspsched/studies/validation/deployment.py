@@ -20,12 +20,13 @@ SWITCHES = (
 )  # fmt: skip
 """Settings of vLLM's scheduler that the policy knows under the same name."""
 COUNTS = (
-    "tensor_parallel", "kv_tokens", "kv_blocks", "block_tokens", "max_batch_tokens", "max_batch_requests",
-    "max_model_len",
+    "tensor_parallel", "data_parallel", "kv_tokens", "kv_blocks", "block_tokens", "max_batch_tokens",
+    "max_batch_requests", "max_model_len",
 )  # fmt: skip
 ALIASES = {
     "tp": "tensor_parallel",
     "tensor_parallel_size": "tensor_parallel",
+    "data_parallel_size": "data_parallel",
     "max_num_batched_tokens": "max_batch_tokens",
     "max_num_seqs": "max_batch_requests",
     "block_size": "block_tokens",
@@ -107,7 +108,7 @@ def engine_of(meta: Mapping[str, Any], where: str) -> tuple[Serving, str]:
     Raises
     ------
     InputError
-        If a part is missing, or there are several replicas.
+        If a part is missing.
     """
     try:
         scheduler = meta["resolved_config"]["scheduler_config"]
@@ -116,6 +117,8 @@ def engine_of(meta: Mapping[str, Any], where: str) -> tuple[Serving, str]:
             model=meta["model"],
             device=device_name(meta["hardware"]["device_name"]),
             tensor_parallel=engine["tensor_parallel_size"],
+            data_parallel=engine.get("data_parallel_size"),
+            expert_parallel=engine.get("enable_expert_parallel"),
             block_tokens=cache["block_size"],
             kv_blocks=cache["num_gpu_blocks"] - 1,
             max_batch_tokens=scheduler["max_num_batched_tokens"],
@@ -129,12 +132,6 @@ def engine_of(meta: Mapping[str, Any], where: str) -> tuple[Serving, str]:
             f"{where}: no configuration of vLLM as a benchmark writes it ({error} missing); take the file "
             "away and give --model, --device and the limits"
         ) from None
-    replicas = engine.get("data_parallel_size", 1)
-    if replicas != 1:
-        raise InputError(
-            f"{where}: data_parallel_size is {replicas}, and one replica is simulated; give the requests of "
-            "one rank, with data_parallel_size 1"
-        )
     text = ",".join(f"{name}={_setting(value)}" for name, value in settings.items())
     return serving, f"vllm:{text}"
 
