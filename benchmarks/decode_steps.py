@@ -16,11 +16,12 @@ import numpy as np
 import pandas as pd
 
 from cspsched.costs.compose import SYSTEMS, compose_cost
+from cspsched.costs.devices import Device, load_device
 from cspsched.costs.estimator.features import message_times
 from cspsched.costs.estimator.tables import MonotoneTable
 from cspsched.costs.importers.aiconfigurator import AicTables, installed_tables
 from cspsched.costs.kv_capacity import weight_bytes
-from cspsched.costs.models import Device, LlmModel, load_device, load_model
+from cspsched.costs.models import LlmModel, load_model
 from cspsched.costs.parallelism import Parallelism
 from cspsched.costs.presets import load_cost
 from cspsched.costs.rows import OPERATORS

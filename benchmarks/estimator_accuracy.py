@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 from sklearn.ensemble import RandomForestRegressor
 
+from cspsched.costs.devices import load_device
 from cspsched.costs.estimator.features import attention_work, head_work, of_operator, token_work
 from cspsched.costs.estimator.quality import Group
 from cspsched.costs.estimator.tables import MonotoneTable
@@ -25,7 +26,7 @@ from cspsched.costs.estimator.trees import CorrectedByTrees
 from cspsched.costs.fit import FloatArray, Measurements, batch_features, price_terms
 from cspsched.costs.importers.aiconfigurator import AicTables, attention_of_heads
 from cspsched.costs.importers.vidur import import_vidur
-from cspsched.costs.models import load_device, load_model
+from cspsched.costs.models import load_model
 from cspsched.costs.presets import load_cost
 from cspsched.problem.cost import BatchFeatures, triangle
 

@@ -22,11 +22,12 @@ from estimator_accuracy import drawn_batches
 
 from cspsched.compiled.batch_time import term_ns
 from cspsched.compiled.jit import compiled
+from cspsched.costs.devices import load_device
 from cspsched.costs.estimator import fit_profile
 from cspsched.costs.estimator.write import write_cost
 from cspsched.costs.importers.aiconfigurator import AicTables
 from cspsched.costs.importers.llmservingsim import import_llmservingsim
-from cspsched.costs.models import load_device, load_model
+from cspsched.costs.models import load_model
 from cspsched.costs.presets import load_cost
 from cspsched.problem.cost import BatchFeatures, CostModel, IntArray
 from cspsched.simulate.kernel.cost import flatten_cost

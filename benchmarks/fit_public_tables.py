@@ -19,12 +19,13 @@ import pandas as pd
 
 from cspsched.costs.compose import SYSTEMS as INSTALLED
 from cspsched.costs.compose import composed_text
+from cspsched.costs.devices import load_device
 from cspsched.costs.estimator import FittedProfile, fit_profile
 from cspsched.costs.estimator.profile import Engine
 from cspsched.costs.estimator.write import cost_text
 from cspsched.costs.importers.aiconfigurator import AicTables, installed_tables
 from cspsched.costs.importers.llmservingsim import import_llmservingsim
-from cspsched.costs.models import load_device, load_model, usual_name
+from cspsched.costs.models import load_model, usual_name
 from cspsched.costs.parallelism import Parallelism
 
 SCRIPT = "benchmarks/fit_public_tables.py"

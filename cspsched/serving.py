@@ -9,15 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cspsched.costs.compose import default_cost
+from cspsched.costs.devices import engine_defaults, load_device
 from cspsched.costs.kv_capacity import KvPlan, plan_kv_capacity
-from cspsched.costs.models import (
-    LlmModel,
-    engine_defaults,
-    load_device,
-    load_model,
-    model_name,
-    usual_name,
-)
+from cspsched.costs.models import LlmModel, load_model, model_name, usual_name
 from cspsched.costs.parallelism import ONE_GPU, Parallelism
 from cspsched.costs.presets import (
     DEFAULT_DEVICE,

@@ -156,7 +156,7 @@ def devices_command(as_json: bool) -> None:  # noqa: FBT001
     cspsched devices
     cspsched capacity --device a100-80
     """  # noqa: D301
-    from cspsched.costs.models import device_names, engine_defaults, load_device
+    from cspsched.costs.devices import device_names, engine_defaults, load_device
 
     rows: Rows = []
     for name in device_names():
@@ -223,7 +223,7 @@ def compose_command(output: Path | None, as_json: bool, **options: Any) -> None:
     cspsched compare trace.csv --model config.json --device h200
     """  # noqa: D301
     from cspsched.costs.compose import compose_cost
-    from cspsched.costs.models import load_device
+    from cspsched.costs.devices import load_device
     from cspsched.costs.presets import describe_cost
     from cspsched.report.output import write_files
     from cspsched.serving import hardware, model_of

@@ -417,7 +417,7 @@ def _warn_of(serving: Serving) -> None:
 
     What cannot be read or is not known is refused where it is needed.
     """
-    from cspsched.costs.models import load_device
+    from cspsched.costs.devices import load_device
     from cspsched.costs.presets import COST_SUFFIXES, describe_cost, load_cost
     from cspsched.costs.sanity import complaints
     from cspsched.serving import hardware, model_of

@@ -76,8 +76,9 @@ def _rows(
 ) -> pd.DataFrame:
     import pandas as pd
 
+    from cspsched.costs.devices import load_device
     from cspsched.costs.importers import aiconfigurator, llmservingsim, vidur
-    from cspsched.costs.models import load_device, load_model
+    from cspsched.costs.models import load_model
     from cspsched.costs.parallelism import Parallelism
 
     model = load_model(name)

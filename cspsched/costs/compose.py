@@ -15,7 +15,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cspsched.costs.models import Device, LlmModel, load_device, usual_name
+from cspsched.costs.devices import Device, load_device
+from cspsched.costs.models import LlmModel, usual_name
 from cspsched.costs.parallelism import DEGREES, ONE_GPU, Parallelism
 from cspsched.costs.presets import cost_names, describe_cost
 from cspsched.costs.weights import FORMATS, PLAIN

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from math import ceil
 
-from cspsched.costs.models import Device, LlmModel, WeightCounts
+from cspsched.costs.devices import Device
+from cspsched.costs.models import LlmModel, WeightCounts
 from cspsched.costs.parallelism import ONE_GPU, Parallelism
 from cspsched.costs.weights import FORMATS, PLAIN
 from cspsched.errors import InputError

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from cspsched.costs.facts import fact_names, fact_path, read_toml
+from cspsched.costs.facts import checked_fields, fact_names, fact_path, read_toml, require_positive
 from cspsched.costs.hf_config import read_hf_config
 from cspsched.costs.parallelism import ONE_GPU, Parallelism
 from cspsched.costs.weights import KV_CACHE_BYTES, PLAIN, format_of_name, require_format
 from cspsched.errors import InputError
-from cspsched.problem.json_io import require_int, require_keys
 from cspsched.units import ceil_div
 
 MODEL_FOLDER = "models/llms"
 MODEL_SUFFIXES = (".toml", ".json")
-VARIANT = re.compile(r"instruct|chat|hf|base|it|v0\.\d")
+VARIANT = re.compile(r"instruct|chat|hf|base|it|v0\.\d|\d{4}")
 """Words in the name of a model that has the shape and the weights' type of the one without them."""
-DEVICE_FOLDER = "models/devices"
-GIB = 2**30
 
 
 class WeightCounts(NamedTuple):
@@ -34,13 +30,6 @@ class WeightCounts(NamedTuple):
     norms: int
     head: int
     """Language-model head; 0 where it shares the embedding's weights."""
-
-
-class EngineDefaults(NamedTuple):
-    """What an engine runs with when nothing is asked for."""
-
-    max_batch_tokens: int
-    max_batch_requests: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +48,7 @@ class Moe:
     weights: str | None = None
 
     def __post_init__(self) -> None:
-        _require_positive(self, "moe")
+        require_positive(self, "moe")
         if self.weights is not None:
             require_format(self.weights, "moe: weights")
 
@@ -114,7 +103,7 @@ class LlmModel:
 
     def __post_init__(self) -> None:
         where = f"model {self.name!r}"
-        _require_positive(self, where, at_least_0=("num_sliding_layers",))
+        require_positive(self, where, at_least_0=("num_sliding_layers",))
         require_format(self.weights, f"{where}: weights")
         if self.kv_cache not in KV_CACHE_BYTES:
             known = ", ".join(KV_CACHE_BYTES)
@@ -207,39 +196,9 @@ class LlmModel:
         return experts * (3 * self.hidden_size * width + biases) + self.router_weights
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Device:
-    """A GPU. Peak rates are dense, in floating-point operations per second.
-
-    Attributes
-    ----------
-    memory_bytes
-        Total that the driver reports to a process, which is less than the name of the card says.
-    peak_flops_bf16
-        None where the device has no bfloat16 matrix units.
-    """
-
-    name: str
-    title: str
-    source: str
-    architecture: str
-    memory_bytes: int
-    memory_bandwidth_bytes_per_s: float
-    peak_flops_fp16: float
-    peak_flops_bf16: float | None = None
-
-    def __post_init__(self) -> None:
-        _require_positive(self, f"device {self.name!r}")
-
-
 def model_names() -> list[str]:
     """Names of the models that ship with cspsched."""
     return fact_names(MODEL_FOLDER)
-
-
-def device_names() -> list[str]:
-    """Names of the devices that ship with cspsched."""
-    return fact_names(DEVICE_FOLDER)
 
 
 def load_model(name: str) -> LlmModel:
@@ -285,17 +244,6 @@ def _split_name(text: str) -> tuple[str, str | None]:
     return "-".join(word for word in words if not VARIANT.fullmatch(word)), weights
 
 
-def load_device(name: str) -> Device:
-    """Read a shipped device.
-
-    Raises
-    ------
-    UsageError
-        If there is none of that name.
-    """
-    return read_device(fact_path("device", DEVICE_FOLDER, name))
-
-
 def usual_name(model: str, device: str, parallelism: Parallelism = ONE_GPU) -> str:
     """What the cost model of a model on so many devices is called."""
     return f"{device}-{model}{parallelism.suffix}"
@@ -311,60 +259,5 @@ def read_model(path: Path) -> LlmModel:
     """
     data = read_hf_config(path) if path.suffix == ".json" else {"name": path.stem, **read_toml(path)}
     if "moe" in data:
-        data["moe"] = Moe(**_checked(data["moe"], Moe, f"{path}: moe"))
-    return LlmModel(**_checked(data, LlmModel, str(path)))
-
-
-def read_device(path: Path) -> Device:
-    """Read the TOML file of a device; its name is the file's.
-
-    Raises
-    ------
-    InputError
-        If a field is missing, unknown, or not what it has to be.
-    """
-    return Device(**_checked({"name": path.stem, **read_toml(path)}, Device, str(path)))
-
-
-def engine_defaults(device: Device) -> EngineDefaults:
-    """Batch limits that vLLM V1's API server chooses by the memory of the device.
-
-    From vLLM's `EngineArgs`: 16384 tokens and 1024 requests from 160 GiB on, 8192 and 1024 from
-    70 GiB on unless the device is an A100, otherwise 2048 and 256.
-    """
-    if device.memory_bytes >= 160 * GIB:
-        return EngineDefaults(max_batch_tokens=16384, max_batch_requests=1024)
-    if device.memory_bytes >= 70 * GIB and "a100" not in device.title.lower():
-        return EngineDefaults(max_batch_tokens=8192, max_batch_requests=1024)
-    return EngineDefaults(max_batch_tokens=2048, max_batch_requests=256)
-
-
-def _checked(data: Any, cls: type, where: str) -> dict[str, Any]:
-    """Table with exactly the fields of a dataclass, each of the type that its annotation names."""
-    optional = [field.name for field in fields(cls) if field.default is not MISSING]
-    required = [field.name for field in fields(cls) if field.name not in optional]
-    require_keys(data, where, required=required, optional=optional)
-    for field in fields(cls):
-        if field.name in data:
-            _require_type(data, field.name, str(field.type), where)
-    return dict(data)
-
-
-def _require_type(data: dict[str, Any], key: str, annotation: str, where: str) -> None:
-    value = data[key]
-    if annotation.startswith("int"):
-        require_int(data, key, where)
-    elif annotation == "bool" and not isinstance(value, bool):
-        raise InputError(f"{where}: {key} is {value!r}, expected true or false")
-    elif annotation.startswith("str") and not isinstance(value, str):
-        raise InputError(f"{where}: {key} is {value!r}, expected text")
-    elif annotation.startswith("float") and (isinstance(value, bool) or not isinstance(value, int | float)):
-        raise InputError(f"{where}: {key} is {value!r}, expected a number")
-
-
-def _require_positive(record: Any, where: str, at_least_0: Sequence[str] = ()) -> None:
-    for field in fields(record):
-        value = getattr(record, field.name)
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if is_number and not (value > 0 or (value == 0 and field.name in at_least_0)):
-            raise InputError(f"{where}: {field.name} is {value}, expected more than 0")
+        data["moe"] = Moe(**checked_fields(data["moe"], Moe, f"{path}: moe"))
+    return LlmModel(**checked_fields(data, LlmModel, str(path)))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from cspsched.costs.devices import Device
 from cspsched.costs.kv_capacity import weight_bytes
-from cspsched.costs.models import Device, LlmModel
+from cspsched.costs.models import LlmModel
 from cspsched.costs.parallelism import Parallelism
 from cspsched.problem.cost import BatchFeatures, CostModel, triangle
 from cspsched.units import NS_PER_S

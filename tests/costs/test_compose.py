@@ -11,10 +11,11 @@ import pytest
 
 from cspsched.costs import compose
 from cspsched.costs.compose import compose_cost, default_cost
+from cspsched.costs.devices import load_device
 from cspsched.costs.facts import fact_path
 from cspsched.costs.importers import aiconfigurator
 from cspsched.costs.importers.aiconfigurator import gemm_shapes
-from cspsched.costs.models import MODEL_FOLDER, load_device, load_model
+from cspsched.costs.models import MODEL_FOLDER, load_model
 from cspsched.costs.parallelism import Parallelism
 from cspsched.costs.presets import describe_cost, load_cost
 from cspsched.errors import InputError, UsageError

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from cspsched.costs.devices import load_device
 from cspsched.costs.estimator import fit_profile
 from cspsched.costs.importers import aiconfigurator
 from cspsched.costs.importers.aiconfigurator import (
@@ -21,7 +22,7 @@ from cspsched.costs.importers.gemm_grid import GemmGrid
 from cspsched.costs.importers.llmservingsim import import_llmservingsim
 from cspsched.costs.importers.source import Source
 from cspsched.costs.importers.vidur import import_vidur
-from cspsched.costs.models import load_device, load_model
+from cspsched.costs.models import load_model
 from cspsched.costs.parallelism import Parallelism
 from cspsched.costs.rows import COLUMNS, OPERATORS, make_rows, read_rows, write_rows
 from cspsched.errors import InputError

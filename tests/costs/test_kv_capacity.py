@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cspsched.costs.devices import device_names, load_device
 from cspsched.costs.kv_capacity import (
     ENGINE_BYTES,
     SAMPLER_BYTES_PER_LOGIT,
@@ -16,7 +17,7 @@ from cspsched.costs.kv_capacity import (
     plan_kv_capacity,
     weight_bytes,
 )
-from cspsched.costs.models import device_names, load_device, load_model, model_names
+from cspsched.costs.models import load_model, model_names
 from cspsched.costs.parallelism import Parallelism
 from cspsched.errors import InputError
 from tests.support.places import DATA

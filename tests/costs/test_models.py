@@ -8,18 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cspsched.costs.models import (
-    Device,
-    LlmModel,
-    device_names,
-    engine_defaults,
-    load_device,
-    load_model,
-    model_name,
-    model_names,
-    read_device,
-    read_model,
-)
+from cspsched.costs.devices import Device, device_names, engine_defaults, load_device, read_device
+from cspsched.costs.models import LlmModel, load_model, model_name, model_names, read_model
 from cspsched.costs.parallelism import Parallelism
 from cspsched.errors import InputError, UsageError
 
@@ -166,6 +156,7 @@ def test_unknown_model_names_the_nearest_and_all():
         ("qwen3-32b-fp8", "qwen3-32b-fp8", "fp8"),
         ("Qwen/Qwen2.5-7B-Instruct-AWQ", "qwen2.5-7b-int4", "int4"),
         ("mixtral-8x7b-gptq", "mixtral-8x7b-int4", "int4"),
+        ("Qwen/Qwen3-30B-A3B-Instruct-2507", "qwen3-30b-a3b", "bf16"),
         ("meta-llama/Llama-3.1-8B-Instruct", "llama-3.1-8b", "bf16"),
     ],
 )

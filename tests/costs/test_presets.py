@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cspsched.costs.compose import default_cost
-from cspsched.costs.models import load_device, load_model
+from cspsched.costs.devices import load_device
+from cspsched.costs.models import load_model
 from cspsched.costs.parallelism import Parallelism
 from cspsched.costs.presets import (
     DEFAULT_DEVICE,

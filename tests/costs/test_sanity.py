@@ -9,7 +9,8 @@ from fractions import Fraction
 
 import pytest
 
-from cspsched.costs.models import load_device, load_model
+from cspsched.costs.devices import load_device
+from cspsched.costs.models import load_model
 from cspsched.costs.parallelism import ONE_GPU
 from cspsched.costs.presets import cost_names, describe_cost, load_cost
 from cspsched.costs.sanity import complaints

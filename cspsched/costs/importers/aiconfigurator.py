@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cspsched.costs.devices import Device
 from cspsched.costs.fit import FloatArray
 from cspsched.costs.importers.aiconfigurator_check import check_table
 from cspsched.costs.importers.gemm_grid import GemmGrid, ceil_share
 from cspsched.costs.importers.source import US_PER_MS, Source
-from cspsched.costs.models import Device, LlmModel
+from cspsched.costs.models import LlmModel
 from cspsched.costs.parallelism import ONE_GPU, Parallelism
 from cspsched.costs.rows import PARQUET, check_rows, make_rows
 from cspsched.costs.weights import FORMATS, PLAIN
