@@ -15,7 +15,7 @@ import click
 import numpy as np
 import pandas as pd
 
-from cspsched.costs.compose import SYSTEMS, compose_cost
+from cspsched.costs.compose import compose_cost
 from cspsched.costs.devices import Device, load_device
 from cspsched.costs.estimator.features import message_times
 from cspsched.costs.estimator.tables import MonotoneTable
@@ -49,7 +49,7 @@ def steps(
     model: LlmModel, device: Device, ranks: Parallelism, context: int, batches: tuple[int, ...]
 ) -> Iterator[list[float | int]]:
     """Batch size and milliseconds of each part, of the composed cost model, and of the limit."""
-    rows = AicTables.read(installed_tables(SYSTEMS[device.name]), checked=True).rows(model, device, ranks)
+    rows = AicTables.read(installed_tables(device.operator_tables), checked=True).rows(model, device, ranks)
     cost = load_cost(compose_cost(model, device, ranks))
     for batch in batches:
         found = dict.fromkeys(("weights", "attention", "all-reduce", "head", "rest"), 0.0)

@@ -24,7 +24,8 @@ from cspsched.costs.estimator.quality import Group
 from cspsched.costs.estimator.tables import MonotoneTable
 from cspsched.costs.estimator.trees import CorrectedByTrees
 from cspsched.costs.fit import FloatArray, Measurements, batch_features, price_terms
-from cspsched.costs.importers.aiconfigurator import AicTables, attention_of_heads
+from cspsched.costs.importers.aiconfigurator import AicTables
+from cspsched.costs.importers.attention_heads import attention_of_heads
 from cspsched.costs.importers.vidur import import_vidur
 from cspsched.costs.models import load_model
 from cspsched.costs.presets import load_cost

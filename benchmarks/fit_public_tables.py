@@ -17,7 +17,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from cspsched.costs.compose import SYSTEMS as INSTALLED
 from cspsched.costs.compose import composed_text
 from cspsched.costs.devices import load_device
 from cspsched.costs.estimator import FittedProfile, fit_profile
@@ -185,8 +184,9 @@ def main() -> None:
         name = usual_name(model, device, parallelism)
         if arguments.only in name:
             print(name)
-            tables = installed_tables(INSTALLED[device])
-            text = composed_text(load_model(model), load_device(device), parallelism, tables)
+            facts = load_device(device)
+            tables = installed_tables(facts.operator_tables)
+            text = composed_text(load_model(model), facts, parallelism, tables)
             (arguments.out / f"{name}.toml").write_text(text, encoding="utf-8")
     for case in cases(arguments.data_folder):
         name = usual_name(case.model, case.device)

@@ -244,6 +244,11 @@ def hardware(serving: Serving) -> Hardware:
     model = model_name(serving.model or (measured and measured.model) or DEFAULT_MODEL)
     device = serving.device or (measured and measured.device) or DEFAULT_DEVICE
     usual = (measured and measured.parallelism) or ONE_GPU
+    if usual.pipeline > 1:
+        raise UsageError(
+            f"cost model {serving.cost} is of one of {usual.pipeline} pipeline stages, and one replica of a "
+            "single stage is simulated; give a cost model of the whole model"
+        )
     has_expert_parallel = serving.expert_parallel
     parallelism = Parallelism(
         tensor=serving.tensor_parallel or usual.tensor,

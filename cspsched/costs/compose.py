@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cspsched.costs.devices import Device, load_device
+from cspsched.costs.devices import Device, device_names, load_device
 from cspsched.costs.models import LlmModel, usual_name
 from cspsched.costs.parallelism import DEGREES, ONE_GPU, Parallelism
 from cspsched.costs.presets import cost_names, describe_cost
@@ -28,17 +28,6 @@ if TYPE_CHECKING:
 
 COMMAND = "cspsched costs compose"
 DISTRIBUTION = "aiconfigurator-core"
-SYSTEMS = {
-    "a100-80": "a100_sxm",
-    "b200": "b200_sxm",
-    "b300": "b300_sxm",
-    "gb200": "gb200",
-    "h100": "h100_sxm",
-    "h200": "h200_sxm",
-    "l40s": "l40s",
-    "rtx-pro-6000": "rtx_pro_6000_server",
-}
-"""Systems of the tables by device."""
 LEAVES_OUT = (
     "CPU work between batches, sampler, embedding lookup, kernel launches outside CUDA graphs; what reading "
     "a chunk's earlier context costs beyond its attention work; interference of prefill and decode in one "
@@ -86,9 +75,10 @@ def compose_cost(model: LlmModel, device: Device, parallelism: Parallelism = ONE
     """
     from cspsched.costs.importers.aiconfigurator import installed_tables
 
-    if device.name not in SYSTEMS:
-        raise InputError(f"no operator tables of {device.name}; there are some of {', '.join(SYSTEMS)}")
-    tables = installed_tables(SYSTEMS[device.name])
+    if device.operator_tables is None:
+        known = ", ".join(name for name in device_names() if load_device(name).operator_tables)
+        raise InputError(f"no operator tables of {device.name}; there are some of {known}")
+    tables = installed_tables(device.operator_tables)
     name = usual_name(model.name, device.name, parallelism)
     file = cache_folder() / _key(model, device, parallelism, tables) / f"{name}.toml"
     if not file.is_file():
@@ -123,14 +113,17 @@ def composed_text(model: LlmModel, device: Device, parallelism: Parallelism, tab
 
     rows = AicTables.read(tables, checked=True).rows(model, device, parallelism)
     name = usual_name(model.name, device.name, parallelism)
-    fitted = fit_profile(rows, model, parallelism.tensor, name=name)
+    fitted = fit_profile(rows, model, parallelism.tensor, name=name, pipeline_stages=parallelism.pipeline)
     number = "one" if parallelism.num_ranks == 1 else str(parallelism.num_ranks)
+    stage = f"one of {parallelism.pipeline} stages of " if parallelism.pipeline > 1 else ""
     described: dict[str, str | int] = {
-        "title": f"{model.title} on {number} {device.title}, {_format(model)}, composed of measured kernels",
+        "title": (
+            f"{stage}{model.title} on {number} {device.title}, {_format(model)}, composed of measured kernels"
+        ),
         "model": model.name,
         "device": device.name,
         **{name: n for name, n in parallelism.degrees.items() if n > 1 or name == DEGREES[0]},
-        "source": f"{DISTRIBUTION} {_version()}, {SYSTEMS[device.name]}: {_origins(rows)}",
+        "source": f"{DISTRIBUTION} {_version()}, {device.operator_tables}: {_origins(rows)}",
         "leaves_out": LEAVES_OUT,
     }
     return cost_text(fitted, described, COMMAND)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from cspsched.costs.facts import checked_fields, fact_names, fact_path, read_toml, require_positive
+from cspsched.costs.facts import TOML, checked_fields, fact_names, fact_path, read_toml, require_positive
 
 DEVICE_FOLDER = "models/devices"
 GIB = 2**30
@@ -20,11 +20,32 @@ class EngineDefaults(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """What connects the devices of one engine, in each direction.
+
+    Attributes
+    ----------
+    latency_ns
+        Of a message, however small.
+    """
+
+    bandwidth_bytes_per_s: float
+    latency_ns: int
+
+    def __post_init__(self) -> None:
+        require_positive(self, "link", at_least_0=("latency_ns",))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
     """A GPU. Peak rates are dense, in floating-point operations per second.
 
     Attributes
     ----------
+    operator_tables
+        System of an installed aiconfigurator-core whose tables are of this device; None if there are none.
+    link
+        Where collectives are to follow from it by formula, in place of measured ones.
     memory_bytes
         Total that the driver reports to a process, which is less than the name of the card says.
     peak_flops_bf16
@@ -39,6 +60,8 @@ class Device:
     memory_bandwidth_bytes_per_s: float
     peak_flops_fp16: float
     peak_flops_bf16: float | None = None
+    operator_tables: str | None = None
+    link: Link | None = None
 
     def __post_init__(self) -> None:
         require_positive(self, f"device {self.name!r}")
@@ -50,13 +73,17 @@ def device_names() -> list[str]:
 
 
 def load_device(name: str) -> Device:
-    """Read a shipped device.
+    """Read a device: a shipped one by its name, or a TOML file.
 
     Raises
     ------
     UsageError
         If there is none of that name.
+    InputError
+        If a file cannot be read, or is no device.
     """
+    if name.endswith(TOML):
+        return read_device(Path(name))
     return read_device(fact_path("device", DEVICE_FOLDER, name))
 
 
@@ -68,7 +95,10 @@ def read_device(path: Path) -> Device:
     InputError
         If a field is missing, unknown, or not what it has to be.
     """
-    return Device(**checked_fields({"name": path.stem, **read_toml(path)}, Device, str(path)))
+    data = {"name": path.stem, **read_toml(path)}
+    if "link" in data:
+        data["link"] = Link(**checked_fields(data["link"], Link, f"{path}: link"))
+    return Device(**checked_fields(data, Device, str(path)))
 
 
 def engine_defaults(device: Device) -> EngineDefaults:

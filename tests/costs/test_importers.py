@@ -11,13 +11,13 @@ import pytest
 
 from cspsched.costs.devices import load_device
 from cspsched.costs.estimator import fit_profile
-from cspsched.costs.importers import aiconfigurator
+from cspsched.costs.importers import aiconfigurator, collectives
 from cspsched.costs.importers.aiconfigurator import (
     AicTables,
-    attention_of_heads,
     elementwise_rows,
     gemm_shapes,
 )
+from cspsched.costs.importers.attention_heads import attention_of_heads
 from cspsched.costs.importers.gemm_grid import GemmGrid
 from cspsched.costs.importers.llmservingsim import import_llmservingsim
 from cspsched.costs.importers.source import Source
@@ -404,7 +404,7 @@ def test_installed_tables_are_found(tmp_path, monkeypatch):
 # Collectives and heads of aiconfigurator
 
 
-CUSTOM = {"device": "GPU", "op_name": "all_reduce", "kernel_source": aiconfigurator.CUSTOM_KERNEL,
+CUSTOM = {"device": "GPU", "op_name": "all_reduce", "kernel_source": collectives.CUSTOM_KERNEL,
           "allreduce_dtype": "bfloat16", "num_gpus": 2}  # fmt: skip
 GENERATION = {"device": "GPU", "num_heads": 8, "num_key_value_heads": 2, "step": 64}
 
@@ -416,7 +416,7 @@ def test_the_all_reduce_is_the_engines_own_up_to_its_limit(tmp_path):
     eager = [row | {"kernel_source": "vLLM_custom_eager", "latency": 0.02} for row in custom]
     nccl = [NCCL | {"message_size": size, "latency": 0.05 + 0.01 * k} for k, size in enumerate(sizes)]
     paths = [table(tmp_path, "custom.csv", *custom, *eager), table(tmp_path, "nccl.csv", *nccl)]
-    rows = AicTables.read(paths).collectives(2)
+    rows = AicTables.read(paths).collectives(load_device("h100"), 2)
 
     assert rows[["bytes", "t_us", "kernel_impl"]].to_numpy().tolist() == [
         [2**11, 5.0, "vLLM custom all-reduce in a CUDA graph"],
@@ -424,7 +424,7 @@ def test_the_all_reduce_is_the_engines_own_up_to_its_limit(tmp_path):
         [2**24, 70.0, "NCCL"],
     ]
     with pytest.raises(InputError, match="no all-reduce over 4 ranks"):
-        AicTables.read(paths).collectives(4)
+        AicTables.read(paths).collectives(load_device("h100"), 4)
 
 
 def test_heads_that_were_not_measured_come_from_fewer_kv_heads(tmp_path):
@@ -470,7 +470,7 @@ def test_groups_bring_their_tokens_together():
         tables.rows(model, device, Parallelism(data=data, has_expert_parallel=True)) for data in (1, 2)
     )
     (gathered,) = (part for op, part in together.groupby("op") if op == "dispatch")
-    network = tables.collectives(2)
+    network = tables.collectives(load_device("h100"), 2)
     sizes = network[network["op"] == "all_gather"].sort_values("bytes")
 
     assert {"dispatch", "combine"} == set(together["op"]) - set(alone["op"])

@@ -18,6 +18,14 @@ import numpy as np
 from cspsched.costs.devices import Device
 from cspsched.costs.fit import FloatArray
 from cspsched.costs.importers.aiconfigurator_check import check_table
+from cspsched.costs.importers.attention_heads import PROMPT_LENGTH, attention_of_heads
+from cspsched.costs.importers.collectives import (
+    exchange,
+    link_collectives,
+    link_sending,
+    measured_collectives,
+    measured_sending,
+)
 from cspsched.costs.importers.gemm_grid import GemmGrid, ceil_share
 from cspsched.costs.importers.source import US_PER_MS, Source
 from cspsched.costs.models import LlmModel
@@ -63,15 +71,6 @@ FEW_EXPERTS = 16
 5), and by the power law one of eight would get more than a third of all."""
 GEMM_LAUNCH_US = 2.0
 """Least time of a derived matrix product."""
-PROMPT_LENGTH = "isl"
-"""Column of the table of prefills with the tokens of each prompt."""
-HALF_BYTES = 2
-"""Of an element. Both tables of collectives count elements: NCCL takes as long for twice as many of one byte,
-and beyond vLLM's own kernel both tables have the same times."""
-CUSTOM_KERNEL = "vLLM_custom_graph"
-"""vLLM's all-reduce inside a CUDA graph; outside one a launch of about 15 us is added."""
-CUSTOM_MOST_BYTES = 8 * 2**20
-"""Up to which vLLM takes its own kernel (`CustomAllreduce`, default `max_size`), and NCCL beyond."""
 ACHIEVED_BANDWIDTH = 0.8
 """Share of the peak bandwidth assumed for elementwise kernels (an assumption, not measured)."""
 LAUNCH_US = {"rmsnorm": 1.85, "rope": 2.18, "silu_mul": 2.59, "kv_cache_write": 2.0, "qk_norm": 2.0}
@@ -128,16 +127,10 @@ class AicTables:
         model: LlmModel,
         device: Device,
         parallelism: Parallelism = ONE_GPU,
-        network: pd.DataFrame | None = None,
     ) -> pd.DataFrame:
         """Rows of a model on one rank of so many.
 
         Groups of data parallelism are taken to process as many tokens as each other in every batch.
-
-        Parameters
-        ----------
-        network
-            Rows of collectives from elsewhere, in place of an NCCL table.
 
         Raises
         ------
@@ -154,9 +147,16 @@ class AicTables:
         if model.moe is not None:
             parts.append(self._experts(model, parallelism))
             if parallelism.data > 1:
-                parts.append(self._exchange(model, parallelism, tokens[tokens > 0]))
+                groups = self.collectives(device, parallelism.data)
+                parts.append(exchange(groups, model, parallelism, tokens[tokens > 0]))
         if tensor_parallel > 1:
-            parts.append(self.collectives(tensor_parallel) if network is None else network)
+            parts.append(self.collectives(device, tensor_parallel))
+        if parallelism.pipeline > 1:
+            parts.append(
+                link_sending(device.link, tensor_parallel)
+                if device.link
+                else measured_sending(self.table("nccl"), tensor_parallel)
+            )
         rows = pd.concat(parts, ignore_index=True)
         rows["model"], rows["dtype"] = model.name, model.weights
         check_rows(rows, f"{self.tables['gemm'].path} (as rows)")
@@ -273,78 +273,18 @@ class AicTables:
         whole = whole[whole["num_tokens"] % 1 == 0]
         return whole.astype({"num_tokens": np.int64})
 
-    def _exchange(self, model: LlmModel, parallelism: Parallelism, tokens: IntArray) -> pd.DataFrame:
-        """Rows of what brings the tokens of all groups to the experts of a layer, and their results back.
-
-        vLLM gathers the hidden features over the groups and scatters their sums (its default all-to-all
-        backend, `allgather_reducescatter`); NCCL's tables count what all groups have together.
-        """
-        import pandas as pd
-
-        bytes_per_token = parallelism.data * model.hidden_size * model.dtype_bytes
-        parts = []
-        for operator, collective in (("dispatch", "all_gather"), ("combine", "reduce_scatter")):
-            part = self._messages("nccl", self.table("nccl"), collective, parallelism.data)
-            if part.empty:
-                raise InputError(
-                    f"{self.tables['nccl'].path} has no {collective} over {parallelism.data} ranks, which "
-                    f"{parallelism.title} needs"
-                )
-            part = part.sort_values("bytes")
-            within = tokens[tokens * bytes_per_token <= part["bytes"].max()]
-            columns = {
-                "num_tokens": within,
-                "t_us": np.interp(within * bytes_per_token, part["bytes"], part["t_us"]),
-            }
-            names = {"op": operator, "kernel_impl": f"NCCL {collective}", "backend": PROJECT}
-            parts.append(make_rows(columns | names | {"tp": parallelism.tensor}))
-        return pd.concat(parts, ignore_index=True)
-
-    def collectives(self, ranks: int) -> pd.DataFrame:
-        """Collectives over so many ranks: NCCL's, but vLLM's own all-reduce up to the size that it takes.
+    def collectives(self, device: Device, ranks: int) -> pd.DataFrame:
+        """Collectives over so many ranks: measured, or by formula where the device names its link.
 
         Raises
         ------
         InputError
             If there is no table of them, or no all-reduce over so many ranks.
         """
-        import pandas as pd
-
-        parts = []
-        if "custom" in self.tables:
-            within = (0, CUSTOM_MOST_BYTES)
-            parts.append(self._messages("custom", self.table("custom"), "all_reduce", ranks, within))
-        if "nccl" in self.tables or not parts:
-            source, above = self.table("nccl"), CUSTOM_MOST_BYTES if parts else 0
-            parts.append(self._messages("nccl", source, "all_reduce", ranks, (above, 2**62)))
-            others = ("all_gather", "reduce_scatter")
-            parts += [self._messages("nccl", source, name, ranks) for name in others]
-        found = [part for part in parts if len(part)]
-        if not any((part["op"] == "all_reduce").all() for part in found):
-            paths = " and ".join(
-                str(self.tables[kind].path) for kind in ("custom", "nccl") if kind in self.tables
-            )
-            raise InputError(f"{paths}: no all-reduce over {ranks} ranks")
-        return pd.concat(found, ignore_index=True)
-
-    def _messages(
-        self, kind: str, source: Source, operator: str, ranks: int, within: tuple[int, int] = (0, 2**62)
-    ) -> pd.DataFrame:
-        """Rows of one collective, for messages of more bytes than the first and at most the second."""
-        size = HALF_BYTES * source.counts("message_size", 1)
-        keep = (source.text("op_name") == operator) & (source.counts("num_gpus") == ranks)
-        keep &= (size > within[0]) & (size <= within[1])
-        if kind == "custom":
-            keep &= source.text("kernel_source") == CUSTOM_KERNEL
-        rows = source.where(keep)
-        how = "NCCL" if kind == "nccl" else "vLLM custom all-reduce in a CUDA graph"
-        columns = {
-            "op": operator,
-            "bytes": size[keep],
-            "tp": ranks,
-            "t_us": rows.times_us("latency", US_PER_MS),
-        }
-        return make_rows(columns | {"kernel_impl": how, "backend": PROJECT})
+        if device.link is not None:
+            return link_collectives(device.link, ranks)
+        kinds = [kind for kind in ("custom", "nccl") if kind in self.tables]
+        return measured_collectives({kind: self.table(kind) for kind in kinds}, ranks)
 
 
 def installed_tables(system: str) -> list[Path]:
@@ -397,69 +337,6 @@ def weight_only_us(m: IntArray, plain_us: FloatArray, weights: str) -> FloatArra
     us_per_row = float((plain_us / m).min())
     times: FloatArray = np.maximum(np.maximum(plain_us[0] * share, us_per_row * m), GEMM_LAUNCH_US)
     return times
-
-
-def attention_of_heads(
-    source: Source, length: str, heads: int, kv_heads: int, head_dim: int
-) -> tuple[pd.DataFrame, str]:
-    """Attention rows (batch_size, the length, t_us) of so many heads, and how they came about.
-
-    Where the number of query heads was not measured, times are linear between the next fewer and the next
-    more query heads of as many KV heads. Where no such number of KV heads was, as in models without grouped
-    queries, prefills are those of as many query heads over the most KV heads that were measured (their work
-    is the queries'), and decodes those of more requests with as many KV heads in all (their work is the KV
-    cache's). How far that is from the truth: docs/costs.md.
-    """
-    q, kv = source.counts("num_heads", 1), source.counts("num_key_value_heads", 1)
-    of_size = np.ones(len(q), dtype=np.bool_)
-    if source.has("head_dim"):
-        of_size = source.counts("head_dim") == head_dim
-    if not (of_size & (kv == kv_heads)).any():
-        fewer = [int(n) for n in np.unique(kv[of_size]) if n < kv_heads and kv_heads % n == 0]
-        for measured_kv in reversed(fewer):
-            share = 1 if length == PROMPT_LENGTH else kv_heads // measured_kv
-            if heads % share == 0 and (of_size & (kv == measured_kv) & (q == heads // share)).any():
-                frame, _ = attention_of_heads(source, length, heads // share, measured_kv, head_dim)
-                frame = frame[frame["batch_size"] % share == 0]
-                frame = frame.assign(batch_size=frame["batch_size"] // share)
-                return frame, f"from {heads // share} query heads over {measured_kv} KV heads"
-    what = f"{kv_heads} KV heads (head_dim {head_dim})"
-    return _between_heads(source, length, heads, of_size & (kv == kv_heads), what)
-
-
-def _between_heads(
-    source: Source, length: str, heads: int, keep: np.typing.NDArray[np.bool_], what: str
-) -> tuple[pd.DataFrame, str]:
-    """Rows of so many query heads among rows of the same KV heads."""
-    q = source.counts("num_heads", 1)
-    measured = sorted({int(number) for number in q[keep]})
-    below, above = ([n for n in measured if n <= heads], [n for n in measured if n >= heads])
-    if not below or not above:
-        raise InputError(
-            f"{source.path} has no attention of {heads} query heads over {what}; query heads measured there: "
-            f"{', '.join(map(str, measured)) or 'none'}"
-        )
-    low, high = below[-1], above[0]
-    parts = [_grid(source.where(keep & (q == n)), length) for n in (low, high)]
-    if low == high:
-        return parts[0].reset_index(), "measured"
-    weight = (heads - low) / (high - low)
-    between = ((1 - weight) * parts[0] + weight * parts[1]).dropna()
-    return between.reset_index(), f"between {low} and {high} query heads"
-
-
-def _grid(rows: Source, length: str) -> pd.DataFrame:
-    """Median time by batch size and length."""
-    import pandas as pd
-
-    frame = pd.DataFrame(
-        {
-            "batch_size": rows.counts("batch_size", 1),
-            length: rows.counts(length),
-            "t_us": rows.times_us("latency", US_PER_MS),
-        }
-    )
-    return frame.groupby(["batch_size", length]).median()
 
 
 def elementwise_rows(

@@ -8,6 +8,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from cspsched.costs.devices import device_names, load_device
+from cspsched.costs.facts import TOML
 from cspsched.errors import InputError
 from cspsched.serving import Serving
 from cspsched.studies.validation.cells import Row
@@ -57,7 +58,8 @@ def require_facts(serving: Serving, where: str) -> None:
     """
     if serving.model is None and serving.cost is None:
         raise InputError(f"{where} names no model; give --model and --device")
-    if serving.device is not None and serving.device not in device_names():
+    is_file = serving.device is not None and serving.device.endswith(TOML)
+    if serving.device is not None and not is_file and serving.device not in device_names():
         raise InputError(
             f"{where}: device is {serving.device!r}, which is none of {', '.join(device_names())}; "
             "give --device"
