@@ -17,7 +17,7 @@ import pandas as pd
 
 from cspsched.costs.compose import compose_cost
 from cspsched.costs.devices import Device, load_device
-from cspsched.costs.estimator.features import message_times
+from cspsched.costs.estimator.features import message_times, share_of_layers
 from cspsched.costs.estimator.tables import MonotoneTable
 from cspsched.costs.importers.aiconfigurator import AicTables, installed_tables
 from cspsched.costs.kv_capacity import weight_bytes
@@ -27,7 +27,7 @@ from cspsched.costs.presets import load_cost
 from cspsched.costs.rows import OPERATORS
 from cspsched.problem.cost import BatchFeatures
 
-GEMMS = ("qkv_proj", "o_proj", "gate_up", "down", "router", "experts")
+GEMMS = ("qkv_proj", "o_proj", "gate_up", "down", "router", "shared_gate_up", "shared_down", "experts")
 COLUMNS = ("batch", "weights", "attention", "all-reduce", "head", "rest", "sum", "composed", "limit")
 
 
@@ -57,7 +57,7 @@ def steps(
             kind, layers = OPERATORS[str(operator)], model.num_layers
             if kind.feature == "message":
                 continue
-            calls = layers * kind.per_layer + kind.per_step
+            calls = layers * share_of_layers(str(operator), model) * kind.per_layer + kind.per_step
             name = "weights" if operator in GEMMS else "head" if operator == "lm_head" else "rest"
             if operator == "attn_decode":
                 found["attention"] = layers * _attention_us(part, batch, context) / 1000

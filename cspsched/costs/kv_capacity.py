@@ -154,7 +154,7 @@ def weight_bytes(model: LlmModel, parallelism: Parallelism = ONE_GPU) -> WeightC
             attention=_stored(counts.attention, model.weights, model),
             mlp=_stored(counts.mlp, model.weights, model),
         )
-    router = model.num_layers * model.router_weights
+    router = model.num_expert_layers * model.router_weights
     experts = _stored(counts.mlp - router, model.moe.weights or model.weights, model)
     return plain._replace(
         attention=_stored(counts.attention, model.weights, model), mlp=experts + router * model.dtype_bytes

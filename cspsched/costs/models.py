@@ -34,28 +34,76 @@ class WeightCounts(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moe:
-    """Mixture of experts that replaces the MLP of every layer.
+    """Mixture of experts that replaces the MLP, of every layer or of all but the first.
 
     Attributes
     ----------
     weights
         Format of the experts' weights (`cspsched.costs.weights`); None: that of the model.
+    num_shared_experts
+        Experts of the same width that every token uses beside those that it chooses.
+    num_dense_layers
+        First layers that have an MLP.
+    has_router_bias
+        Whether the router has a bias.
     """
 
     num_experts: int
     experts_per_token: int
     expert_intermediate_size: int
     weights: str | None = None
+    num_shared_experts: int = 0
+    num_dense_layers: int = 0
+    has_router_bias: bool = False
 
     def __post_init__(self) -> None:
-        require_positive(self, "moe")
+        require_positive(self, "moe", at_least_0=("num_shared_experts", "num_dense_layers"))
         if self.weights is not None:
             require_format(self.weights, "moe: weights")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Mla:
+    """Multi-head latent attention: keys and values of all heads in one compressed vector a token.
+
+    DeepSeek-V2 (arXiv 2405.04434, section 2.1), whose names these are.
+
+    Attributes
+    ----------
+    q_lora_rank
+        Features of a compressed query; 0 if queries are not compressed.
+    kv_lora_rank, qk_rope_head_dim
+        Features of the compressed keys and values, and of the key with the position, which are cached.
+    """
+
+    q_lora_rank: int
+    kv_lora_rank: int
+    qk_nope_head_dim: int
+    qk_rope_head_dim: int
+    v_head_dim: int
+
+    def __post_init__(self) -> None:
+        require_positive(self, "mla", at_least_0=("q_lora_rank",))
+
+    @property
+    def cached_features(self) -> int:
+        """Elements of KV cache of a token in a layer, on every rank."""
+        return self.kv_lora_rank + self.qk_rope_head_dim
+
+    def num_weights(self, hidden_size: int, num_heads: int) -> int:
+        """Weights of a layer on a rank with so many heads, the two norms of compressed vectors included."""
+        head = self.qk_nope_head_dim + self.qk_rope_head_dim
+        queries = (self.q_lora_rank or hidden_size) * num_heads * head
+        if self.q_lora_rank:
+            queries += (hidden_size + 1) * self.q_lora_rank
+        compressed = hidden_size * self.cached_features + self.kv_lora_rank
+        expanded = self.kv_lora_rank * num_heads * (self.qk_nope_head_dim + self.v_head_dim)
+        return queries + compressed + expanded + num_heads * self.v_head_dim * hidden_size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LlmModel:
-    """Shape of a decoder-only LLM with grouped-query attention and a gated MLP.
+    """Shape of a decoder-only LLM with grouped-query or latent attention, and a gated MLP or experts.
 
     Attributes
     ----------
@@ -77,6 +125,8 @@ class LlmModel:
         Tokens that some of the layers look back at, and how many layers these are.
     has_all_biases
         Whether also the output projection, the router and the experts have biases, and each head a sink.
+    mla
+        Latent attention in place of grouped queries, which leaves `num_kv_heads` and `head_dim` without use.
     """
 
     name: str
@@ -100,6 +150,7 @@ class LlmModel:
     num_sliding_layers: int = 0
     has_all_biases: bool = False
     moe: Moe | None = None
+    mla: Mla | None = None
 
     def __post_init__(self) -> None:
         where = f"model {self.name!r}"
@@ -123,17 +174,24 @@ class LlmModel:
 
     @property
     def mlp_width(self) -> int:
-        """Intermediate features that one token uses in one layer."""
+        """Intermediate features that one token uses in a layer, of experts where there are some."""
         if self.moe is None:
             return self.intermediate_size
-        return self.moe.experts_per_token * self.moe.expert_intermediate_size
+        used = self.moe.experts_per_token + self.moe.num_shared_experts
+        return used * self.moe.expert_intermediate_size
+
+    @property
+    def num_expert_layers(self) -> int:
+        """Layers whose MLP is replaced by experts."""
+        return 0 if self.moe is None else self.num_layers - self.moe.num_dense_layers
 
     @property
     def router_weights(self) -> int:
         """Weights of the router of a layer, which every rank holds; 0 without experts."""
         if self.moe is None:
             return 0
-        return self.moe.num_experts * (self.hidden_size + (1 if self.has_all_biases else 0))
+        has_bias = self.has_all_biases or self.moe.has_router_bias
+        return self.moe.num_experts * (self.hidden_size + (1 if has_bias else 0))
 
     def kv_heads_per_rank(self, tensor_parallel: int = 1) -> int:
         """KV heads that one tensor-parallel rank stores; heads are replicated once ranks outnumber them."""
@@ -144,9 +202,11 @@ class LlmModel:
 
         Layers with a sliding window keep no more than that, and are left out.
         """
-        features = self.kv_heads_per_rank(tensor_parallel) * self.head_dim
+        features = 2 * self.kv_heads_per_rank(tensor_parallel) * self.head_dim
+        if self.mla is not None:
+            features = self.mla.cached_features
         element = self.dtype_bytes if self.kv_cache == PLAIN else KV_CACHE_BYTES[self.kv_cache]
-        return 2 * max(self.num_layers - self.num_sliding_layers, 1) * features * element
+        return max(self.num_layers - self.num_sliding_layers, 1) * features * element
 
     def weights_per_rank(self, parallelism: Parallelism = ONE_GPU) -> WeightCounts:
         """Weights that one rank holds (Megatron sharding; norms and router replicated).
@@ -173,12 +233,15 @@ class LlmModel:
         return WeightCounts(
             embedding=vocabulary,
             attention=self.num_layers * self._layer_attention(tensor_parallel),
-            mlp=self.num_layers * self._layer_mlp(parallelism),
+            mlp=(self.num_layers - self.num_expert_layers) * self._layer_mlp(tensor_parallel)
+            + self.num_expert_layers * self._layer_experts(parallelism),
             norms=(2 * self.num_layers + 1) * self.hidden_size,
             head=0 if self.tied_embeddings else vocabulary,
         )
 
     def _layer_attention(self, tensor_parallel: int) -> int:
+        if self.mla is not None:
+            return self.mla.num_weights(self.hidden_size, self.num_heads // tensor_parallel)
         q_size = self.num_heads // tensor_parallel * self.head_dim
         qkv_size = q_size + 2 * self.kv_heads_per_rank(tensor_parallel) * self.head_dim
         bias = qkv_size if self.qkv_bias else 0
@@ -187,13 +250,18 @@ class LlmModel:
         head_norms = 2 * self.head_dim if self.qk_norm else 0
         return self.hidden_size * (qkv_size + q_size) + bias + head_norms
 
-    def _layer_mlp(self, parallelism: Parallelism) -> int:
+    def _layer_mlp(self, tensor_parallel: int) -> int:
+        return 3 * self.hidden_size * ceil_div(self.intermediate_size, tensor_parallel)
+
+    def _layer_experts(self, parallelism: Parallelism) -> int:
         if self.moe is None:
-            return 3 * self.hidden_size * ceil_div(self.intermediate_size, parallelism.tensor)
+            return 0
         width = ceil_div(self.moe.expert_intermediate_size, parallelism.expert_slices)
         biases = 2 * width + self.hidden_size if self.has_all_biases else 0
         experts = self.moe.num_experts // parallelism.expert_groups
-        return experts * (3 * self.hidden_size * width + biases) + self.router_weights
+        shared = self.moe.num_shared_experts * self.moe.expert_intermediate_size
+        always = 3 * self.hidden_size * ceil_div(shared, parallelism.tensor)
+        return experts * (3 * self.hidden_size * width + biases) + always + self.router_weights
 
 
 def model_names() -> list[str]:
@@ -260,4 +328,6 @@ def read_model(path: Path) -> LlmModel:
     data = read_hf_config(path) if path.suffix == ".json" else {"name": path.stem, **read_toml(path)}
     if "moe" in data:
         data["moe"] = Moe(**checked_fields(data["moe"], Moe, f"{path}: moe"))
+    if "mla" in data:
+        data["mla"] = Mla(**checked_fields(data["mla"], Mla, f"{path}: mla"))
     return LlmModel(**checked_fields(data, LlmModel, str(path)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 from cspsched.costs.devices import load_device
 from cspsched.costs.estimator import fit_profile
+from cspsched.costs.estimator.features import share_of_layers
 from cspsched.costs.importers import aiconfigurator, collectives
 from cspsched.costs.importers.aiconfigurator import (
     AicTables,
@@ -442,6 +444,48 @@ def test_heads_that_were_not_measured_come_from_fewer_kv_heads(tmp_path):
     assert found[["batch_size", "t_us"]].to_numpy().tolist() == [[1, 100.0], [2, 200.0]]
     with pytest.raises(InputError, match="no attention of 12 query heads over 3 KV heads"):
         attention_of_heads(decode, "step", 12, 3, 128)
+
+
+def mla_rows():
+    """Tables of the whole block of latent attention, 16 heads."""
+    row = {"device": "GPU", "mla_dtype": "bfloat16", "kv_cache_dtype": "bfloat16", "gemm_type": "fp8_block",
+           "num_heads": 16, "batch_size": 1}  # fmt: skip
+    return {
+        "mla_context": [row | {"isl": x, "step": 0, "latency": 0.1 + x / 1e4} for x in (64, 256, 1024)],
+        "mla_generation": [row | {"isl": 1, "step": x, "latency": 0.1 + x / 1e6} for x in (64, 512, 4096)],
+    }
+
+
+def test_latent_attention_is_the_measured_block(tmp_path):
+    """Rows of its heads on a rank; matrix products outside it: dense layers, shared experts and head."""
+    model = load_model("deepseek-v3")
+    of_rank = gemm_shapes(model, 8)
+    for kind, rows in mla_rows().items():
+        table(tmp_path, f"{kind}.csv", *rows)
+    tables = AicTables.read([tmp_path / f"{kind}.csv" for kind in mla_rows()])
+    attention = tables.attention(model, 8)
+
+    assert set(of_rank) == {"gate_up", "down", "router", "shared_gate_up", "shared_down", "lm_head"}
+    assert of_rank["shared_gate_up"] == (2 * 2048 // 8, 7168)
+    assert of_rank["gate_up"] == (2 * 18432 // 8, 7168)
+    assert attention["kernel_impl"].unique().tolist() == ["measured with its projections"]
+    decodes = attention[attention["op"] == "attn_decode"]
+    assert decodes["t_us"].tolist() == pytest.approx([100 + x / 1e3 for x in (64, 512, 4096)])
+    with pytest.raises(InputError, match="has no attention of 32 heads"):
+        tables.attention(model, 4)
+    other = replace(model, mla=replace(model.mla, kv_lora_rank=256))
+    with pytest.raises(InputError, match="only that of deepseek-v3 with weights in bf16, fp8"):
+        tables.attention(other, 8)
+
+
+def test_operators_count_in_the_layers_that_have_them():
+    """Three of 61 layers have an MLP; experts, router and shared experts are in the others."""
+    model = load_model("deepseek-v3")
+
+    assert share_of_layers("gate_up", model) == pytest.approx(3 / 61)
+    assert share_of_layers("experts", model) == share_of_layers("shared_down", model) == 58 / 61
+    assert share_of_layers("rmsnorm", model) == 1
+    assert share_of_layers("gate_up", load_model("llama-3.1-8b")) == 1
 
 
 # The public tables

@@ -43,6 +43,7 @@ PUBLISHED_PARAMETERS = {
     "qwen3-235b-a22b": 235_093_634_560,
     "gpt-oss-20b": 20_914_757_184,
     "gpt-oss-120b": 116_829_156_672,
+    "deepseek-v3": 671_026_419_200,
 }
 KV_BYTES_PER_TOKEN = {
     "llama-3.1-8b": 131_072,
@@ -52,6 +53,7 @@ KV_BYTES_PER_TOKEN = {
     "mistral-7b": 131_072,
     "mixtral-8x7b": 131_072,
     "qwen3-30b-a3b": 98_304,
+    "deepseek-v3": 61 * (512 + 64) * 2,
 }
 VALID_DEVICE = """
 title = "GPU"
@@ -76,7 +78,7 @@ def test_num_parameters_is_the_published_total(name):
 
 @pytest.mark.parametrize("name", KV_BYTES_PER_TOKEN)
 def test_kv_bytes_per_token(name):
-    """A token takes 2 x layers x KV heads x head_dim x 2 bytes of KV cache."""
+    """2 x layers x KV heads x head_dim x 2 bytes; of latent attention one compressed vector a layer."""
     assert KV_BYTES_PER_TOKEN[name] == load_model(name).kv_bytes_per_token()
 
 

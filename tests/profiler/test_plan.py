@@ -24,7 +24,7 @@ from cspsched.profiler.store import ProfileFolder, read_meta
 from cspsched.profiler.timing import summarise
 
 TINY = load_model("tiny-llama")
-PROFILED = [name for name in model_names() if not name.startswith("gpt-oss")]
+PROFILED = [name for name in model_names() if not name.startswith(("gpt-oss", "deepseek"))]
 """Models with 16-bit weights and full attention."""
 CPU = Features(
     device="cpu",
@@ -87,7 +87,11 @@ def test_a_layer_of_all_models_caches_what_the_facts_say():
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("llama-3.1-8b-fp8", "fewer than 16 bits"), ("gpt-oss-20b", "fewer than 16 bits")],
+    [
+        ("llama-3.1-8b-fp8", "fewer than 16 bits"),
+        ("gpt-oss-20b", "fewer than 16 bits"),
+        ("deepseek-v3-bf16", "latent attention or shared experts"),
+    ],
 )
 def test_what_is_not_measured_is_refused(name, words):
     """Formats of weights have kernels of their own."""

@@ -8,7 +8,7 @@ are derived from the memory bandwidth, and say so in `backend`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ import numpy as np
 from cspsched.costs.devices import Device
 from cspsched.costs.fit import FloatArray
 from cspsched.costs.importers.aiconfigurator_check import check_table
-from cspsched.costs.importers.attention_heads import PROMPT_LENGTH, attention_of_heads
+from cspsched.costs.importers.attention_heads import PROMPT_LENGTH, attention_of_heads, grid_of
 from cspsched.costs.importers.collectives import (
     exchange,
     link_collectives,
@@ -44,6 +44,8 @@ TABLES = {
     "gemm": "gemm/vllm/*/gemm_perf",
     "context": "attention/vllm/*/context_attention_perf",
     "generation": "attention/vllm/*/generation_attention_perf",
+    "mla_context": "mla/vllm/*/mla_context_module_perf",
+    "mla_generation": "mla/vllm/*/mla_generation_module_perf",
     "moe": "moe/vllm/*/moe_perf",
     "nccl": "comm/nccl/*/nccl_perf",
     "custom": "comm/vllm/*/custom_allreduce_perf",
@@ -51,7 +53,7 @@ TABLES = {
 """Where the package keeps the tables of a system, below `systems/data/SYSTEM`."""
 DTYPES = {
     "gemm_dtype": "bfloat16", "attn_dtype": "bfloat16", "kv_cache_dtype": "bfloat16",
-    "moe_dtype": "bfloat16", "nccl_dtype": "half", "allreduce_dtype": "bfloat16",
+    "mla_dtype": "bfloat16", "moe_dtype": "bfloat16", "nccl_dtype": "half", "allreduce_dtype": "bfloat16",
     "beam_width": "1", "window_size": "0",
 }  # fmt: skip
 """What is taken of tables that hold more, unless something else is asked for: 16-bit kernels without beams
@@ -61,6 +63,8 @@ EXPERT_DTYPES = GEMM_DTYPES | {"int4": "int4_wo", "mxfp4": "w4a16_mxfp4"}
 """How the tables call the formats of weights."""
 WEIGHT_ONLY = ("int4",)
 """Formats that a kernel unpacks to 16 bits on its way to the tensor cores; no table has their GEMMs."""
+MEASURED_MLA = {(7168, 1536, 512, 128, 64, 128)}
+"""Hidden size and sizes of latent attention whose whole block was measured: those of DeepSeek V3."""
 PLAIN_OPERATORS = ("router", "lm_head")
 """Matrix products that checkpoints keep in 16 bits."""
 KV_DTYPES = {"bf16": "bfloat16", "fp8": "fp8"}
@@ -73,7 +77,14 @@ GEMM_LAUNCH_US = 2.0
 """Least time of a derived matrix product."""
 ACHIEVED_BANDWIDTH = 0.8
 """Share of the peak bandwidth assumed for elementwise kernels (an assumption, not measured)."""
-LAUNCH_US = {"rmsnorm": 1.85, "rope": 2.18, "silu_mul": 2.59, "kv_cache_write": 2.0, "qk_norm": 2.0}
+LAUNCH_US = {
+    "rmsnorm": 1.85,
+    "rope": 2.18,
+    "silu_mul": 2.59,
+    "shared_silu_mul": 2.59,
+    "kv_cache_write": 2.0,
+    "qk_norm": 2.0,
+}
 """Least time of an elementwise kernel: one token on an RTX 4090, vLLM 0.19 (LLMServingSim's dense table; the
 two that it lacks are set to its smallest)."""
 
@@ -141,7 +152,7 @@ class AicTables:
 
         model.weights_per_rank(parallelism)  # refuses ranks that cannot share the heads or experts
         tensor_parallel = parallelism.tensor
-        parts = [self._gemms(model, tensor_parallel), self._attention(model, tensor_parallel)]
+        parts = [self._gemms(model, tensor_parallel), self.attention(model, tensor_parallel)]
         tokens = parts[0]["num_tokens"].unique()
         parts.append(elementwise_rows(model, device, tensor_parallel, tokens[tokens > 0]))
         if model.moe is not None:
@@ -214,7 +225,8 @@ class AicTables:
         m, times_us, how = self.gemm_grid(weights).times_us(n, k)
         return m, times_us, f"{weights} {how}"
 
-    def _attention(self, model: LlmModel, ranks: int) -> pd.DataFrame:
+    def attention(self, model: LlmModel, ranks: int) -> pd.DataFrame:
+        """Rows of prefills alone and decodes alone on one of so many ranks; errors as of `rows`."""
         import pandas as pd
 
         prefill, how = self._attention_of("context", PROMPT_LENGTH, model, ranks)
@@ -233,6 +245,8 @@ class AicTables:
 
     def _attention_of(self, kind: str, length: str, model: LlmModel, ranks: int) -> tuple[pd.DataFrame, str]:
         """Attention rows of a layer, on average over those with a sliding window and those without."""
+        if model.mla is not None:
+            return self._latent_attention(kind, length, model, ranks)
         shape = (model.num_heads // ranks, model.kv_heads_per_rank(ranks), model.head_dim)
         dtypes = {"kv_cache_dtype": KV_DTYPES[model.kv_cache]}
         whole, how = attention_of_heads(self.table(kind, **dtypes), length, *shape)
@@ -246,6 +260,24 @@ class AicTables:
         both = whole.set_index(points) * (1 - share) + windowed.set_index(points) * share
         how = f"{how}; {share:.0%} of layers with a window of {model.sliding_window}: {of_window}"
         return both.dropna().reset_index(), how
+
+    def _latent_attention(
+        self, kind: str, length: str, model: LlmModel, ranks: int
+    ) -> tuple[pd.DataFrame, str]:
+        """Rows of the whole block of latent attention, with its projections."""
+        assert model.mla is not None
+        shape = (model.hidden_size, *astuple(model.mla))
+        if shape not in MEASURED_MLA or model.weights not in GEMM_DTYPES:
+            raise InputError(
+                f"latent attention of {model.name} ({model.weights}) was not measured, only that of "
+                f"deepseek-v3 with weights in {', '.join(GEMM_DTYPES)}"
+            )
+        dtypes = {"kv_cache_dtype": KV_DTYPES[model.kv_cache], "gemm_type": GEMM_DTYPES[model.weights]}
+        source = self.table(f"mla_{kind}", **dtypes)
+        rows = source.where(source.counts("num_heads", 1) == model.num_heads // ranks)
+        if not len(rows.frame):
+            raise InputError(f"{source.path} has no attention of {model.num_heads // ranks} heads")
+        return grid_of(rows, length).reset_index(), "measured with its projections"
 
     def _experts(self, model: LlmModel, parallelism: Parallelism) -> pd.DataFrame:
         moe = model.moe
@@ -312,16 +344,21 @@ def gemm_shapes(model: LlmModel, tensor_parallel: int = 1) -> dict[str, tuple[in
     """Shapes (n output, k input features) of the matrix products of one rank, by operator."""
     q_size = model.num_heads // tensor_parallel * model.head_dim
     kv_size = model.kv_heads_per_rank(tensor_parallel) * model.head_dim
-    shapes = {
-        "qkv_proj": (q_size + 2 * kv_size, model.hidden_size),
-        "o_proj": (model.hidden_size, q_size),
-    }
-    if model.moe is None:
+    shapes = {}
+    if model.mla is None:
+        shapes["qkv_proj"] = (q_size + 2 * kv_size, model.hidden_size)
+        shapes["o_proj"] = (model.hidden_size, q_size)
+    if model.num_expert_layers < model.num_layers:
         width = ceil_share(model.intermediate_size, tensor_parallel)
         shapes["gate_up"] = (2 * width, model.hidden_size)
         shapes["down"] = (model.hidden_size, width)
-    else:
+    if model.moe is not None:
         shapes["router"] = (model.moe.num_experts, model.hidden_size)
+        if model.moe.num_shared_experts:
+            shared = model.moe.num_shared_experts * model.moe.expert_intermediate_size
+            width = ceil_share(shared, tensor_parallel)
+            shapes["shared_gate_up"] = (2 * width, model.hidden_size)
+            shapes["shared_down"] = (model.hidden_size, width)
     shapes["lm_head"] = (ceil_share(model.vocab_size, tensor_parallel), model.hidden_size)
     return shapes
 
@@ -351,8 +388,16 @@ def elementwise_rows(
         "rmsnorm": 4 * model.hidden_size, "rope": 2 * (q_size + kv_size), "kv_cache_write": 4 * kv_size,
         "silu_mul": 3 * ceil_share(model.mlp_width, tensor_parallel),
     }  # fmt: skip
-    if model.moe is not None:
-        del elements["silu_mul"]  # inside the fused kernel of the experts
+    if model.moe is not None:  # the experts' is inside their fused kernel
+        del elements["silu_mul"]
+        dense, shared = model.intermediate_size, model.moe.num_shared_experts
+        if model.moe.num_dense_layers:
+            elements["silu_mul"] = 3 * ceil_share(dense, tensor_parallel)
+        if shared:
+            width = shared * model.moe.expert_intermediate_size
+            elements["shared_silu_mul"] = 3 * ceil_share(width, tensor_parallel)
+    if model.mla is not None:  # inside the measured block of attention
+        del elements["rope"], elements["kv_cache_write"]
     if model.qk_norm:
         elements["qk_norm"] = 2 * (q_size + kv_size)
     us_per_element = model.dtype_bytes / (ACHIEVED_BANDWIDTH * device.memory_bandwidth_bytes_per_s) * 1e6
@@ -378,7 +423,8 @@ def _kind(source: Source) -> str:
         if source.has(dtype, "num_gpus", "message_size", "latency"):
             return kind
     if source.has("batch_size", "isl", "step", "num_heads", "latency"):
-        return "context" if (source.counts("step") == 0).all() else "generation"
+        name = "context" if (source.counts("step") == 0).all() else "generation"
+        return f"mla_{name}" if source.has("mla_dtype") else name
     raise source.foreign(PROJECT)
 
 

@@ -57,7 +57,7 @@ def _between_heads(
             f"{', '.join(map(str, measured)) or 'none'}"
         )
     low, high = below[-1], above[0]
-    parts = [_grid(source.where(keep & (q == n)), length) for n in (low, high)]
+    parts = [grid_of(source.where(keep & (q == n)), length) for n in (low, high)]
     if low == high:
         return parts[0].reset_index(), "measured"
     weight = (heads - low) / (high - low)
@@ -65,7 +65,7 @@ def _between_heads(
     return between.reset_index(), f"between {low} and {high} query heads"
 
 
-def _grid(rows: Source, length: str) -> pd.DataFrame:
+def grid_of(rows: Source, length: str) -> pd.DataFrame:
     """Median time by batch size and length."""
     import pandas as pd
 
