@@ -104,7 +104,7 @@ def _by_blocks(table: Table) -> TraceFormat:
 
 
 def _blocks_fit(candidate: TraceFormat, hashes: list[object], prompts: list[str]) -> bool:
-    """Whether each prompt has as many hashes as blocks, those that cannot be read aside."""
+    """Whether most prompts have as many hashes as blocks; a row that does not is refused where it is read."""
     assert candidate.prefix_hashes is not None
     block_tokens = candidate.prefix_hashes.block_tokens
     counted = [
@@ -112,7 +112,7 @@ def _blocks_fit(candidate: TraceFormat, hashes: list[object], prompts: list[str]
         for names, prompt in zip(hashes, prompts, strict=True)
         if isinstance(names, list) and names and prompt.isdecimal()
     ]
-    return bool(counted) and all(count in (math.ceil(blocks), int(blocks)) for count, blocks in counted)
+    return 2 * sum(count in (math.ceil(blocks), int(blocks)) for count, blocks in counted) > len(counted)
 
 
 def _reading(made: TraceFormat, table: Table) -> str:
