@@ -147,7 +147,7 @@ def _refuse_other_columns(table: Table, made: TraceFormat) -> None:
 
 
 def _unrecognised(table: Table) -> str:
-    closest = max(FORMATS, key=lambda candidate: _num_shared(candidate, table))
+    closest = max(FORMATS, key=lambda candidate: _closeness(candidate, table))
     remedy = "name the columns with --columns, as 'cspsched trace list' shows"
     if not _num_shared(closest, table):
         return (
@@ -160,6 +160,13 @@ def _unrecognised(table: Table) -> str:
         f"{table.where_header}: {_lacks(missing)} missing for format {closest.name}{hint}; "
         f"found {table.found()}; tried {_tried()}; {remedy}"
     )
+
+
+def _closeness(candidate: TraceFormat, table: Table) -> tuple[bool, int]:
+    """How likely a table is a broken one of a format: whether it may be one at all, and how much it has."""
+    num_shared = _num_shared(candidate, table)
+    has_marks = all(mark in table.columns or mark in table.facts for mark in candidate.marks)
+    return num_shared > 0 and has_marks, num_shared
 
 
 def _num_shared(candidate: TraceFormat, table: Table) -> int:
