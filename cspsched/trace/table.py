@@ -61,7 +61,7 @@ class ListColumn:
         if set(map(type, cells)) != {int}:
             return None
         try:
-            numbers = np.array(cells, dtype=np.int64)
+            numbers: IntArray = np.array(cells, dtype=np.int64)
         except OverflowError:
             return None
         return numbers if numbers.min() >= 0 else None
