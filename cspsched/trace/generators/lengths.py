@@ -11,7 +11,7 @@ from scipy.special import ndtr
 
 from cspsched.problem.request import MAX_TOKENS
 from cspsched.trace.generators.arrays import Floats, Tokens
-from cspsched.trace.generators.record import Number, Positive, Record
+from cspsched.trace.generators.record import FitError, Number, Positive, Record
 
 Count = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
 _SUM_TOLERANCE = 1e-6
@@ -107,15 +107,6 @@ def _scaled(length: int, factor: float) -> int:
 LengthDistribution = Annotated[QuantileTable | LengthMixture, Field(discriminator="kind")]
 
 
-class LengthError(Record):
-    """Distance of a distribution from the lengths that it was fitted to."""
-
-    ks: Annotated[Number, Field(ge=0, le=1)]
-    """Kolmogorov-Smirnov: largest difference of the two distribution functions on whole tokens."""
-    w1_over_mean: Annotated[Number, Field(ge=0)]
-    """Wasserstein-1 distance over the mean of the data."""
-
-
 class Lengths(Record):
     """Prompt and output tokens of a request."""
 
@@ -123,8 +114,8 @@ class Lengths(Record):
     output: LengthDistribution
     rank_correlation: Annotated[Number, Field(ge=-1, le=1)] = 0.0
     """Spearman's, of prompt and output; the dependence is a Gaussian copula."""
-    prompt_error: LengthError | None = None
-    output_error: LengthError | None = None
+    prompt_error: FitError | None = None
+    output_error: FitError | None = None
 
     def draw(self, rng: np.random.Generator, size: int) -> tuple[Tokens, Tokens]:
         """Prompt and output tokens of independent requests, shape (size,) each."""

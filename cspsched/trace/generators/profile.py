@@ -15,7 +15,7 @@ from cspsched.trace.generators.arrivals import Renewal
 from cspsched.trace.generators.clients import Client, Population
 from cspsched.trace.generators.lengths import Lengths
 from cspsched.trace.generators.rate import RateShape
-from cspsched.trace.generators.record import NotNegative, Positive, Record
+from cspsched.trace.generators.record import FitError, NotNegative, Positive, Record
 from cspsched.trace.generators.sessions import Sessions
 
 PROFILE_SCHEMA = "cspsched/trace-profile/1"
@@ -43,6 +43,7 @@ class Profile(Record):
     """Mean rate, where the caller gives none."""
     arrivals: Renewal = Renewal()
     """Rhythm once the changes of the rate are taken out."""
+    arrivals_error: FitError | None = None
     rate: RateShape = RateShape()
     lengths: Lengths | None = None
     """None if the source has none."""
