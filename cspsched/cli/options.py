@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 BUNDLED_TRACE = "chat-2000"
+TRACE_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".gz", ".zst")
 MOST_SEED = 2**31 - 1
 SECONDS = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0}
 NUMBER = r"(\d+(?:\.\d+)?)"
@@ -190,7 +191,7 @@ def _looks_like_trace(argument: str) -> bool:
 
     path = Path(argument)
     has_folder = ":" not in argument and path.name != argument
-    return has_folder or path.suffix == ".csv" or path.is_file() or argument in shipped_traces()
+    return has_folder or path.suffix in TRACE_SUFFIXES or path.is_file() or argument in shipped_traces()
 
 
 def _takes_many(parameter: click.Parameter) -> bool:
@@ -210,8 +211,14 @@ trace_options = _stack(
     click.option("--limit", type=Count(), help="Keep the first so many requests."),
     click.option("--window", type=Window(), help="Keep arrivals in [start, end) seconds from the first."),
     click.option("--scale-rate", type=float, metavar="FACTOR", help="Multiply the arrival rate."),
-)
-"""Selection of requests; collected by `selected_trace`."""
+    click.option("--format", "trace_format", metavar="FORMAT",
+                 help="Format of TRACE (see 'cspsched trace list').  [default: found by its columns]"),
+    click.option("--columns", metavar="ROLE=COLUMN,...",
+                 help="Columns of TRACE, such as arrival=time:ms,prompt=input_tokens,output=output_tokens."),
+    click.option("--dejitter", metavar="uniform[:SEED]",
+                 help="Draw each arrival within its tick, where a coarse clock has stamped them."),
+)  # fmt: skip
+"""How a trace is read, and which of its requests; collected by `selected_trace`."""
 
 hardware_options = _stack(
     click.option("--model", help="LLM architecture (see 'cspsched models').  [default: llama-3.1-8b]"),
@@ -375,17 +382,27 @@ def one_objective(text: str, instance: Instance) -> AnyObjective:
     return first
 
 
+TRACE_NAMES = ("limit", "window", "scale_rate", "trace_format", "columns", "dejitter")
+
+
 def selected_trace(trace: Path | None, options: dict[str, Any]) -> Trace:
-    """Trace of a path or of a bundled name, with the selection taken out of the options."""
+    """Trace of a path, of `-` or of a bundled name, with what says how to read it taken out of the options.
+
+    What the reader took for what is told.
+    """
     from cspsched.trace import read_trace
     from cspsched.trace.shipped import shipped_trace_path, shipped_traces
+    from cspsched.trace.source import STDIN
 
-    selection = {name: options.pop(name) for name in ("limit", "window", "scale_rate")}
+    reading = {name: options.pop(name) for name in TRACE_NAMES}
     if trace is None or (str(trace) in shipped_traces() and not trace.exists()):
         trace = shipped_trace_path(str(trace or BUNDLED_TRACE))
-    if not trace.exists():
+    if trace != STDIN and not trace.exists():
         raise TraceError(_no_such_trace(str(trace), shipped_traces()))
-    return read_trace(trace, **selection)
+    read = read_trace(trace, **reading)
+    for note in read.notes:
+        tell(f"note: {note}")
+    return read
 
 
 def _no_such_trace(name: str, known: list[str]) -> str:

@@ -220,8 +220,8 @@ def test_description_of_one_request_has_dashes_for_what_is_not_known(capsys):
     """A rate needs two requests: it is a dash, neither 0 nor None."""
     outcome = invoke(capsys, "trace", "describe", "tiny-12", "--limit", "1")
 
-    assert "num_requests             1\n" in outcome.out
-    assert "rate_per_s               -\n" in outcome.out
+    assert "requests         1\n" in outcome.out
+    assert "rate             -\n" in outcome.out
     assert "None" not in outcome.out
 
 

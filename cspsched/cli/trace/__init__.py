@@ -9,7 +9,11 @@ from cspsched.cli.group import LazyGroup
 TRACE_COMMANDS = {
     "list": (
         "cspsched.cli.trace.list:list_command",
-        "The bundled traces, whose names every command takes in the place of a file.",
+        "The bundled traces, whose names every command takes in the place of a file, and the known formats.",
+    ),
+    "convert": (
+        "cspsched.cli.trace.convert:convert_command",
+        "Write TRACE to OUTPUT in another format, and say what that format cannot hold.",
     ),
     "describe": (
         "cspsched.cli.trace.describe:describe_command",
@@ -33,10 +37,11 @@ TRACE_COMMANDS = {
 
 @click.group("trace", cls=LazyGroup, table=TRACE_COMMANDS)
 def trace_group() -> None:
-    """Describe, fit, generate, sample and list traces.
+    """List, describe, convert, fit, generate, sample and fetch traces.
 
     \b
     cspsched trace list
     cspsched trace describe
+    cspsched trace convert trace.csv trace.parquet
     cspsched trace generate --requests 100 --output trace.csv
     """  # noqa: D301 - click's marker for text that is not to be wrapped
