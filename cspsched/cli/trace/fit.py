@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,9 +67,8 @@ def fit_command(
         fit_date=datetime.now(UTC).date().isoformat(),
     )
     profile = fit_profile(given, description, num_components=components)
-    text = json.dumps(profile.to_json(), indent=1) + "\n"
-    write_files(output.parent, {output.name: text})
-    show(text.rstrip() if as_json else summary(profile))
+    write_files(output.parent, {output.name: profile.to_text()})
+    show(profile.to_text().rstrip() if as_json else summary(profile))
     tell(f"wrote the profile to {output}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -73,6 +74,11 @@ class Profile(Record):
     def to_json(self) -> dict[str, Any]:
         """Plain values with a schema version, without what there is none of."""
         return {"schema": PROFILE_SCHEMA, **self.model_dump(mode="json", exclude_none=True)}
+
+    def to_text(self) -> str:
+        """Text of a JSON file, the numbers of a list on one line."""
+        text = json.dumps(self.to_json(), indent=1) + "\n"
+        return re.sub(r"\[[\s\d.,e+-]*\]", lambda found: "".join(found[0].split()).replace(",", ", "), text)
 
     @classmethod
     def from_json(cls, data: Any, where: str) -> Profile:
