@@ -25,12 +25,13 @@ import click
 import numpy as np
 import pandas as pd
 
-from cspsched.costs.compose import SYSTEMS
+from cspsched.costs.devices import device_names, load_device
 from cspsched.errors import CspschedError
 from cspsched.serving import Serving
 from cspsched.studies.validation import MeasuredRun, Settings, validate_runs
 from cspsched.studies.validation.nouns import Lengths, Stage
 
+DEVICES = {load_device(name).operator_tables: name for name in device_names()}
 NAMES = {
     "meta-llama/Llama-3.1-70B": "llama-3.1-70b",
     "nvidia/Llama-3.1-8B-Instruct-FP8": "llama-3.1-8b",
@@ -96,7 +97,7 @@ def why_not(row: pd.Series) -> str | None:
         return "prefill and decode on servers of their own"
     if row["model_path"] not in NAMES:
         return f"model {row['model_path']}"
-    if row["system"] not in SYSTEMS.values():
+    if row["system"] not in DEVICES:
         return f"device {row['system']}"
     if (row["pp_size"], row["attention_dp_size"]) != (1, 1):
         return "pipeline stages or data-parallel attention"
@@ -113,7 +114,7 @@ def why_not(row: pd.Series) -> str | None:
 def simulated(row: Row) -> dict[str, float] | str:
     """Errors of a row, or why it could not be simulated."""
     share = 0.9 if row.is_drawn else 1.0
-    device = next(name for name, system in SYSTEMS.items() if system == row.system)
+    device = DEVICES[row.system]
     stage = Stage(
         name=str(row.at), num_requests=max(16, WAVES * row.concurrency), concurrency=row.concurrency,
         lengths=Lengths(

@@ -225,6 +225,8 @@ hardware_options = _stack(
     click.option("--device", help="GPU (see 'cspsched devices').  [default: h100]"),
     click.option("--tensor-parallel", type=click.IntRange(min=1),
                  help="GPUs that share the model.  [default: the cost model's, else 1]"),
+    click.option("--expert-parallel/--no-expert-parallel", default=None,
+                 help="Let each GPU hold whole experts, not a slice of each.  [default: the cost model's]"),
     click.option("--kv-cache-dtype", type=click.Choice(["bf16", "fp8"]),
                  help="Type of KV elements.  [default: the model's]"),
     click.option("--block-tokens", type=Count(), default=16, show_default=True,
@@ -327,7 +329,8 @@ optional_trace_argument = click.argument("trace", type=click.Path(path_type=Path
 out_type = click.Path(path_type=Path, file_okay=False)
 
 SERVING_NAMES = (
-    "model", "device", "tensor_parallel", "cost", "kv_cache_dtype", "block_tokens", "kv_tokens", "kv_blocks",
+    "model", "device", "tensor_parallel", "data_parallel", "expert_parallel", "cost", "kv_cache_dtype",
+    "block_tokens", "kv_tokens", "kv_blocks",
     "max_batch_tokens", "max_batch_requests", "max_model_len", "gpu_memory_utilization",
     "preemption", "host_memory", "swap_bandwidth", "ttft_slo", "tpot_slo",
 )  # fmt: skip
@@ -431,7 +434,7 @@ def _warn_of(serving: Serving) -> None:
 
     What cannot be read or is not known is refused where it is needed.
     """
-    from cspsched.costs.models import load_device
+    from cspsched.costs.devices import load_device
     from cspsched.costs.presets import COST_SUFFIXES, describe_cost, load_cost
     from cspsched.costs.sanity import complaints
     from cspsched.serving import hardware, model_of
@@ -442,8 +445,8 @@ def _warn_of(serving: Serving) -> None:
         info = describe_cost(serving.cost)
         if info.model is None or info.device is None:
             return
-        _, device, tensor_parallel = hardware(serving)
-        facts = model_of(serving), load_device(device), tensor_parallel
+        _, device, parallelism = hardware(serving)
+        facts = model_of(serving), load_device(device), parallelism
     except CspschedError:
         return
     for sentence in complaints(load_cost(serving.cost), *facts):

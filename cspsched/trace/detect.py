@@ -104,7 +104,7 @@ def _by_blocks(table: Table) -> TraceFormat:
 
 
 def _blocks_fit(candidate: TraceFormat, hashes: list[object], prompts: list[str]) -> bool:
-    """Whether each prompt has as many hashes as blocks, those that cannot be read aside."""
+    """Whether most prompts have as many hashes as blocks; a row that does not is refused where it is read."""
     assert candidate.prefix_hashes is not None
     block_tokens = candidate.prefix_hashes.block_tokens
     counted = [
@@ -112,7 +112,7 @@ def _blocks_fit(candidate: TraceFormat, hashes: list[object], prompts: list[str]
         for names, prompt in zip(hashes, prompts, strict=True)
         if isinstance(names, list) and names and prompt.isdecimal()
     ]
-    return bool(counted) and all(count in (math.ceil(blocks), int(blocks)) for count, blocks in counted)
+    return 2 * sum(count in (math.ceil(blocks), int(blocks)) for count, blocks in counted) > len(counted)
 
 
 def _reading(made: TraceFormat, table: Table) -> str:
@@ -147,7 +147,7 @@ def _refuse_other_columns(table: Table, made: TraceFormat) -> None:
 
 
 def _unrecognised(table: Table) -> str:
-    closest = max(FORMATS, key=lambda candidate: _num_shared(candidate, table))
+    closest = max(FORMATS, key=lambda candidate: _closeness(candidate, table))
     remedy = "name the columns with --columns, as 'cspsched trace list' shows"
     if not _num_shared(closest, table):
         return (
@@ -160,6 +160,13 @@ def _unrecognised(table: Table) -> str:
         f"{table.where_header}: {_lacks(missing)} missing for format {closest.name}{hint}; "
         f"found {table.found()}; tried {_tried()}; {remedy}"
     )
+
+
+def _closeness(candidate: TraceFormat, table: Table) -> tuple[bool, int]:
+    """How likely a table is a broken one of a format: whether it may be one at all, and how much it has."""
+    num_shared = _num_shared(candidate, table)
+    has_marks = all(mark in table.columns or mark in table.facts for mark in candidate.marks)
+    return num_shared > 0 and has_marks, num_shared
 
 
 def _num_shared(candidate: TraceFormat, table: Table) -> int:

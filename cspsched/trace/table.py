@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import numpy as np
 
 from cspsched.errors import TraceError
+from cspsched.trace.cells import MAX_ARRIVAL_S, TimeUnit
+from cspsched.units import NS_PER_S
 
 if TYPE_CHECKING:
     from cspsched.problem.cost import IntArray
-    from cspsched.trace.cells import TimeUnit
 
 Value = TypeVar("Value")
 
@@ -42,7 +43,7 @@ class Column(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ListColumn:
-    """Cells one by one; there is no fast reading."""
+    """Cells one by one; the fast reading is that of JSON's integers."""
 
     cells: Sequence[Any]
 
@@ -54,11 +55,23 @@ class ListColumn:
         """Return the cells as they are."""
         return [self.cells[row] for row in rows.tolist()]
 
-    def whole_numbers(self, rows: IntArray) -> None:
-        """Return None."""
+    def whole_numbers(self, rows: IntArray) -> IntArray | None:
+        """Return the cells if all are 64-bit integers of at least 0."""
+        cells = self.values(rows)
+        if set(map(type, cells)) != {int}:
+            return None
+        try:
+            numbers: IntArray = np.array(cells, dtype=np.int64)
+        except OverflowError:
+            return None
+        return numbers if numbers.min() >= 0 else None
 
-    def times_ns(self, rows: IntArray, unit: TimeUnit) -> None:
-        """Return None."""
+    def times_ns(self, rows: IntArray, unit: TimeUnit) -> IntArray | None:
+        """Return the cells as nanoseconds if all are integers, and no moments."""
+        numbers = None if unit is TimeUnit.UTC else self.whole_numbers(rows)
+        if numbers is None or numbers.max() > MAX_ARRIVAL_S * NS_PER_S // 10**unit.decimals:
+            return None
+        return numbers * 10**unit.decimals
 
     def names(self, rows: IntArray) -> None:
         """Return None."""

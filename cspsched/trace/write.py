@@ -16,8 +16,9 @@ from cspsched.problem.request import Request
 from cspsched.trace.cells import request_name
 from cspsched.trace.format import Layout, TraceFormat
 from cspsched.trace.formats.native import NATIVE
-from cspsched.trace.hashes import hashes_of_prefixes
+from cspsched.trace.hashes import hashes_of_prefixes, prefixes_of_hashes
 from cspsched.trace.optional import OPTIONAL_COLUMNS, PREFIX_COLUMNS, optional_cells
+from cspsched.trace.sharing import prefix_statistics
 
 Columns = dict[str, Sequence[Any]]
 """Cells by the name of their column; an arrival is nanoseconds."""
@@ -131,12 +132,26 @@ def _lossy_columns(requests: Sequence[Request], made: TraceFormat) -> tuple[Colu
     for name, value in made.fixed_columns.items():
         columns[name] = [value] * len(requests)
     if made.prefix_hashes is not None:
-        hashes, lost_tokens = hashes_of_prefixes(requests, made.prefix_hashes.block_tokens)
+        block_tokens = made.prefix_hashes.block_tokens
+        hashes, lost_tokens = _hashes(requests, block_tokens)
         columns[made.prefix_hashes.column] = hashes
-        losses += [f"{lost_tokens:,} tokens of prefixes that end within a block"] if lost_tokens else []
+        if lost_tokens:
+            losses.append(f"{lost_tokens:,} shared tokens that fill no block of {block_tokens}")
     elif any(request.prefix for request in requests):
         losses.append("prefixes")
     return columns, tuple(losses)
+
+
+def _hashes(requests: Sequence[Request], block_tokens: int) -> tuple[list[list[int]], int]:
+    """Hashes of all prompts, and how many tokens fewer of them stand in an earlier prompt than before."""
+    prefixes = [request.prefix for request in requests]
+    prompts = [request.prompt_tokens for request in requests]
+    hashes = hashes_of_prefixes(prefixes, prompts, block_tokens)
+    before, after = (
+        prefix_statistics([0] * len(prompts), prompts, some).shared_tokens
+        for some in (prefixes, prefixes_of_hashes(hashes, prompts, block_tokens))
+    )
+    return hashes, before - after
 
 
 def _native_columns(requests: Sequence[Request]) -> Columns:

@@ -180,7 +180,7 @@ def test_policies_lists_settings_with_their_defaults(capsys):
 
 def test_capacity_rows_add_up_and_give_the_blocks(capsys):
     """The shares are the memory of the device, byte by byte, and the blocks are those of `compare`."""
-    from cspsched.costs.models import load_device
+    from cspsched.costs.devices import load_device
 
     data = json.loads(invoke(capsys, "capacity", "--json").out)
 
