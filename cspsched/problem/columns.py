@@ -68,8 +68,9 @@ class RequestColumns:
         for i in np.flatnonzero(wrong).tolist():
             self.request(i)
         if self.prefix is not None:
-            for i, prefix in enumerate(self.prefix):
-                if prefix:
+            for i, (prefix, prompt) in enumerate(zip(self.prefix, self.prompt_tokens.tolist(), strict=True)):
+                tokens = [length for _, length in prefix]
+                if tokens and (min(tokens) < 1 or sum(tokens) > prompt):
                     self.request(i)
 
     @classmethod

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Any
 
+from cspsched.costs.parallelism import DEGREES, ONE_GPU, Parallelism
 from cspsched.costs.presets import CostInfo, describe_cost
 from cspsched.errors import CspschedError, UsageError
 from cspsched.policies.base import make_policy
@@ -73,7 +74,7 @@ class Provenance:
 
     Attributes
     ----------
-    model, device, tensor_parallel
+    model, device, parallelism
         None where the instance came from a file that does not say.
     cost_error
         By operator, how well the cost model meets the measurements that it was fitted to; empty where its
@@ -92,7 +93,7 @@ class Provenance:
     span_s: float
     model: str | None
     device: str | None
-    tensor_parallel: int | None
+    parallelism: Parallelism | None
     cost: str
     cost_error: Mapping[str, str]
     limits: Limits
@@ -107,7 +108,7 @@ class Provenance:
     @property
     def line(self) -> str:
         """Trace, instance, set-up and tools in one line; `rows` has everything."""
-        parallel = f" x {self.tensor_parallel}" if (self.tensor_parallel or 1) > 1 else ""
+        parallel = f" ({self.parallelism.title})" if self.parallelism not in (None, ONE_GPU) else ""
         served_by = f"{self.model} on {self.device}{parallel}, " if self.model else ""
         return (
             f"{self.trace}: {self.num_requests:,} requests over {self.span_s:.9g} s, instance "
@@ -117,7 +118,7 @@ class Provenance:
 
     def rows(self) -> list[tuple[str, str]]:
         """Label and value of everything, in the order in which people ask."""
-        parallel = f"TP {self.tensor_parallel}" if self.tensor_parallel else None
+        parallel = self.parallelism.title if self.parallelism else None
         served_by = ", ".join(filter(None, (self.model, self.device, parallel)))
         errors = "; ".join(f"{name}: {text}" for name, text in self.cost_error.items())
         versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
@@ -142,10 +143,11 @@ class Provenance:
         plain = {
             field.name: getattr(self, field.name)
             for field in fields(self)
-            if field.name not in ("limits", "switches", "policies", "cost_error", "versions")
+            if field.name not in ("parallelism", "limits", "switches", "policies", "cost_error", "versions")
         }
         return {
             **plain,
+            **(self.parallelism.degrees if self.parallelism else dict.fromkeys(DEGREES)),
             "cost_error": dict(self.cost_error),
             "limits": self.limits.to_json(),
             "switches": {name: _plain(value) for name, value in self.switches.to_json().items()},
@@ -177,7 +179,7 @@ def provenance_of(
     serving
         The set-up that made the instance of the trace; None if the instance came from a file.
     """
-    model, device, tensor_parallel = hardware(serving) if serving else (None, None, None)
+    model, device, parallelism = hardware(serving) if serving else (None, None, None)
     arrivals = instance.columns.arrival_ns
     return Provenance(
         trace=trace if isinstance(trace, str) else trace.name,
@@ -186,7 +188,7 @@ def provenance_of(
         span_s=int(arrivals.max() - arrivals.min()) / NS_PER_S,
         model=model,
         device=device,
-        tensor_parallel=tensor_parallel,
+        parallelism=parallelism,
         cost=instance.cost.name,
         cost_error=_cost_error(instance, serving),
         limits=instance.limits,

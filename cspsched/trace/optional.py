@@ -7,18 +7,15 @@ is no client, no limit or no prefix.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from cspsched.errors import TraceError
 from cspsched.problem.request import Request
-from cspsched.trace.cells import limit_in_seconds, name_or_none, priority, shared_tokens
+from cspsched.trace.cells import TimeUnit, limit_in_seconds, name_or_none, priority, shared_tokens
 from cspsched.trace.table import Table
-from cspsched.units import NS_PER_S
 
 if TYPE_CHECKING:
     from cspsched.problem.cost import IntArray
-
-Rows: TypeAlias = "Sequence[int] | IntArray"
 
 _CELLS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "priority": ("priority", priority),
@@ -31,10 +28,10 @@ PREFIX_COLUMNS = ("prefix_id", "prefix_tokens")
 OPTIONAL_COLUMNS = (*_CELLS, *PREFIX_COLUMNS)
 
 
-def read_optional(
-    table: Table, rows: Rows, columns: Sequence[str], prompts: Sequence[int], *, remedy: str
-) -> list[dict[str, Any]]:
-    """Fields of each request that come from optional columns of a format.
+def read_optional_fields(
+    table: Table, rows: IntArray, columns: Sequence[str], prompts: Sequence[int], *, remedy: str
+) -> dict[str, Sequence[Any]]:
+    """Values of the optional columns that a table has, by field of a request.
 
     Parameters
     ----------
@@ -52,16 +49,6 @@ def read_optional(
     TraceError
         If a cell is wrong, a prefix has only one of its two columns or cells, or is longer than the prompt.
     """
-    values = read_optional_fields(table, rows, columns, prompts, remedy=remedy)
-    return [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)] or [{}] * len(
-        rows
-    )
-
-
-def read_optional_fields(
-    table: Table, rows: Rows, columns: Sequence[str], prompts: Sequence[int], *, remedy: str
-) -> dict[str, Sequence[Any]]:
-    """The same as columns: values of all rows by field of a request."""
     present = [name for name in columns if name in table.header]
     values: dict[str, Sequence[Any]] = {}
     for name in present:
@@ -74,12 +61,13 @@ def read_optional_fields(
 
 
 def _prefixes(
-    table: Table, rows: Rows, prompts: Sequence[int], remedy: str
+    table: Table, rows: IntArray, prompts: Sequence[int], remedy: str
 ) -> list[tuple[tuple[str, int], ...]]:
     for name, other in (PREFIX_COLUMNS, PREFIX_COLUMNS[::-1]):
         if name not in table.header:
-            where = f"{table.path} line {table.header_line}"
-            raise TraceError(f"{where}: column {other!r} needs {name!r} beside it (add or remove one)")
+            raise TraceError(
+                f"{table.where_header}: column {other!r} needs {name!r} beside it (add or remove one)"
+            )
     names = table.parse("prefix_id", name_or_none, rows, remedy=remedy)
     counts = table.parse("prefix_tokens", shared_tokens, rows, remedy=remedy)
     prefixes: list[tuple[tuple[str, int], ...]] = []
@@ -115,17 +103,11 @@ def optional_cells(request: Request) -> tuple[str | int, ...]:
     return (
         request.priority,
         _checked("client_id", request.client_id, request),
-        "" if request.ttft_limit_ns is None else seconds_text(request.ttft_limit_ns),
-        "" if request.tpot_limit_ns is None else seconds_text(request.tpot_limit_ns),
+        "" if request.ttft_limit_ns is None else TimeUnit.S.text(request.ttft_limit_ns),
+        "" if request.tpot_limit_ns is None else TimeUnit.S.text(request.tpot_limit_ns),
         _checked("prefix_id", prefix_id, request, may_be_empty=not prefix_tokens),
         prefix_tokens,
     )
-
-
-def seconds_text(time_ns: int) -> str:
-    """Seconds with up to nine decimals, exact."""
-    seconds, rest_ns = divmod(time_ns, NS_PER_S)
-    return f"{seconds}.{rest_ns:09d}".rstrip("0").rstrip(".")
 
 
 def _checked(column: str, name: str, request: Request, *, may_be_empty: bool = True) -> str:
