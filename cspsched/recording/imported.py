@@ -216,5 +216,5 @@ def _more_notes(decisions: Decisions, schedule: Schedule, first_ns: int) -> list
         wasted = decisions.num_wasted_tokens
         notes.append(f"{wasted} tokens that the engine processed for finished requests are left out")
     if schedule.uses_prefix_cache:
-        notes.append("it uses the prefix cache, so 'compare' gives no excess for it")
+        notes.append("it uses the prefix cache, so 'compare' measures it against the best schedule with hits")
     return notes
