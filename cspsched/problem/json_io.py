@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cspsched.errors import InputError
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 def read_bytes(path: Path) -> bytes:
@@ -113,3 +116,14 @@ def require_int(data: dict[str, Any], key: str, where: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise InputError(f"{where}: {key} is {value!r}, expected a whole number")
     return value
+
+
+def validation_sentences(error: ValidationError) -> list[str]:
+    """What pydantic found wrong, with the place in the file."""
+    told = {"extra_forbidden": "unknown key", "missing": "missing"}
+    found = []
+    for one in error.errors():
+        said = told.get(one["type"], one["msg"].removeprefix("Value error, "))
+        place = ".".join(map(str, one["loc"])) or "the file"
+        found.append(f"{place}: {said[:1].lower()}{said[1:]}")
+    return found

@@ -26,6 +26,8 @@ JSON_CALLS = {
     "check schedule.json": "cspsched/check/2",
     "trace describe tiny-12": "cspsched/trace-statistics/1",
     "trace generate --requests 3 --out made.csv": "cspsched/generated-trace/1",
+    "trace sample tiny-12 --requests 3 --output made.csv": "cspsched/sampled-trace/1",
+    "trace fit chat-2000 --output made.json": "cspsched/trace-profile/1",
     "capacity": "cspsched/capacity/1",
     "policies": "cspsched/policies/1",
     "models": "cspsched/models/1",

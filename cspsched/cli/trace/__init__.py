@@ -23,13 +23,21 @@ TRACE_COMMANDS = {
         "cspsched.cli.trace.generate:generate_command",
         "Make a synthetic trace; the same seed gives the same bytes.",
     ),
+    "fit": (
+        "cspsched.cli.trace.fit:fit_command",
+        "Fit a profile to TRACE, for 'cspsched trace generate --profile FILE'.",
+    ),
+    "sample": (
+        "cspsched.cli.trace.sample:sample_command",
+        "Fewer or more requests of TRACE, in the order of their arrival.",
+    ),
 }
 """Where each command is, and the first sentence of its help."""
 
 
 @click.group("trace", cls=LazyGroup, table=TRACE_COMMANDS)
 def trace_group() -> None:
-    """List, describe, convert and generate traces.
+    """List, describe, convert, fit, generate, sample and fetch traces.
 
     \b
     cspsched trace list
