@@ -144,6 +144,7 @@ TINY = ("tiny-12", "--limit", "2", "--kv-tokens", "100")
         ("trace", "generate", "--requests", "2", "--out", "made.csv"),
         ("trace", "sample", "tiny-12", "--requests", "2", "--output", "made.csv"),
         ("trace", "fit", "chat-2000", "--output", "made.json"),
+        ("trace", "fetch"),
         ("trace", "list"),
         ("trace", "convert", "tiny-12", "made.parquet"),
         ("capacity",),

@@ -27,6 +27,10 @@ TRACE_COMMANDS = {
         "cspsched.cli.trace.fit:fit_command",
         "Fit a profile to TRACE, for 'cspsched trace generate --profile FILE'.",
     ),
+    "fetch": (
+        "cspsched.cli.trace.fetch:fetch_command",
+        "Download the public trace NAME, checked by its SHA-256; without NAME, list them.",
+    ),
     "sample": (
         "cspsched.cli.trace.sample:sample_command",
         "Fewer or more requests of TRACE, in the order of their arrival.",
