@@ -141,6 +141,7 @@ TINY = ("tiny-12", "--limit", "2", "--kv-tokens", "100")
         ("bound", *TINY, "--objective", "latency"),
         ("check", "broken.json"),
         ("trace", "describe", "tiny-12"),
+        ("trace", "describe", "tiny-12", "--device", "h100"),
         ("trace", "generate", "--requests", "2", "--out", "made.csv"),
         ("trace", "sample", "tiny-12", "--requests", "2", "--output", "made.csv"),
         ("trace", "fit", "chat-2000", "--output", "made.json"),

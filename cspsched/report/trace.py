@@ -70,7 +70,9 @@ def _plot_arrivals(axes: Axes, columns: RequestColumns) -> None:
     axes.stairs(counts / width_s, edges, fill=True, color=OUTPUT, alpha=0.6, label=f"in {width_s:.3g} s")
     rate = len(columns) / span_s
     axes.axhline(rate, color=LINE, linestyle="--", label=f"mean {rate:.3g}/s")
-    axes.set(ylabel="requests per second", xlim=(edges[0], edges[-1]), ylim=(0, _LEGEND * counts.max() / width_s))
+    axes.set(
+        ylabel="requests per second", xlim=(edges[0], edges[-1]), ylim=(0, _LEGEND * counts.max() / width_s)
+    )
     axes.legend(loc="upper right")
 
 
@@ -86,7 +88,7 @@ def _plot_lengths(axes: Axes, columns: RequestColumns) -> None:
     axes.set(xscale="log", xlim=(1, longest * _LATER + 1), ylim=(0, _LATER))
     axes.grid(color=GRID)
     axes.xaxis.set_major_formatter(FuncFormatter(_thousands))
-    axes.legend(loc="upper left")
+    axes.legend(loc="best")
 
 
 def _plot_joint(axes: Axes, columns: RequestColumns) -> None:
@@ -120,6 +122,7 @@ def _plot_prefix(axes: Axes, columns: RequestColumns) -> None:
     axes.plot(np.arange(1, len(prompts) + 1), so_far, color=LINE, label=f"so far, {so_far[-1]:.1%} of all")
     axes.set(title="prefix sharing", xlabel="requests", ylabel="prompt tokens seen before")
     axes.set(xlim=(0, len(prompts)), ylim=(0, _LEGEND))
+    axes.set_yticks(np.linspace(0, 1, 6))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.xaxis.set_major_formatter(FuncFormatter(_thousands))
     axes.legend(loc="upper left")

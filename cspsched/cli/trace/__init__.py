@@ -9,7 +9,7 @@ from cspsched.cli.group import LazyGroup
 TRACE_COMMANDS = {
     "list": (
         "cspsched.cli.trace.list:list_command",
-        "The bundled traces, whose names every command takes in the place of a file, and the known formats.",
+        "The bundled traces, whose names every command takes in the place of a file, profiles, and formats.",
     ),
     "convert": (
         "cspsched.cli.trace.convert:convert_command",

@@ -58,7 +58,7 @@ def describe_command(
 
     \b
     cspsched trace describe trace.csv --window 0:60 --plot trace.png
-    cspsched trace describe trace.csv --model llama-3.1-8b --device a100-80gb
+    cspsched trace describe trace.csv --model llama-3.1-8b --device a100-80
     cspsched trace describe conversation.jsonl --format mooncake --dejitter uniform
     zcat trace.csv.gz | cspsched trace describe - --columns arrival=time:ms,prompt=in,output=out
     """  # noqa: D301 - click's marker for text that is not to be wrapped
