@@ -299,6 +299,16 @@ def test_a_damaged_parquet_file_is_refused(cut, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("text", [b"arrival_s", b"prompt"])
+def test_parquet_whose_text_is_no_utf_8_is_refused(text, tmp_path):
+    """In a name of a column, or in a cell."""
+    path = parquet(tmp_path / "t.parquet", arrival_s=["0"], prompt_tokens=["prompt"], output_tokens=["1"])
+    path.write_bytes(path.read_bytes().replace(text, text[:-1] + b"\xff"))
+
+    with pytest.raises(TraceError, match="is no whole Parquet file"):
+        read_trace(path)
+
+
 def test_parquet_without_rows_is_refused(tmp_path):
     """A trace has at least one request."""
     columns = dict.fromkeys(("arrival_s", "prompt_tokens", "output_tokens"), pa.array([], pa.int64()))
