@@ -73,12 +73,12 @@ def compose_cost(model: LlmModel, device: Device, parallelism: Parallelism = ONE
         If the extra is not installed, its tables lack the device or shapes of the model, the model's heads
         cannot be shared so, or the cache cannot be written.
     """
-    from cspsched.costs.importers.aiconfigurator import installed_tables
+    from cspsched.costs.importers.aiconfigurator import installed_tables, tables_for
 
     if device.operator_tables is None:
         known = ", ".join(name for name in device_names() if load_device(name).operator_tables)
         raise InputError(f"no operator tables of {device.name}; there are some of {known}")
-    tables = installed_tables(device.operator_tables)
+    tables = installed_tables(device.operator_tables, tables_for(model, parallelism))
     name = usual_name(model.name, device.name, parallelism)
     file = cache_folder() / _key(model, device, parallelism, tables) / f"{name}.toml"
     if not file.is_file():

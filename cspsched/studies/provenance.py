@@ -129,7 +129,7 @@ class Provenance:
             ("cost model", self.cost),
             ("error of the cost model", errors or "none stated"),
             ("limits", _listed(self.limits.to_json())),
-            ("switches", _listed(asdict(self.switches))),
+            ("switches", _listed(self.switches.to_json())),
             *((f"policy {number}", policy.line) for number, policy in enumerate(self.policies, 1)),
             ("objective", self.objective),
             ("seed", str(self.seed)),
@@ -150,7 +150,7 @@ class Provenance:
             **(self.parallelism.degrees if self.parallelism else dict.fromkeys(DEGREES)),
             "cost_error": dict(self.cost_error),
             "limits": self.limits.to_json(),
-            "switches": {name: _plain(value) for name, value in asdict(self.switches).items()},
+            "switches": {name: _plain(value) for name, value in self.switches.to_json().items()},
             "policies": [policy.to_json() for policy in self.policies],
             "versions": dict(self.versions),
         }

@@ -7,7 +7,7 @@ are derived from the memory bandwidth, and say so in `backend`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -319,8 +319,20 @@ class AicTables:
         return measured_collectives({kind: self.table(kind) for kind in kinds}, ranks)
 
 
-def installed_tables(system: str) -> list[Path]:
+def tables_for(model: LlmModel, parallelism: Parallelism) -> list[str]:
+    """Kinds of tables that a model may need, which is all that has to be read."""
+    attention = ("context", "generation") if model.mla is None else ("mla_context", "mla_generation")
+    kinds = ["gemm", *attention] + (["moe"] if model.moe is not None else [])
+    return kinds + (["nccl", "custom"] if parallelism != ONE_GPU else [])
+
+
+def installed_tables(system: str, kinds: Iterable[str] = TABLES) -> list[Path]:
     """Newest vLLM tables of a system such as `h200_sxm` in an installed aiconfigurator-core.
+
+    Parameters
+    ----------
+    kinds
+        Of `TABLES`, as far as the system has them.
 
     Raises
     ------
@@ -336,7 +348,8 @@ def installed_tables(system: str) -> list[Path]:
     if not (root / system).is_dir():
         known = sorted(path.name for path in root.iterdir() if path.is_dir())
         raise InputError(f"aiconfigurator-core has no system {system!r}; known: {', '.join(known)}")
-    found = [sorted((root / system).glob(f"{pattern}{PARQUET}"), key=_version) for pattern in TABLES.values()]
+    patterns = (f"{TABLES[kind]}{PARQUET}" for kind in kinds)
+    found = [sorted((root / system).glob(pattern), key=_version) for pattern in patterns]
     return [paths[-1] for paths in found if paths]
 
 
