@@ -1,4 +1,4 @@
-"""The tutorial and the page on workloads are what their commands print; the site is built without a warning."""
+"""The pages on the tutorial and on workloads are what their commands print; the site builds strictly."""
 
 from __future__ import annotations
 
