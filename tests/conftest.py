@@ -13,6 +13,7 @@ COMPILING = {
     "policies/test_compiled_user_policy.py",
     "policies/test_conformance.py",
     "policies/test_engines.py",
+    "policies/test_expected.py",
     "policies/test_failing.py",
     "policies/test_research.py",
     "policies/test_vidur.py",

@@ -31,7 +31,8 @@ def read_columns(table: PlainTable, trace_format: TraceFormat, selection: Select
     names = _names(table, trace_format, rows, kept)
     outputs = _token_counts(table, trace_format.output_column, rows)
     optional = trace_format.optional_columns
-    extra = read_optional_fields(table, rows, optional, prompts.tolist(), remedy=DROP_OR_SKIP)
+    lengths = (prompts.tolist(), outputs.tolist())
+    extra = read_optional_fields(table, rows, optional, *lengths, remedy=DROP_OR_SKIP)
     columns = RequestColumns.of_fields(
         request_id=names, arrival_ns=arrival_ns, prompt_tokens=prompts, output_tokens=outputs, **extra
     )

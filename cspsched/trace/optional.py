@@ -1,7 +1,7 @@
-"""Optional columns of a trace: priority, client, SLO limits, and the prefix that prompts share.
+"""Optional columns of a trace: priority, client, limits, the output that is predicted, and shared prefixes.
 
 A file may have any of them; `prefix_id` and `prefix_tokens` go together and make one segment. An empty cell
-is no client, no limit or no prefix.
+is no client, no limit, no prediction or no prefix.
 """
 
 from __future__ import annotations
@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from cspsched.errors import TraceError
 from cspsched.problem.request import Request
-from cspsched.trace.cells import limit_in_seconds, name_or_none, priority, shared_tokens
+from cspsched.trace.cells import (
+    limit_in_seconds,
+    name_or_none,
+    priority,
+    shared_tokens,
+    token_count_or_none,
+)
 from cspsched.trace.table import Table
 from cspsched.units import NS_PER_S
 
@@ -25,6 +31,8 @@ _CELLS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "client_id": ("client_id", name_or_none),
     "ttft_limit_s": ("ttft_limit_ns", limit_in_seconds),
     "tpot_limit_s": ("tpot_limit_ns", limit_in_seconds),
+    "max_tokens": ("max_tokens", token_count_or_none),
+    "predicted_tokens": ("predicted_tokens", token_count_or_none),
 }
 """Field of a request and reader of a cell for every column that stands by itself."""
 PREFIX_COLUMNS = ("prefix_id", "prefix_tokens")
@@ -32,7 +40,13 @@ OPTIONAL_COLUMNS = (*_CELLS, *PREFIX_COLUMNS)
 
 
 def read_optional(
-    table: Table, rows: Rows, columns: Sequence[str], prompts: Sequence[int], *, remedy: str
+    table: Table,
+    rows: Rows,
+    columns: Sequence[str],
+    prompts: Sequence[int],
+    outputs: Sequence[int],
+    *,
+    remedy: str,
 ) -> list[dict[str, Any]]:
     """Fields of each request that come from optional columns of a format.
 
@@ -42,24 +56,32 @@ def read_optional(
         The file, and the rows to read.
     columns
         Optional columns that the format has.
-    prompts
-        Prompt tokens of these rows, the most that a prefix may have.
+    prompts, outputs
+        Prompt and output tokens of these rows: the most that a prefix may have, and the least that may be
+        declared.
     remedy
         What the user can do about a row that is wrong.
 
     Raises
     ------
     TraceError
-        If a cell is wrong, a prefix has only one of its two columns or cells, or is longer than the prompt.
+        If a cell is wrong, a prefix has only one of its two columns or cells, or is longer than the prompt,
+        or a declared limit is less than the output.
     """
-    values = read_optional_fields(table, rows, columns, prompts, remedy=remedy)
+    values = read_optional_fields(table, rows, columns, prompts, outputs, remedy=remedy)
     return [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)] or [{}] * len(
         rows
     )
 
 
 def read_optional_fields(
-    table: Table, rows: Rows, columns: Sequence[str], prompts: Sequence[int], *, remedy: str
+    table: Table,
+    rows: Rows,
+    columns: Sequence[str],
+    prompts: Sequence[int],
+    outputs: Sequence[int],
+    *,
+    remedy: str,
 ) -> dict[str, Sequence[Any]]:
     """The same as columns: values of all rows by field of a request."""
     present = [name for name in columns if name in table.header]
@@ -68,6 +90,12 @@ def read_optional_fields(
         if name in _CELLS:
             field, parse = _CELLS[name]
             values[field] = table.parse(name, parse, rows, remedy=remedy)
+    for row, limit, output in zip(rows, values.get("max_tokens", ()), outputs, strict=False):
+        if limit is not None and limit < output:
+            raise TraceError(
+                f"{table.where(row)}: max_tokens is {limit}, expected at least the output, {output} "
+                f"({remedy})"
+            )
     if any(name in present for name in PREFIX_COLUMNS):
         values["prefix"] = _prefixes(table, rows, prompts, remedy)
     return values
@@ -117,6 +145,8 @@ def optional_cells(request: Request) -> tuple[str | int, ...]:
         _checked("client_id", request.client_id, request),
         "" if request.ttft_limit_ns is None else seconds_text(request.ttft_limit_ns),
         "" if request.tpot_limit_ns is None else seconds_text(request.tpot_limit_ns),
+        request.max_tokens or "",
+        request.predicted_tokens or "",
         _checked("prefix_id", prefix_id, request, may_be_empty=not prefix_tokens),
         prefix_tokens,
     )

@@ -89,12 +89,14 @@ def _read_rows(table: Table, selection: Selection) -> Trace:
     kept = selection.kept(elapsed_ns)
     rows = order[kept.start : kept.stop]
     prompts = table.parse(trace_format.prompt_column, token_count, rows, remedy=DROP_OR_SKIP)
+    outputs = table.parse(trace_format.output_column, token_count, rows, remedy=DROP_OR_SKIP)
+    optional = trace_format.optional_columns
     requests = _requests(
         arrivals_ns=selection.rebased(elapsed_ns[kept.start : kept.stop]),
         names=read_names(table, trace_format, rows, kept),
         prompts=prompts,
-        outputs=table.parse(trace_format.output_column, token_count, rows, remedy=DROP_OR_SKIP),
-        extras=read_optional(table, rows, trace_format.optional_columns, prompts, remedy=DROP_OR_SKIP),
+        outputs=outputs,
+        extras=read_optional(table, rows, optional, prompts, outputs, remedy=DROP_OR_SKIP),
     )
     return Trace(
         name=table.path.stem,

@@ -28,7 +28,8 @@ NATIVE_HEADER = "request_id,arrival_s,prompt_tokens,output_tokens\n"
 AZURE_HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
 NATIVE = (
     "native (request_id,arrival_s,prompt_tokens,output_tokens,"
-    "[priority],[client_id],[ttft_limit_s],[tpot_limit_s],[prefix_id],[prefix_tokens])"
+    "[priority],[client_id],[ttft_limit_s],[tpot_limit_s],[max_tokens],[predicted_tokens],"
+    "[prefix_id],[prefix_tokens])"
 )
 KNOWN = (
     f"{NATIVE}; "
@@ -78,9 +79,24 @@ def test_clients_limits_and_prefixes(trace_file):
     assert (third.ttft_limit_ns, third.prefix) == (2 * 10**9, ())
 
 
+def test_declared_and_predicted_outputs(trace_file):
+    """An empty cell declares nothing and predicts nothing; a limit may be the output itself."""
+    text = "max_tokens,predicted_tokens," + NATIVE_HEADER + "3,9,a,0,5,3\n,,b,1,5,3\n4.0,1,c,2,5,3\n"
+    first, second, third = read_trace(trace_file(text)).requests
+
+    assert (first.max_tokens, first.predicted_tokens) == (3, 9)
+    assert (second.max_tokens, second.predicted_tokens) == (None, None)
+    assert (third.max_tokens, third.predicted_tokens) == (4, 1)
+
+
 @pytest.mark.parametrize(
     ("columns", "cells", "message"),
     [
+        ("max_tokens", "2", "max_tokens is 2, expected at least the output, 3"),
+        ("max_tokens", "0", "max_tokens is '0', expected a whole number of at least 1"),
+        ("max_tokens", "1e12", "max_tokens is '1e12', expected a whole number of at least 1"),
+        ("max_tokens", "1000000000000", "max_tokens is '1000000000000', expected at most 1000000000"),
+        ("predicted_tokens", "2.5", "predicted_tokens is '2.5', expected a whole number of at least 1"),
         ("client_id", "a\tb", "client_id is 'a\\tb', expected a name of printable characters"),
         (
             "ttft_limit_s",
@@ -620,6 +636,8 @@ def request_lists(draw):
             ttft_limit_ns=draw(LIMITS_NS),
             tpot_limit_ns=draw(LIMITS_NS),
             prefix=draw(PREFIXES),
+            max_tokens=draw(st.none() | st.just(10**9)),
+            predicted_tokens=draw(st.none() | tokens),
         )
         for name, time in zip(names, times, strict=True)
     ]

@@ -165,6 +165,8 @@ class RequestState:
     phase
         QUEUED (or finished), PREFILLS, DECODES (in the aggregated loops: in lockstep), HELD (a decode that
         sits out), IN_LOCKSTEP (a decode whose record is as it was when it joined).
+    expected_tokens
+        What its policy takes for the output: the true one, a declared limit, or a prediction.
     mid_prefill
         Whether it was last preempted in the midst of a prefill or a refill.
     """
@@ -181,6 +183,7 @@ class RequestState:
     num_preemptions: Int32 = 0
     prompt_tokens: Int32 = 0
     output_tokens: Int32 = 0
+    expected_tokens: Int32 = 0
     rank: Int32 = 0
     importance: Int32 = 0
     last_step: Int32 = NO_RUN
