@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Any, TypedDict, Unpack, overload
+from typing import Any, TypedDict, Unpack, cast, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,8 @@ class OptionalFields(TypedDict, total=False):
     tpot_limit_ns: Sequence[int | None]
     max_tokens: Sequence[int | None]
     predicted_tokens: Sequence[int | None]
+    session_id: Sequence[str]
+    think_time_ns: Sequence[int]
     prefix: Sequence[Prefix]
 
 
@@ -39,7 +41,7 @@ class RequestColumns:
 
     Attributes
     ----------
-    client_id, prefix
+    client_id, session_id, prefix, think_time_ns
         None if no request has any.
     ttft_limit_ns, tpot_limit_ns, max_tokens, predicted_tokens
         `NONE` of who has none; None if no request has any.
@@ -60,6 +62,8 @@ class RequestColumns:
     tpot_limit_ns: IntArray | None = None
     max_tokens: IntArray | None = None
     predicted_tokens: IntArray | None = None
+    session_id: Sequence[str] | None = None
+    think_time_ns: IntArray | None = None
     prefix: Sequence[Prefix] | None = None
 
     def __post_init__(self) -> None:
@@ -72,6 +76,8 @@ class RequestColumns:
         for tokens in (self.max_tokens, self.predicted_tokens):
             if tokens is not None:
                 wrong |= tokens > MAX_TOKENS
+        if self.think_time_ns is not None:
+            wrong |= (self.think_time_ns < 0) | (self.think_time_ns > MAX_ARRIVAL_NS)
         if self.max_tokens is not None:
             wrong |= (self.max_tokens != NONE) & (self.max_tokens < self.output_tokens)
         for i in np.flatnonzero(wrong).tolist():
@@ -84,18 +90,15 @@ class RequestColumns:
     @classmethod
     def of(cls, requests: Sequence[Request]) -> RequestColumns:
         """Columns of requests."""
+        optional = {
+            name: [getattr(request, name) for request in requests] for name in OptionalFields.__annotations__
+        }
         return cls.of_fields(
             request_id=[request.request_id for request in requests],
             arrival_ns=np.array([request.arrival_ns for request in requests], dtype=np.int64),
             prompt_tokens=np.array([request.prompt_tokens for request in requests], dtype=np.int64),
             output_tokens=np.array([request.output_tokens for request in requests], dtype=np.int64),
-            priority=[request.priority for request in requests],
-            client_id=[request.client_id for request in requests],
-            ttft_limit_ns=[request.ttft_limit_ns for request in requests],
-            tpot_limit_ns=[request.tpot_limit_ns for request in requests],
-            max_tokens=[request.max_tokens for request in requests],
-            predicted_tokens=[request.predicted_tokens for request in requests],
-            prefix=[request.prefix for request in requests],
+            **cast(OptionalFields, optional),
         )
 
     @classmethod
@@ -123,6 +126,8 @@ class RequestColumns:
             tpot_limit_ns=_numbers(given.get("tpot_limit_ns", ())),
             max_tokens=_numbers(given.get("max_tokens", ())),
             predicted_tokens=_numbers(given.get("predicted_tokens", ())),
+            session_id=_if_any(given.get("session_id", ())),
+            think_time_ns=_numbers(given.get("think_time_ns", ())),
             prefix=_if_any(given.get("prefix", ())),
         )
 
@@ -162,29 +167,26 @@ class RequestColumns:
             priority=int(self.priority[i]),
             client_id="" if self.client_id is None else self.client_id[i],
             prefix=() if self.prefix is None else self.prefix[i],
+            session_id="" if self.session_id is None else self.session_id[i],
+            think_time_ns=0 if self.think_time_ns is None else int(self.think_time_ns[i]),
             **{name: number for name, number in numbers.items() if number != NONE},
         )
 
     def taken(self, positions: Positions | slice) -> RequestColumns:
         """Columns of some of the requests, each named once at most."""
         taken = RequestColumns(
-            request_id=_taken(self.request_id, positions),
-            arrival_ns=self.arrival_ns[positions],
-            prompt_tokens=self.prompt_tokens[positions],
-            output_tokens=self.output_tokens[positions],
-            priority=self.priority[positions],
-            client_id=None if self.client_id is None else _taken(self.client_id, positions),
-            prefix=None if self.prefix is None else _taken(self.prefix, positions),
-            **{
-                name: None if column is None else column[positions]
-                for name, column in self._optional_numbers.items()
-            },
+            **{one.name: _taken(getattr(self, one.name), positions) for one in fields(self)}
         )
         return taken._knowing_names_of(self)
 
     def earlier(self, ns: int) -> RequestColumns:
         """The same requests, each arriving so much earlier."""
         return replace(self, arrival_ns=self.arrival_ns - ns)._knowing_names_of(self)
+
+    def arriving(self, arrival_ns: IntArray) -> RequestColumns:
+        """The same requests with other arrivals, turns of no session."""
+        changed = replace(self, arrival_ns=arrival_ns, session_id=None, think_time_ns=None)
+        return changed._knowing_names_of(self)
 
     def with_limits(self, *, ttft_limit_ns: int | None, tpot_limit_ns: int | None) -> RequestColumns:
         """The same requests with SLO limits where they have none of their own."""
@@ -204,8 +206,8 @@ class RequestColumns:
 
     def canonical_json(self) -> Iterator[str]:
         """The list of `Request.to_json` of all requests as canonical JSON, in pieces."""
-        columns = (self.client_id, self.prefix, *self._optional_numbers.values())
-        has_extra = any(column is not None for column in columns)
+        extra = OptionalFields.__annotations__.keys() - {"priority"}
+        has_extra = any(getattr(self, name) is not None for name in extra)
         for first in range(0, len(self), _ROWS_AT_ONCE):
             some = slice(first, first + _ROWS_AT_ONCE)
             if has_extra:
@@ -301,7 +303,8 @@ def _filled(limits_ns: IntArray | None, limit_ns: int, count: int) -> IntArray:
     return np.where(limits_ns == NONE, limit_ns, limits_ns)
 
 
-def _taken(values: Sequence[Any], positions: Positions | slice) -> Sequence[Any]:
-    if isinstance(positions, slice):
-        return values[positions]
+def _taken(values: Any, positions: Positions | slice) -> Any:
+    """Some of a column, of which there may be none."""
+    if values is None or isinstance(values, np.ndarray) or isinstance(positions, slice):
+        return None if values is None else values[positions]
     return [values[i] for i in positions.tolist()]

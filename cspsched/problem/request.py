@@ -38,6 +38,10 @@ class Request:
     """Limit of the output that the caller declares, for policies that reserve memory by it."""
     predicted_tokens: int | None = None
     """Predicted output, for policies that rank by it."""
+    session_id: str = ""
+    """Conversation of which it is a turn, in the order of the file; empty if of none."""
+    think_time_ns: int = 0
+    """From the last token of the turn before to its arrival, where loops are closed."""
 
     def __post_init__(self) -> None:
         if self.prompt_tokens < 1:
@@ -58,6 +62,11 @@ class Request:
             raise TraceError(
                 f"request {self.request_id!r}: max_tokens is {self.max_tokens}, expected at least its "
                 f"output_tokens, {self.output_tokens}"
+            )
+        if not 0 <= self.think_time_ns <= MAX_ARRIVAL_NS:
+            raise TraceError(
+                f"request {self.request_id!r}: think_time_ns is {self.think_time_ns}, "
+                f"expected 0 to {MAX_ARRIVAL_NS}"
             )
         shared = sum(tokens for _, tokens in self.prefix)
         if any(tokens < 1 for _, tokens in self.prefix) or shared > self.prompt_tokens:
@@ -94,6 +103,8 @@ class Request:
             "client_id": self.client_id,
             **{name: getattr(self, name) for name in OPTIONAL_NUMBERS},
             "prefix": [list(segment) for segment in self.prefix],
+            "session_id": self.session_id,
+            "think_time_ns": self.think_time_ns,
         }
         return {
             "request_id": self.request_id,
@@ -108,13 +119,15 @@ class Request:
     def from_json(cls, data: Any, where: str) -> Request:
         """Read what `to_json` wrote."""
         numbers = ("arrival_ns", "prompt_tokens", "output_tokens", "priority")
-        optional = ("client_id", "prefix", *OPTIONAL_NUMBERS)
+        optional = (*OPTIONAL_NUMBERS, "think_time_ns", "client_id", "session_id", "prefix")
         require_keys(data, where, required=("request_id", *numbers), optional=optional)
         return cls(
             request_id=require_text(data, "request_id", where),
             **{name: require_int(data, name, where) for name in numbers},
             **{name: require_int(data, name, where) for name in OPTIONAL_NUMBERS if name in data},
+            think_time_ns=require_int(data, "think_time_ns", where) if "think_time_ns" in data else 0,
             client_id=require_text(data, "client_id", where) if "client_id" in data else "",
+            session_id=require_text(data, "session_id", where) if "session_id" in data else "",
             prefix=_prefix_from_json(data.get("prefix", []), f"{where}: prefix"),
         )
 

@@ -1,7 +1,7 @@
-"""Optional columns of a trace: priority, client, limits, the output that is predicted, and shared prefixes.
+"""Optional columns of a trace: priority, client, limits, predicted output, sessions, and shared prefixes.
 
-A file may have any of them; `prefix_id` and `prefix_tokens` go together and make one segment. An empty cell
-is no client, no limit, no prediction or no prefix.
+A file may have any of them; `prefix_id` and `prefix_tokens` go together and make one segment, and
+`think_time_s` needs a `session_id`. An empty cell is none of what the column has.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from cspsched.problem.request import Request
 from cspsched.trace.cells import (
     limit_in_seconds,
     name_or_none,
+    pause_in_seconds,
     priority,
     shared_tokens,
     token_count_or_none,
@@ -33,6 +34,8 @@ _CELLS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "tpot_limit_s": ("tpot_limit_ns", limit_in_seconds),
     "max_tokens": ("max_tokens", token_count_or_none),
     "predicted_tokens": ("predicted_tokens", token_count_or_none),
+    "session_id": ("session_id", name_or_none),
+    "think_time_s": ("think_time_ns", pause_in_seconds),
 }
 """Field of a request and reader of a cell for every column that stands by itself."""
 PREFIX_COLUMNS = ("prefix_id", "prefix_tokens")
@@ -96,9 +99,22 @@ def read_optional_fields(
                 f"{table.where(row)}: max_tokens is {limit}, expected at least the output, {output} "
                 f"({remedy})"
             )
+    if any(values.get("think_time_ns", ())):
+        _require_sessions(table, rows, values, remedy)
     if any(name in present for name in PREFIX_COLUMNS):
         values["prefix"] = _prefixes(table, rows, prompts, remedy)
     return values
+
+
+def _require_sessions(table: Table, rows: Rows, values: dict[str, Sequence[Any]], remedy: str) -> None:
+    """Refuse a think time of a request that is a turn of no session."""
+    names = values.get("session_id", [""] * len(rows))
+    for row, name, think_ns in zip(rows, names, values["think_time_ns"], strict=True):
+        if think_ns and not name:
+            raise TraceError(
+                f"{table.where(row)}: think_time_s is {seconds_text(think_ns)} without a session_id, "
+                f"expected 0 or an empty cell ({remedy})"
+            )
 
 
 def _prefixes(
@@ -147,6 +163,8 @@ def optional_cells(request: Request) -> tuple[str | int, ...]:
         "" if request.tpot_limit_ns is None else seconds_text(request.tpot_limit_ns),
         request.max_tokens or "",
         request.predicted_tokens or "",
+        _checked("session_id", request.session_id, request),
+        seconds_text(request.think_time_ns) if request.think_time_ns else "",
         _checked("prefix_id", prefix_id, request, may_be_empty=not prefix_tokens),
         prefix_tokens,
     )

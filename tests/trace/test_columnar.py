@@ -165,15 +165,16 @@ def test_instances_of_columns_are_those_of_requests(tmp_path, monkeypatch):
 
 
 def test_the_fingerprint_of_optional_fields(tmp_path, monkeypatch):
-    """Clients, limits, prefixes, and what is declared and predicted stand in the canonical JSON."""
+    """Clients, limits, prefixes, what is declared and predicted, and sessions stand in the canonical JSON."""
     path = tmp_path / "trace.csv"
-    header = HEADER.strip() + ",client_id,ttft_limit_s,prefix_id,prefix_tokens,max_tokens,predicted_tokens\n"
-    path.write_text(header + "a,0,9,1,me,,p,3,7,\nb,1,9,1,,2.5,,,,4\n", encoding="utf-8")
+    header = HEADER.strip() + ",client_id,ttft_limit_s,prefix_id,prefix_tokens,max_tokens,predicted_tokens"
+    header += ",session_id,think_time_s\n"
+    path.write_text(header + "a,0,9,1,me,,p,3,7,,s,\nb,1,9,1,,2.5,,,,4,s,6\n", encoding="utf-8")
     by_rows, in_columns = both_ways(path, monkeypatch)
 
     assert make_instance(by_rows).fingerprint() == make_instance(in_columns).fingerprint()
     text = path.read_text(encoding="utf-8")
-    for cell, other in ((",7,\n", ",8,\n"), (",4\n", ",5\n")):
+    for cell, other in ((",7,,s", ",8,,s"), (",4,s", ",5,s"), ("s,6", "t,6"), ("s,6", "s,7")):
         path.write_text(text.replace(cell, other), encoding="utf-8")
         assert make_instance(read_trace(path)).fingerprint() != make_instance(by_rows).fingerprint()
 
@@ -199,6 +200,7 @@ def test_a_column_refuses_what_a_request_refuses(field):
         ("max_tokens", [None, 1], "max_tokens is 1, expected at least its output_tokens, 2"),
         ("max_tokens", [None, 2 * 10**9], "max_tokens is 2000000000, expected at most 1000000000"),
         ("predicted_tokens", [5, -1], "predicted_tokens is -1, expected at least 1"),
+        ("think_time_ns", [5, -1], "think_time_ns is -1, expected 0 to 9000000000000000000"),
         ("ttft_limit_ns", [5, -1], "ttft_limit_ns is -1, expected at least 1"),
     ],
 )
