@@ -18,6 +18,7 @@ COMPILING = {
     "policies/test_research.py",
     "policies/test_vidur.py",
     "simulate/test_cancel.py",
+    "simulate/test_closed_loop.py",
     "simulate/test_kernel_decisions.py",
     "simulate/test_kernel_run.py",
     "simulate/test_kernel_schedules.py",

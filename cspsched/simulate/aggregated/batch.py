@@ -6,7 +6,13 @@ from cspsched.compiled.jit import inner
 from cspsched.simulate.aggregated.columns import GENERATING, SORTED
 from cspsched.simulate.aggregated.queues import append_running, pop_head, queue_again, remove_running
 from cspsched.simulate.aggregated.state import Admit
-from cspsched.simulate.kernel.actions import blocks_of, known_tokens, log_batch, restart_output
+from cspsched.simulate.kernel.actions import (
+    blocks_of,
+    known_tokens,
+    log_batch,
+    note_end,
+    restart_output,
+)
 from cspsched.simulate.kernel.layout import (
     AMOUNT,
     BEFORE,
@@ -252,6 +258,6 @@ def finish(k: Kernel, request: int, end_ns: int) -> None:
     """Free what a request holds."""
     k.now.free_blocks += k.requests[request].blocks
     k.now.num_unfinished -= 1
-    k.requests[request].finish_ns = end_ns
+    note_end(k, request, end_ns)
     k.requests[request].phase = QUEUED
     _leave(k, request)

@@ -40,6 +40,9 @@ class Now:
         that have arrived.
     is_open, is_idle
         Whether more requests may come; whether it waits for the next.
+    stops_at_ends, last_ended
+        Whether no decision is made at or after the end of a request; the last whose end is known, and was not
+        told (see `RequestState.ended_before`).
     shift
         What a context has to be increased by so that its residue by the block is that of `Kernel.residues`.
     num_decode_steps
@@ -63,6 +66,8 @@ class Now:
     num_arrivals: int = 0
     is_open: int = 0
     is_idle: int = 0
+    stops_at_ends: int = 0
+    last_ended: int = NO_REQUEST
     num_submitted: int = 0
     num_waiting: int = 0
     num_unfinished: int = 0
@@ -167,6 +172,8 @@ class RequestState:
         sits out), IN_LOCKSTEP (a decode whose record is as it was when it joined).
     expected_tokens
         What its policy takes for the output: the true one, a declared limit, or a prediction.
+    ended_before
+        The request whose end came to be known before (`Now.last_ended`).
     mid_prefill
         Whether it was last preempted in the midst of a prefill or a refill.
     """
@@ -192,6 +199,7 @@ class RequestState:
     joined: Int32 = 0
     locked_place: Int32 = 0
     mid_prefill: Int32 = 0
+    ended_before: Int32 = NO_REQUEST
     arrival_ns: int = 0
     scheduled_ns: int = -1
     first_token_ns: int = -1

@@ -107,10 +107,16 @@ class Workload:
         if rules.order is Order.PRIORITY:
             rank = np.arange(self.num_requests) if self.names is None else _rank(self.names)
             return np.lexsort((rank, self.arrival_ns, self.priorities)).astype(np.int32)
+        return submission[np.argsort(self.queue_key(rules)[submission], kind="stable")]
+
+    def queue_key(self, rules: Rules) -> IntArray:
+        """What goes before the arrival of each request in the order of the waiting queue, if it has ranks."""
+        if rules.order is Order.PRIORITY:
+            return self.priorities
         key = self.expected_tokens(rules)
         if rules.order is Order.VOLUME:
             key = key * self.prompt_tokens + key * (key - 1) // 2
-        return submission[np.argsort(key[submission], kind="stable")]
+        return key
 
     def ranks(self, rules: Rules) -> Int32Array:
         """Place of each request in `queue_order`."""
