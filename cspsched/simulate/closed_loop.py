@@ -68,7 +68,7 @@ class ClosedLoop:
         next_session = iter(waiting[num_open:])
         coming.sort()
         ends: list[tuple[int, int]] = []
-        left = sum(map(len, self.sessions))
+        left, reached_ns = sum(map(len, self.sessions)), -1
         while left:
             if ends and (not coming or ends[0][0] <= coming[0][0]):
                 end_ns, request = heappop(ends)
@@ -82,10 +82,11 @@ class ClosedLoop:
                     heappush(coming, (end_ns + pause_ns, following))
                 continue
             until_ns = coming[0][0] if coming else NEVER_NS
-            found = replica.advance_to_end(until_ns)
-            for end in found:
-                heappush(ends, end)
-            if coming and not (ends and ends[0][0] <= until_ns):
+            if until_ns > reached_ns:
+                for end in replica.advance_to_end(until_ns):
+                    heappush(ends, end)
+                reached_ns = min(until_ns, ends[0][0]) if ends else until_ns
+            if coming and until_ns <= reached_ns and not (ends and ends[0][0] <= until_ns):
                 at_ns, request = heappop(coming)
                 arrival_ns[request] = at_ns
                 replica.submit(request, at_ns)

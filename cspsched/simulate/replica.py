@@ -121,12 +121,13 @@ class Submissions:
 
     def add(self, request: int, arrival_ns: int) -> None:
         """Note a request, or refuse it (see `Replica.submit`)."""
-        one = self._requests[request]
         if request in self._submitted:
-            raise UsageError(f"request {one.request_id!r} is submitted twice, expected once")
+            name = self._requests[request].request_id
+            raise UsageError(f"request {name!r} is submitted twice, expected once")
         if arrival_ns < self._earliest_ns:
+            name = self._requests[request].request_id
             raise UsageError(
-                f"request {one.request_id!r} arrives at {arrival_ns} ns, expected at least "
+                f"request {name!r} arrives at {arrival_ns} ns, expected at least "
                 f"{self._earliest_ns} ns: the replica is there already, or an earlier submission comes then"
             )
         self._earliest_ns = arrival_ns

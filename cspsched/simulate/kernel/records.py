@@ -479,6 +479,19 @@ def rules_into(now: Now, rules: object) -> None:
             setattr(now, one.name, getattr(rules, one.name))
 
 
+def field_of(record: Any, name: str) -> Any:
+    """A field of one record; a row of an array is read without numpy's detour for attributes."""
+    return np.void.__getitem__(record, name) if isinstance(record, np.void) else getattr(record, name)
+
+
+def set_field(record: Any, name: str, value: float) -> None:
+    """Give a field of one record a value, as `field_of` reads it."""
+    if isinstance(record, np.void):
+        np.void.__setitem__(record, name, value)
+    else:
+        setattr(record, name, value)
+
+
 def set_column(records: Any, name: str, values: Column | float) -> None:
     """Give a field of all records its values, or one value."""
     if not isinstance(records, list):

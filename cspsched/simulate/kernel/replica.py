@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cspsched.problem.instance import Instance
 from cspsched.simulate.kernel.layout import SUBMISSION, Kernel
-from cspsched.simulate.kernel.records import NEVER_NS, NO_REQUEST, Now
+from cspsched.simulate.kernel.records import NEVER_NS, NO_REQUEST, Now, field_of, set_field
 from cspsched.simulate.kernel.run import KernelRun
 from cspsched.simulate.kernel.standing import Standing
 from cspsched.simulate.kernel.support import new_loop
@@ -52,7 +52,7 @@ class KernelReplica:
         arrival_ns = own_ns if arrival_ns is None else arrival_ns
         self._submissions.add(request, arrival_ns)
         kernel, now = self.kernel, self._now
-        kernel.requests[request].arrival_ns = arrival_ns
+        set_field(kernel.requests[request], "arrival_ns", arrival_ns)
         if self._standing is not None:
             self._standing.enter(kernel, request, arrival_ns)
         if self._loop.rules.has_deadlines:
@@ -60,9 +60,10 @@ class KernelReplica:
         if self._loop.rules.clients:
             client = self._instance.requests[request].client_id
             kernel.notes[request].client = self._clients.setdefault(client, len(self._clients))
-        kernel.orders[now.num_arrivals, SUBMISSION] = request
-        now.num_arrivals += 1
-        now.num_unfinished += 1
+        num_arrivals = field_of(now, "num_arrivals")
+        kernel.orders[num_arrivals, SUBMISSION] = request
+        set_field(now, "num_arrivals", num_arrivals + 1)
+        set_field(now, "num_unfinished", field_of(now, "num_unfinished") + 1)
 
     def cancel(self, request: int) -> None:
         """Let a request that was submitted leave before its end, between batches."""
@@ -77,16 +78,19 @@ class KernelReplica:
 
     def advance_to_end(self, until_ns: int) -> list[tuple[int, int]]:
         """Advance to a time, or to the first end of a request that comes to be known if that is before."""
-        self._now.stops_at_ends = 1
-        self._now.until_ns = max(int(self._now.until_ns), until_ns)
+        now = self._now
+        set_field(now, "stops_at_ends", 1)
+        set_field(now, "until_ns", max(int(field_of(now, "until_ns")), until_ns))
         self._loop.go_on()
-        self._submissions.advance(int(self._now.until_ns))
         kernel, now, ends = self.kernel, self._now, []
-        while now.last_ended != NO_REQUEST:
-            request = int(now.last_ended)
-            ends.append((int(kernel.requests[request].finish_ns), request))
-            now.last_ended = kernel.requests[request].ended_before
-        now.stops_at_ends = 0
+        self._submissions.advance(int(field_of(now, "until_ns")))
+        request = int(field_of(now, "last_ended"))
+        while request != NO_REQUEST:
+            row = kernel.requests[request]
+            ends.append((int(field_of(row, "finish_ns")), request))
+            request = int(field_of(row, "ended_before"))
+        set_field(now, "last_ended", NO_REQUEST)
+        set_field(now, "stops_at_ends", 0)
         return sorted(ends)
 
     def finish(self) -> Simulation:
