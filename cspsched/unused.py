@@ -11,7 +11,9 @@ from cspsched.trace import Trace
 from cspsched.trace.trace import UnusedColumn
 
 
-def warnings_for(trace: Trace, policies: Iterable[Policy | str] = ()) -> list[str]:
+def warnings_for(
+    trace: Trace, policies: Iterable[Policy | str] = (), *, closes_loops: bool = False
+) -> list[str]:
     """One line for all columns that are not used, and one for each setting that no request has data for.
 
     Parameters
@@ -20,6 +22,8 @@ def warnings_for(trace: Trace, policies: Iterable[Policy | str] = ()) -> list[st
         As it was read, with its columns.
     policies
         The policies that run on it, or their texts.
+    closes_loops
+        Whether turns of sessions arrive when those before have ended; else their arrivals stand.
 
     Raises
     ------
@@ -27,6 +31,11 @@ def warnings_for(trace: Trace, policies: Iterable[Policy | str] = ()) -> list[st
         If a text names no policy.
     """
     told = [_columns_sentence(trace.unused_columns)] if trace.unused_columns else []
+    if not closes_loops and any(request.session_id for request in trace.requests):
+        told.append(
+            f"requests of {trace.name} are turns of sessions, whose arrivals are taken as they stand here; "
+            "'simulate' and 'compare' let a turn follow the one before"
+        )
     for policy in policies:
         made = make_policy(policy) if isinstance(policy, str) else policy
         for need in unmet_needs(made, trace.requests):

@@ -99,6 +99,7 @@ def bounds_row(comparison: Comparison) -> list[list[str]]:
 def footnotes(comparison: Comparison) -> list[str]:
     """What the reference is, what was rejected, and what the reader must know."""
     notes = [reference_sentence(comparison), *_ends(comparison), *arrival_note(comparison), CLAIRVOYANT]
+    notes += [f"{comparison.arrivals}."] if comparison.arrivals else []
     notes += [f"Passed over: {failure.sentence}" for failure in comparison.reference.failures]
     notes += [f"Note: {warning}." for warning in comparison.warnings]
     notes.append(frontend_note(comparison))

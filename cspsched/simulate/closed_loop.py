@@ -43,6 +43,16 @@ class ClosedLoop:
     concurrency: int | None = None
     added_ns: int = 0
 
+    def sentence(self, policy: str) -> str:
+        """What the arrivals of a result are that came about under a policy."""
+        num_users = f"{self.concurrency} at a time, " if self.concurrency is not None else ""
+        num_requests = sum(map(len, self.sessions))
+        return (
+            f"Arrivals came about under {policy} in a closed loop "
+            f"({num_users}{num_requests - len(self.sessions)} of {num_requests} requests follow another of "
+            "their session); they are frozen for the referee, the metrics, the bounds and the excess"
+        )
+
     def serve(self, replica: Replica, arrival_ns: IntArray, think_ns: IntArray | None = None) -> None:
         """Submit all requests to a replica as they come, and write when they do.
 
