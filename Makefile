@@ -15,7 +15,7 @@ QUICK := studies/test_compare test_docs test_executors costs/test_fit simulate/t
 	policies/test_labels policies/test_registry policies/test_rules policies/test_user_file \
 	simulate/test_prefix_cache policies/test_real_run recording/test_import recording/test_log \
 	recording/test_replay referee/test_rules problem/test_request_instance referee/test_history test_serving \
-	simulate/test_engine simulate/test_step test_status referee/test_timing trace/test_generate trace/test_read \
+	simulate/test_engine simulate/test_step test_status referee/test_timing trace/generators/test_generate trace/test_read \
 	trace/test_statistics test_unused policies/test_vllm_v1 cli/test_debug cli/test_errors cli/test_help \
 	cli/test_values
 

@@ -12,12 +12,8 @@ import sys
 
 import numpy as np
 
-from cspsched.costs.importers.aiconfigurator import (
-    PROMPT_LENGTH,
-    AicTables,
-    attention_of_heads,
-    installed_tables,
-)
+from cspsched.costs.importers.aiconfigurator import AicTables, installed_tables
+from cspsched.costs.importers.attention_heads import PROMPT_LENGTH, attention_of_heads
 
 SYSTEMS = ("h100_sxm", "h200_sxm")
 HEADS = ((8, 8), (16, 8), (32, 8), (4, 4), (32, 4))

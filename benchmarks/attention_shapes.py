@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cspsched.costs.importers.aiconfigurator import AicTables, attention_of_heads
+from cspsched.costs.importers.aiconfigurator import AicTables
+from cspsched.costs.importers.attention_heads import attention_of_heads
 
 DEVICES, HEADS, KV_HEADS, HEAD_SIZE = ("h200", "h100", "a100"), 32, 8, 128
 LEAST_LENGTHS = (128, 1024)

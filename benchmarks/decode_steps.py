@@ -15,17 +15,19 @@ import click
 import numpy as np
 import pandas as pd
 
-from cspsched.costs.compose import SYSTEMS, compose_cost
-from cspsched.costs.estimator.features import message_times
+from cspsched.costs.compose import compose_cost
+from cspsched.costs.devices import Device, load_device
+from cspsched.costs.estimator.features import message_times, share_of_layers
 from cspsched.costs.estimator.tables import MonotoneTable
 from cspsched.costs.importers.aiconfigurator import AicTables, installed_tables
 from cspsched.costs.kv_capacity import weight_bytes
-from cspsched.costs.models import Device, LlmModel, load_device, load_model
+from cspsched.costs.models import LlmModel, load_model
+from cspsched.costs.parallelism import Parallelism
 from cspsched.costs.presets import load_cost
 from cspsched.costs.rows import OPERATORS
 from cspsched.problem.cost import BatchFeatures
 
-GEMMS = ("qkv_proj", "o_proj", "gate_up", "down", "router", "experts")
+GEMMS = ("qkv_proj", "o_proj", "gate_up", "down", "router", "shared_gate_up", "shared_down", "experts")
 COLUMNS = ("batch", "weights", "attention", "all-reduce", "head", "rest", "sum", "composed", "limit")
 
 
@@ -39,15 +41,15 @@ def main(model: str, device: str, tensor_parallel: int, context: int, batches: t
     """Print one line a batch, milliseconds."""
     facts, gpu = load_model(model), load_device(device)
     print("| " + " | ".join(COLUMNS) + " |\n|" + "--:|" * len(COLUMNS))
-    for line in steps(facts, gpu, tensor_parallel, context, batches):
+    for line in steps(facts, gpu, Parallelism(tensor=tensor_parallel), context, batches):
         print("| " + " | ".join(f"{x:.2f}" if isinstance(x, float) else str(x) for x in line) + " |")
 
 
 def steps(
-    model: LlmModel, device: Device, ranks: int, context: int, batches: tuple[int, ...]
+    model: LlmModel, device: Device, ranks: Parallelism, context: int, batches: tuple[int, ...]
 ) -> Iterator[list[float | int]]:
     """Batch size and milliseconds of each part, of the composed cost model, and of the limit."""
-    rows = AicTables.read(installed_tables(SYSTEMS[device.name]), checked=True).rows(model, device, ranks)
+    rows = AicTables.read(installed_tables(device.operator_tables), checked=True).rows(model, device, ranks)
     cost = load_cost(compose_cost(model, device, ranks))
     for batch in batches:
         found = dict.fromkeys(("weights", "attention", "all-reduce", "head", "rest"), 0.0)
@@ -55,7 +57,7 @@ def steps(
             kind, layers = OPERATORS[str(operator)], model.num_layers
             if kind.feature == "message":
                 continue
-            calls = layers * kind.per_layer + kind.per_step
+            calls = layers * share_of_layers(str(operator), model) * kind.per_layer + kind.per_step
             name = "weights" if operator in GEMMS else "head" if operator == "lm_head" else "rest"
             if operator == "attn_decode":
                 found["attention"] = layers * _attention_us(part, batch, context) / 1000
@@ -64,7 +66,7 @@ def steps(
                     part["num_tokens"].to_numpy(np.int64), part["t_us"].to_numpy(np.float64)
                 )
                 found[name] += calls * float(table(np.array([batch]))[0]) / 1000
-        reduce_us = message_times(rows, "all_reduce", np.array([batch]), model, ranks)
+        reduce_us = message_times(rows, "all_reduce", np.array([batch]), model, ranks.tensor)
         found["all-reduce"] = 2 * model.num_layers * float(reduce_us[0]) / 1000
         features = BatchFeatures(
             tokens=batch, prefill_attention=0, prefill_tokens=0, prefill_context=0,
@@ -74,7 +76,7 @@ def steps(
         read = sum(weights) - weights.embedding
         if model.moe is not None:  # experts that no token chooses, all being chosen alike, are not read
             read -= weights.mlp * (1 - model.moe.experts_per_token / model.moe.num_experts) ** batch
-        read += batch * context * model.kv_bytes_per_token(ranks)
+        read += batch * context * model.kv_bytes_per_token(ranks.tensor)
         limit_ms = 1000 * read / device.memory_bandwidth_bytes_per_s
         yield [batch, *found.values(), sum(found.values()), cost.batch_time_ns(features) / 1e6, limit_ms]
 

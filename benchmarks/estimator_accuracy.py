@@ -18,14 +18,16 @@ import numpy as np
 import pandas as pd
 from sklearn.ensemble import RandomForestRegressor
 
+from cspsched.costs.devices import load_device
 from cspsched.costs.estimator.features import attention_work, head_work, of_operator, token_work
 from cspsched.costs.estimator.quality import Group
 from cspsched.costs.estimator.tables import MonotoneTable
 from cspsched.costs.estimator.trees import CorrectedByTrees
 from cspsched.costs.fit import FloatArray, Measurements, batch_features, price_terms
-from cspsched.costs.importers.aiconfigurator import AicTables, attention_of_heads
+from cspsched.costs.importers.aiconfigurator import AicTables
+from cspsched.costs.importers.attention_heads import attention_of_heads
 from cspsched.costs.importers.vidur import import_vidur
-from cspsched.costs.models import load_device, load_model
+from cspsched.costs.models import load_model
 from cspsched.costs.presets import load_cost
 from cspsched.problem.cost import BatchFeatures, triangle
 
@@ -190,7 +192,7 @@ def whole_steps(folder: Path) -> Iterator[dict[str, Any]]:
     """Batches drawn at random: the piecewise-linear form beside tables and trees that nobody rounded."""
     model = load_model("llama-3.1-8b")
     for table, device in DEVICES.items():
-        rows = AicTables.read(sorted(folder.glob(f"prof_aic_{table}_*"))).rows(model, load_device(device), 1)
+        rows = AicTables.read(sorted(folder.glob(f"prof_aic_{table}_*"))).rows(model, load_device(device))
         cost, batches = load_cost(f"{device}-llama-3.1-8b"), drawn_batches()
         tokens = token_work(rows, model, model.num_layers, 1)
         head = head_work(rows, model, 1)

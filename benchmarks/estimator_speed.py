@@ -22,11 +22,12 @@ from estimator_accuracy import drawn_batches
 
 from cspsched.compiled.batch_time import term_ns
 from cspsched.compiled.jit import compiled
+from cspsched.costs.devices import load_device
 from cspsched.costs.estimator import fit_profile
 from cspsched.costs.estimator.write import write_cost
 from cspsched.costs.importers.aiconfigurator import AicTables
 from cspsched.costs.importers.llmservingsim import import_llmservingsim
-from cspsched.costs.models import load_device, load_model
+from cspsched.costs.models import load_model
 from cspsched.costs.presets import load_cost
 from cspsched.problem.cost import BatchFeatures, CostModel, IntArray
 from cspsched.simulate.kernel.cost import flatten_cost
@@ -73,7 +74,7 @@ def fits(folder: Path) -> Iterator[Figure]:
 
     def aiconfigurator(path: Path) -> None:
         tables = AicTables.read(sorted(folder.glob("prof_aic_h100_*")))
-        write_cost(fit_profile(tables.rows(model, device, 1), model), {}, "a benchmark", path)
+        write_cost(fit_profile(tables.rows(model, device), model), {}, "a benchmark", path)
 
     def llmservingsim(path: Path) -> None:
         rows = import_llmservingsim(sorted(folder.glob("*RTXPRO6000_llama8b_*.csv")), model)

@@ -30,7 +30,7 @@ from cspsched.problem.instance import Instance, Limits, Preemption, Switches
 from cspsched.problem.request import Request
 from cspsched.referee.metrics import measure
 from cspsched.simulate import simulate
-from cspsched.trace.generate import CHAT, generate_trace
+from cspsched.trace.generators import generate_trace, load_profile
 from cspsched.units import NS_PER_S
 
 SUITE_SCHEMA = "cspsched/benchmark-instances/1"
@@ -118,7 +118,7 @@ def real(device: str) -> Iterator[Named]:
 def window(name: str, cost: CostModel, count: int, load: int, *, binding: bool) -> Instance:
     """Requests of the chat generator at a load, which is relative to vLLM with all of them at 0."""
     seed = random.Random(name).randrange(10**6)
-    requests = generate_trace(CHAT, num_requests=count, rate_per_s=1.0, seed=seed).requests
+    requests = generate_trace(load_profile("chat"), num_requests=count, rate_per_s=1.0, seed=seed).requests
     blocks = [-(-request.peak_kv_tokens // 16) for request in requests]
     limits = Limits(
         kv_blocks=max(max(blocks), sum(blocks) * 35 // 100) if binding else sum(blocks),

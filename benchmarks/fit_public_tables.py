@@ -17,14 +17,15 @@ from pathlib import Path
 
 import pandas as pd
 
-from cspsched.costs.compose import SYSTEMS as INSTALLED
 from cspsched.costs.compose import composed_text
+from cspsched.costs.devices import load_device
 from cspsched.costs.estimator import FittedProfile, fit_profile
 from cspsched.costs.estimator.profile import Engine
 from cspsched.costs.estimator.write import cost_text
 from cspsched.costs.importers.aiconfigurator import AicTables, installed_tables
 from cspsched.costs.importers.llmservingsim import import_llmservingsim
-from cspsched.costs.models import load_device, load_model, usual_name
+from cspsched.costs.models import load_model, usual_name
+from cspsched.costs.parallelism import Parallelism
 
 SCRIPT = "benchmarks/fit_public_tables.py"
 DENSE_LEAVES_OUT = (
@@ -145,7 +146,7 @@ def aic_case(system: System, tables: AicTables, name: str) -> Case:
     """A model on one device with tables of aiconfigurator."""
     model = load_model(name)
     source = AIC.format(tables=system.tables)
-    rows = tables.rows(model, load_device(system.device), 1)
+    rows = tables.rows(model, load_device(system.device))
     if rows["kernel_impl"].str.endswith("between shapes").any():
         source += FILLED.format(error=f"{abs(tables.gemm_grid().held_out_errors()).mean():.1%}")
     heads = rows[rows["op"] == "attn_decode"]["kernel_impl"].iloc[0]
@@ -179,11 +180,13 @@ def main() -> None:
     parser.add_argument("--only", default="", help="write only files whose name contains this")
     arguments = parser.parse_args()
     for model, device, ranks in composed():
-        name = usual_name(model, device, ranks)
+        parallelism = Parallelism(tensor=ranks)
+        name = usual_name(model, device, parallelism)
         if arguments.only in name:
             print(name)
-            tables = installed_tables(INSTALLED[device])
-            text = composed_text(load_model(model), load_device(device), ranks, tables)
+            facts = load_device(device)
+            tables = installed_tables(facts.operator_tables)
+            text = composed_text(load_model(model), facts, parallelism, tables)
             (arguments.out / f"{name}.toml").write_text(text, encoding="utf-8")
     for case in cases(arguments.data_folder):
         name = usual_name(case.model, case.device)

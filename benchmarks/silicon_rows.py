@@ -17,6 +17,7 @@ import sys
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,13 @@ import click
 import numpy as np
 import pandas as pd
 
-from cspsched.costs.compose import SYSTEMS
+from cspsched.costs.devices import device_names, load_device
 from cspsched.errors import CspschedError
 from cspsched.serving import Serving
 from cspsched.studies.validation import MeasuredRun, Settings, validate_runs
 from cspsched.studies.validation.nouns import Lengths, Stage
 
+DEVICES = {load_device(name).operator_tables: name for name in device_names()}
 NAMES = {
     "meta-llama/Llama-3.1-70B": "llama-3.1-70b",
     "nvidia/Llama-3.1-8B-Instruct-FP8": "llama-3.1-8b",
@@ -39,7 +41,13 @@ NAMES = {
     "openai/gpt-oss-120b": "gpt-oss-120b",
 }
 """Models of the table; the format of their weights is a column of its own."""
-FORMATS = {"fp8": "fp8", "fp8_block": "fp8-block", "bfloat16": None, "bf16": None, "nvfp4": "nvfp4"}
+FORMATS = {
+    "fp8": "fp8", "fp8_block": "fp8-block", "bfloat16": None, "bf16": None, "nvfp4": "nvfp4",
+}  # fmt: skip
+UNSAID = {"pp_size": 1, "attention_dp_size": 1, "moe_ep_size": 1, "gemm_quant_mode": "bf16"}
+"""What a row means that does not say: one rank, and the checkpoint with that name."""
+BLOCKS = ("Qwen/",)
+"""Whose FP8 checkpoints have a scale for each block."""
 DRAWN = re.compile(r"db-dump|source_file=\d{4}-")
 """Sources whose client draws lengths evenly between 80 and 100 % of what the row says (SemiAnalysis
 InferenceX, `--random-range-ratio 0.8`)."""
@@ -57,6 +65,7 @@ class Row:
     model: str
     system: str
     tensor_parallel: int
+    expert_parallel: bool
     concurrency: int
     isl: int
     osl: int
@@ -70,6 +79,7 @@ class Row:
 def rows_of(frame: pd.DataFrame) -> tuple[list[Row], Counter[str]]:
     """Rows that can be expressed, and how many cannot be for which reason."""
     rows, left = [], Counter[str]()
+    frame = frame.fillna(UNSAID)
     for at, row in frame.iterrows():
         reason = why_not(row)
         if reason is not None:
@@ -77,10 +87,13 @@ def rows_of(frame: pd.DataFrame) -> tuple[list[Row], Counter[str]]:
             continue
         name = NAMES[row["model_path"]]
         weights = FORMATS.get(str(row["gemm_quant_mode"])) if name != "gpt-oss-120b" else None
+        if weights == "fp8" and row["model_path"].startswith(BLOCKS):
+            weights = "fp8-block"
         rows.append(
             Row(
                 at=int(at), model=name if weights is None else f"{name}-{weights}", system=row["system"],
-                tensor_parallel=int(row["tp_size"]), concurrency=int(row["batch_size"]),
+                tensor_parallel=int(row["tp_size"]), expert_parallel=row["moe_ep_size"] > 1,
+                concurrency=int(row["batch_size"]),
                 isl=int(row["isl"]), osl=int(row["osl"]), path=row["model_path"],
                 is_drawn=bool(DRAWN.search(row["silicon_data_source"])),
                 version=str(row["backend_version"]),
@@ -96,12 +109,12 @@ def why_not(row: pd.Series) -> str | None:
         return "prefill and decode on servers of their own"
     if row["model_path"] not in NAMES:
         return f"model {row['model_path']}"
-    if row["system"] not in SYSTEMS.values():
+    if row["system"] not in DEVICES:
         return f"device {row['system']}"
     if (row["pp_size"], row["attention_dp_size"]) != (1, 1):
         return "pipeline stages or data-parallel attention"
-    if row["moe_ep_size"] > 1:
-        return "expert parallelism"
+    if row["moe_ep_size"] not in (0, 1, row["tp_size"]):
+        return "experts over some of the ranks"
     if row["batch_size"] > MOST_IN_FLIGHT:
         return f"more than {MOST_IN_FLIGHT} requests in flight"
     quantised = str(row["gemm_quant_mode"])
@@ -110,10 +123,10 @@ def why_not(row: pd.Series) -> str | None:
     return None
 
 
-def simulated(row: Row) -> dict[str, float] | str:
+def simulated(row: Row, frontend: str) -> dict[str, float] | str:
     """Errors of a row, or why it could not be simulated."""
     share = 0.9 if row.is_drawn else 1.0
-    device = next(name for name, system in SYSTEMS.items() if system == row.system)
+    device = DEVICES[row.system]
     stage = Stage(
         name=str(row.at), num_requests=max(16, WAVES * row.concurrency), concurrency=row.concurrency,
         lengths=Lengths(
@@ -125,11 +138,14 @@ def simulated(row: Row) -> dict[str, float] | str:
     is_async = tuple(int(x) for x in re.findall(r"\d+", row.version)[:2]) >= (0, 14)
     run = MeasuredRun(
         name=str(row.at), file=Path("silicon_sample.csv"),
-        serving=Serving(model=row.model, device=device, tensor_parallel=row.tensor_parallel),
+        serving=Serving(
+            model=row.model, device=device, tensor_parallel=row.tensor_parallel,
+            expert_parallel=row.expert_parallel,
+        ),
         policy=f"vllm:async_scheduling={str(is_async).lower()}", stages=(stage,),
     )  # fmt: skip
     try:
-        (found,) = validate_runs([run], Settings(seeds=1)).rows
+        (found,) = validate_runs([run], Settings(seeds=1, frontend=frontend)).rows
     except CspschedError as error:
         return str(error)
     errors = {
@@ -151,9 +167,11 @@ def peer(row: Row) -> dict[str, float]:
     path = path.replace("nvidia/Llama-3.1-8B-Instruct-FP8", "meta-llama/Meta-Llama-3.1-8B")
     share = 0.9 if row.is_drawn else 1.0
     isl, osl = round(share * row.isl), round(share * row.osl)
-    config = ModelConfig(tp_size=row.tensor_parallel, moe_tp_size=row.tensor_parallel, moe_ep_size=1)
-    if row.model.endswith("-fp8"):
-        config.gemm_quant_mode, config.kvcache_quant_mode = GEMMQuantMode.fp8, KVCacheQuantMode.bfloat16
+    slices, groups = (1, row.tensor_parallel) if row.expert_parallel else (row.tensor_parallel, 1)
+    config = ModelConfig(tp_size=row.tensor_parallel, moe_tp_size=slices, moe_ep_size=groups)
+    if row.model.endswith(("-fp8", "-fp8-block")):
+        mode = GEMMQuantMode.fp8 if row.model.endswith("-fp8") else GEMMQuantMode.fp8_block
+        config.gemm_quant_mode, config.kvcache_quant_mode = mode, KVCacheQuantMode.bfloat16
     try:
         model = get_model(path, config, "vllm")
         load = RuntimeConfig(batch_size=row.concurrency, isl=isl, osl=osl)
@@ -172,8 +190,15 @@ def peer(row: Row) -> dict[str, float]:
 @click.option("--system", "systems", multiple=True, default=("h100_sxm", "h200_sxm"), show_default=True)
 @click.option("--only", default="", help="Models whose name contains this.")
 @click.option("--limit", type=int, help="Every n-th row, so that about so many are left.")
+@click.option("--frontend", default="off", show_default=True, help="As of cspsched validate.")
 @click.option("--json", "as_json", is_flag=True)
-def main(systems: tuple[str, ...], only: str, limit: int | None, as_json: bool) -> None:  # noqa: FBT001
+def main(
+    systems: tuple[str, ...],
+    only: str,
+    limit: int | None,
+    frontend: str,
+    as_json: bool,  # noqa: FBT001
+) -> None:
     """Print the distribution of errors by model and device, and what cannot be expressed."""
     spec = find_spec("aiconfigurator_core")
     if spec is None or spec.origin is None:
@@ -187,7 +212,7 @@ def main(systems: tuple[str, ...], only: str, limit: int | None, as_json: bool) 
     rows.sort(key=lambda row: row.model)
     results: list[dict[str, Any]] = []
     with ProcessPoolExecutor(2) as pool:
-        for row, errors in zip(rows, pool.map(simulated, rows), strict=True):
+        for row, errors in zip(rows, pool.map(partial(simulated, frontend=frontend), rows), strict=True):
             if isinstance(errors, str):
                 left[errors[:100]] += 1
                 continue

@@ -6,18 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cspsched.costs.compose import default_cost
+from cspsched.costs.devices import engine_defaults, load_device
 from cspsched.costs.kv_capacity import KvPlan, plan_kv_capacity
-from cspsched.costs.models import (
-    LlmModel,
-    engine_defaults,
-    load_device,
-    load_model,
-    model_name,
-    usual_name,
-)
+from cspsched.costs.models import LlmModel, load_model, model_name, usual_name
+from cspsched.costs.parallelism import ONE_GPU, Parallelism
 from cspsched.costs.presets import (
     DEFAULT_DEVICE,
     DEFAULT_MODEL,
@@ -50,6 +45,10 @@ class Serving:
     ----------
     model, device, tensor_parallel
         Names of shipped facts; defaults: those of the cost model, else Llama-3.1-8B on an H100.
+    data_parallel, expert_parallel
+        Groups of GPUs that share the experts and serve requests of their own, of which this replica is one;
+        whether each GPU holds whole experts (see `Parallelism`). Defaults: those of the cost model, else
+        none.
     cost
         Name of a shipped cost model or a TOML/JSON file; default: the one measured on model and device.
     kv_cache_dtype
@@ -68,6 +67,8 @@ class Serving:
     model: str | None = None
     device: str | None = None
     tensor_parallel: int | None = None
+    data_parallel: int | None = None
+    expert_parallel: bool | None = None
     cost: str | Path | None = None
     kv_cache_dtype: str | None = None
     block_tokens: int = 16
@@ -96,14 +97,14 @@ def make_instance(trace: Trace, serving: Serving | None = None) -> Instance:
         If a file cannot be read, or the capacity holds no KV block.
     """
     serving = serving or Serving()
-    _, device, tensor_parallel = hardware(serving)
+    _, device, parallelism = hardware(serving)
     # The facts come first: a misspelt name is told as such, not as a pair without measurements.
     model = model_of(serving)
     max_model_len = serving.max_model_len or model.max_model_len
     batch_tokens, batch_requests = _batch_limits(serving, device)
     _require_room(serving, model, device)
     cost = load_cost(cost_of(serving))
-    block_bytes = serving.block_tokens * model.kv_bytes_per_token(tensor_parallel)
+    block_bytes = serving.block_tokens * model.kv_bytes_per_token(parallelism.tensor)
     limits = Limits(
         kv_blocks=_kv_blocks(serving),
         block_tokens=serving.block_tokens,
@@ -172,7 +173,9 @@ def _require_room(serving: Serving, model: LlmModel, device: str) -> None:
     if is_named or usual_name(model.name, device) in names or _fits(serving, device, 1):
         return
     fitting = [degree for degree in DEGREES if _fits(serving, device, degree)]
-    measured = [degree for degree in fitting if usual_name(model.name, device, degree) in names]
+    measured = [
+        degree for degree in fitting if usual_name(model.name, device, Parallelism(tensor=degree)) in names
+    ]
     if fitting:
         how = "with a cost model" if measured else "no cost model ships for it, so give --cost, too"
         raise UsageError(
@@ -197,14 +200,14 @@ def _listed(degrees: list[int]) -> str:
 
 def plan_memory(serving: Serving) -> KvPlan:
     """Where the memory of one rank goes, byte by byte; same errors as `make_instance`."""
-    _, device, tensor_parallel = hardware(serving)
+    _, device, parallelism = hardware(serving)
     model = model_of(serving)
     _require_room(serving, model, device)
     batch_tokens, batch_requests = _batch_limits(serving, device)
     return plan_kv_capacity(
         model,
         load_device(device),
-        tensor_parallel=tensor_parallel,
+        parallelism=parallelism,
         block_tokens=serving.block_tokens,
         gpu_memory_utilization=serving.gpu_memory_utilization,
         max_batch_tokens=batch_tokens,
@@ -214,26 +217,45 @@ def plan_memory(serving: Serving) -> KvPlan:
 
 def cost_of(serving: Serving) -> str | Path:
     """Name or file of the cost model of a set-up: its own, or the one of its model and device."""
-    _, device, tensor_parallel = hardware(serving)
-    return serving.cost or default_cost(model_of(serving), device, tensor_parallel)
+    _, device, parallelism = hardware(serving)
+    return serving.cost or default_cost(model_of(serving), device, parallelism)
 
 
 def model_of(serving: Serving) -> LlmModel:
     """Facts of the model that is served, with the type of its KV cache; same errors as `load_model`."""
-    model = load_model(hardware(serving)[0])
+    model = load_model(hardware(serving).model)
     if serving.kv_cache_dtype in (None, model.kv_cache):
         return model
     name = f"{model.name}-kv-{serving.kv_cache_dtype}"
     return replace(model, name=name, kv_cache=str(serving.kv_cache_dtype))
 
 
-def hardware(serving: Serving) -> tuple[str, str, int]:
-    """Model, device and tensor parallelism: as given, as the cost model was measured, or the default."""
+class Hardware(NamedTuple):
+    """Names of the model and the device, and how many of these share it."""
+
+    model: str
+    device: str
+    parallelism: Parallelism
+
+
+def hardware(serving: Serving) -> Hardware:
+    """Model, device and parallelism: as given, as the cost model was measured, or the default."""
     measured = describe_cost(serving.cost) if serving.cost else None
     model = model_name(serving.model or (measured and measured.model) or DEFAULT_MODEL)
     device = serving.device or (measured and measured.device) or DEFAULT_DEVICE
-    tensor_parallel = serving.tensor_parallel or (measured and measured.tensor_parallel) or 1
-    return model, device, tensor_parallel
+    usual = (measured and measured.parallelism) or ONE_GPU
+    if usual.pipeline > 1:
+        raise UsageError(
+            f"cost model {serving.cost} is of one of {usual.pipeline} pipeline stages, and one replica of a "
+            "single stage is simulated; give a cost model of the whole model"
+        )
+    has_expert_parallel = serving.expert_parallel
+    parallelism = Parallelism(
+        tensor=serving.tensor_parallel or usual.tensor,
+        data=serving.data_parallel or usual.data,
+        has_expert_parallel=usual.has_expert_parallel if has_expert_parallel is None else has_expert_parallel,
+    )
+    return Hardware(model, device, parallelism)
 
 
 def _batch_limits(serving: Serving, device: str) -> tuple[int, int]:

@@ -8,7 +8,6 @@ from cspsched.policies.base import make_policy
 from cspsched.policies.needs import unmet_needs
 from cspsched.simulate import Policy
 from cspsched.trace import Trace
-from cspsched.trace.trace import UnusedColumn
 
 
 def warnings_for(
@@ -30,19 +29,9 @@ def warnings_for(
     UsageError
         If a text names no policy.
     """
-    told = [_columns_sentence(trace.unused_columns)] if trace.unused_columns else []
-    if not closes_loops and any(request.session_id for request in trace.requests):
-        told.append(
-            f"requests of {trace.name} are turns of sessions, whose arrivals are taken as they stand here; "
-            "'simulate' and 'compare' let a turn follow the one before"
-        )
+    told = list(trace.unused_sentences)
     for policy in policies:
         made = make_policy(policy) if isinstance(policy, str) else policy
         for need in unmet_needs(made, trace.requests):
             told.append(f"policy {made.label}: {need.data.value.format(trace.name)}, so {need.without}")
     return told
-
-
-def _columns_sentence(columns: tuple[UnusedColumn, ...]) -> str:
-    shown = ", ".join(column.text for column in columns)
-    return f"column {shown} is not simulated" if len(columns) == 1 else f"columns {shown} are not simulated"

@@ -26,8 +26,8 @@ from cspsched.problem.objectives import Objective
 from cspsched.problem.result import Status, StopReason
 from cspsched.referee import rules as referee
 from cspsched.trace import read_trace
-from cspsched.trace.azure import parse_timestamp
-from cspsched.trace.read import FORMATS
+from cspsched.trace.cells import TimeUnit
+from cspsched.trace.formats import FORMATS
 from cspsched.trace.shipped import shipped_trace_path
 from tests.support.instances import three_equal
 from tests.support.pages import (
@@ -142,6 +142,10 @@ TINY = ("tiny-12", "--limit", "2", "--kv-tokens", "100")
         ("check", "broken.json"),
         ("trace", "describe", "tiny-12"),
         ("trace", "generate", "--requests", "2", "--out", "made.csv"),
+        ("trace", "sample", "tiny-12", "--requests", "2", "--output", "made.csv"),
+        ("trace", "fit", "chat-2000", "--output", "made.json"),
+        ("trace", "list"),
+        ("trace", "convert", "tiny-12", "made.parquet"),
         ("capacity",),
         ("policies",),
         ("models",),
@@ -177,14 +181,14 @@ def test_every_schema_of_the_code_has_a_section():
 
 
 def test_every_column_of_a_trace_is_documented():
-    """The columns of each format, and the times that are given as examples are read."""
-    page = text_of("formats.md")
-    columns = {column for trace_format in FORMATS for column in trace_format.known_columns}
+    """The name and the columns of each format, and the times that are given as examples are read."""
+    page = text_of("traces.md")
+    columns = {column for one in FORMATS for column in (one.name, *one.required_columns, *one.known_columns)}
 
     assert [column for column in columns if f"`{column}`" not in page] == []
     for time in ("2023-11-16 18:17:03.9799600", "2024-05-10 00:00:00.009930+00:00"):
         assert f"`{time}`" in page
-        assert parse_timestamp(time) > 0
+        assert TimeUnit.UTC.parse(time) > 0
 
 
 def test_the_cost_file_of_the_formats_page_is_read():

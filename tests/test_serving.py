@@ -123,7 +123,7 @@ def test_named_device_wins_over_that_of_the_cost_model():
             Serving(model="qwen2.5-72b"),
             r"qwen2.5-72b does not fit on one h100: give --tensor-parallel 2, 4 or 8",
         ),
-        (Serving(tensor_parallel=16), r"with tensor_parallel 16; there are: "),
+        (Serving(tensor_parallel=16), r"with TP 16; there are: "),
     ],
 )
 def test_name_without_facts_is_refused(serving, message):

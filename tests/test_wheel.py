@@ -132,6 +132,7 @@ def test_wheel_holds_the_whole_package(files):
         ("models/llms", ".toml"),
         ("profiling/grids", ".toml"),
         ("traces", ".csv"),
+        ("traces/profiles", ".json"),
     ],
 )
 def test_wheel_holds_the_data(files, folder, suffix):

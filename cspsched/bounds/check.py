@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from fractions import Fraction
 
+from cspsched.bounds.best_hits.check import PlainHits
 from cspsched.bounds.certificate import Certificate
 from cspsched.bounds.memory_price.check import plain_memory_price
 from cspsched.bounds.memory_price.details import MEMORY_PRICE, MemoryPrices
@@ -20,8 +21,8 @@ from cspsched.bounds.pair_delay.details import PAIR_DELAY
 from cspsched.bounds.parts.check import (
     PlainCounts,
     PlainPrices,
+    PlainSolo,
     naive_total_completion,
-    plain_solo_times,
     point_objections,
 )
 from cspsched.bounds.parts.minorant import Minorant, find_objections, reachable_maxima
@@ -97,14 +98,20 @@ def _minorant_objections(instance: Instance, certificate: Certificate) -> list[s
 
 def _prices(instance: Instance, certificate: Certificate) -> PlainPrices:
     minorant = Minorant.from_details(certificate.details)
-    return PlainPrices(minorant, instance.limits.max_batch_tokens)
+    return PlainPrices(minorant, instance.limits.max_batch_tokens, PlainHits(instance))
+
+
+def _solo(instance: Instance, certificate: Certificate) -> PlainSolo:
+    method = "search" if certificate.details["prefill"] == "exact" else "minorant"
+    return PlainSolo(instance, method, PlainHits(instance))
 
 
 def _batches_and_work(
     instance: Instance, certificate: Certificate, requests: list[Request], reasons: list[str]
 ) -> int:
     """Start, batches at alpha, prefill batches at their surcharge, and the work of every token."""
-    counts, prices = PlainCounts(instance.limits), _prices(instance, certificate)
+    prices = _prices(instance, certificate)
+    counts = PlainCounts(instance.limits, prices.hits)
     batches = max(counts.number(reason, requests) for reason in reasons)
     prefill_batches = max(counts.number(reason, requests, 1) for reason in counts.reasons)
     time = prices.minorant.batch * batches + prices.minorant.prefill_batch * prefill_batches
@@ -131,12 +138,9 @@ def _require_all_after(certificate: Certificate, requests: list[Request]) -> Non
 
 
 def _critical_path(instance: Instance, certificate: Certificate) -> int:
-    searched = certificate.details["prefill"] == "exact"
-    first_only = certificate.objective is Objective.TTFT
-    solo = [
-        sum(times[:1] if first_only else times)
-        for times in plain_solo_times(instance, method="search" if searched else "minorant")
-    ]
+    first_only, lone = certificate.objective is Objective.TTFT, _solo(instance, certificate)
+    times = map(lone.token_times, instance.requests)
+    solo = [sum(one[:1] if first_only else one) for one in times]
     if certificate.objective is not Objective.MAKESPAN:
         return sum(solo)
     return max(request.arrival_ns + time for request, time in zip(instance.requests, solo, strict=True))
@@ -151,8 +155,7 @@ def _srpt(instance: Instance, certificate: Certificate) -> int:
 
 def _srpt_tail(instance: Instance, certificate: Certificate) -> int:
     heads = _heads(instance, Fraction(certificate.details["output_share"]))
-    method = "search" if certificate.details["prefill"] == "exact" else "minorant"
-    solo = plain_solo_times(instance, method=method)
+    solo = map(_solo(instance, certificate).token_times, instance.requests)
     tails = sum(sum(times[head:]) for times, head in zip(solo, heads, strict=True))
     return _single_machine(instance, certificate, heads) + tails
 
@@ -190,7 +193,8 @@ def _heads(instance: Instance, share: Fraction) -> list[int]:
 
 
 def _single_machine(instance: Instance, certificate: Certificate, heads: list[int]) -> int:
-    limits, prices, counts = instance.limits, _prices(instance, certificate), PlainCounts(instance.limits)
+    limits, prices = instance.limits, _prices(instance, certificate)
+    counts = PlainCounts(limits, prices.hits)
     split = [Fraction(certificate.details[f"{name}_share"]) for name in ("memory", "tokens", "slots")]
     if sum(split) != 1 or min(split) < 0:
         raise ValueError(f"the split {split} is no convex combination")

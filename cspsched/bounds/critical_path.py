@@ -22,9 +22,9 @@ def solo_times_ns(tables: Tables, objective: Objective) -> ExactArray:
     """Latency (TTFT if that is the objective) of each request alone on the machine; shape (num_requests,)."""
     solo = tables.solo
     if objective is Objective.TTFT:
-        return solo.first_token_ns(tables.prompts)
+        return solo.firsts_ns
     tails = solo.tail_ns(tables.prompts, tables.outputs, tables.first_tokens)
-    latencies: ExactArray = solo.first_token_ns(tables.prompts) + tails
+    latencies: ExactArray = solo.firsts_ns + tails
     return latencies
 
 

@@ -31,7 +31,7 @@ from cspsched.bounds.certificate import Certificate, Details
 from cspsched.bounds.critical_path import critical_path
 from cspsched.bounds.memory_price.search import memory_price_certificates
 from cspsched.bounds.pair_delay.bound import pair_delay_certificates
-from cspsched.bounds.parts.batches import Consumption, ExactArray, consume
+from cspsched.bounds.parts.batches import Consumption, ExactArray
 from cspsched.bounds.parts.minorant import Minorant
 from cspsched.bounds.parts.srpt import srpt_completions_ns
 from cspsched.bounds.parts.tables import Tables
@@ -92,7 +92,7 @@ class Heads:
     @cached_property
     def consumption(self) -> Consumption:
         """Blocks, tokens and slots up to that token."""
-        return consume(self.tables.prompts, self.emitted, self.tables.instance.limits)
+        return self.tables.consumption(self.emitted)
 
     def work(self, table: WorkTable) -> ExactArray:
         """Work up to that token, times the minorant's scale; int64 where each number is small enough."""

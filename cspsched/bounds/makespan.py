@@ -18,7 +18,7 @@ import numpy as np
 
 from cspsched.bounds.certificate import Certificate, Details
 from cspsched.bounds.critical_path import critical_path
-from cspsched.bounds.parts.batches import Consumption, ExactArray, consume, suffix_sums
+from cspsched.bounds.parts.batches import Consumption, ExactArray, suffix_sums
 from cspsched.bounds.parts.tables import Tables
 from cspsched.bounds.parts.work import WorkTable
 from cspsched.problem.cost import INT64_SAFE, IntArray
@@ -30,7 +30,7 @@ ARRIVAL_SUFFIX = "arrival-suffix"
 
 def makespan_certificates(tables: Tables) -> list[Certificate]:
     """One certificate for each way to count batches, for each the best minorant, and two with arrivals."""
-    whole, first = consume(tables.prompts, tables.outputs, tables.instance.limits), _first_tokens(tables)
+    whole, first = tables.consumption(tables.outputs), _first_tokens(tables)
     prefill_batches = max(first.total_counts().values())
     works = [_work(tables, table, prefill_batches) for table in tables.work]
     counted = [
@@ -108,7 +108,7 @@ def _work(tables: Tables, table: WorkTable, prefill_batches: int) -> int:
 
 
 def _first_tokens(tables: Tables) -> Consumption:
-    return consume(tables.prompts, tables.first_tokens, tables.instance.limits)
+    return tables.consumption(tables.first_tokens)
 
 
 def _most(consumption: Consumption, order: IntArray) -> ExactArray:

@@ -36,7 +36,7 @@ def bound_command(
 ) -> None:
     """Certified lower bounds on what any scheduler can reach on TRACE.
 
-    TRACE is a CSV file or a bundled name; chat-2000 if none is given. The best bound comes first; --json
+    TRACE is a file or a bundled name; chat-2000 if none is given. The best bound comes first; --json
     has the numbers that each proof needs.
 
     \b

@@ -85,7 +85,7 @@ def bracket_command(
 ) -> int:
     """Interval that holds the optimum of TRACE, with a proof at both ends.
 
-    TRACE is a CSV file or a bundled name; chat-2000 if none is given. The lower end is a certified bound, the
+    TRACE is a file or a bundled name; chat-2000 if none is given. The lower end is a certified bound, the
     upper end the best schedule that 'improve' finds. Each policy's excess over the optimum is given for both.
 
     \b

@@ -119,7 +119,7 @@ def compare_command(
 ) -> int:
     """How far policies are from the best possible schedule of TRACE.
 
-    TRACE is a CSV file or a bundled name; chat-2000 if none is given. With --schedule the requests, limits
+    TRACE is a file or a bundled name; chat-2000 if none is given. With --schedule the requests, limits
     and cost model are those of its file, and policies are simulated on them. The excess is certified: the
     optimum is either proven, or lies between a proven bound and the best known schedule, and the excess is
     given for both ends. The best known schedule is that of a fixed set of policies, of those listed, or of a

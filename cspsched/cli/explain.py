@@ -85,7 +85,7 @@ def explain_command(
 ) -> int:
     """Why policies are above the optimum of TRACE.
 
-    TRACE is a CSV file or a bundled name; chat-2000 if none is given. The causes of a policy's excess over
+    TRACE is a file or a bundled name; chat-2000 if none is given. The causes of a policy's excess over
     the best known schedule are differences of simulated schedules, each with one more decision of the best
     known one; they add up to the excess. Ctrl-C keeps what was found.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -156,7 +157,7 @@ def devices_command(as_json: bool) -> None:  # noqa: FBT001
     cspsched devices
     cspsched capacity --device a100-80
     """  # noqa: D301
-    from cspsched.costs.models import device_names, engine_defaults, load_device
+    from cspsched.costs.devices import device_names, engine_defaults, load_device
 
     rows: Rows = []
     for name in device_names():
@@ -208,29 +209,41 @@ def costs_group(ctx: click.Context, as_json: bool) -> None:  # noqa: FBT001
 @costs_group.command("compose")
 @hardware_options
 @click.option(
+    "--data-parallel", type=click.IntRange(min=1), default=1, show_default=True,
+    help="Groups of GPUs with requests of their own that share the experts.",
+)  # fmt: skip
+@click.option(
+    "--pipeline-parallel", type=click.IntRange(min=1), default=1, show_default=True,
+    help="Stages of the model, of which the one with the head is priced.",
+)  # fmt: skip
+@click.option(
     "--output", type=click.Path(path_type=Path, dir_okay=False), help="File, .toml.  [default: the cache's]"
 )
 @json_option
-def compose_command(output: Path | None, as_json: bool, **options: Any) -> None:  # noqa: FBT001
+def compose_command(output: Path | None, pipeline_parallel: int, as_json: bool, **options: Any) -> None:  # noqa: FBT001
     """Compose a cost model of measured operators, for any model on a device that there are tables of.
 
     The tables are those of the extra 'aic' (pip install 'cspsched[aic]'). A MODEL is a name, or the
     config.json of a model on Hugging Face. Where a model and a device are named and no cost model ships for
     them, every command does this by itself; what is composed is kept in the user's cache.
 
+    A DEVICE is a name or a TOML file, which may name the link between the GPUs; see docs/costs.md.
+
     \b
     cspsched costs compose --model config.json --device h100 --tensor-parallel 4
+    cspsched costs compose --model qwen3-30b-a3b --device h100 --data-parallel 2 --expert-parallel
     cspsched compare trace.csv --model config.json --device h200
     """  # noqa: D301
     from cspsched.costs.compose import compose_cost
-    from cspsched.costs.models import load_device
+    from cspsched.costs.devices import load_device
     from cspsched.costs.presets import describe_cost
     from cspsched.report.output import write_files
     from cspsched.serving import hardware, model_of
 
     serving = instance_serving(options)
-    _, device, tensor_parallel = hardware(serving)
-    file = compose_cost(model_of(serving), load_device(device), tensor_parallel)
+    _, device, parallelism = hardware(serving)
+    parallelism = replace(parallelism, pipeline=pipeline_parallel)
+    file = compose_cost(model_of(serving), load_device(device), parallelism)
     if output is not None:
         (file,) = write_files(output.parent, {output.name: file.read_bytes()})
     _describe(describe_cost(file), as_json=as_json)

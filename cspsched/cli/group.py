@@ -74,7 +74,10 @@ COMMANDS = {
         "cspsched.cli.import_schedule:import_schedule_command",
         "Turn the log of a real engine's scheduler into a schedule.",
     ),
-    "trace": ("cspsched.cli.trace:trace_group", "List, describe and generate traces."),
+    "trace": (
+        "cspsched.cli.trace:trace_group",
+        "List, describe, convert, fit, generate, sample and fetch traces.",
+    ),
     "profile": (
         "cspsched.cli.profile:profile_group",
         "Measure operators on a GPU or CPU, and make cost models of them.",

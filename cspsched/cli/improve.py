@@ -100,7 +100,7 @@ def improve_command(
 ) -> int:
     """Find a schedule of TRACE that is better than every policy's.
 
-    TRACE is a CSV file or a bundled name; chat-2000 if none is given. For traces that are too large for
+    TRACE is a file or a bundled name; chat-2000 if none is given. For traces that are too large for
     'solve'. The search orders, paces and delays admissions, knowing the future; the referee judges what it
     finds. Ctrl-C and the limits keep the best schedule.
 

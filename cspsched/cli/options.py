@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 BUNDLED_TRACE = "chat-2000"
+TRACE_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".gz", ".zst")
 MOST_SEED = 2**31 - 1
 SECONDS = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0}
 NUMBER = r"(\d+(?:\.\d+)?)"
@@ -190,7 +191,7 @@ def _looks_like_trace(argument: str) -> bool:
 
     path = Path(argument)
     has_folder = ":" not in argument and path.name != argument
-    return has_folder or path.suffix == ".csv" or path.is_file() or argument in shipped_traces()
+    return has_folder or path.suffix in TRACE_SUFFIXES or path.is_file() or argument in shipped_traces()
 
 
 def _takes_many(parameter: click.Parameter) -> bool:
@@ -210,14 +211,22 @@ trace_options = _stack(
     click.option("--limit", type=Count(), help="Keep the first so many requests."),
     click.option("--window", type=Window(), help="Keep arrivals in [start, end) seconds from the first."),
     click.option("--scale-rate", type=float, metavar="FACTOR", help="Multiply the arrival rate."),
-)
-"""Selection of requests; collected by `selected_trace`."""
+    click.option("--format", "trace_format", metavar="FORMAT",
+                 help="Format of TRACE (see 'cspsched trace list').  [default: found by its columns]"),
+    click.option("--columns", metavar="ROLE=COLUMN,...",
+                 help="Columns of TRACE, such as arrival=time:ms,prompt=input_tokens,output=output_tokens."),
+    click.option("--dejitter", metavar="uniform[:SEED]",
+                 help="Draw each arrival within its tick, where a coarse clock has stamped them."),
+)  # fmt: skip
+"""How a trace is read, and which of its requests; collected by `selected_trace`."""
 
 hardware_options = _stack(
     click.option("--model", help="LLM architecture (see 'cspsched models').  [default: llama-3.1-8b]"),
     click.option("--device", help="GPU (see 'cspsched devices').  [default: h100]"),
     click.option("--tensor-parallel", type=click.IntRange(min=1),
                  help="GPUs that share the model.  [default: the cost model's, else 1]"),
+    click.option("--expert-parallel/--no-expert-parallel", default=None,
+                 help="Let each GPU hold whole experts, not a slice of each.  [default: the cost model's]"),
     click.option("--kv-cache-dtype", type=click.Choice(["bf16", "fp8"]),
                  help="Type of KV elements.  [default: the model's]"),
     click.option("--block-tokens", type=Count(), default=16, show_default=True,
@@ -320,7 +329,8 @@ optional_trace_argument = click.argument("trace", type=click.Path(path_type=Path
 out_type = click.Path(path_type=Path, file_okay=False)
 
 SERVING_NAMES = (
-    "model", "device", "tensor_parallel", "cost", "kv_cache_dtype", "block_tokens", "kv_tokens", "kv_blocks",
+    "model", "device", "tensor_parallel", "data_parallel", "expert_parallel", "cost", "kv_cache_dtype",
+    "block_tokens", "kv_tokens", "kv_blocks",
     "max_batch_tokens", "max_batch_requests", "max_model_len", "gpu_memory_utilization",
     "preemption", "host_memory", "swap_bandwidth", "ttft_slo", "tpot_slo",
 )  # fmt: skip
@@ -375,17 +385,27 @@ def one_objective(text: str, instance: Instance) -> AnyObjective:
     return first
 
 
+TRACE_NAMES = ("limit", "window", "scale_rate", "trace_format", "columns", "dejitter")
+
+
 def selected_trace(trace: Path | None, options: dict[str, Any]) -> Trace:
-    """Trace of a path or of a bundled name, with the selection taken out of the options."""
+    """Trace of a path, of `-` or of a bundled name, with what says how to read it taken out of the options.
+
+    What the reader took for what is told.
+    """
     from cspsched.trace import read_trace
     from cspsched.trace.shipped import shipped_trace_path, shipped_traces
+    from cspsched.trace.source import STDIN
 
-    selection = {name: options.pop(name) for name in ("limit", "window", "scale_rate")}
+    reading = {name: options.pop(name) for name in TRACE_NAMES}
     if trace is None or (str(trace) in shipped_traces() and not trace.exists()):
         trace = shipped_trace_path(str(trace or BUNDLED_TRACE))
-    if not trace.exists():
+    if trace != STDIN and not trace.exists():
         raise TraceError(_no_such_trace(str(trace), shipped_traces()))
-    return read_trace(trace, **selection)
+    read = read_trace(trace, **reading)
+    for note in read.notes:
+        tell(f"note: {note}")
+    return read
 
 
 def _no_such_trace(name: str, known: list[str]) -> str:
@@ -414,7 +434,7 @@ def _warn_of(serving: Serving) -> None:
 
     What cannot be read or is not known is refused where it is needed.
     """
-    from cspsched.costs.models import load_device
+    from cspsched.costs.devices import load_device
     from cspsched.costs.presets import COST_SUFFIXES, describe_cost, load_cost
     from cspsched.costs.sanity import complaints
     from cspsched.serving import hardware, model_of
@@ -425,8 +445,8 @@ def _warn_of(serving: Serving) -> None:
         info = describe_cost(serving.cost)
         if info.model is None or info.device is None:
             return
-        _, device, tensor_parallel = hardware(serving)
-        facts = model_of(serving), load_device(device), tensor_parallel
+        _, device, parallelism = hardware(serving)
+        facts = model_of(serving), load_device(device), parallelism
     except CspschedError:
         return
     for sentence in complaints(load_cost(serving.cost), *facts):

@@ -78,10 +78,11 @@ def fit_command(
     cspsched profile fit vllm.log --from-log --model llama-3.1-8b --output cost.toml
     cspsched profile fit run/requests.jsonl --from-run --output cost.toml
     """  # noqa: D301 - click's marker for text that is not to be wrapped
+    from cspsched.costs.devices import load_device
     from cspsched.costs.estimator import fit_profile
     from cspsched.costs.estimator.steps import fit_steps
     from cspsched.costs.estimator.write import write_cost
-    from cspsched.costs.models import load_device, load_model
+    from cspsched.costs.models import load_model
     from cspsched.costs.rows import preferred_backends, read_rows
     from cspsched.serving import Serving
 

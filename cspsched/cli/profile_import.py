@@ -76,8 +76,10 @@ def _rows(
 ) -> pd.DataFrame:
     import pandas as pd
 
+    from cspsched.costs.devices import load_device
     from cspsched.costs.importers import aiconfigurator, llmservingsim, vidur
-    from cspsched.costs.models import load_device, load_model
+    from cspsched.costs.models import load_model
+    from cspsched.costs.parallelism import Parallelism
 
     model = load_model(name)
     if project == "vidur":
@@ -86,4 +88,5 @@ def _rows(
         return llmservingsim.import_llmservingsim(tables, model, ranks[0])
     paths = [*tables, *(aiconfigurator.installed_tables(system) if system else [])]
     found = aiconfigurator.AicTables.read(paths)
-    return pd.concat([found.rows(model, load_device(device), number) for number in ranks], ignore_index=True)
+    parts = [found.rows(model, load_device(device), Parallelism(tensor=number)) for number in ranks]
+    return pd.concat(parts, ignore_index=True)

@@ -47,8 +47,7 @@ if TYPE_CHECKING:
 @output_option("File for the schedule.", "--save")
 @click.option("--out", type=out_type, help="Folder for tables of requests and iterations, and run.json.")
 @click.option(
-    "--format",
-    "table_format",
+    "--table-format",
     type=click.Choice(["parquet", "csv"]),
     help="How the tables are written.  [default: parquet]",
 )
@@ -78,14 +77,14 @@ def simulate_command(
 ) -> None:
     """Run one policy over TRACE and print its metrics.
 
-    TRACE is a CSV file or a bundled name; chat-2000 if none is given. The saved schedule states the value of
+    TRACE is a file or a bundled name; chat-2000 if none is given. The saved schedule states the value of
     the objective, so that 'cspsched check' can judge it. The Perfetto trace has a track for the batches,
     one for each request, and counters; the tables have a row for each request and each iteration.
     With --max-concurrency, and where the trace has sessions, requests arrive as others end.
 
     \b
     cspsched simulate trace.csv --heuristics sarathi:chunk=512 --output schedule.json
-    cspsched simulate trace.csv --out run --format csv
+    cspsched simulate trace.csv --out run --table-format csv
     cspsched simulate trace.csv --perfetto run.json.gz
     cspsched simulate trace.csv --policy vllm --max-concurrency 32
     """  # noqa: D301 - click's marker for text that is not to be wrapped
@@ -134,7 +133,7 @@ def _require_outputs(
     from cspsched.report.output import require_writable
 
     if table_format is not None and out is None:
-        raise UsageError("--format says how the tables are written, and --out where; give --out too")
+        raise UsageError("--table-format says how the tables are written, and --out where; give --out too")
     if perfetto is not None:
         from cspsched.report.perfetto import require_perfetto_name
 

@@ -145,7 +145,7 @@ def solve_command(
 ) -> int:
     """Best schedule of TRACE with a certified bound.
 
-    TRACE is a CSV file or a bundled name, such as tiny-12. The schedule is at least
+    TRACE is a file or a bundled name, such as tiny-12. The schedule is at least
     as good as that of every policy under --heuristics.
 
     Requests that can never fit are rejected: told, counted and left out, the same as by all commands.

@@ -94,7 +94,7 @@ def windows_command(
 ) -> int:
     """How far a policy is from the exact optimum in random small windows of TRACE.
 
-    TRACE is a CSV file or a bundled name; chat-2000 if none is given. A second opinion beside 'bracket', and
+    TRACE is a file or a bundled name; chat-2000 if none is given. A second opinion beside 'bracket', and
     a sample, not a bound: at random batches of the policy's run a few requests are taken with the state that
     they are in; the rest of the machine is a constant load. Each window is solved to the end.
 

@@ -15,7 +15,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cspsched.costs.models import Device, LlmModel, load_device, usual_name
+from cspsched.costs.devices import Device, device_names, load_device
+from cspsched.costs.models import LlmModel, usual_name
+from cspsched.costs.parallelism import DEGREES, ONE_GPU, Parallelism
 from cspsched.costs.presets import cost_names, describe_cost
 from cspsched.costs.weights import FORMATS, PLAIN
 from cspsched.errors import InputError, UsageError
@@ -26,17 +28,6 @@ if TYPE_CHECKING:
 
 COMMAND = "cspsched costs compose"
 DISTRIBUTION = "aiconfigurator-core"
-SYSTEMS = {
-    "a100-80": "a100_sxm",
-    "b200": "b200_sxm",
-    "b300": "b300_sxm",
-    "gb200": "gb200",
-    "h100": "h100_sxm",
-    "h200": "h200_sxm",
-    "l40s": "l40s",
-    "rtx-pro-6000": "rtx_pro_6000_server",
-}
-"""Systems of the tables by device."""
 LEAVES_OUT = (
     "CPU work between batches, sampler, embedding lookup, kernel launches outside CUDA graphs; what reading "
     "a chunk's earlier context costs beyond its attention work; interference of prefill and decode in one "
@@ -44,7 +35,7 @@ LEAVES_OUT = (
 )
 
 
-def default_cost(model: LlmModel, device: str, tensor_parallel: int = 1) -> str:
+def default_cost(model: LlmModel, device: str, parallelism: Parallelism = ONE_GPU) -> str:
     """Cost model of a model on a device: a shipped name, or the file of one that is composed of tables.
 
     Raises
@@ -52,28 +43,28 @@ def default_cost(model: LlmModel, device: str, tensor_parallel: int = 1) -> str:
     UsageError
         If none is shipped, and none can be composed; names those that there are.
     """
-    usual = usual_name(model.name, device, tensor_parallel)
+    usual = usual_name(model.name, device, parallelism)
     if usual in cost_names():
         return usual
     measured = {
-        (info.model, info.device, info.tensor_parallel): info.name
+        (info.model, info.device, info.parallelism): info.name
         for info in map(describe_cost, cost_names())
-        if info.device is not None
+        if info.device is not None and info.parallelism is not None
     }
-    if (model.name, device, tensor_parallel) in measured:
-        return measured[model.name, device, tensor_parallel]
+    if (model.name, device, parallelism) in measured:
+        return measured[model.name, device, parallelism]
     try:
-        return str(compose_cost(model, load_device(device), tensor_parallel))
+        return str(compose_cost(model, load_device(device), parallelism))
     except InputError as reason:
-        known = "; ".join(f"{m} on {d} with tensor_parallel {tp}" for m, d, tp in sorted(measured, key=str))
+        known = "; ".join(f"{m} on {d} with {how.title}" for m, d, how in sorted(measured, key=str))
         raise UsageError(
-            f"no cost model was measured for {model.name} on {device} with tensor_parallel "
-            f"{tensor_parallel}; there are: {known}. None can be composed: {reason}. Name another cost model "
+            f"no cost model was measured for {model.name} on {device} with {parallelism.title}; "
+            f"there are: {known}. None can be composed: {reason}. Name another cost model "
             "or give a file of your own"
         ) from None
 
 
-def compose_cost(model: LlmModel, device: Device, tensor_parallel: int = 1) -> Path:
+def compose_cost(model: LlmModel, device: Device, parallelism: Parallelism = ONE_GPU) -> Path:
     """File of a cost model, composed now if it was not before.
 
     Raises
@@ -82,15 +73,16 @@ def compose_cost(model: LlmModel, device: Device, tensor_parallel: int = 1) -> P
         If the extra is not installed, its tables lack the device or shapes of the model, the model's heads
         cannot be shared so, or the cache cannot be written.
     """
-    from cspsched.costs.importers.aiconfigurator import installed_tables
+    from cspsched.costs.importers.aiconfigurator import installed_tables, tables_for
 
-    if device.name not in SYSTEMS:
-        raise InputError(f"no operator tables of {device.name}; there are some of {', '.join(SYSTEMS)}")
-    tables = installed_tables(SYSTEMS[device.name])
-    name = usual_name(model.name, device.name, tensor_parallel)
-    file = cache_folder() / _key(model, device, tensor_parallel, tables) / f"{name}.toml"
+    if device.operator_tables is None:
+        known = ", ".join(name for name in device_names() if load_device(name).operator_tables)
+        raise InputError(f"no operator tables of {device.name}; there are some of {known}")
+    tables = installed_tables(device.operator_tables, tables_for(model, parallelism))
+    name = usual_name(model.name, device.name, parallelism)
+    file = cache_folder() / _key(model, device, parallelism, tables) / f"{name}.toml"
     if not file.is_file():
-        text = composed_text(model, device, tensor_parallel, tables)
+        text = composed_text(model, device, parallelism, tables)
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             # A file appears whole or not at all: another process may look for it.
@@ -107,7 +99,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cspsched" / "costs"
 
 
-def composed_text(model: LlmModel, device: Device, tensor_parallel: int, tables: Sequence[Path]) -> str:
+def composed_text(model: LlmModel, device: Device, parallelism: Parallelism, tables: Sequence[Path]) -> str:
     """Cost file of a model on so many devices, composed of tables of one system.
 
     Raises
@@ -119,16 +111,19 @@ def composed_text(model: LlmModel, device: Device, tensor_parallel: int, tables:
     from cspsched.costs.estimator.write import cost_text
     from cspsched.costs.importers.aiconfigurator import AicTables
 
-    rows = AicTables.read(tables, checked=True).rows(model, device, tensor_parallel)
-    name = usual_name(model.name, device.name, tensor_parallel)
-    fitted = fit_profile(rows, model, tensor_parallel, name=name)
-    number = "one" if tensor_parallel == 1 else str(tensor_parallel)
+    rows = AicTables.read(tables, checked=True).rows(model, device, parallelism)
+    name = usual_name(model.name, device.name, parallelism)
+    fitted = fit_profile(rows, model, parallelism.tensor, name=name, pipeline_stages=parallelism.pipeline)
+    number = "one" if parallelism.num_ranks == 1 else str(parallelism.num_ranks)
+    stage = f"one of {parallelism.pipeline} stages of " if parallelism.pipeline > 1 else ""
     described: dict[str, str | int] = {
-        "title": f"{model.title} on {number} {device.title}, {_format(model)}, composed of measured kernels",
+        "title": (
+            f"{stage}{model.title} on {number} {device.title}, {_format(model)}, composed of measured kernels"
+        ),
         "model": model.name,
         "device": device.name,
-        "tensor_parallel": tensor_parallel,
-        "source": f"{DISTRIBUTION} {_version()}, {SYSTEMS[device.name]}: {_origins(rows)}",
+        **{name: n for name, n in parallelism.degrees.items() if n > 1 or name == DEGREES[0]},
+        "source": f"{DISTRIBUTION} {_version()}, {device.operator_tables}: {_origins(rows)}",
         "leaves_out": LEAVES_OUT,
     }
     return cost_text(fitted, described, COMMAND)
@@ -149,12 +144,12 @@ def _origins(rows: pd.DataFrame) -> str:
     return "; ".join(f"{how}: {', '.join(names)}" for how, names in found.items())
 
 
-def _key(model: LlmModel, device: Device, tensor_parallel: int, tables: Sequence[Path]) -> str:
+def _key(model: LlmModel, device: Device, parallelism: Parallelism, tables: Sequence[Path]) -> str:
     """Checksum of everything that a composed cost model depends on."""
     parts = {
         "model": asdict(model),
         "device": asdict(device),
-        "tensor_parallel": tensor_parallel,
+        "parallelism": asdict(parallelism),
         "tables": [(str(path), path.stat().st_size) for path in tables],
         "version": _version(),
         "code": source_version(Path(__file__).parent),

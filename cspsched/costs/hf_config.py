@@ -44,6 +44,9 @@ def read_hf_config(path: Path) -> dict[str, Any]:
     more: dict[str, Any] = _sliding_window(config, path) if family.get("slides") else {}
     if "moe" in family:
         more["moe"] = family["moe"](config, path)
+    if family.get("latent"):
+        more["mla"] = {name: _count(config, name, path) for name in LATENT if config.get(name) is not None}
+        more["mla"] |= {} if more["mla"].get("q_lora_rank") else {"q_lora_rank": 0}
     if weights is not None and family.get("only_experts_are_quantised"):
         more["moe"]["weights"] = weights
     elif weights is not None:
@@ -86,6 +89,20 @@ def _qwen3_moe(config: Config, path: Path) -> dict[str, int]:
     }
 
 
+def _deepseek(config: Config, path: Path) -> dict[str, Any]:
+    if config.get("moe_layer_freq", 1) != 1:
+        raise InputError(f"{path}: moe_layer_freq is {config['moe_layer_freq']}, expected 1")
+    return {
+        "num_experts": _count(config, "n_routed_experts", path),
+        "experts_per_token": _count(config, "num_experts_per_tok", path),
+        "expert_intermediate_size": _count(config, "moe_intermediate_size", path),
+        "num_shared_experts": _count(config, "n_shared_experts", path, 0),
+        "num_dense_layers": _count(config, "first_k_dense_replace", path, 0),
+        "has_router_bias": config.get("topk_method") == "noaux_tc",
+    }
+
+
+LATENT = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
 FAMILIES: Mapping[str, Mapping[str, Any]] = {
     "llama": {},
     "mistral": {},
@@ -95,6 +112,8 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = {
     "gemma": {"tied": True},
     "mixtral": {"moe": _mixtral},
     "qwen3_moe": {"qk_norm": True, "moe": _qwen3_moe},
+    "deepseek_v2": {"latent": True, "moe": _deepseek},
+    "deepseek_v3": {"latent": True, "moe": _deepseek},
     "gpt_oss": {
         "qkv_bias": True,
         "has_all_biases": True,

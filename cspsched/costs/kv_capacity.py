@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from decimal import Decimal
 from math import ceil
 
-from cspsched.costs.models import Device, LlmModel, WeightCounts
+from cspsched.costs.devices import Device
+from cspsched.costs.models import LlmModel, WeightCounts
+from cspsched.costs.parallelism import ONE_GPU, Parallelism
 from cspsched.costs.weights import FORMATS, PLAIN
 from cspsched.errors import InputError
 from cspsched.units import ceil_div
@@ -92,7 +94,7 @@ def plan_kv_capacity(
     model: LlmModel,
     device: Device,
     *,
-    tensor_parallel: int = 1,
+    parallelism: Parallelism = ONE_GPU,
     block_tokens: int = 16,
     gpu_memory_utilization: float = 0.92,
     max_batch_tokens: int,
@@ -102,8 +104,8 @@ def plan_kv_capacity(
 
     Parameters
     ----------
-    tensor_parallel
-        Ranks that share the weights; KV heads are replicated once ranks outnumber them.
+    parallelism
+        Ranks that share the weights; KV heads are replicated once tensor-parallel ranks outnumber them.
     gpu_memory_utilization
         Share of the device that the engine may fill, above 0 and at most 1.
     max_batch_tokens, max_batch_requests
@@ -114,15 +116,15 @@ def plan_kv_capacity(
     InputError
         If an argument makes no sense, or what has to be resident leaves no room for two KV blocks.
     """
-    sizes = (tensor_parallel, block_tokens, max_batch_tokens, max_batch_requests)
+    sizes = (block_tokens, max_batch_tokens, max_batch_requests)
     _require_sizes(gpu_memory_utilization, sizes)
     usable = int(Decimal(str(gpu_memory_utilization)) * device.memory_bytes)
-    weights = weight_bytes(model, tensor_parallel)
-    activations = activation_bytes(model, tensor_parallel, max_batch_tokens, max_batch_requests)
-    block = block_tokens * model.kv_bytes_per_token(tensor_parallel)
+    weights = weight_bytes(model, parallelism)
+    activations = activation_bytes(model, parallelism.tensor, max_batch_tokens, max_batch_requests)
+    block = block_tokens * model.kv_bytes_per_token(parallelism.tensor)
     num_blocks = (usable - sum(weights) - activations - ENGINE_BYTES) // block
     if num_blocks < 2:
-        raise InputError(_does_not_fit(model, device, tensor_parallel, usable, sum(weights), activations))
+        raise InputError(_does_not_fit(model, device, parallelism, usable, sum(weights), activations))
     return KvPlan(
         device_bytes=device.memory_bytes,
         outside_bytes=device.memory_bytes - usable,
@@ -135,13 +137,14 @@ def plan_kv_capacity(
     )
 
 
-def weight_bytes(model: LlmModel, tensor_parallel: int) -> WeightCounts:
+def weight_bytes(model: LlmModel, parallelism: Parallelism = ONE_GPU) -> WeightCounts:
     """Bytes of the weights of one rank, with the vocabulary padded as vLLM pads it.
 
     Linear layers are stored in the model's format; embedding, norms, router and head are in no fewer bits.
     """
-    counts = model.weights_per_rank(tensor_parallel)
-    padded = ceil_div(ceil_div(model.vocab_size, VOCABULARY_PADDING) * VOCABULARY_PADDING, tensor_parallel)
+    counts = model.weights_per_rank(parallelism)
+    vocabulary = ceil_div(model.vocab_size, VOCABULARY_PADDING) * VOCABULARY_PADDING
+    padded = ceil_div(vocabulary, parallelism.tensor)
     counts = counts._replace(
         embedding=padded * model.hidden_size, head=padded * model.hidden_size if counts.head else 0
     )
@@ -151,7 +154,7 @@ def weight_bytes(model: LlmModel, tensor_parallel: int) -> WeightCounts:
             attention=_stored(counts.attention, model.weights, model),
             mlp=_stored(counts.mlp, model.weights, model),
         )
-    router = model.num_layers * model.moe.num_experts * model.hidden_size
+    router = model.num_expert_layers * model.router_weights
     experts = _stored(counts.mlp - router, model.moe.weights or model.weights, model)
     return plain._replace(
         attention=_stored(counts.attention, model.weights, model), mlp=experts + router * model.dtype_bytes
@@ -185,14 +188,14 @@ def _require_sizes(gpu_memory_utilization: float, sizes: Iterable[int]) -> None:
             f"gpu_memory_utilization is {gpu_memory_utilization}, expected more than 0 and at most 1"
         )
     if min(sizes) < 1:
-        raise InputError("tensor_parallel, block_tokens and the batch limits must be at least 1")
+        raise InputError("block_tokens and the batch limits must be at least 1")
 
 
 def _does_not_fit(
-    model: LlmModel, device: Device, tensor_parallel: int, usable: int, weights: int, activations: int
+    model: LlmModel, device: Device, parallelism: Parallelism, usable: int, weights: int, activations: int
 ) -> str:
     return (
-        f"{model.name} does not fit on {device.name} with tensor_parallel {tensor_parallel}: {weights} bytes "
+        f"{model.name} does not fit on {device.name} with {parallelism.title}: {weights} bytes "
         f"of weights, {activations} of activations and {ENGINE_BYTES} of engine leave no room for a KV cache "
         f"in the {usable} bytes that may be used; use more tensor parallelism, a larger device or smaller "
         "batch limits"

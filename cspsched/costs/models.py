@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from cspsched.costs.facts import fact_names, fact_path, read_toml
+from cspsched.costs.facts import checked_fields, fact_names, fact_path, read_toml, require_positive
 from cspsched.costs.hf_config import read_hf_config
+from cspsched.costs.parallelism import ONE_GPU, Parallelism
 from cspsched.costs.weights import KV_CACHE_BYTES, PLAIN, format_of_name, require_format
 from cspsched.errors import InputError
-from cspsched.problem.json_io import require_int, require_keys
 from cspsched.units import ceil_div
 
 MODEL_FOLDER = "models/llms"
 MODEL_SUFFIXES = (".toml", ".json")
-VARIANT = re.compile(r"instruct|chat|hf|base|it|v0\.\d")
+VARIANT = re.compile(r"instruct|chat|hf|base|it|v0\.\d|\d{4}")
 """Words in the name of a model that has the shape and the weights' type of the one without them."""
-DEVICE_FOLDER = "models/devices"
-GIB = 2**30
 
 
 class WeightCounts(NamedTuple):
@@ -35,37 +32,78 @@ class WeightCounts(NamedTuple):
     """Language-model head; 0 where it shares the embedding's weights."""
 
 
-class EngineDefaults(NamedTuple):
-    """What an engine runs with when nothing is asked for."""
-
-    max_batch_tokens: int
-    max_batch_requests: int
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moe:
-    """Mixture of experts that replaces the MLP of every layer.
+    """Mixture of experts that replaces the MLP, of every layer or of all but the first.
 
     Attributes
     ----------
     weights
         Format of the experts' weights (`cspsched.costs.weights`); None: that of the model.
+    num_shared_experts
+        Experts of the same width that every token uses beside those that it chooses.
+    num_dense_layers
+        First layers that have an MLP.
+    has_router_bias
+        Whether the router has a bias.
     """
 
     num_experts: int
     experts_per_token: int
     expert_intermediate_size: int
     weights: str | None = None
+    num_shared_experts: int = 0
+    num_dense_layers: int = 0
+    has_router_bias: bool = False
 
     def __post_init__(self) -> None:
-        _require_positive(self, "moe")
+        require_positive(self, "moe", at_least_0=("num_shared_experts", "num_dense_layers"))
         if self.weights is not None:
             require_format(self.weights, "moe: weights")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Mla:
+    """Multi-head latent attention: keys and values of all heads in one compressed vector a token.
+
+    DeepSeek-V2 (arXiv 2405.04434, section 2.1), whose names these are.
+
+    Attributes
+    ----------
+    q_lora_rank
+        Features of a compressed query; 0 if queries are not compressed.
+    kv_lora_rank, qk_rope_head_dim
+        Features of the compressed keys and values, and of the key with the position, which are cached.
+    """
+
+    q_lora_rank: int
+    kv_lora_rank: int
+    qk_nope_head_dim: int
+    qk_rope_head_dim: int
+    v_head_dim: int
+
+    def __post_init__(self) -> None:
+        require_positive(self, "mla", at_least_0=("q_lora_rank",))
+
+    @property
+    def cached_features(self) -> int:
+        """Elements of KV cache of a token in a layer, on every rank."""
+        return self.kv_lora_rank + self.qk_rope_head_dim
+
+    def num_weights(self, hidden_size: int, num_heads: int) -> int:
+        """Weights of a layer on a rank with so many heads, the two norms of compressed vectors included."""
+        head = self.qk_nope_head_dim + self.qk_rope_head_dim
+        queries = (self.q_lora_rank or hidden_size) * num_heads * head
+        if self.q_lora_rank:
+            queries += (hidden_size + 1) * self.q_lora_rank
+        compressed = hidden_size * self.cached_features + self.kv_lora_rank
+        expanded = self.kv_lora_rank * num_heads * (self.qk_nope_head_dim + self.v_head_dim)
+        return queries + compressed + expanded + num_heads * self.v_head_dim * hidden_size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LlmModel:
-    """Shape of a decoder-only LLM with grouped-query attention and a gated MLP.
+    """Shape of a decoder-only LLM with grouped-query or latent attention, and a gated MLP or experts.
 
     Attributes
     ----------
@@ -87,6 +125,8 @@ class LlmModel:
         Tokens that some of the layers look back at, and how many layers these are.
     has_all_biases
         Whether also the output projection, the router and the experts have biases, and each head a sink.
+    mla
+        Latent attention in place of grouped queries, which leaves `num_kv_heads` and `head_dim` without use.
     """
 
     name: str
@@ -110,10 +150,11 @@ class LlmModel:
     num_sliding_layers: int = 0
     has_all_biases: bool = False
     moe: Moe | None = None
+    mla: Mla | None = None
 
     def __post_init__(self) -> None:
         where = f"model {self.name!r}"
-        _require_positive(self, where, at_least_0=("num_sliding_layers",))
+        require_positive(self, where, at_least_0=("num_sliding_layers",))
         require_format(self.weights, f"{where}: weights")
         if self.kv_cache not in KV_CACHE_BYTES:
             known = ", ".join(KV_CACHE_BYTES)
@@ -133,10 +174,24 @@ class LlmModel:
 
     @property
     def mlp_width(self) -> int:
-        """Intermediate features that one token uses in one layer."""
+        """Intermediate features that one token uses in a layer, of experts where there are some."""
         if self.moe is None:
             return self.intermediate_size
-        return self.moe.experts_per_token * self.moe.expert_intermediate_size
+        used = self.moe.experts_per_token + self.moe.num_shared_experts
+        return used * self.moe.expert_intermediate_size
+
+    @property
+    def num_expert_layers(self) -> int:
+        """Layers whose MLP is replaced by experts."""
+        return 0 if self.moe is None else self.num_layers - self.moe.num_dense_layers
+
+    @property
+    def router_weights(self) -> int:
+        """Weights of the router of a layer, which every rank holds; 0 without experts."""
+        if self.moe is None:
+            return 0
+        has_bias = self.has_all_biases or self.moe.has_router_bias
+        return self.moe.num_experts * (self.hidden_size + (1 if has_bias else 0))
 
     def kv_heads_per_rank(self, tensor_parallel: int = 1) -> int:
         """KV heads that one tensor-parallel rank stores; heads are replicated once ranks outnumber them."""
@@ -147,33 +202,46 @@ class LlmModel:
 
         Layers with a sliding window keep no more than that, and are left out.
         """
-        features = self.kv_heads_per_rank(tensor_parallel) * self.head_dim
+        features = 2 * self.kv_heads_per_rank(tensor_parallel) * self.head_dim
+        if self.mla is not None:
+            features = self.mla.cached_features
         element = self.dtype_bytes if self.kv_cache == PLAIN else KV_CACHE_BYTES[self.kv_cache]
-        return 2 * max(self.num_layers - self.num_sliding_layers, 1) * features * element
+        return max(self.num_layers - self.num_sliding_layers, 1) * features * element
 
-    def weights_per_rank(self, tensor_parallel: int = 1) -> WeightCounts:
-        """Weights that one tensor-parallel rank holds (Megatron sharding; norms and router replicated).
+    def weights_per_rank(self, parallelism: Parallelism = ONE_GPU) -> WeightCounts:
+        """Weights that one rank holds (Megatron sharding; norms and router replicated).
 
         Raises
         ------
         InputError
-            If the attention heads cannot be shared out evenly.
+            If the attention heads or whole experts cannot be shared out evenly.
         """
-        if tensor_parallel < 1 or self.num_heads % tensor_parallel:
+        tensor_parallel = parallelism.tensor
+        if self.num_heads % tensor_parallel:
             raise InputError(
                 f"tensor_parallel is {tensor_parallel}, expected a divisor of the {self.num_heads} "
                 f"attention heads of {self.name}"
+            )
+        if self.moe is None and parallelism.has_expert_parallel:
+            raise InputError(f"{self.name} has no experts; leave expert_parallel away")
+        if self.moe is not None and self.moe.num_experts % parallelism.expert_groups:
+            raise InputError(
+                f"the {self.moe.num_experts} experts of {self.name} cannot be shared out evenly with "
+                f"{parallelism.title}; give another tensor_parallel or data_parallel"
             )
         vocabulary = ceil_div(self.vocab_size, tensor_parallel) * self.hidden_size
         return WeightCounts(
             embedding=vocabulary,
             attention=self.num_layers * self._layer_attention(tensor_parallel),
-            mlp=self.num_layers * self._layer_mlp(tensor_parallel),
+            mlp=(self.num_layers - self.num_expert_layers) * self._layer_mlp(tensor_parallel)
+            + self.num_expert_layers * self._layer_experts(parallelism),
             norms=(2 * self.num_layers + 1) * self.hidden_size,
             head=0 if self.tied_embeddings else vocabulary,
         )
 
     def _layer_attention(self, tensor_parallel: int) -> int:
+        if self.mla is not None:
+            return self.mla.num_weights(self.hidden_size, self.num_heads // tensor_parallel)
         q_size = self.num_heads // tensor_parallel * self.head_dim
         qkv_size = q_size + 2 * self.kv_heads_per_rank(tensor_parallel) * self.head_dim
         bias = qkv_size if self.qkv_bias else 0
@@ -183,47 +251,22 @@ class LlmModel:
         return self.hidden_size * (qkv_size + q_size) + bias + head_norms
 
     def _layer_mlp(self, tensor_parallel: int) -> int:
+        return 3 * self.hidden_size * ceil_div(self.intermediate_size, tensor_parallel)
+
+    def _layer_experts(self, parallelism: Parallelism) -> int:
         if self.moe is None:
-            return 3 * self.hidden_size * ceil_div(self.intermediate_size, tensor_parallel)
-        width = ceil_div(self.moe.expert_intermediate_size, tensor_parallel)
-        # The router (one more output per expert) is replicated on every rank.
-        biases = 2 * width + self.hidden_size + 1 if self.has_all_biases else 0
-        return self.moe.num_experts * (self.hidden_size * (3 * width + 1) + biases)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Device:
-    """A GPU. Peak rates are dense, in floating-point operations per second.
-
-    Attributes
-    ----------
-    memory_bytes
-        Total that the driver reports to a process, which is less than the name of the card says.
-    peak_flops_bf16
-        None where the device has no bfloat16 matrix units.
-    """
-
-    name: str
-    title: str
-    source: str
-    architecture: str
-    memory_bytes: int
-    memory_bandwidth_bytes_per_s: float
-    peak_flops_fp16: float
-    peak_flops_bf16: float | None = None
-
-    def __post_init__(self) -> None:
-        _require_positive(self, f"device {self.name!r}")
+            return 0
+        width = ceil_div(self.moe.expert_intermediate_size, parallelism.expert_slices)
+        biases = 2 * width + self.hidden_size if self.has_all_biases else 0
+        experts = self.moe.num_experts // parallelism.expert_groups
+        shared = self.moe.num_shared_experts * self.moe.expert_intermediate_size
+        always = 3 * self.hidden_size * ceil_div(shared, parallelism.tensor)
+        return experts * (3 * self.hidden_size * width + biases) + always + self.router_weights
 
 
 def model_names() -> list[str]:
     """Names of the models that ship with cspsched."""
     return fact_names(MODEL_FOLDER)
-
-
-def device_names() -> list[str]:
-    """Names of the devices that ship with cspsched."""
-    return fact_names(DEVICE_FOLDER)
 
 
 def load_model(name: str) -> LlmModel:
@@ -269,20 +312,9 @@ def _split_name(text: str) -> tuple[str, str | None]:
     return "-".join(word for word in words if not VARIANT.fullmatch(word)), weights
 
 
-def load_device(name: str) -> Device:
-    """Read a shipped device.
-
-    Raises
-    ------
-    UsageError
-        If there is none of that name.
-    """
-    return read_device(fact_path("device", DEVICE_FOLDER, name))
-
-
-def usual_name(model: str, device: str, tensor_parallel: int = 1) -> str:
+def usual_name(model: str, device: str, parallelism: Parallelism = ONE_GPU) -> str:
     """What the cost model of a model on so many devices is called."""
-    return f"{device}-{model}" if tensor_parallel == 1 else f"{device}-{model}-tp{tensor_parallel}"
+    return f"{device}-{model}{parallelism.suffix}"
 
 
 def read_model(path: Path) -> LlmModel:
@@ -295,60 +327,7 @@ def read_model(path: Path) -> LlmModel:
     """
     data = read_hf_config(path) if path.suffix == ".json" else {"name": path.stem, **read_toml(path)}
     if "moe" in data:
-        data["moe"] = Moe(**_checked(data["moe"], Moe, f"{path}: moe"))
-    return LlmModel(**_checked(data, LlmModel, str(path)))
-
-
-def read_device(path: Path) -> Device:
-    """Read the TOML file of a device; its name is the file's.
-
-    Raises
-    ------
-    InputError
-        If a field is missing, unknown, or not what it has to be.
-    """
-    return Device(**_checked({"name": path.stem, **read_toml(path)}, Device, str(path)))
-
-
-def engine_defaults(device: Device) -> EngineDefaults:
-    """Batch limits that vLLM V1's API server chooses by the memory of the device.
-
-    From vLLM's `EngineArgs`: 16384 tokens and 1024 requests from 160 GiB on, 8192 and 1024 from
-    70 GiB on unless the device is an A100, otherwise 2048 and 256.
-    """
-    if device.memory_bytes >= 160 * GIB:
-        return EngineDefaults(max_batch_tokens=16384, max_batch_requests=1024)
-    if device.memory_bytes >= 70 * GIB and "a100" not in device.title.lower():
-        return EngineDefaults(max_batch_tokens=8192, max_batch_requests=1024)
-    return EngineDefaults(max_batch_tokens=2048, max_batch_requests=256)
-
-
-def _checked(data: Any, cls: type, where: str) -> dict[str, Any]:
-    """Table with exactly the fields of a dataclass, each of the type that its annotation names."""
-    optional = [field.name for field in fields(cls) if field.default is not MISSING]
-    required = [field.name for field in fields(cls) if field.name not in optional]
-    require_keys(data, where, required=required, optional=optional)
-    for field in fields(cls):
-        if field.name in data:
-            _require_type(data, field.name, str(field.type), where)
-    return dict(data)
-
-
-def _require_type(data: dict[str, Any], key: str, annotation: str, where: str) -> None:
-    value = data[key]
-    if annotation.startswith("int"):
-        require_int(data, key, where)
-    elif annotation == "bool" and not isinstance(value, bool):
-        raise InputError(f"{where}: {key} is {value!r}, expected true or false")
-    elif annotation.startswith("str") and not isinstance(value, str):
-        raise InputError(f"{where}: {key} is {value!r}, expected text")
-    elif annotation.startswith("float") and (isinstance(value, bool) or not isinstance(value, int | float)):
-        raise InputError(f"{where}: {key} is {value!r}, expected a number")
-
-
-def _require_positive(record: Any, where: str, at_least_0: Sequence[str] = ()) -> None:
-    for field in fields(record):
-        value = getattr(record, field.name)
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if is_number and not (value > 0 or (value == 0 and field.name in at_least_0)):
-            raise InputError(f"{where}: {field.name} is {value}, expected more than 0")
+        data["moe"] = Moe(**checked_fields(data["moe"], Moe, f"{path}: moe"))
+    if "mla" in data:
+        data["mla"] = Mla(**checked_fields(data["mla"], Mla, f"{path}: mla"))
+    return LlmModel(**checked_fields(data, LlmModel, str(path)))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cspsched.costs.facts import fact_names, fact_path, read_toml
+from cspsched.costs.parallelism import Parallelism
 from cspsched.problem.cost import CostModel
 from cspsched.problem.json_io import read_json
 
@@ -23,7 +24,7 @@ class CostInfo:
 
     Attributes
     ----------
-    model, device, tensor_parallel
+    model, device, parallelism
         What was measured; None where the source does not pin it down.
     fit_error
         By operator, how well the fit meets the measurements; empty for published coefficients.
@@ -35,7 +36,7 @@ class CostInfo:
     title: str
     model: str | None
     device: str | None
-    tensor_parallel: int | None
+    parallelism: Parallelism | None
     source: str
     fit_error: Mapping[str, str] = field(default_factory=dict)
     leaves_out: str
@@ -70,7 +71,7 @@ def describe_cost(name_or_path: str | Path) -> CostInfo:
         title=str(data.get("title", cost.name)),
         model=data.get("model"),
         device=data.get("device"),
-        tensor_parallel=data.get("tensor_parallel"),
+        parallelism=Parallelism.of_degrees(data, str(path)),
         source=str(data.get("source", "not named")),
         fit_error=dict(data.get("fit_error", {})),
         leaves_out=str(data.get("leaves_out", "not named")),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from cspsched.costs.devices import Device
 from cspsched.costs.kv_capacity import weight_bytes
-from cspsched.costs.models import Device, LlmModel
+from cspsched.costs.models import LlmModel
+from cspsched.costs.parallelism import Parallelism
 from cspsched.problem.cost import BatchFeatures, CostModel, triangle
 from cspsched.units import NS_PER_S
 
@@ -32,17 +34,17 @@ def chunk_gain(cost: CostModel) -> tuple[float, int, int]:
     return found
 
 
-def complaints(cost: CostModel, model: LlmModel, device: Device, tensor_parallel: int) -> Iterator[str]:
+def complaints(cost: CostModel, model: LlmModel, device: Device, parallelism: Parallelism) -> Iterator[str]:
     """Sentences about what cannot be: decodes that beat the bandwidth, prefills that beat the peak rate.
 
     The limits: the weights of a rank and the KV cache of all decodes are read once; 2 floating-point
     operations a weight and token, of the weights that a token uses.
     """
-    weights = weight_bytes(model, tensor_parallel)
+    weights = weight_bytes(model, parallelism)
     for number in DECODES:
         is_sparse = model.moe is not None
         read = sum(weights) - weights.embedding - (weights.mlp if is_sparse else 0)
-        read += number * CONTEXT * model.kv_bytes_per_token(tensor_parallel)
+        read += number * CONTEXT * model.kv_bytes_per_token(parallelism.tensor)
         limit_ns = NS_PER_S * read / device.memory_bandwidth_bytes_per_s
         time_ns = cost.batch_time_ns(_decodes(number))
         if time_ns < limit_ns:
@@ -50,7 +52,7 @@ def complaints(cost: CostModel, model: LlmModel, device: Device, tensor_parallel
                 f"{cost.name}: a batch of {number} decodes takes {time_ns / 1e6:.2f} ms, and reading weights "
                 f"and KV cache alone takes {limit_ns / 1e6:.2f} ms on {device.name}"
             )
-    counts = model.weights_per_rank(tensor_parallel)
+    counts = model.weights_per_rank(parallelism)
     mlp = counts.mlp
     if model.moe is not None:
         mlp = mlp * model.moe.experts_per_token // model.moe.num_experts

@@ -73,9 +73,9 @@ class RequestColumns:
         for column in self._optional_numbers.values():
             if column is not None:
                 wrong |= column < NONE
-        for tokens in (self.max_tokens, self.predicted_tokens):
-            if tokens is not None:
-                wrong |= tokens > MAX_TOKENS
+        for declared in (self.max_tokens, self.predicted_tokens):
+            if declared is not None:
+                wrong |= declared > MAX_TOKENS
         if self.think_time_ns is not None:
             wrong |= (self.think_time_ns < 0) | (self.think_time_ns > MAX_ARRIVAL_NS)
         if self.max_tokens is not None:
@@ -83,8 +83,9 @@ class RequestColumns:
         for i in np.flatnonzero(wrong).tolist():
             self.request(i)
         if self.prefix is not None:
-            for i, prefix in enumerate(self.prefix):
-                if prefix:
+            for i, (prefix, prompt) in enumerate(zip(self.prefix, self.prompt_tokens.tolist(), strict=True)):
+                tokens = [length for _, length in prefix]
+                if tokens and (min(tokens) < 1 or sum(tokens) > prompt):
                     self.request(i)
 
     @classmethod

@@ -305,7 +305,7 @@ CONSTANT_TERMS = tuple(
 LATER_TERMS = ("swap_block", "mixed_request", "mixed_context")
 """Instances without these keep the fingerprint that they had before there were any."""
 DESCRIPTION_KEYS = (
-    "ns_per_unit", "title", "model", "device", "tensor_parallel", "source", "fit_error", "leaves_out", "band",
-    "domain", "frontend",
+    "ns_per_unit", "title", "model", "device", "tensor_parallel", "data_parallel", "expert_parallel",
+    "pipeline_parallel", "source", "fit_error", "leaves_out", "band", "domain", "frontend",
 )  # fmt: skip
 """What a cost file says about itself beside the numbers."""

@@ -107,6 +107,8 @@ class Switches:
     preemption: Preemption = Preemption.RECOMPUTE
     reservation: bool = False
     """A resident request occupies I + O - 1 tokens from its admission on."""
+    prefix_caching: bool = False
+    """Bounds count on prefix cache hits: a prompt's block costs nothing where another request computed it."""
 
     @property
     def policy_class(self) -> str:
@@ -118,8 +120,18 @@ class Switches:
             "" if self.holding else "no holding",
             POLICY_CLASS_OF_PREEMPTION[self.preemption],
             "reservation" if self.reservation else "",
+            "prefix caching" if self.prefix_caching else "",
         ]
         return ", ".join(name for name in names if name)
+
+    def to_json(self) -> dict[str, bool | str]:
+        """Plain values."""
+        return {
+            switch.name: getattr(self, switch.name)
+            for switch in fields(Switches)
+            # Instances without prefix caching keep the fingerprint that they had before there was any.
+            if switch.name != "prefix_caching" or self.prefix_caching
+        }
 
     @property
     def run_to_completion(self) -> bool:
@@ -254,7 +266,7 @@ class Instance:
             "schema": INSTANCE_SCHEMA,
             "requests": [],
             "limits": self.limits.to_json(),
-            "switches": {switch.name: getattr(self.switches, switch.name) for switch in fields(Switches)},
+            "switches": self.switches.to_json(),
             "cost": self.cost.to_json(),
         }
 
@@ -317,9 +329,10 @@ def _limits_from_json(data: Any, where: str) -> Limits:
 
 def _switches_from_json(data: Any, where: str) -> Switches:
     names = [switch.name for switch in fields(Switches)]
-    require_keys(data, where, required=names, optional=())
+    # Files written before bounds knew the prefix cache lack it.
+    require_keys(data, where, required=set(names) - {"prefix_caching"}, optional=("prefix_caching",))
     for name in names:
-        if name != "preemption" and not isinstance(data[name], bool):
+        if name != "preemption" and not isinstance(data.get(name, False), bool):
             raise InputError(f"{where}: {name} is {data[name]!r}, expected true or false")
     try:
         return Switches(**{**data, "preemption": Preemption(data["preemption"])})

@@ -5,29 +5,57 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cspsched.errors import InputError
 
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+
+def read_bytes(path: Path) -> bytes:
+    """Content of a file.
+
+    Raises
+    ------
+    InputError
+        If it is missing, a directory, or unreadable.
+    """
+    if path.is_dir():
+        raise InputError(f"{path} is a directory, expected a file")
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def decoded(data: bytes, name: str | Path) -> str:
+    """Text of UTF-8 bytes without a byte-order mark; `name` is the file in messages.
+
+    Raises
+    ------
+    InputError
+        If the bytes are no UTF-8 text.
+    """
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+            raise InputError(f"{name} is no UTF-8 text but UTF-16; save it as UTF-8") from None
+        raise InputError(f"{name} is no UTF-8 text (byte {error.start}); is it the right file?") from None
+
 
 def read_text(path: Path) -> str:
-    """Text of a file.
+    """Text of a file, its line ends as line feeds.
 
     Raises
     ------
     InputError
         If it is missing, a directory, unreadable, or no UTF-8 text.
     """
-    if path.is_dir():
-        raise InputError(f"{path} is a directory, expected a file")
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is no UTF-8 text (byte {error.start}); is it the right file?") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    return decoded(read_bytes(path), path).replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_json(path: Path) -> Any:
@@ -88,3 +116,14 @@ def require_int(data: dict[str, Any], key: str, where: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise InputError(f"{where}: {key} is {value!r}, expected a whole number")
     return value
+
+
+def validation_sentences(error: ValidationError) -> list[str]:
+    """What pydantic found wrong, with the place in the file."""
+    told = {"extra_forbidden": "unknown key", "missing": "missing"}
+    found = []
+    for one in error.errors():
+        said = told.get(one["type"], one["msg"].removeprefix("Value error, "))
+        place = ".".join(map(str, one["loc"])) or "the file"
+        found.append(f"{place}: {said[:1].lower()}{said[1:]}")
+    return found

@@ -50,13 +50,16 @@ class BlockContents:
     def _chain(self, prefix: Prefix) -> list[int]:
         """Names of the blocks that hold nothing but the prefix, each with those before it."""
         chain: list[int] = []
-        for runs in islice(_full_blocks(prefix, self._limits.block_tokens), self._limits.kv_blocks):
+        block_tokens = self._limits.block_tokens
+        num_full = min(sum(tokens for _, tokens in prefix) // block_tokens, self._limits.kv_blocks)
+        for runs in islice(runs_of_blocks(prefix, block_tokens), num_full):
             parent = chain[-1] if chain else -1
             chain.append(self._names.setdefault((parent, runs), len(self._names)))
         return chain
 
 
-def _full_blocks(prefix: Prefix, block_tokens: int) -> Iterator[tuple[Run, ...]]:
+def runs_of_blocks(prefix: Prefix, block_tokens: int) -> Iterator[tuple[Run, ...]]:
+    """Content of each block of a prefix, block by block; the last one may be partial."""
     runs: list[Run] = []
     room = block_tokens
     for stream, tokens in prefix:
@@ -69,3 +72,5 @@ def _full_blocks(prefix: Prefix, block_tokens: int) -> Iterator[tuple[Run, ...]]
             if not room:
                 yield tuple(runs)
                 runs, room = [], block_tokens
+    if runs:
+        yield tuple(runs)

@@ -85,10 +85,11 @@ def rank_shape(model: LlmModel, tensor_parallel: int = 1) -> RankShape:
             f"{model.name} has weights or KV cache of fewer than 16 bits, which the profiler does not "
             "measure; profile it with 16-bit weights, or compose a cost model of tables (costs compose)"
         )
-    if model.sliding_window is not None or model.has_all_biases:
+    is_mixed = model.moe is not None and (model.moe.num_dense_layers or model.moe.num_shared_experts)
+    if model.sliding_window is not None or model.has_all_biases or model.mla is not None or is_mixed:
         raise UsageError(
-            f"{model.name} has layers with sliding windows or biases that the profiler does not measure; "
-            "compose a cost model of tables (costs compose)"
+            f"{model.name} has sliding windows, biases, latent attention or shared experts, which the "
+            "profiler does not measure; compose a cost model of tables (costs compose)"
         )
     if tensor_parallel < 1 or model.num_heads % tensor_parallel:
         raise UsageError(

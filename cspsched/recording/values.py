@@ -10,7 +10,9 @@ from typing import Any
 from cspsched.errors import InputError
 from cspsched.problem.request import Request
 from cspsched.trace.cells import arrival_in_seconds, priority, request_name, token_count
-from cspsched.trace.table import Table, read_table
+from cspsched.trace.delimited import delimited_table
+from cspsched.trace.source import read_source
+from cspsched.trace.table import Table
 from cspsched.units import seconds_to_ns
 
 MAX_TIME_S = 4_000_000_000.0
@@ -78,7 +80,7 @@ def read_requests(path: Path) -> tuple[Request, ...]:
     InputError
         If the file cannot be read, lacks a column, or holds a wrong value (`TraceError`).
     """
-    columns = _Columns(read_table(path))
+    columns = _Columns(delimited_table(read_source(path)))
     missing = [name for name in NEEDED if name not in columns.table.header]
     arrival = next((name for name in ("arrival", "arrival_s") if name in columns.table.header), None)
     if missing or arrival is None:
@@ -112,10 +114,9 @@ class _Columns:
 
     def of(self, name: str, parse: Any) -> list[Any]:
         """Values of a column; what an empty cell gives if there is none."""
-        rows = range(len(self.table.rows))
         if name not in self.table.header:
-            return [parse("") for _ in rows]
-        return self.table.parse(name, parse, rows, remedy=REMEDY)
+            return [parse("")] * self.table.num_rows
+        return self.table.parse(name, parse, self.table.all_rows, remedy=REMEDY)
 
 
 def _priority(text: str) -> int:

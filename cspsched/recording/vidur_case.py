@@ -16,7 +16,9 @@ from cspsched.problem.request import Request
 from cspsched.recording.engines import NotSimulatedError
 from cspsched.recording.vidur_machine import FS_PER_S
 from cspsched.trace.cells import token_count
-from cspsched.trace.table import Table, read_table
+from cspsched.trace.delimited import delimited_table
+from cspsched.trace.source import read_source
+from cspsched.trace.table import Table
 
 CONFIG, BATCHES, REQUESTS = "config.json", "batches.csv", "requests.csv"
 TABLE_FOLDER = "cost_tables"
@@ -231,7 +233,7 @@ def _tables_beside(folder: Path) -> Path:
 
 
 def _read_requests(path: Path) -> tuple[tuple[Request, ...], dict[str, RequestRow]]:
-    table = read_table(path)
+    table = delimited_table(read_source(path))
     names = _column(table, "request_id", str.strip)
     arrivals = _column(table, "arrived_at", _femtoseconds)
     prompts = _column(table, "num_prefill_tokens", token_count)
@@ -247,7 +249,7 @@ def _read_requests(path: Path) -> tuple[tuple[Request, ...], dict[str, RequestRo
 
 
 def _read_batches(path: Path, num_replicas: int) -> tuple[list[BatchRow], ...]:
-    table = read_table(path)
+    table = delimited_table(read_source(path))
     rows = zip(
         _column(table, "batch_id", _count),
         _column(table, "replica_id", _count),
@@ -267,8 +269,8 @@ def _read_batches(path: Path, num_replicas: int) -> tuple[list[BatchRow], ...]:
 
 def _column(table: Table, name: str, parse: Callable[[str], Cell]) -> list[Cell]:
     if name not in table.header:
-        raise InputError(f"{table.path}: column {name} is missing; is it a recorded run of Vidur?")
-    return table.parse(name, parse, range(len(table.rows)), remedy=REMEDY)
+        raise InputError(f"{table.source}: column {name} is missing; is it a recorded run of Vidur?")
+    return table.parse(name, parse, table.all_rows, remedy=REMEDY)
 
 
 def _femtoseconds(text: str) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Any
 
+from cspsched.costs.parallelism import DEGREES, ONE_GPU, Parallelism
 from cspsched.costs.presets import CostInfo, describe_cost
 from cspsched.errors import CspschedError, UsageError
 from cspsched.policies.base import make_policy
@@ -85,7 +86,7 @@ class Provenance:
 
     Attributes
     ----------
-    model, device, tensor_parallel
+    model, device, parallelism
         None where the instance came from a file that does not say.
     cost_error
         By operator, how well the cost model meets the measurements that it was fitted to; empty where its
@@ -104,7 +105,7 @@ class Provenance:
     span_s: float
     model: str | None
     device: str | None
-    tensor_parallel: int | None
+    parallelism: Parallelism | None
     cost: str
     cost_error: Mapping[str, str]
     limits: Limits
@@ -119,7 +120,7 @@ class Provenance:
     @property
     def line(self) -> str:
         """Trace, instance, set-up and tools in one line; `rows` has everything."""
-        parallel = f" x {self.tensor_parallel}" if (self.tensor_parallel or 1) > 1 else ""
+        parallel = f" ({self.parallelism.title})" if self.parallelism not in (None, ONE_GPU) else ""
         served_by = f"{self.model} on {self.device}{parallel}, " if self.model else ""
         return (
             f"{self.trace}: {self.num_requests:,} requests over {self.span_s:.9g} s, instance "
@@ -129,7 +130,7 @@ class Provenance:
 
     def rows(self) -> list[tuple[str, str]]:
         """Label and value of everything, in the order in which people ask."""
-        parallel = f"TP {self.tensor_parallel}" if self.tensor_parallel else None
+        parallel = self.parallelism.title if self.parallelism else None
         served_by = ", ".join(filter(None, (self.model, self.device, parallel)))
         errors = "; ".join(f"{name}: {text}" for name, text in self.cost_error.items())
         versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
@@ -140,7 +141,7 @@ class Provenance:
             ("cost model", self.cost),
             ("error of the cost model", errors or "none stated"),
             ("limits", _listed(self.limits.to_json())),
-            ("switches", _listed(asdict(self.switches))),
+            ("switches", _listed(self.switches.to_json())),
             *((f"policy {number}", policy.line) for number, policy in enumerate(self.policies, 1)),
             ("objective", self.objective),
             ("seed", str(self.seed)),
@@ -154,13 +155,14 @@ class Provenance:
         plain = {
             field.name: getattr(self, field.name)
             for field in fields(self)
-            if field.name not in ("limits", "switches", "policies", "cost_error", "versions")
+            if field.name not in ("parallelism", "limits", "switches", "policies", "cost_error", "versions")
         }
         return {
             **plain,
+            **(self.parallelism.degrees if self.parallelism else dict.fromkeys(DEGREES)),
             "cost_error": dict(self.cost_error),
             "limits": self.limits.to_json(),
-            "switches": {name: _plain(value) for name, value in asdict(self.switches).items()},
+            "switches": {name: _plain(value) for name, value in self.switches.to_json().items()},
             "policies": [policy.to_json() for policy in self.policies],
             "versions": dict(self.versions),
         }
@@ -189,7 +191,7 @@ def provenance_of(
     serving
         The set-up that made the instance of the trace; None if the instance came from a file.
     """
-    model, device, tensor_parallel = hardware(serving) if serving else (None, None, None)
+    model, device, parallelism = hardware(serving) if serving else (None, None, None)
     arrivals = instance.columns.arrival_ns
     return Provenance(
         trace=trace if isinstance(trace, str) else trace.name,
@@ -198,7 +200,7 @@ def provenance_of(
         span_s=int(arrivals.max() - arrivals.min()) / NS_PER_S,
         model=model,
         device=device,
-        tensor_parallel=tensor_parallel,
+        parallelism=parallelism,
         cost=instance.cost.name,
         cost_error=_cost_error(instance, serving),
         limits=instance.limits,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from cspsched.errors import TraceError
 from cspsched.trace.cells import request_name
 from cspsched.trace.format import TraceFormat
-from cspsched.trace.table import Table
+from cspsched.trace.table import Table, cell_text
 from cspsched.trace.trace import UnusedColumn
 
 if TYPE_CHECKING:
@@ -18,34 +19,42 @@ DROP = "drop the row"
 DROP_OR_SKIP = "drop the row, or use --limit/--window to leave it out"
 
 
-def unused_columns(
-    table: Table, trace_format: TraceFormat, rows: Sequence[int] | IntArray
-) -> Iterator[UnusedColumn]:
+def unused_columns(table: Table, trace_format: TraceFormat, rows: IntArray) -> Iterator[UnusedColumn]:
     """Columns that are not read, but for those that follow from others or count nothing."""
-    known = {*trace_format.known_columns, *trace_format.derived_columns}
+    known = (*trace_format.known_columns, *trace_format.source_columns, *trace_format.marks)
     for name in table.header:
-        if name in known or not name:
+        if not name or name in known or any(fnmatchcase(name, one) for one in trace_format.derived_columns):
             continue
-        noun = trace_format.counted_columns.get(name)
-        if noun is None:
+        cells = None
+        if name in trace_format.fixed_columns or name in trace_format.counted_columns:
+            cells = [cell.strip() for cell in table.columns[name].texts(rows)]
+        if cells is None:
             yield UnusedColumn(name=name)
-            continue
-        cells = [cell.strip() for cell in table.cells(name, rows)]
-        amounts = [int(cell) for cell in cells if cell.isdecimal() and int(cell)]
-        if amounts:
-            amount = f"{sum(amounts):,} {noun} in {len(amounts):,} of {len(rows):,} requests"
-            yield UnusedColumn(name=name, amount=amount)
+        elif name in trace_format.fixed_columns:
+            fixed = cell_text(trace_format.fixed_columns[name])
+            others = sum(cell != fixed for cell in cells)
+            if others:
+                yield UnusedColumn(name=name, amount=f"not {fixed} in {others:,} of {len(rows):,} requests")
+        else:
+            amounts = [int(cell) for cell in cells if cell.isdecimal() and int(cell)]
+            if amounts:
+                noun = trace_format.counted_columns[name]
+                amount = f"{sum(amounts):,} {noun} in {len(amounts):,} of {len(rows):,} requests"
+                yield UnusedColumn(name=name, amount=amount)
 
 
 def read_names(
-    table: Table, trace_format: TraceFormat, rows: Sequence[int] | IntArray, positions: Sequence[int]
+    table: Table, trace_format: TraceFormat, rows: IntArray, positions: Sequence[int]
 ) -> list[str]:
     """Names from the file, or r0, r1, ... by position in the whole trace, the same whatever is left out."""
-    if trace_format.id_column is None:
+    column = trace_format.id_column
+    if column is None or column not in table.columns:
         return [f"r{position}" for position in positions]
-    names = table.parse(trace_format.id_column, request_name, rows, remedy=DROP_OR_SKIP)
+    plain = table.columns[column].names(rows)
+    names = table.parse(column, request_name, rows, remedy=DROP_OR_SKIP) if plain is None else plain
     if len(set(names)) < len(names):
-        raise TraceError(_repeated_name(table, trace_format.id_column, sorted(zip(rows, names, strict=True))))
+        named_rows = sorted(zip(rows.tolist(), names, strict=True))
+        raise TraceError(_repeated_name(table, column, named_rows))
     return names
 
 
@@ -53,6 +62,6 @@ def _repeated_name(table: Table, column: str, named_rows: Sequence[tuple[int, st
     first_row: dict[str, int] = {}
     row, name = next(pair for pair in named_rows if first_row.setdefault(pair[1], pair[0]) != pair[0])
     return (
-        f"{table.where(row)}: {column} is {name!r}, which line {table.lines[first_row[name]]} already has, "
-        f"expected unique names (rename one, or {DROP_OR_SKIP})"
+        f"{table.where(row)}: {column} is {name!r}, which {table.place} {table.places[first_row[name]]} "
+        f"already has, expected unique names (rename one, or {DROP_OR_SKIP})"
     )

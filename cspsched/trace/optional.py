@@ -7,11 +7,12 @@ A file may have any of them; `prefix_id` and `prefix_tokens` go together and mak
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from cspsched.errors import TraceError
 from cspsched.problem.request import Request
 from cspsched.trace.cells import (
+    TimeUnit,
     limit_in_seconds,
     name_or_none,
     pause_in_seconds,
@@ -20,12 +21,9 @@ from cspsched.trace.cells import (
     token_count_or_none,
 )
 from cspsched.trace.table import Table
-from cspsched.units import NS_PER_S
 
 if TYPE_CHECKING:
     from cspsched.problem.cost import IntArray
-
-Rows: TypeAlias = "Sequence[int] | IntArray"
 
 _CELLS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "priority": ("priority", priority),
@@ -42,16 +40,16 @@ PREFIX_COLUMNS = ("prefix_id", "prefix_tokens")
 OPTIONAL_COLUMNS = (*_CELLS, *PREFIX_COLUMNS)
 
 
-def read_optional(
+def read_optional_fields(
     table: Table,
-    rows: Rows,
+    rows: IntArray,
     columns: Sequence[str],
     prompts: Sequence[int],
     outputs: Sequence[int],
     *,
     remedy: str,
-) -> list[dict[str, Any]]:
-    """Fields of each request that come from optional columns of a format.
+) -> dict[str, Sequence[Any]]:
+    """Values of the optional columns that a table has, by field of a request.
 
     Parameters
     ----------
@@ -71,22 +69,6 @@ def read_optional(
         If a cell is wrong, a prefix has only one of its two columns or cells, or is longer than the prompt,
         or a declared limit is less than the output.
     """
-    values = read_optional_fields(table, rows, columns, prompts, outputs, remedy=remedy)
-    return [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)] or [{}] * len(
-        rows
-    )
-
-
-def read_optional_fields(
-    table: Table,
-    rows: Rows,
-    columns: Sequence[str],
-    prompts: Sequence[int],
-    outputs: Sequence[int],
-    *,
-    remedy: str,
-) -> dict[str, Sequence[Any]]:
-    """The same as columns: values of all rows by field of a request."""
     present = [name for name in columns if name in table.header]
     values: dict[str, Sequence[Any]] = {}
     for name in present:
@@ -106,24 +88,25 @@ def read_optional_fields(
     return values
 
 
-def _require_sessions(table: Table, rows: Rows, values: dict[str, Sequence[Any]], remedy: str) -> None:
+def _require_sessions(table: Table, rows: IntArray, values: dict[str, Sequence[Any]], remedy: str) -> None:
     """Refuse a think time of a request that is a turn of no session."""
     names = values.get("session_id", [""] * len(rows))
     for row, name, think_ns in zip(rows, names, values["think_time_ns"], strict=True):
         if think_ns and not name:
             raise TraceError(
-                f"{table.where(row)}: think_time_s is {seconds_text(think_ns)} without a session_id, "
+                f"{table.where(row)}: think_time_s is {TimeUnit.S.text(think_ns)} without a session_id, "
                 f"expected 0 or an empty cell ({remedy})"
             )
 
 
 def _prefixes(
-    table: Table, rows: Rows, prompts: Sequence[int], remedy: str
+    table: Table, rows: IntArray, prompts: Sequence[int], remedy: str
 ) -> list[tuple[tuple[str, int], ...]]:
     for name, other in (PREFIX_COLUMNS, PREFIX_COLUMNS[::-1]):
         if name not in table.header:
-            where = f"{table.path} line {table.header_line}"
-            raise TraceError(f"{where}: column {other!r} needs {name!r} beside it (add or remove one)")
+            raise TraceError(
+                f"{table.where_header}: column {other!r} needs {name!r} beside it (add or remove one)"
+            )
     names = table.parse("prefix_id", name_or_none, rows, remedy=remedy)
     counts = table.parse("prefix_tokens", shared_tokens, rows, remedy=remedy)
     prefixes: list[tuple[tuple[str, int], ...]] = []
@@ -159,21 +142,15 @@ def optional_cells(request: Request) -> tuple[str | int, ...]:
     return (
         request.priority,
         _checked("client_id", request.client_id, request),
-        "" if request.ttft_limit_ns is None else seconds_text(request.ttft_limit_ns),
-        "" if request.tpot_limit_ns is None else seconds_text(request.tpot_limit_ns),
-        request.max_tokens or "",
-        request.predicted_tokens or "",
+        "" if request.ttft_limit_ns is None else TimeUnit.S.text(request.ttft_limit_ns),
+        "" if request.tpot_limit_ns is None else TimeUnit.S.text(request.tpot_limit_ns),
+        str(request.max_tokens or ""),
+        str(request.predicted_tokens or ""),
         _checked("session_id", request.session_id, request),
-        seconds_text(request.think_time_ns) if request.think_time_ns else "",
+        TimeUnit.S.text(request.think_time_ns) if request.think_time_ns else "",
         _checked("prefix_id", prefix_id, request, may_be_empty=not prefix_tokens),
         prefix_tokens,
     )
-
-
-def seconds_text(time_ns: int) -> str:
-    """Seconds with up to nine decimals, exact."""
-    seconds, rest_ns = divmod(time_ns, NS_PER_S)
-    return f"{seconds}.{rest_ns:09d}".rstrip("0").rstrip(".")
 
 
 def _checked(column: str, name: str, request: Request, *, may_be_empty: bool = True) -> str:

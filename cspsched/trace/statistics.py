@@ -1,7 +1,4 @@
-"""What a trace looks like in numbers: lengths, rate, burstiness, correlation.
-
-Only the standard library: describing a trace must not make the command line load numpy.
-"""
+"""What a trace looks like in numbers: lengths, rate, burstiness, correlation, shared prefixes."""
 
 from __future__ import annotations
 
@@ -13,13 +10,15 @@ from itertools import pairwise
 from statistics import StatisticsError, correlation, fmean, pvariance
 from typing import Any
 
+from cspsched.problem.columns import columns_of
+from cspsched.trace.jitter import MIN_TICK_NS
+from cspsched.trace.sharing import PrefixStatistics, prefix_statistics
 from cspsched.trace.trace import Trace
 from cspsched.units import NS_PER_S, ns_to_seconds
 
 STATISTICS_SCHEMA = "cspsched/trace-statistics/1"
 
 DISPERSION_WINDOW_S = 60
-_MIN_QUANTUM_NS = 1_000_000
 # Below this, equal gaps are more likely a hand-written example than a coarse clock.
 _MIN_GAPS_FOR_WARNING = 100
 
@@ -53,7 +52,11 @@ class TraceStatistics:
     spearman_prompt_output: float | None
     """Rank correlation of prompt and output tokens; None if one of them is constant."""
     quantum_ns: int | None
-    """Greatest common divisor of the gaps: the tick of the clock that stamped the arrivals."""
+    """Greatest common divisor of the gaps; None if all arrive together."""
+    tick_ns: int | None
+    """Shortest gap above 0: the tick of the clock that stamped the arrivals, if it is a coarse one."""
+    prefix: PrefixStatistics | None
+    """What prompts share with earlier ones; None if no request has a prefix."""
     warnings: tuple[str, ...]
     """One sentence each, empty if nothing is odd."""
 
@@ -64,12 +67,13 @@ class TraceStatistics:
 
 def describe(trace: Trace) -> TraceStatistics:
     """Figures of a trace."""
-    arrivals_ns = [request.arrival_ns for request in trace.requests]
-    prompts = [request.prompt_tokens for request in trace.requests]
-    outputs = [request.output_tokens for request in trace.requests]
+    columns = columns_of(trace.requests)
+    arrivals_ns, prompts, outputs = (
+        column.tolist() for column in (columns.arrival_ns, columns.prompt_tokens, columns.output_tokens)
+    )
     gaps_ns = [after - before for before, after in pairwise(arrivals_ns)]
     span_s = ns_to_seconds(sum(gaps_ns))
-    quantum_ns = math.gcd(*gaps_ns) or None
+    tick_ns = min(filter(None, gaps_ns), default=None)
     return TraceStatistics(
         num_requests=len(prompts),
         span_s=span_s,
@@ -79,8 +83,10 @@ def describe(trace: Trace) -> TraceStatistics:
         interarrival_cv=_variation(gaps_ns),
         dispersion_60s=_dispersion(arrivals_ns, DISPERSION_WINDOW_S * NS_PER_S),
         spearman_prompt_output=_spearman(prompts, outputs),
-        quantum_ns=quantum_ns,
-        warnings=tuple(_quantisation_warnings(gaps_ns, quantum_ns)),
+        quantum_ns=math.gcd(*gaps_ns) or None,
+        tick_ns=tick_ns,
+        prefix=None if columns.prefix is None else prefix_statistics(arrivals_ns, prompts, columns.prefix),
+        warnings=tuple(_quantisation_warnings(gaps_ns, tick_ns)),
     )
 
 
@@ -131,14 +137,15 @@ def _ranks(values: Sequence[int]) -> list[float]:
     return [rank[value] for value in values]
 
 
-def _quantisation_warnings(gaps_ns: Sequence[int], quantum_ns: int | None) -> list[str]:
-    """A coarse clock makes bursts that never were: most gaps are 0, the others whole ticks."""
+def _quantisation_warnings(gaps_ns: Sequence[int], tick_ns: int | None) -> list[str]:
+    """A coarse clock makes bursts that never were: most gaps are 0, the others at least a tick."""
     share_zero = gaps_ns.count(0) / max(len(gaps_ns), 1)
-    if quantum_ns is None or quantum_ns < _MIN_QUANTUM_NS or share_zero < 0.5:
+    if tick_ns is None or tick_ns < MIN_TICK_NS or share_zero < 0.5:
         return []
     if len(gaps_ns) < _MIN_GAPS_FOR_WARNING:
         return []
     return [
-        f"arrivals are multiples of {ns_to_seconds(quantum_ns):g} s and {share_zero:.0%} of the gaps are 0: "
-        "the clock of the trace is coarse, and the bursts at its ticks are not real"
+        f"{share_zero:.0%} of the gaps are 0 and the others at least {ns_to_seconds(tick_ns):g} s: the clock "
+        "is coarse, and the bursts at its ticks are not real "
+        "(--dejitter uniform draws arrivals within their ticks)"
     ]

@@ -31,10 +31,24 @@ class Trace:
     name: str
     """The file's name without its suffix, or the generator's profile."""
     format: str
-    """`native`, `azure`, `vidur` or `generated`."""
+    """Name of the format that it was read from, `columns`, or `generated`."""
     requests: Sequence[Request]
     """A tuple, or of a large file `cspsched.problem.columns.Requests`, which are equal to the tuple."""
     unused_columns: tuple[UnusedColumn, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What the reader took for what, and what it left out; one sentence each."""
+
+    @property
+    def unused_sentences(self) -> tuple[str, ...]:
+        """One sentence that names all columns that are not used; none if all are."""
+        shown = ", ".join(column.text for column in self.unused_columns)
+        match len(self.unused_columns):
+            case 0:
+                return ()
+            case 1:
+                return (f"column {shown} is not simulated",)
+            case _:
+                return (f"columns {shown} are not simulated",)
 
     def __post_init__(self) -> None:
         if not self.requests:

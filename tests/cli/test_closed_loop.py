@@ -67,10 +67,16 @@ def test_compare_has_a_comparison_of_each_policy(sessions, capsys, tmp_path):
     first, second = data["comparisons"]
 
     assert data["schema"] == "cspsched/comparisons/1"
-    assert [[row["policy"] for row in one["policies"]] for one in (first, second)] == [["vllm"], ["sarathi:chunk=8"]]
+    assert [[row["policy"] for row in one["policies"]] for one in (first, second)] == [
+        ["vllm"],
+        ["sarathi:chunk=8"],
+    ]
     assert first["arrivals"].startswith("Arrivals came about under vllm in a closed loop (1 of 3")
     assert first["fingerprint"] != second["fingerprint"]
-    assert [one["provenance"]["policies"][0]["label"] for one in (first, second)] == ["vllm", "sarathi:chunk=8"]
+    assert [one["provenance"]["policies"][0]["label"] for one in (first, second)] == [
+        "vllm",
+        "sarathi:chunk=8",
+    ]
     for number, one in enumerate((first, second), 1):
         folder = tmp_path / "out" / f"policy-{number}"
         assert (

@@ -170,7 +170,7 @@ USAGE = {
         "no such command 'slove', did you mean 'solve'?; there are: solve, compare",
     ),
     "strange command": ("xyz", "no such command 'xyz'; there are: solve, compare"),
-    "unknown subcommand": ("trace describ", "Did you mean 'describe'?"),
+    "unknown subcommand": ("trace describ", "did you mean 'describe'?; there are: list, convert, describe"),
     "unknown option": (
         "solve trace.csv --objektive makespan",
         "Did you mean '--objective'? (see 'cspsched solve",

@@ -26,6 +26,8 @@ JSON_CALLS = {
     "check schedule.json": "cspsched/check/2",
     "trace describe tiny-12": "cspsched/trace-statistics/1",
     "trace generate --requests 3 --out made.csv": "cspsched/generated-trace/1",
+    "trace sample tiny-12 --requests 3 --output made.csv": "cspsched/sampled-trace/1",
+    "trace fit chat-2000 --output made.json": "cspsched/trace-profile/1",
     "capacity": "cspsched/capacity/1",
     "policies": "cspsched/policies/1",
     "models": "cspsched/models/1",
@@ -178,7 +180,7 @@ def test_policies_lists_settings_with_their_defaults(capsys):
 
 def test_capacity_rows_add_up_and_give_the_blocks(capsys):
     """The shares are the memory of the device, byte by byte, and the blocks are those of `compare`."""
-    from cspsched.costs.models import load_device
+    from cspsched.costs.devices import load_device
 
     data = json.loads(invoke(capsys, "capacity", "--json").out)
 
@@ -218,8 +220,8 @@ def test_description_of_one_request_has_dashes_for_what_is_not_known(capsys):
     """A rate needs two requests: it is a dash, neither 0 nor None."""
     outcome = invoke(capsys, "trace", "describe", "tiny-12", "--limit", "1")
 
-    assert "num_requests             1\n" in outcome.out
-    assert "rate_per_s               -\n" in outcome.out
+    assert "requests         1\n" in outcome.out
+    assert "rate             -\n" in outcome.out
     assert "None" not in outcome.out
 
 

@@ -11,10 +11,12 @@ import pytest
 
 from cspsched.costs import compose
 from cspsched.costs.compose import compose_cost, default_cost
+from cspsched.costs.devices import load_device
 from cspsched.costs.facts import fact_path
-from cspsched.costs.importers import aiconfigurator
-from cspsched.costs.importers.aiconfigurator import gemm_shapes
-from cspsched.costs.models import MODEL_FOLDER, load_device, load_model
+from cspsched.costs.importers import aiconfigurator, collectives
+from cspsched.costs.importers.aiconfigurator import AicTables, gemm_shapes
+from cspsched.costs.models import MODEL_FOLDER, load_model
+from cspsched.costs.parallelism import Parallelism
 from cspsched.costs.presets import describe_cost, load_cost
 from cspsched.errors import InputError, UsageError
 from cspsched.problem.cost import BatchFeatures
@@ -53,7 +55,7 @@ def tables(ranks: int) -> dict[str, list[dict]]:
         ],
         "custom": [
             MADE_UP
-            | {"op_name": "all_reduce", "kernel_source": aiconfigurator.CUSTOM_KERNEL, "num_gpus": ranks}
+            | {"op_name": "all_reduce", "kernel_source": collectives.CUSTOM_KERNEL, "num_gpus": ranks}
             | {"allreduce_dtype": "bfloat16", "message_size": 2**k, "latency": 0.004 + 1e-9 * 2**k}
             for k in range(8, 23)
         ],
@@ -93,15 +95,79 @@ def _installed(tmp_path, monkeypatch):
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_composed_cost_model_says_where_it_comes_from(ranks):
     """Model, device, degree, origin of every operator, and errors; more work takes more time."""
-    file = compose_cost(MODEL, load_device("h100"), ranks)
+    file = compose_cost(MODEL, load_device("h100"), Parallelism(tensor=ranks))
     info, cost = describe_cost(file), load_cost(file)
     small, large = (decodes(num) for num in (1, 100))
 
-    assert (info.model, info.device, info.tensor_parallel) == (MODEL.name, "h100", ranks)
+    assert (info.model, info.device, info.parallelism) == (MODEL.name, "h100", Parallelism(tensor=ranks))
     assert "measured: " in info.source
     assert ("vLLM custom all-reduce in a CUDA graph: all_reduce" in info.source) == (ranks > 1)
     assert set(info.fit_error) >= {"tokens", "prefill_attention", "decode_attention"}
     assert 0 < cost.batch_time_ns(small) < cost.batch_time_ns(large)
+
+
+LINKED = """
+title = "a GPU"
+source = "made up"
+architecture = "none"
+memory_bytes = 80_000_000_000
+memory_bandwidth_bytes_per_s = 3e12
+peak_flops_fp16 = 1e15
+operator_tables = "h100_sxm"
+[link]
+bandwidth_bytes_per_s = 1e9
+latency_ns = 5000
+"""
+
+
+def test_a_device_of_the_users_names_its_link(tmp_path, capsys):
+    """Two all-reduces a layer by formula: 2 steps of the latency and half of the bytes each."""
+    (tmp_path / "mine.toml").write_text(LINKED)
+    arguments = ("--model", MODEL.name, "--device", tmp_path / "mine.toml", "--tensor-parallel", "2")
+    outcome = invoke(capsys, "costs", "compose", *arguments, "--output", tmp_path / "cost.toml")
+    alone = load_cost(compose_cost(MODEL, load_device(str(tmp_path / "mine.toml"))))
+    network = AicTables({}).collectives(load_device(str(tmp_path / "mine.toml")), 2)
+    reduces = network[network["op"] == "all_reduce"].set_index("bytes")["t_us"]
+
+    assert outcome.code == 0
+    assert "formula, 1 GB/s and 5 us: all_reduce" in describe_cost(tmp_path / "cost.toml").source
+    assert reduces[2**20] == pytest.approx(2 * (5 + 2**19 / 1e3))
+    assert set(network["op"]) == {"all_reduce", "all_gather", "reduce_scatter"}
+    assert load_cost(tmp_path / "cost.toml").batch_time_ns(decodes(1)) > alone.batch_time_ns(decodes(1))
+
+
+def test_a_stage_has_its_layers_and_sends(tmp_path, capsys):
+    """Half of the layers, one message and the head; no command takes it for a whole model."""
+    (tmp_path / "mine.toml").write_text(LINKED)
+    device = load_device(str(tmp_path / "mine.toml"))
+    whole = load_cost(compose_cost(MODEL, device)).batch_time_ns(decodes(200))
+    file = compose_cost(MODEL, device, Parallelism(pipeline=2))
+    stage = load_cost(file).batch_time_ns(decodes(200))
+    outcome = invoke(capsys, "simulate", "tiny-12", "--cost", file)
+
+    message = 5_000 + 200 * MODEL.dtype_bytes * MODEL.hidden_size  # a byte takes a nanosecond
+
+    assert whole / 2 < stage - message < 3 * whole / 4
+    assert outcome.code == 2
+    assert "is of one of 2 pipeline stages" in outcome.err
+    with pytest.raises(InputError, match="no nccl table among"):
+        compose_cost(MODEL, load_device("h100"), Parallelism(pipeline=2))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("memory_bandwidth_bytes_per_s = 3e12", "memory_bandwidth_bytes_per_s missing"),
+        ("latency_ns = 5000", "link: latency_ns missing"),
+    ],
+)
+def test_a_device_without_its_bandwidth_is_refused(tmp_path, capsys, wrong, message):
+    """One line with the file and the key."""
+    (tmp_path / "mine.toml").write_text(LINKED.replace(wrong, ""))
+    outcome = invoke(capsys, "costs", "compose", "--device", tmp_path / "mine.toml")
+
+    assert outcome.code == 1
+    assert f"mine.toml: {message}" in outcome.err
 
 
 def test_what_was_composed_is_found_again(monkeypatch):
@@ -111,7 +177,7 @@ def test_what_was_composed_is_found_again(monkeypatch):
         patched.setattr(compose, "composed_text", lambda *_: pytest.fail("composed again"))
         assert compose_cost(MODEL, load_device("h100")) == first
 
-    assert compose_cost(MODEL, load_device("h100"), 2) != first
+    assert compose_cost(MODEL, load_device("h100"), Parallelism(tensor=2)) != first
     (table,) = first.parents[4].glob("site/*/systems/data/h100_sxm/gemm/vllm/*/*.parquet")
     frame = pd.read_parquet(table)
     pd.concat([frame, frame.assign(latency=frame["latency"] * 2)]).to_parquet(table)
@@ -156,7 +222,7 @@ def test_what_cannot_be_composed_is_told():
     with pytest.raises(InputError, match="no system 'h200_sxm'; known: h100_sxm"):
         compose_cost(MODEL, load_device("h200"))
     with pytest.raises(InputError, match="tensor_parallel is 3, expected a divisor"):
-        compose_cost(MODEL, load_device("h100"), 3)
+        compose_cost(MODEL, load_device("h100"), Parallelism(tensor=3))
     with pytest.raises(UsageError, match="None can be composed: no operator tables of v100"):
         default_cost(MODEL, "v100")
 

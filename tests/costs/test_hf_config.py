@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +85,10 @@ def test_the_decoder_of_a_model_that_sees_is_taken(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "deepseek_v3"}, "model_type is 'deepseek_v3'; known are gemma, gpt_oss, llama"),
+        (
+            {"model_type": "mamba2"},
+            "model_type is 'mamba2'; known are deepseek_v2, deepseek_v3, gemma, gpt_oss",
+        ),
         ({"hidden_size": None}, "hidden_size must be an integer|hidden_size is None"),
         ({"hidden_size": 4095, "head_dim": None}, "4095 is no multiple of num_attention_heads 32"),
         ({"num_hidden_layers": 0}, "num_layers is 0, expected more than 0"),
@@ -136,6 +139,44 @@ def test_windows_and_experts_of_their_own_format(tmp_path):
     del config["layer_types"]
     with pytest.raises(InputError, match="layer_types is missing, a gpt_oss needs it"):
         load_model(write(tmp_path / "other", config))
+
+
+V2_LITE = {
+    "model_type": "deepseek_v2", "num_hidden_layers": 27, "hidden_size": 2048, "num_attention_heads": 16,
+    "num_key_value_heads": 16, "intermediate_size": 10944, "vocab_size": 102400,
+    "tie_word_embeddings": False, "max_position_embeddings": 163840, "torch_dtype": "bfloat16",
+    "n_routed_experts": 64, "num_experts_per_tok": 6, "moe_intermediate_size": 1408, "n_shared_experts": 2,
+    "first_k_dense_replace": 1, "moe_layer_freq": 1, "topk_method": "greedy", "q_lora_rank": None,
+    "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128,
+}  # fmt: skip
+"""config.json of deepseek-ai/DeepSeek-V2-Lite, as far as it is read."""
+
+
+def test_latent_attention_and_shared_experts(tmp_path):
+    """Published total of parameters; the KV cache is one compressed vector a layer, on every rank."""
+    model = load_model(write(tmp_path / "deepseek-v2-lite", V2_LITE))
+
+    assert model.num_parameters == 15_706_484_224
+    assert model.kv_bytes_per_token() == model.kv_bytes_per_token(4) == 27 * 576 * 2
+    with pytest.raises(InputError, match=r"kv_lora_rank missing"):
+        load_model(write(tmp_path / "x", {k: v for k, v in V2_LITE.items() if k != "kv_lora_rank"}))
+    with pytest.raises(InputError, match="moe_layer_freq is 2, expected 1"):
+        load_model(write(tmp_path / "y", V2_LITE | {"moe_layer_freq": 2}))
+
+
+def test_a_config_of_deepseek_is_the_model_that_ships(tmp_path):
+    """FP8 in blocks, a bias of the router, dense layers first."""
+    shipped = load_model("deepseek-v3")
+    assert shipped.moe is not None
+    assert shipped.mla is not None
+    config = config_of(shipped, "deepseek_v3") | {
+        "n_routed_experts": 256, "n_shared_experts": 1, "first_k_dense_replace": 3, "topk_method": "noaux_tc",
+        "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]},
+        **asdict(shipped.mla),
+    }  # fmt: skip
+    model = load_model(write(tmp_path / "deepseek-v3", config))
+
+    assert replace(model, title=shipped.title, source=shipped.source) == shipped
 
 
 def test_a_missing_field_is_named(tmp_path, capsys):

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from cspsched.costs.devices import load_device
 from cspsched.costs.estimator import fit_profile
-from cspsched.costs.importers import aiconfigurator
+from cspsched.costs.estimator.features import share_of_layers
+from cspsched.costs.importers import aiconfigurator, collectives
 from cspsched.costs.importers.aiconfigurator import (
     AicTables,
-    attention_of_heads,
     elementwise_rows,
     gemm_shapes,
 )
+from cspsched.costs.importers.attention_heads import attention_of_heads
 from cspsched.costs.importers.gemm_grid import GemmGrid
 from cspsched.costs.importers.llmservingsim import import_llmservingsim
 from cspsched.costs.importers.source import Source
 from cspsched.costs.importers.vidur import import_vidur
-from cspsched.costs.models import load_device, load_model
+from cspsched.costs.models import load_model
+from cspsched.costs.parallelism import Parallelism
 from cspsched.costs.rows import COLUMNS, OPERATORS, make_rows, read_rows, write_rows
 from cspsched.errors import InputError
 from tests.support.places import DATA
@@ -285,7 +289,7 @@ def test_wide_shapes_are_scaled_and_deep_ones_refused(tmp_path):
 @pytest.mark.parametrize("ranks", [1, 2, 4, 8])
 def test_shapes_of_a_rank_hold_its_weights(ranks):
     """The GEMMs of all layers and the head hold exactly the weights of a rank."""
-    weights = MODEL.weights_per_rank(ranks)
+    weights = MODEL.weights_per_rank(Parallelism(tensor=ranks))
     head, *_ = [n * k for op, (n, k) in gemm_shapes(MODEL, ranks).items() if op == "lm_head"]
     layer = sum(n * k for op, (n, k) in gemm_shapes(MODEL, ranks).items() if op != "lm_head")
 
@@ -346,7 +350,7 @@ def test_foreign_aiconfigurator_tables_are_refused(tmp_path, tables, complaint):
     paths = [table(tmp_path, f"{at}.csv", row) for at, row in enumerate(tables)]
 
     with pytest.raises(InputError, match=complaint):
-        AicTables.read(paths).rows(MODEL, load_device("h100"), 1)
+        AicTables.read(paths).rows(MODEL, load_device("h100"))
 
 
 @pytest.mark.parametrize("kind", ["gemm", "context", "generation", "nccl"])
@@ -402,7 +406,7 @@ def test_installed_tables_are_found(tmp_path, monkeypatch):
 # Collectives and heads of aiconfigurator
 
 
-CUSTOM = {"device": "GPU", "op_name": "all_reduce", "kernel_source": aiconfigurator.CUSTOM_KERNEL,
+CUSTOM = {"device": "GPU", "op_name": "all_reduce", "kernel_source": collectives.CUSTOM_KERNEL,
           "allreduce_dtype": "bfloat16", "num_gpus": 2}  # fmt: skip
 GENERATION = {"device": "GPU", "num_heads": 8, "num_key_value_heads": 2, "step": 64}
 
@@ -414,7 +418,7 @@ def test_the_all_reduce_is_the_engines_own_up_to_its_limit(tmp_path):
     eager = [row | {"kernel_source": "vLLM_custom_eager", "latency": 0.02} for row in custom]
     nccl = [NCCL | {"message_size": size, "latency": 0.05 + 0.01 * k} for k, size in enumerate(sizes)]
     paths = [table(tmp_path, "custom.csv", *custom, *eager), table(tmp_path, "nccl.csv", *nccl)]
-    rows = AicTables.read(paths).collectives(2)
+    rows = AicTables.read(paths).collectives(load_device("h100"), 2)
 
     assert rows[["bytes", "t_us", "kernel_impl"]].to_numpy().tolist() == [
         [2**11, 5.0, "vLLM custom all-reduce in a CUDA graph"],
@@ -422,7 +426,7 @@ def test_the_all_reduce_is_the_engines_own_up_to_its_limit(tmp_path):
         [2**24, 70.0, "NCCL"],
     ]
     with pytest.raises(InputError, match="no all-reduce over 4 ranks"):
-        AicTables.read(paths).collectives(4)
+        AicTables.read(paths).collectives(load_device("h100"), 4)
 
 
 def test_heads_that_were_not_measured_come_from_fewer_kv_heads(tmp_path):
@@ -442,6 +446,48 @@ def test_heads_that_were_not_measured_come_from_fewer_kv_heads(tmp_path):
         attention_of_heads(decode, "step", 12, 3, 128)
 
 
+def mla_rows():
+    """Tables of the whole block of latent attention, 16 heads."""
+    row = {"device": "GPU", "mla_dtype": "bfloat16", "kv_cache_dtype": "bfloat16", "gemm_type": "fp8_block",
+           "num_heads": 16, "batch_size": 1}  # fmt: skip
+    return {
+        "mla_context": [row | {"isl": x, "step": 0, "latency": 0.1 + x / 1e4} for x in (64, 256, 1024)],
+        "mla_generation": [row | {"isl": 1, "step": x, "latency": 0.1 + x / 1e6} for x in (64, 512, 4096)],
+    }
+
+
+def test_latent_attention_is_the_measured_block(tmp_path):
+    """Rows of its heads on a rank; matrix products outside it: dense layers, shared experts and head."""
+    model = load_model("deepseek-v3")
+    of_rank = gemm_shapes(model, 8)
+    for kind, rows in mla_rows().items():
+        table(tmp_path, f"{kind}.csv", *rows)
+    tables = AicTables.read([tmp_path / f"{kind}.csv" for kind in mla_rows()])
+    attention = tables.attention(model, 8)
+
+    assert set(of_rank) == {"gate_up", "down", "router", "shared_gate_up", "shared_down", "lm_head"}
+    assert of_rank["shared_gate_up"] == (2 * 2048 // 8, 7168)
+    assert of_rank["gate_up"] == (2 * 18432 // 8, 7168)
+    assert attention["kernel_impl"].unique().tolist() == ["measured with its projections"]
+    decodes = attention[attention["op"] == "attn_decode"]
+    assert decodes["t_us"].tolist() == pytest.approx([100 + x / 1e3 for x in (64, 512, 4096)])
+    with pytest.raises(InputError, match="has no attention of 32 heads"):
+        tables.attention(model, 4)
+    other = replace(model, mla=replace(model.mla, kv_lora_rank=256))
+    with pytest.raises(InputError, match="only that of deepseek-v3 with weights in bf16, fp8"):
+        tables.attention(other, 8)
+
+
+def test_operators_count_in_the_layers_that_have_them():
+    """Three of 61 layers have an MLP; experts, router and shared experts are in the others."""
+    model = load_model("deepseek-v3")
+
+    assert share_of_layers("gate_up", model) == pytest.approx(3 / 61)
+    assert share_of_layers("experts", model) == share_of_layers("shared_down", model) == 58 / 61
+    assert share_of_layers("rmsnorm", model) == 1
+    assert share_of_layers("gate_up", load_model("llama-3.1-8b")) == 1
+
+
 # The public tables
 
 
@@ -450,13 +496,33 @@ def test_heads_that_were_not_measured_come_from_fewer_kv_heads(tmp_path):
 def test_public_tables_make_a_cost_model(ranks):
     """Public H200 tables of five kinds give rows of known operators that a cost model can be fitted to."""
     tables = AicTables.read(sorted(TABLES.glob("prof_aic_h200_*")))
-    rows = tables.rows(load_model("qwen3-30b-a3b"), load_device("h200"), ranks)
+    rows = tables.rows(load_model("qwen3-30b-a3b"), load_device("h200"), Parallelism(tensor=ranks))
     fitted = fit_profile(rows, load_model("qwen3-30b-a3b"), ranks)
 
     assert set(rows["op"]) <= set(OPERATORS)
     assert {"experts", "router", "qk_norm"} <= set(rows["op"])
     assert ("all_reduce" in set(rows["op"])) == (ranks > 1)
     assert fitted.domain.largest["tokens"] >= 16_384
+
+
+@needs_tables
+def test_groups_bring_their_tokens_together():
+    """Experts see the tokens of both groups; dispatch and combine are the collectives over them."""
+    tables = AicTables.read(sorted(TABLES.glob("prof_aic_h200_*")))
+    model, device = load_model("qwen3-30b-a3b"), load_device("h200")
+    alone, together = (
+        tables.rows(model, device, Parallelism(data=data, has_expert_parallel=True)) for data in (1, 2)
+    )
+    (gathered,) = (part for op, part in together.groupby("op") if op == "dispatch")
+    network = tables.collectives(load_device("h100"), 2)
+    sizes = network[network["op"] == "all_gather"].sort_values("bytes")
+
+    assert {"dispatch", "combine"} == set(together["op"]) - set(alone["op"])
+    assert "all_reduce" not in set(together["op"])
+    tokens = together[together["op"] == "experts"]["num_tokens"].max()
+    assert 2 * tokens == alone[alone["op"] == "experts"]["num_tokens"].max()
+    expected = np.interp(2 * gathered["num_tokens"] * 2 * model.hidden_size, sizes["bytes"], sizes["t_us"])
+    assert gathered["t_us"].to_numpy() == pytest.approx(expected)
 
 
 @needs_tables

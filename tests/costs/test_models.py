@@ -8,18 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cspsched.costs.models import (
-    Device,
-    LlmModel,
-    device_names,
-    engine_defaults,
-    load_device,
-    load_model,
-    model_name,
-    model_names,
-    read_device,
-    read_model,
-)
+from cspsched.costs.devices import Device, device_names, engine_defaults, load_device, read_device
+from cspsched.costs.models import LlmModel, load_model, model_name, model_names, read_model
+from cspsched.costs.parallelism import Parallelism
 from cspsched.errors import InputError, UsageError
 
 PUBLISHED_PARAMETERS = {
@@ -52,6 +43,7 @@ PUBLISHED_PARAMETERS = {
     "qwen3-235b-a22b": 235_093_634_560,
     "gpt-oss-20b": 20_914_757_184,
     "gpt-oss-120b": 116_829_156_672,
+    "deepseek-v3": 671_026_419_200,
 }
 KV_BYTES_PER_TOKEN = {
     "llama-3.1-8b": 131_072,
@@ -61,6 +53,7 @@ KV_BYTES_PER_TOKEN = {
     "mistral-7b": 131_072,
     "mixtral-8x7b": 131_072,
     "qwen3-30b-a3b": 98_304,
+    "deepseek-v3": 61 * (512 + 64) * 2,
 }
 VALID_DEVICE = """
 title = "GPU"
@@ -85,7 +78,7 @@ def test_num_parameters_is_the_published_total(name):
 
 @pytest.mark.parametrize("name", KV_BYTES_PER_TOKEN)
 def test_kv_bytes_per_token(name):
-    """A token takes 2 x layers x KV heads x head_dim x 2 bytes of KV cache."""
+    """2 x layers x KV heads x head_dim x 2 bytes; of latent attention one compressed vector a layer."""
     assert KV_BYTES_PER_TOKEN[name] == load_model(name).kv_bytes_per_token()
 
 
@@ -111,7 +104,7 @@ def test_ranks_together_hold_at_least_the_whole_model(name, tensor_parallel):
     model = load_model(name)
     if model.num_heads % tensor_parallel:
         pytest.skip(f"{model.num_heads} heads cannot be shared by {tensor_parallel}")
-    together = tensor_parallel * sum(model.weights_per_rank(tensor_parallel))
+    together = tensor_parallel * sum(model.weights_per_rank(Parallelism(tensor=tensor_parallel)))
 
     assert model.num_parameters <= together <= 1.02 * model.num_parameters
 
@@ -122,15 +115,33 @@ def test_more_ranks_never_hold_more_each(tensor_parallel, name):
     model = load_model(name)
     fewer = max(1, tensor_parallel // 2)
 
-    assert sum(model.weights_per_rank(tensor_parallel)) <= sum(model.weights_per_rank(fewer))
+    of_more, of_fewer = (model.weights_per_rank(Parallelism(tensor=n)) for n in (tensor_parallel, fewer))
+
+    assert sum(of_more) <= sum(of_fewer)
     assert model.kv_bytes_per_token(tensor_parallel) <= model.kv_bytes_per_token(fewer)
 
 
-@pytest.mark.parametrize("tensor_parallel", [0, 3])
-def test_heads_that_cannot_be_shared_out_are_refused(tensor_parallel):
-    """32 heads cannot be shared out over 3 ranks, or over none."""
+def test_what_ranks_cannot_share_is_refused():
+    """32 heads over 3 ranks, 128 experts over 3, and experts of a model that has none."""
     with pytest.raises(InputError, match="expected a divisor of the 32"):
-        load_model("llama-3.1-8b").weights_per_rank(tensor_parallel)
+        load_model("llama-3.1-8b").weights_per_rank(Parallelism(tensor=3))
+    with pytest.raises(InputError, match=r"128 experts of qwen3-30b-a3b .* with DP 3, EP 3"):
+        load_model("qwen3-30b-a3b").weights_per_rank(Parallelism(data=3, has_expert_parallel=True))
+    with pytest.raises(InputError, match=r"llama-3\.1-8b has no experts; leave expert_parallel away"):
+        load_model("llama-3.1-8b").weights_per_rank(Parallelism(tensor=2, has_expert_parallel=True))
+
+
+@pytest.mark.parametrize("data", [1, 2])
+@pytest.mark.parametrize("tensor", [1, 2, 4])
+def test_whole_experts_weigh_what_slices_of_all_do(tensor, data):
+    """Where an expert's width divides evenly; all ranks of all groups share them."""
+    model = load_model("qwen3-30b-a3b")
+    sliced = model.weights_per_rank(Parallelism(tensor=tensor, data=data))
+    whole = model.weights_per_rank(Parallelism(tensor=tensor, data=data, has_expert_parallel=True))
+    router = model.num_layers * model.router_weights
+
+    assert whole == sliced
+    assert (whole.mlp - router) * tensor * data == model.weights_per_rank().mlp - router
 
 
 def test_unknown_model_names_the_nearest_and_all():
@@ -147,6 +158,7 @@ def test_unknown_model_names_the_nearest_and_all():
         ("qwen3-32b-fp8", "qwen3-32b-fp8", "fp8"),
         ("Qwen/Qwen2.5-7B-Instruct-AWQ", "qwen2.5-7b-int4", "int4"),
         ("mixtral-8x7b-gptq", "mixtral-8x7b-int4", "int4"),
+        ("Qwen/Qwen3-30B-A3B-Instruct-2507", "qwen3-30b-a3b", "bf16"),
         ("meta-llama/Llama-3.1-8B-Instruct", "llama-3.1-8b", "bf16"),
     ],
 )

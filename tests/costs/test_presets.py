@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cspsched.costs.compose import default_cost
-from cspsched.costs.models import load_device, load_model
+from cspsched.costs.devices import load_device
+from cspsched.costs.models import load_model
+from cspsched.costs.parallelism import Parallelism
 from cspsched.costs.presets import (
     DEFAULT_DEVICE,
     DEFAULT_MODEL,
@@ -137,11 +139,9 @@ def test_fitted_cost_models_are_of_known_models_and_devices(name):
     info = describe_cost(name)
 
     usual = f"{load_device(info.device).name}-{load_model(info.model).name}"
-    ranks = info.tensor_parallel
-
-    assert name == (usual if ranks == 1 else f"{usual}-tp{ranks}")
+    assert name == f"{usual}{info.parallelism.suffix}"
     assert "decode_attention" in info.fit_error
-    assert name == default_cost(load_model(info.model), info.device, ranks)
+    assert name == default_cost(load_model(info.model), info.device, info.parallelism)
 
 
 @pytest.mark.parametrize("name", FITTED)
@@ -200,8 +200,8 @@ def test_head_is_paid_only_by_batches_that_generate():
 
 def test_unmeasured_pair_names_those_that_there_are():
     """Asking for a device without measurements lists the pairs that have some."""
-    with pytest.raises(UsageError, match=r"llama-3\.1-8b on h100 with tensor_parallel 1"):
-        default_cost(load_model("llama-3.1-70b"), "l4", 4)
+    with pytest.raises(UsageError, match=r"llama-3\.1-8b on h100 with TP 1"):
+        default_cost(load_model("llama-3.1-70b"), "l4", Parallelism(tensor=4))
 
 
 @pytest.mark.parametrize("name", FITTED)
@@ -214,8 +214,9 @@ def test_cost_files_are_small(name):
 def test_more_ranks_are_faster_and_never_by_more_than_their_number(device):
     """A large prefill takes less time on more GPUs, and at least its share of the time on one."""
     prefill = batch([(0, 8192)], [])
+    model = load_model("llama-3.1-8b")
     one, *others = (
-        load_cost(default_cost(load_model("llama-3.1-8b"), device, ranks)).batch_time_ns(prefill)
+        load_cost(default_cost(model, device, Parallelism(tensor=ranks))).batch_time_ns(prefill)
         for ranks in (1, 2, 4, 8)
     )
 

@@ -9,7 +9,9 @@ from fractions import Fraction
 
 import pytest
 
-from cspsched.costs.models import load_device, load_model
+from cspsched.costs.devices import load_device
+from cspsched.costs.models import load_model
+from cspsched.costs.parallelism import ONE_GPU
 from cspsched.costs.presets import cost_names, describe_cost, load_cost
 from cspsched.costs.sanity import complaints
 from cspsched.problem.cost import BatchFeatures
@@ -29,7 +31,7 @@ MEASURED = [name for name in cost_names() if describe_cost(name).device is not N
 def facts(name):
     """Cost model, model, device and degree of a shipped file."""
     info = describe_cost(name)
-    return load_cost(name), load_model(info.model), load_device(info.device), info.tensor_parallel or 1
+    return load_cost(name), load_model(info.model), load_device(info.device), info.parallelism or ONE_GPU
 
 
 @pytest.mark.parametrize("name", MEASURED)
@@ -41,14 +43,13 @@ def test_shipped_cost_models_stay_within_what_is_possible(name):
     assert bool(found) == (name in SLOW_LARGE_BATCHES)
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in MEASURED if (describe_cost(name).tensor_parallel or 1) > 1]
-)
+@pytest.mark.parametrize("name", [name for name in MEASURED if facts(name)[3].tensor > 1])
 def test_more_ranks_never_slow_a_decode(name):
     """By more than the all-reduce explains: two a layer, of at least 10 us where all ranks have to meet."""
     info = describe_cost(name)
     reduces_ns = 2 * load_model(info.model).num_layers * REDUCE_NS
-    fewer = name.replace(f"-tp{info.tensor_parallel}", f"-tp{info.tensor_parallel // 2}").replace("-tp1", "")
+    ranks = info.parallelism.tensor
+    fewer = name.replace(f"-tp{ranks}", f"-tp{ranks // 2}").replace("-tp1", "")
     if fewer not in cost_names():
         pytest.skip(f"{fewer} does not fit and does not ship")
     for number in (1, 32, 128):
@@ -71,7 +72,7 @@ def test_more_ranks_never_slow_a_decode(name):
 def test_what_cannot_be_is_told(changes, words):
     """A free step, free tokens, and tokens that get dearer."""
     cost, *others = facts("a100-80-llama-3.1-8b")
-    sentences = " ".join(complaints(replace(cost, **changes), others[0], load_device("h100"), 1))
+    sentences = " ".join(complaints(replace(cost, **changes), others[0], load_device("h100"), ONE_GPU))
     assert re.search(words, sentences)
 
 

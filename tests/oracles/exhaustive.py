@@ -166,12 +166,12 @@ def _choice(instance: Instance, i: int, own: OwnState, event: Event, c: int) -> 
         blocks=-(-(reserved if after and instance.switches.reservation else after) // limits.block_tokens),
         host_blocks=-(-kv // limits.block_tokens) if stays_out else 0,
         moved_blocks=-(-kv // limits.block_tokens) if event >= Event.SWAP else 0,
-        features=_features(before, c, is_decode=is_decode, generates=generates) if c else NOTHING,
+        features=features_of(before, c, is_decode=is_decode, generates=generates) if c else NOTHING,
         following=following,
     )
 
 
-def _features(before: int, c: int, *, is_decode: bool, generates: bool) -> BatchFeatures[int]:
+def features_of(before: int, c: int, *, is_decode: bool, generates: bool) -> BatchFeatures[int]:
     """What a request adds to a batch that processes `c` tokens of it after `before` others."""
     if is_decode:
         return NOTHING._replace(tokens=c, decode_context=before, num_generating=generates, num_decodes=1)

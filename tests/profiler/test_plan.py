@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cspsched.costs.models import load_model, model_names
+from cspsched.costs.parallelism import Parallelism
 from cspsched.costs.rows import COLUMNS, OPERATORS, read_rows
 from cspsched.errors import InputError, UsageError
 from cspsched.profiler.backends import Features, attention_backend, operator_backends
@@ -23,7 +24,7 @@ from cspsched.profiler.store import ProfileFolder, read_meta
 from cspsched.profiler.timing import summarise
 
 TINY = load_model("tiny-llama")
-PROFILED = [name for name in model_names() if not name.startswith("gpt-oss")]
+PROFILED = [name for name in model_names() if not name.startswith(("gpt-oss", "deepseek"))]
 """Models with 16-bit weights and full attention."""
 CPU = Features(
     device="cpu",
@@ -69,7 +70,7 @@ def test_shards_have_the_weights_that_the_capacity_planner_counts(name, tensor_p
     if model.num_heads % tensor_parallel:
         pytest.skip(f"{model.num_heads} heads cannot be shared by {tensor_parallel}")
     shape = rank_shape(model, tensor_parallel)
-    counts = model.weights_per_rank(tensor_parallel)
+    counts = model.weights_per_rank(Parallelism(tensor=tensor_parallel))
     layer = shape.hidden * (shape.qkv_size + shape.q_size)
     layer += (shape.qkv_size if shape.qkv_bias else 0) + (2 * shape.head_dim if shape.qk_norm else 0)
 
@@ -86,7 +87,11 @@ def test_a_layer_of_all_models_caches_what_the_facts_say():
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("llama-3.1-8b-fp8", "fewer than 16 bits"), ("gpt-oss-20b", "fewer than 16 bits")],
+    [
+        ("llama-3.1-8b-fp8", "fewer than 16 bits"),
+        ("gpt-oss-20b", "fewer than 16 bits"),
+        ("deepseek-v3-bf16", "latent attention or shared experts"),
+    ],
 )
 def test_what_is_not_measured_is_refused(name, words):
     """Formats of weights have kernels of their own."""

@@ -255,7 +255,7 @@ def test_every_column_and_field_is_documented(tmp_path):
 def test_command_writes_tables(capsys, tmp_path):
     """`simulate --out` leaves the tables; Parquet unless CSV is asked for."""
     outcome = invoke(capsys, "simulate", "tiny-12", "--json", "--out", tmp_path / "run")
-    invoke(capsys, "simulate", "tiny-12", "--out", tmp_path / "run", "--format", "csv")
+    invoke(capsys, "simulate", "tiny-12", "--out", tmp_path / "run", "--table-format", "csv")
     metrics = json.loads(outcome.out)
     requests = pa.parquet.read_table(tmp_path / "run" / "requests.parquet")
 
@@ -267,8 +267,8 @@ def test_command_writes_tables(capsys, tmp_path):
 
 
 def test_command_refuses_a_format_without_a_folder(capsys):
-    """`--format` without `--out` would do nothing, so it is wrong usage, found before the trace is read."""
-    outcome = invoke(capsys, "simulate", "missing.csv", "--format", "csv")
+    """`--table-format` without `--out` would do nothing: wrong usage, found before the trace is read."""
+    outcome = invoke(capsys, "simulate", "missing.csv", "--table-format", "csv")
 
     assert outcome.code == 2
     assert "give --out too" in outcome.err

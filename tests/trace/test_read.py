@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from cspsched.errors import InputError, TraceError, UsageError
 from cspsched.problem.request import Request
 from cspsched.trace import Trace, read_trace, write_trace
-from cspsched.trace.azure import parse_timestamp
-from cspsched.trace.cells import arrival_in_seconds
+from cspsched.trace.cells import TimeUnit, arrival_in_seconds
+from cspsched.trace.formats import FORMATS
 from cspsched.trace.selection import Selection
 from cspsched.trace.write import trace_text
 from tests.support.places import DATA
@@ -27,14 +27,13 @@ needs_data = pytest.mark.skipif(not TRACES.is_dir(), reason="the public traces a
 NATIVE_HEADER = "request_id,arrival_s,prompt_tokens,output_tokens\n"
 AZURE_HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
 NATIVE = (
-    "native (request_id,arrival_s,prompt_tokens,output_tokens,"
+    "native (arrival_s,prompt_tokens,output_tokens,[request_id],"
     "[priority],[client_id],[ttft_limit_s],[tpot_limit_s],[max_tokens],[predicted_tokens],"
     "[session_id],[think_time_s],[prefix_id],[prefix_tokens])"
 )
-KNOWN = (
-    f"{NATIVE}; "
-    "azure (TIMESTAMP,ContextTokens,GeneratedTokens); "
-    "vidur ([arrived_at],num_prefill_tokens,num_decode_tokens)"
+TRIED = (
+    f"tried {', '.join(one.name for one in FORMATS)}; name the columns with --columns, "
+    "as 'cspsched trace list' shows"
 )
 SKIP_ROW = "(drop the row, or use --limit/--window to leave it out)"
 
@@ -192,7 +191,9 @@ def test_azure_times_agree_with_datetime(moment):
     text = f"{moment:%Y-%m-%d %H:%M:%S.%f}+00:00"
     microseconds = (moment - datetime(1, 1, 1)) // timedelta(microseconds=1)
 
-    assert microseconds * 1000 == parse_timestamp(text) - parse_timestamp("0001-01-01 00:00:00")
+    moment_ns, first_ns = (TimeUnit.UTC.parse(one) for one in (text, "0001-01-01 00:00:00"))
+
+    assert microseconds * 1000 == moment_ns - first_ns
 
 
 def test_vidur_file_ignores_other_columns(trace_file):
@@ -318,9 +319,7 @@ def test_header_alone_is_refused(trace_file):
 
 def test_unknown_header_is_refused(trace_file):
     """The columns found and the formats known are named."""
-    expected = (
-        f"trace.csv line 1: no known format has the columns 'a', 'b'; known are, comma-separated, {KNOWN}"
-    )
+    expected = f"trace.csv line 1: no known format has the columns 'a', 'b'; {TRIED}"
     assert expected == refusal(trace_file("a,b\n1,2\n"))
 
 
@@ -328,7 +327,7 @@ def test_missing_column_is_refused(trace_file):
     """The column that is missing for the closest format is named."""
     expected = (
         "trace.csv line 1: column output_tokens is missing for format native; "
-        f"found 'request_id', 'arrival_s', 'prompt_tokens'; known are {KNOWN}"
+        f"found 'request_id', 'arrival_s', 'prompt_tokens'; {TRIED}"
     )
     assert expected == refusal(trace_file("request_id,arrival_s,prompt_tokens\na,0,1\n"))
 
@@ -337,7 +336,7 @@ def test_missing_columns_are_refused(trace_file):
     """Several missing columns are all named; the header's line counts blank lines above it."""
     expected = (
         "trace.csv line 2: columns TIMESTAMP, GeneratedTokens are missing for format azure; "
-        f"found 'ContextTokens'; known are {KNOWN}"
+        f"found 'ContextTokens'; {TRIED}"
     )
     assert expected == refusal(trace_file("\nContextTokens\n1\n"))
 

@@ -106,9 +106,10 @@ def test_gap_statistics_agree_with_numpy(arrivals_ns):
     if gaps.any():
         assert pytest.approx(np.std(gaps) / np.mean(gaps), rel=1e-9) == statistics.interarrival_cv
         assert np.gcd.reduce(gaps) == statistics.quantum_ns
+        assert gaps[gaps > 0].min() == statistics.tick_ns
     else:
         assert statistics.interarrival_cv is None
-        assert statistics.quantum_ns is None
+        assert statistics.quantum_ns is statistics.tick_ns is None
 
 
 @given(st.lists(st.integers(0, 600 * SECOND), min_size=2, max_size=60).map(sorted))
@@ -156,8 +157,8 @@ def test_coarse_clock_is_warned_about():
 
     assert statistics.quantum_ns == 3 * SECOND
     assert statistics.warnings == (
-        "arrivals are multiples of 3 s and 90% of the gaps are 0: the clock of the trace is coarse, "
-        "and the bursts at its ticks are not real",
+        "90% of the gaps are 0 and the others at least 3 s: the clock is coarse, and the bursts at its ticks "
+        "are not real (--dejitter uniform draws arrivals within their ticks)",
     )
 
 

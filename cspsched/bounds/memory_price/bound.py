@@ -95,19 +95,24 @@ class Residents:
 def residents(tables: Tables) -> Residents:
     """Tokens of an instance; under a reservation each takes its request's peak."""
     instance, limits = tables.instance, tables.instance.limits
-    pairs = np.stack([tables.prompts, tables.outputs], axis=1)
-    distinct, counts = np.unique(pairs, axis=0, return_counts=True)
-    prompts, outputs = distinct.T
+    shared = (tables.prompts - tables.charged_prompts) // limits.block_tokens
+    kinds = np.stack([tables.prompts, tables.outputs, tables.chunks, shared], axis=1)
+    distinct, counts = np.unique(kinds, axis=0, return_counts=True)
+    prompts, outputs, chunks, shared = distinct.T
     first, last = (np.repeat(ends, outputs) for ends in (prompts, prompts + outputs - 1))
+    elsewhere = np.repeat(shared, outputs)
     ages = np.arange(outputs.sum()) - np.repeat(np.cumsum(outputs) - outputs, outputs)
-    peaks = -(-last // limits.block_tokens)
+    # What an earlier request holds counts for that one.
+    peaks = -(-last // limits.block_tokens) - elsewhere
     return Residents(
         kv_blocks=limits.kv_blocks,
         pause=pause_of(instance),
         counts=counts,
         outputs=outputs,
-        chunks=-(-prompts // limits.max_batch_tokens),
-        blocks=peaks if instance.switches.reservation else -(-(first + ages) // limits.block_tokens),
+        chunks=chunks,
+        blocks=peaks
+        if instance.switches.reservation
+        else -(-(first + ages) // limits.block_tokens) - elsewhere,
         peaks=peaks,
     )
 
@@ -130,7 +135,7 @@ def least_ends(table: Residents, chosen: MemoryPrices) -> int | None:
 def latency_ns(tables: Tables, work: WorkTable, ends: int) -> int:
     """Bound on the sum of latencies from one on the sum of e_i, under the minorant of a work table."""
     minorant, budget = work.minorant, tables.instance.limits.max_batch_tokens
-    surcharge = minorant.scaled("prefill_batch") * tables.prompts.astype(object)
+    surcharge = minorant.scaled("prefill_batch") * tables.charged_prompts.astype(object)
     own: ExactArray = work.until(tables.prompts, tables.outputs) * budget + surcharge
     waiting = range(len(own), 0, -1)
     works = sum(time * number for time, number in zip(sorted(own.tolist()), waiting, strict=True))

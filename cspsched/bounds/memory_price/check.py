@@ -26,12 +26,14 @@ def plain_memory_price(instance: Instance, plain: PlainPrices, chosen: MemoryPri
         raise ValueError("memory-price holds for requests that arrive together")
     if preempts and chosen.rules:
         raise ValueError("rules beside that of volume hold where nothing is preempted")
-    costs: dict[tuple[int, int], Fraction] = {}
+    costs: dict[tuple[int, ...], Fraction] = {}
+    total = Fraction(0)
     for request in requests:
-        shape = (request.prompt_tokens, request.output_tokens)
+        hits = plain.hits.found(request), plain.hits.findable(request)
+        shape = (request.prompt_tokens, request.output_tokens, *hits)
         if shape not in costs:
-            costs[shape] = PlainWay(instance, chosen, request).least_cost()
-    total = sum(costs[request.prompt_tokens, request.output_tokens] for request in requests)
+            costs[shape] = PlainWay(instance, chosen, request, *hits).least_cost()
+        total += costs[shape]
     ends = round_up(total - Fraction(sum(map(sum, chosen.prices)), PRICE_UNIT))
     works = sorted(_own_work(request, plain) for request in requests)
     waited = sum(work * (len(works) - place) for place, work in enumerate(works))
@@ -39,7 +41,8 @@ def plain_memory_price(instance: Instance, plain: PlainPrices, chosen: MemoryPri
 
 
 def _own_work(request: Request, plain: PlainPrices) -> Fraction:
-    surcharge = plain.minorant.prefill_batch * Fraction(request.prompt_tokens, plain.max_batch_tokens)
+    charged = request.prompt_tokens - plain.hits.found(request)
+    surcharge = plain.minorant.prefill_batch * Fraction(charged, plain.max_batch_tokens)
     return plain.until(request, request.output_tokens) + surcharge
 
 
@@ -50,10 +53,13 @@ class PlainWay:
     instance: Instance
     chosen: MemoryPrices
     request: Request
+    found: int
+    findable: int
 
     def least_cost(self) -> Fraction:
         """Number of its last batch and the prices of its shares, at least."""
-        chunks = ceil_div(self.request.prompt_tokens, self.instance.limits.max_batch_tokens)
+        own = self.request.prompt_tokens - self.findable
+        chunks = ceil_div(own, self.instance.limits.max_batch_tokens)
         longest = self.chosen.num_batches + self.request.output_tokens + chunks
         # What is still to pay from a batch on that has just emitted token k + 1, itself included.
         after = [number + price for number, price in enumerate(self._prices(-1, longest), start=1)]
@@ -85,9 +91,10 @@ class PlainWay:
     def _prices(self, age: int, count: int) -> list[Fraction]:
         """Price of its shares in each batch that leaves it with the tokens of an age; -1 is the last."""
         limits, request = self.instance.limits, self.request
-        peak = limits.blocks_of(request.peak_kv_tokens)
+        elsewhere = self.found // limits.block_tokens
+        peak = limits.blocks_of(request.peak_kv_tokens) - elsewhere
         tokens = request.peak_kv_tokens if age < 0 else request.prompt_tokens + age
-        blocks = peak if self.instance.switches.reservation else limits.blocks_of(tokens)
+        blocks = peak if self.instance.switches.reservation else limits.blocks_of(tokens) - elsewhere
         shares = [Fraction(blocks, limits.kv_blocks)]
         shares += [_share(rule, blocks, peak, limits.kv_blocks) for rule in self.chosen.rules]
         prices = [FREE] * count

@@ -18,6 +18,7 @@ from functools import cached_property
 
 import numpy as np
 
+from cspsched.bounds.best_hits.bound import BestHits
 from cspsched.bounds.certificate import Certificate, Details
 from cspsched.bounds.pair_delay.conflicts import Conflict, conflicts
 from cspsched.bounds.pair_delay.details import MOST_CHUNKS, PAIR_DELAY, SHARE_UNIT, Pairs
@@ -101,8 +102,10 @@ class Company:
     """Tokens resident at the first output token."""
     last: IntArray
     """Tokens resident at the last output token."""
+    own_prompts: IntArray
+    """Prompt tokens that its own chunks process at least."""
     prompts_ns: IntArray
-    """Lone time to the first token."""
+    """Lone time of its own batches up to the first token."""
     decodes_ns: IntArray
     """Lone time of a decode by resident tokens, shape (longest + 1,)."""
     refills_ns: IntArray
@@ -130,15 +133,17 @@ class Company:
         entries, most = EntryTable(tables.instance, int(last.max())), partners_each(len(first))
         if _largest(tables, entries.longest, most) >= INT64_SAFE:
             return None
-        prompts_ns, later_ns = solo.prefills_ns[first].astype(np.int64), solo.later_ns.astype(np.int64)
-        pairs, partners = _pairs(tables.arrivals_ns[order], first, last, prompts_ns, later_ns, most)
+        firsts_ns, later_ns = solo.firsts_ns[order].astype(np.int64), solo.later_ns.astype(np.int64)
+        pairs, partners = _pairs(tables.arrivals_ns[order], first, last, firsts_ns, later_ns, most)
+        hits = BestHits.none(len(first)) if tables.hits is None else tables.hits
         return cls(
             alpha=cost.step_ceil + min(cost.prefill_batch_ceil, cost.decode_batch_ceil),
             first=first,
             last=last,
-            prompts_ns=prompts_ns,
+            own_prompts=first - hits.findable[order],
+            prompts_ns=solo.own_firsts_ns[order].astype(np.int64),
             decodes_ns=decodes_ns(cost, entries.longest),
-            refills_ns=solo.prefills_ns.astype(np.int64),
+            refills_ns=solo.refills_ns.astype(np.int64),
             entries=entries,
             chunks=Hull.below(entries.chunks_ns),
             lone_chunks=Hull.below(entries.lone_chunks_ns),
@@ -146,7 +151,7 @@ class Company:
             pairs=pairs,
             partners=partners,
             partners_each=most,
-            apart=conflicts(tables.instance.limits, first, last, pairs),
+            apart=conflicts(tables.instance.limits, first, last, hits.found[order], pairs),
         )
 
     def value_ns(self, share: int, most: int | None = None) -> int:
@@ -199,7 +204,7 @@ class Company:
         Each sits out `apart` batches at least, but for those with chunks of the prompt that emit nothing.
         """
         given = Prompts(
-            first=self.first,
+            tokens=self.own_prompts,
             prompts_ns=self.prompts_ns,
             refunds=refunds,
             crowds=self._crowds,
@@ -209,7 +214,7 @@ class Company:
             lone_heights=self.lone_chunks.values,
             scalars=np.array([self.head_ns, self.alpha, waiting], dtype=np.int64),
         )
-        order = np.argsort(self.first[which], kind="stable")
+        order = np.argsort(self.own_prompts[which], kind="stable")
         rows = np.empty((NUM_ROWS, MOST_CHUNKS + 2), dtype=np.int64)
         costs, found = np.empty_like(which), np.empty_like(which)
         compiled(fill_prompts)(given, which[order], apart[order], rows, costs)
@@ -258,6 +263,6 @@ def _pairs(
 def _largest(tables: Tables, longest: int, most: int) -> int:
     """No number that occurs is larger."""
     worst_ns = tables.instance.cost.batch_time_ns(reachable_maxima(tables.instance))
-    alone_ns = int(tables.solo.later_ns[-1]) + int(max(tables.solo.prefills_ns))
+    alone_ns = int(tables.solo.later_ns[-1]) + int(max(*tables.solo.own_firsts_ns, *tables.solo.refills_ns))
     count = most + longest + MOST_CHUNKS
     return 4 * (worst_ns * count * MOST_CHUNKS + SHARE_UNIT * alone_ns)

@@ -12,9 +12,10 @@ from fractions import Fraction
 from functools import cached_property
 from itertools import accumulate, pairwise
 
+from cspsched.bounds.best_hits.check import PlainHits
 from cspsched.bounds.certificate import Details
 from cspsched.bounds.pair_delay.details import MOST_CHUNKS, SHARE_UNIT
-from cspsched.bounds.parts.check import lone_chunk, lone_decode, plain_prefills, plain_solo_times
+from cspsched.bounds.parts.check import PlainSolo, lone_chunk, lone_decode
 from cspsched.bounds.parts.minorant import reachable_maxima
 from cspsched.problem.cost import BatchFeatures, PiecewiseLinear, triangle
 from cspsched.problem.instance import Instance
@@ -103,8 +104,21 @@ class PlainGrowth:
         return min(growth * 2**16 // chunk for chunk, growth in enumerate(self.chunks) if chunk)
 
     def refill(self, resident: int) -> int:
-        """By all chunks of a refill: each token as much as in the cheapest chunk."""
-        return resident * self._per_token // 2**16
+        """By all chunks of a refill: each token as much as in the cheapest chunk, or found in the cache."""
+        if not self.instance.switches.prefix_caching:
+            return resident * self._per_token // 2**16
+        return (
+            min(
+                (resident - found) * self._per_token + (self._context[found] << 16)
+                for found in range(resident)
+            )
+            >> 16
+        )
+
+    @cached_property
+    def _context(self) -> list[int]:
+        """By 0, 1, ... tokens of context of a chunk."""
+        return [self.least("prefill_context", "prefill_context", n) for n in range(self.longest + 1)]
 
 
 @dataclass(frozen=True)
@@ -123,12 +137,14 @@ class PlainCompany:
         return sorted(self.instance.requests, key=lambda r: (r.arrival_ns, r.prompt_tokens, r.output_tokens))
 
     @cached_property
+    def solo(self) -> PlainSolo:
+        """What requests take alone."""
+        return PlainSolo(self.instance, self.method, PlainHits(self.instance))
+
+    @cached_property
     def times(self) -> list[list[int]]:
         """Lone times of the tokens of each request."""
-        ordered = Instance(
-            requests=tuple(self.requests), limits=self.instance.limits, cost=self.instance.cost
-        )
-        return plain_solo_times(ordered, method=self.method)
+        return list(map(self.solo.token_times, self.requests))
 
     @cached_property
     def growth(self) -> PlainGrowth:
@@ -192,17 +208,23 @@ class PlainCompany:
         """What two requests that do not fit together cost on top, in either order of their ends."""
         older, younger, left = self.requests[i], self.requests[j], dict(self.pairs[j])[i]
         mine, theirs = younger.output_tokens, older.output_tokens
-        common = self.common(older.peak_kv_tokens - left + 1, younger.prompt_tokens, min(left, mine))
+        shared = self.shared(older) + self.shared(younger)
+        common = self.common(older.peak_kv_tokens - left + 1, younger.prompt_tokens, min(left, mine), shared)
         younger_waits = self.prompt(j, left - common) - self.prompt(j)
-        common = self.common(older.prompt_tokens, younger.prompt_tokens, min(mine, theirs))
+        common = self.common(older.prompt_tokens, younger.prompt_tokens, min(mine, theirs), shared)
         older_waits = self.prompt(i, mine - common) - self.prompt(i)
         return max(0, min(younger_waits, older_waits) - self.evasion(older) - self.evasion(younger))
 
-    def common(self, older: int, younger: int, most: int) -> int:
-        """Batches in which both fit, one token longer in each, up to so many."""
+    def shared(self, request: Request) -> int:
+        """KV blocks of a request that count for another one."""
+        return self.solo.hits.found(request) // self.instance.limits.block_tokens
+
+    def common(self, older: int, younger: int, most: int, shared: int) -> int:
+        """Batches in which both fit, one token longer in each, up to so many; some blocks do not count."""
         limits, count = self.instance.limits, 0
         while count < most:
-            if limits.blocks_of(older + count) + limits.blocks_of(younger + count) > limits.kv_blocks:
+            blocks = limits.blocks_of(older + count) + limits.blocks_of(younger + count)
+            if blocks - shared > limits.kv_blocks:
                 break
             count += 1
         return count
@@ -216,17 +238,14 @@ class PlainCompany:
 
     def token(self, resident: int) -> int:
         """Lone time of a later token, of which a share of refills is left out."""
-        refill = self.refills[resident] * (SHARE_UNIT - self.share) // SHARE_UNIT
+        refill = self.solo.refills[resident] * (SHARE_UNIT - self.share) // SHARE_UNIT
         return min(refill, lone_decode(self.instance.cost, resident))
-
-    @cached_property
-    def refills(self) -> list[int]:
-        """Lone time of a refill of 0, 1, ... tokens."""
-        return plain_prefills(self.instance, method=self.method)
 
     def prompt(self, j: int, apart: int = 0) -> int:
         """Least cost of a prompt over its number of batches and how many have left before the last."""
-        tokens, lone = self.requests[j].prompt_tokens, self.times[j][0]
+        request = self.requests[j]
+        tokens = request.prompt_tokens - self.solo.hits.findable(request)
+        lone = self.solo.own_first(request)
         refund = self.partners(j) * self.caps[j]
         waiting = self.alpha * (SHARE_UNIT - self.share) // SHARE_UNIT
         present = [left for _, left in self.pairs[j]]

@@ -28,44 +28,50 @@ class Conflict(NamedTuple):
     """Batches of the younger one without the older one, if the younger one ends first."""
 
 
-def conflicts(limits: Limits, first: IntArray, last: IntArray, pairs: Pairs) -> tuple[Conflict, ...]:
+def conflicts(
+    limits: Limits, first: IntArray, last: IntArray, found: IntArray, pairs: Pairs
+) -> tuple[Conflict, ...]:
     """Disjoint pairs that have to be apart for long, the longest first.
 
     Parameters
     ----------
     first, last
         Tokens resident at the first and last output token by request, int64.
+    found
+        Tokens of each request whose blocks count for another one, int64.
     """
-    blocks = -(-last // limits.block_tokens)
+    block = limits.block_tokens
+    shared = found // block
+    blocks = -(-last // block) - shared
     if len(first) < 2 or int(np.partition(blocks, -2)[-2:].sum()) <= limits.kv_blocks:
         return ()
     younger = np.repeat(np.arange(len(first)), np.diff(pairs.starts))
     # Those that fit at their longest always do.
     tight = np.flatnonzero(blocks[pairs.older] + blocks[younger] > limits.kv_blocks)
     younger, older, left = younger[tight], pairs.older[tight].astype(np.int64), pairs.left[tight]
-    outputs = last - first + 1
+    outputs, room = last - first + 1, limits.kv_blocks + shared[older] + shared[younger]
     mine, theirs = outputs[younger], outputs[older]
-    together = _most_common(limits, last[older] - left + 1, first[younger], np.minimum(left, mine))
-    from_start = _most_common(limits, first[older], first[younger], np.minimum(mine, theirs))
+    together = _most_common(room, block, last[older] - left + 1, first[younger], np.minimum(left, mine))
+    from_start = _most_common(room, block, first[older], first[younger], np.minimum(mine, theirs))
     waits = np.stack([left - together, mine - from_start])
     apart = waits.min(axis=0)
-    taken, found = np.zeros(len(first), dtype=bool), []
+    taken, chosen = np.zeros(len(first), dtype=bool), list[Conflict]()
     for k in np.argsort(-apart, kind="stable").tolist():
         if apart[k] <= 0:
             break
         i, j = int(older[k]), int(younger[k])
         if not taken[i] and not taken[j]:
             taken[[i, j]] = True
-            found.append(Conflict(i, j, int(waits[0, k]), int(waits[1, k])))
-    return tuple(found)
+            chosen.append(Conflict(i, j, int(waits[0, k]), int(waits[1, k])))
+    return tuple(chosen)
 
 
-def _most_common(limits: Limits, older: IntArray, younger: IntArray, most: IntArray) -> IntArray:
-    """Largest c <= most for which older + c - 1 and younger + c - 1 tokens fit on the device together."""
+def _most_common(room: IntArray, block: int, older: IntArray, younger: IntArray, most: IntArray) -> IntArray:
+    """Largest c <= most for which older + c - 1 and younger + c - 1 tokens fit into so many KV blocks."""
     low, high = np.zeros_like(most), most.copy()
     while (low < high).any():
         middle = (low + high + 1) // 2
-        blocks = [-(-(tokens + middle - 1) // limits.block_tokens) for tokens in (older, younger)]
-        fits = blocks[0] + blocks[1] <= limits.kv_blocks
+        blocks = [-(-(tokens + middle - 1) // block) for tokens in (older, younger)]
+        fits = blocks[0] + blocks[1] <= room
         low, high = np.where(fits, middle, low), np.where(fits, high, middle - 1)
     return low

@@ -102,7 +102,8 @@ class Crowds(NamedTuple):
 class Prompts(NamedTuple):
     """What prompts cost beside those that are there; int64."""
 
-    first: IntArray
+    tokens: IntArray
+    """That its own chunks process at least, shape (num_requests,)."""
     prompts_ns: IntArray
     refunds: IntArray
     """What each chunk gives back to the pairs, shape (num_requests,)."""
@@ -134,8 +135,8 @@ def fill_prompts(given: Prompts, which: IntArray, apart: IntArray, rows: IntArra
     crowds, known = given.crowds, -1
     for k in range(len(which)):
         j = which[k]
-        if given.first[j] != known:
-            known = given.first[j]
+        if given.tokens[j] != known:
+            known = given.tokens[j]
             convex_sums(given.lone_corners, given.lone_heights, known, head_ns, rows, OWN)
             convex_sums(given.corners, given.heights, known, 0, rows, ADDED)
         lone, refund, rest = given.prompts_ns[j], given.refunds[j], apart[k] + 1

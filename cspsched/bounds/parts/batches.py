@@ -9,6 +9,9 @@ request occupies, summed over batches, at least
 * slots: ceil(I / C) for the first output token, 1 for each later one.
 
 A batch offers `kv_blocks` blocks, C tokens and R slots, and at most one slot to a request.
+
+With prefix cache hits (docs/bounds.md, section 14) tokens and blocks that an earlier request holds count for
+that one, and a prompt's slots are those of the tokens that no other request holds.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cspsched.bounds.best_hits.bound import BestHits
 from cspsched.problem.cost import INT64_SAFE, IntArray
 from cspsched.problem.instance import Limits
 from cspsched.problem.request import Request
@@ -100,22 +104,30 @@ def largest(counts: dict[str, int]) -> BatchCount:
     return BatchCount(counts[reason], reason)
 
 
-def consume(prompts: IntArray, emitted: IntArray, limits: Limits) -> Consumption:
+def consume(
+    prompts: IntArray, emitted: IntArray, limits: Limits, hits: BestHits | None = None
+) -> Consumption:
     """Consumption of requests up to a number of output tokens of each (at least 1).
 
     Parameters
     ----------
     prompts, emitted
         Prompt tokens and output tokens counted, shape (num_requests,).
+    hits
+        Best possible hits of these requests; None without prefix cache.
     """
     block, budget = limits.block_tokens, limits.max_batch_tokens
     emitting = _blocks_up_to(prompts + emitted - 1, block) - _blocks_up_to(prompts - 1, block)
-    held = earlier_chunks(-(-np.arange(int(prompts.max()) + 1) // block), budget)[prompts]
+    sums = earlier_chunks(-(-np.arange(int(prompts.max()) + 1) // block), budget)
+    hits = hits or BestHits.none(len(prompts))
+    chunks = -(-(prompts - hits.findable) // budget)
+    held = sums[prompts] - sums[prompts - (chunks - 1) * budget]
+    slots = chunks - 1 + emitted
     return Consumption(
         limits=limits,
-        blocks=emitting + held,
-        tokens=prompts + emitted - 1,
-        slots=-(-prompts // budget) - 1 + emitted,
+        blocks=emitting + held - hits.found // block * slots,
+        tokens=prompts - hits.found + emitted - 1,
+        slots=slots,
     )
 
 

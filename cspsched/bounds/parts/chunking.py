@@ -22,32 +22,53 @@ MAX_EDGES = 2**22
 """Largest chunk graph that is searched exactly."""
 
 
-def can_search(cost: CostModel, max_batch_tokens: int, longest: int) -> bool:
-    """Whether the chunk graph is small, and all its path lengths fit into int64."""
+def can_search(cost: CostModel, max_batch_tokens: int, longest: int, num_graphs: int = 1) -> bool:
+    """Whether the chunk graph, or so many, is small, and all its path lengths fit into int64."""
     chunk = min(max_batch_tokens, longest)
     worst = cost.batch_time_ns(
         BatchFeatures(chunk, chunk * longest, chunk, longest, 0, 1, 1, 0)  # no chunk costs more
     )
-    return chunk * longest <= MAX_EDGES and worst * longest < INT64_SAFE
+    return chunk * longest * num_graphs <= MAX_EDGES and worst * longest < INT64_SAFE
 
 
 # Every bound of an instance, the percentiles and the members of the exact solver ask for the same times.
-@lru_cache(maxsize=4)
-def exact_prefills_ns(cost: CostModel, max_batch_tokens: int, longest: int) -> IntArray:
-    """Shortest times to process s tokens and emit one, for s = 0..longest (entry 0 is 0), in nanoseconds."""
-    reached = np.zeros(longest + 1, dtype=np.int64)
+@lru_cache(maxsize=64)
+def exact_prefills_ns(
+    cost: CostModel, max_batch_tokens: int, longest: int, found: int = 0, block: int = 1
+) -> IntArray:
+    """Shortest times to process s tokens and emit one, for s = 0..longest (entry 0 is 0), in nanoseconds.
+
+    Of the first `found` tokens, whole blocks may come out of the prefix cache.
+    """
+    reached, times = np.zeros((2, longest + 1), dtype=np.int64)
     for end in range(1, longest + 1):
         starts = np.arange(max(0, end - max_batch_tokens), end)
-        reached[end] = (reached[starts] + _chunk_times_ns(cost, starts, end)).min()
-    reached[1:] += cost.head.ceil(1)
-    reached.setflags(write=False)
-    return reached
+        times[end] = (reached[starts] + _chunk_times_ns(cost, starts, end)).min()
+        reached[end] = 0 if end <= found and end % block == 0 else times[end]
+    times[1:] += cost.head.ceil(1)
+    times.setflags(write=False)
+    return times
 
 
 def minorant_prefills_ns(tables: Iterable[WorkTable]) -> IntArray:
-    """Lower bounds on the same times: the best minorant for each s, rounded up."""
-    best: IntArray = np.maximum.reduce([_bounded_prefills_ns(table) for table in tables])
-    return best
+    """Lower bounds on the times of prefills of s tokens: the best minorant for each s, rounded up."""
+    return _best_of(
+        (table, table.prefills, -(-np.arange(table.longest + 1) // table.max_batch_tokens))
+        for table in tables
+    )
+
+
+def minorant_refills_ns(tables: Iterable[WorkTable]) -> IntArray:
+    """Lower bounds on the times of refills that find all but the last token in the prefix cache."""
+    return _best_of((table, table.refills, np.sign(np.arange(table.longest + 1))) for table in tables)
+
+
+def minorant_firsts_ns(tables: Iterable[WorkTable], prompts: IntArray, found: IntArray) -> IntArray:
+    """Lower bounds on the times of prompts whose first tokens may come out of the prefix cache."""
+    return _best_of(
+        (table, table.after_hits(prompts, found, found), -(-(prompts - found) // table.max_batch_tokens))
+        for table in tables
+    )
 
 
 def decodes_ns(cost: CostModel, longest: int) -> IntArray:
@@ -87,10 +108,14 @@ def _chunk_times_ns(cost: CostModel, starts: IntArray, end: int) -> IntArray:
     )
 
 
-def _bounded_prefills_ns(table: WorkTable) -> IntArray:
+def _best_of(bounded: Iterable[tuple[WorkTable, ExactArray, IntArray]]) -> IntArray:
+    """Work and number of batches under each minorant, in nanoseconds rounded up; the best one each."""
+    best: IntArray = np.maximum.reduce([_bounded_ns(*one) for one in bounded])
+    return best
+
+
+def _bounded_ns(table: WorkTable, work: ExactArray, batches: IntArray) -> IntArray:
     minorant = table.minorant
     per_batch = minorant.scaled("batch") + minorant.scaled("prefill_batch")
-    batches = -(-np.arange(table.longest + 1).astype(object) // table.max_batch_tokens)
-    times: ExactArray = -(-(table.prefills.astype(object) + per_batch * batches) // minorant.scale)
-    times[0] = 0
-    return times.astype(np.int64)
+    times: ExactArray = -(-(work.astype(object) + per_batch * batches.astype(object)) // minorant.scale)
+    return times.astype(np.int64) * (batches > 0)

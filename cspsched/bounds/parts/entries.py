@@ -116,8 +116,16 @@ class EntryTable:
 
     @cached_property
     def refills_ns(self) -> IntArray:
-        """By all chunks of a refill of s tokens together: each token as much as in the cheapest chunk."""
+        """By all chunks of a refill of s tokens together: each token as much as in the cheapest chunk.
+
+        With a prefix cache the first tokens may be found there instead, and are the context of the rest.
+        """
+        cost, top = self._cost, self._top
         resident = np.arange(self.longest + 1, dtype=np.int64)
         chunks = np.arange(1, self.largest_chunk + 1, dtype=np.int64)
         per_token = int((self.chunks_ns[1:] * 2**FRACTION_BITS // chunks).min())
-        return resident * per_token >> FRACTION_BITS
+        growth: IntArray = resident * per_token
+        if self.instance.switches.prefix_caching:
+            context = least_growth_ns(cost.prefill_context, top.prefill_context, resident) << FRACTION_BITS
+            growth[1:] += np.minimum.accumulate(context - growth)[:-1]
+        return growth >> FRACTION_BITS

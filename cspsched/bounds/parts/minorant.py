@@ -107,16 +107,17 @@ class Line(NamedTuple):
 def reachable_maxima(instance: Instance) -> BatchFeatures[int]:
     """Upper ends of the features over all batches of feasible schedules.
 
-    No request is longer than I + O - 1 and all residents fit into M. A chunk's attention c (n + (c + 1) / 2)
-    is at most c (n + c).
+    No request is longer than I + O - 1 and all residents fit into M, but for blocks that the prefix cache
+    shares. A chunk's attention c (n + (c + 1) / 2) is at most c (n + c).
     """
     limits = instance.limits
     # A million requests have few lengths.
     peaks = Counter(instance.columns.peak_kv_tokens.tolist())
     count, volume, longest = len(instance.requests), sum(k * n for k, n in peaks.items()), max(peaks)
-    tokens = min(limits.max_batch_tokens, limits.kv_tokens, volume)
+    memory = volume if instance.switches.prefix_caching else limits.kv_tokens
+    tokens = min(limits.max_batch_tokens, memory, volume)
     processed = min(limits.max_batch_requests, limits.max_batch_tokens, count)
-    context = min(limits.kv_tokens, volume - count, processed * (longest - 1))
+    context = min(memory, volume - count, processed * (longest - 1))
     return BatchFeatures(
         tokens=tokens,
         prefill_attention=min(tokens * longest, sum(triangle(k) * n for k, n in peaks.items())),

@@ -7,6 +7,8 @@ from functools import cached_property
 
 import numpy as np
 
+from cspsched.bounds.best_hits.bound import BestHits, best_hits
+from cspsched.bounds.parts.batches import Consumption, consume
 from cspsched.bounds.parts.minorant import minorants
 from cspsched.bounds.parts.solo import SoloTable, solo_table
 from cspsched.bounds.parts.work import WorkTable
@@ -41,11 +43,31 @@ class Tables:
         return np.ones_like(self.outputs)
 
     @cached_property
+    def hits(self) -> BestHits | None:
+        """What the requests find in the prefix cache at best; None where nothing is cached."""
+        return best_hits(self.instance)
+
+    @cached_property
+    def charged_prompts(self) -> IntArray:
+        """Prompt tokens that are charged to each request, shape (num_requests,)."""
+        return self.prompts if self.hits is None else self.prompts - self.hits.found
+
+    @cached_property
+    def chunks(self) -> IntArray:
+        """Batches that each prompt needs, shape (num_requests,)."""
+        own = self.prompts if self.hits is None else self.prompts - self.hits.findable
+        return -(-own // self.instance.limits.max_batch_tokens)
+
+    def consumption(self, emitted: IntArray) -> Consumption:
+        """Blocks, tokens and slots up to some output token of each request."""
+        return consume(self.prompts, emitted, self.instance.limits, self.hits)
+
+    @cached_property
     def work(self) -> tuple[WorkTable, ...]:
         """One table of prices for each minorant."""
         longest = int((self.prompts + self.outputs).max()) - 1
         budget = self.instance.limits.max_batch_tokens
-        return tuple(WorkTable(minorant, budget, longest) for minorant in minorants(self.instance))
+        return tuple(WorkTable(one, budget, longest, self.hits) for one in minorants(self.instance))
 
     @cached_property
     def solo(self) -> SoloTable:

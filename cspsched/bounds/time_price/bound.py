@@ -96,12 +96,12 @@ def columns(tables: Tables, work: WorkTable) -> Columns | None:
     minorant, budget = work.minorant, tables.instance.limits.max_batch_tokens
     order = np.argsort(tables.arrivals_ns, kind="stable")
     prompts, outputs = tables.prompts[order], tables.outputs[order]
-    surcharge = minorant.scaled("prefill_batch") * prompts.astype(object) // budget
-    prefill = (work.prefills[prompts] + surcharge) // minorant.scale
+    surcharge = minorant.scaled("prefill_batch") * tables.charged_prompts.astype(object) // budget
+    prefill = ((work.firsts(tables.prompts) + surcharge) // minorant.scale)[order]
     decodes = np.maximum(work.decodes // minorant.scale, 0)
-    refills = work.prefills // minorant.scale
+    refills = work.refills // minorant.scale
     alpha, span = int(minorant.batch), int(np.ptp(tables.arrivals_ns))
-    chunks = -(-prompts // budget)
+    chunks = tables.chunks[order]
     longest_ns = alpha * int((chunks + outputs).max())
     stays = (longest_ns, int(prefill.max()), int(decodes.max()))
     if alpha < 1 or max(stays) >= MAX_STAY_NS or span >= MAX_SPAN_NS:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import cached_property
 from math import floor, isqrt
 
@@ -68,7 +69,7 @@ class PlainTokens:
         """The cheaper of a decode in a batch of the best length and a refill."""
         if (slope, resident) not in self._known:
             own = self.alpha * slope // STRETCH_UNIT
-            refill = floor(self.plain.prefill(resident)) * self.prices.price // PRICE_UNIT
+            refill = floor(self.plain.refill(resident)) * self.prices.price // PRICE_UNIT
             decode = self._decode(slope, floor(self.plain.decode(resident)))
             self._known[slope, resident] = min(decode, own + refill)
         return self._known[slope, resident]
@@ -104,7 +105,9 @@ class PlainRequest:
     @property
     def chunks(self) -> int:
         """Batches of the prompt."""
-        return ceil_div(self.request.prompt_tokens, self.tokens.plain.max_batch_tokens)
+        plain = self.tokens.plain
+        own = self.request.prompt_tokens - plain.hits.findable(self.request)
+        return ceil_div(own, plain.max_batch_tokens)
 
     @property
     def decoding(self) -> int:
@@ -132,8 +135,9 @@ class PlainRequest:
     @property
     def prefill(self) -> int:
         """Work of the prompt with its part of the surcharge."""
-        plain, prompt = self.tokens.plain, self.request.prompt_tokens
-        return floor(plain.prefill(prompt) + plain.minorant.prefill_batch * prompt / plain.max_batch_tokens)
+        plain, request = self.tokens.plain, self.request
+        charged = Fraction(request.prompt_tokens - plain.hits.found(request), plain.max_batch_tokens)
+        return floor(plain.first(request) + plain.minorant.prefill_batch * charged)
 
     def area(self) -> int:
         """Integral of mu."""

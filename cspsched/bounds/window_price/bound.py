@@ -96,6 +96,8 @@ class WindowTable(NamedTuple):
     columns: Columns
     capacity: int
     """KV cache in tokens."""
+    counts_memory: bool = True
+    """Residents take no more than that together: no two share blocks."""
 
 
 def line_tables(table: WindowTable, chosen: WindowPrices) -> LineTables | None:

@@ -25,6 +25,8 @@ from cspsched.units import ceil_div
 def plain_window_price(instance: Instance, plain: PlainPrices, chosen: WindowPrices) -> int:
     """The bound on the sum of latencies that some prices give, in nanoseconds."""
     limits = instance.limits
+    if chosen.memory and any(map(plain.hits.found, instance.requests)):
+        raise ValueError("memory has no price where requests share blocks")
     start_ns = min(request.arrival_ns for request in instance.requests)
     tokens = PlainTokens(plain, chosen.frame())
     waiting = [PlainRequest(request, request.arrival_ns - start_ns, tokens) for request in instance.requests]
@@ -78,7 +80,7 @@ class PlainLine:
 
     @cached_property
     def _refills(self) -> list[int]:
-        return [0, *(floor(self.plain.prefill(resident)) for resident in range(1, self.longest + 1))]
+        return [0, *(floor(self.plain.refill(resident)) for resident in range(1, self.longest + 1))]
 
     @cached_property
     def needed(self) -> list[int]:

@@ -70,8 +70,9 @@ def window_price_certificates(
     """
     if len(table.arrivals) < FEWEST_REQUESTS:
         return []
-    limits = tables.instance.limits
-    search = _Search(WindowTable(table, limits.kv_blocks * limits.block_tokens))
+    shares_blocks = tables.hits is not None and bool(tables.hits.found.any())
+    capacity = tables.instance.limits.kv_tokens
+    search = _Search(WindowTable(table, capacity, counts_memory=not shares_blocks))
     shape = search.shape(max(price * 11 // 10, LEAST_PRICE), tail_ns)
     found = None if shape is None else search.climb(shape)
     if found is None:
@@ -106,7 +107,7 @@ class _Search:
         """The bound, or what every so manieth request, or the first ones, say about it."""
         windows = self.windows
         if first is not None:
-            windows = WindowTable(windows.columns.first_requests(first), windows.capacity)
+            windows = windows._replace(columns=windows.columns.first_requests(first))
         found = outcome(windows, chosen, every)
         self.left -= 0 if found is None else found.work
         return found
@@ -227,7 +228,8 @@ def falling_prices(windows: WindowTable) -> Iterator[WindowPrices]:
     most = max(LEAST_VISITS, min(MOST_FALLING_WINDOWS, most))
     shortest_ns = int(max(SPANS) * busy_ns) // most + 1
     window_ns = max(table.mean_stay_ns // COARSE_WINDOWS_PER_STAY, shortest_ns)
-    for span, height, power, memory in product(SPANS, HEIGHTS, POWERS, MEMORY_SHARES):
+    shares = MEMORY_SHARES if windows.counts_memory else (0,)
+    for span, height, power, memory in product(SPANS, HEIGHTS, POWERS, shares):
         count = int(span * busy_ns / window_ns) + 1
         rest = 1 - (np.arange(count) + 0.5) / count
         prices = _whole(height * len(table.arrivals) * PRICE_UNIT * rest**power)

@@ -27,6 +27,12 @@ MOST_REQUESTS = 1024
 """No engine runs more requests in a batch by default."""
 NOISY_WEIGHT = 0.25
 """How much a measurement that is flagged as noisy counts beside others."""
+EXPERT_OPERATORS = (
+    "router", "experts", "shared_expert", "shared_gate_up", "shared_silu_mul", "shared_down", "dispatch",
+    "combine",
+)  # fmt: skip
+MLP_OPERATORS = ("gate_up", "silu_mul", "down")
+"""Token operators of the layers with experts, and of those with an MLP."""
 POINT = ["num_tokens", "chunk", "kv", "n_seq", "kv_total", "batch_spec", "bytes"]
 """Columns that say at what point a row was measured."""
 
@@ -84,13 +90,14 @@ def token_work(rows: pd.DataFrame, model: LlmModel, num_layers: int, ranks: int)
     InputError
         If no operator of a layer was measured, or the collectives of several ranks are missing.
     """
-    tables: list[tuple[MonotoneTable | ExpertTable, int]] = []
+    tables: list[tuple[MonotoneTable | ExpertTable, float]] = []
     found = set(rows["op"])
     for name in sorted(found):
         operator = OPERATORS[name]
         if operator.feature == "tokens":
             once = operator.per_step if not (name == "rmsnorm" and "final_norm" in found) else 0
-            tables.append((_token_table(of_operator(rows, name)), num_layers * operator.per_layer + once))
+            layers = num_layers * share_of_layers(name, model)
+            tables.append((_token_table(of_operator(rows, name)), layers * operator.per_layer + once))
     if not any(calls >= num_layers for _, calls in tables):
         raise InputError(f"the profile of {model.name} has no operator that depends on the tokens of a batch")
     reach = min(table.largest for table, _ in tables)
@@ -106,6 +113,14 @@ def token_work(rows: pd.DataFrame, model: LlmModel, num_layers: int, ranks: int)
         times_ns=total * NS_PER_US,
         weights=(parts * weights).sum(axis=0) / parts.sum(axis=0),
     )
+
+
+def share_of_layers(operator: str, model: LlmModel) -> float:
+    """Share of the layers that have a token operator: those with experts, those with an MLP, or all."""
+    of_experts = model.num_expert_layers / model.num_layers
+    if operator in EXPERT_OPERATORS:
+        return of_experts
+    return 1 - of_experts if operator in MLP_OPERATORS else 1
 
 
 def message_times(

@@ -7,19 +7,29 @@ are derived from the memory bandwidth, and say so in `backend`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cspsched.costs.devices import Device
 from cspsched.costs.fit import FloatArray
 from cspsched.costs.importers.aiconfigurator_check import check_table
+from cspsched.costs.importers.attention_heads import PROMPT_LENGTH, attention_of_heads, grid_of
+from cspsched.costs.importers.collectives import (
+    exchange,
+    link_collectives,
+    link_sending,
+    measured_collectives,
+    measured_sending,
+)
 from cspsched.costs.importers.gemm_grid import GemmGrid, ceil_share
 from cspsched.costs.importers.source import US_PER_MS, Source
-from cspsched.costs.models import Device, LlmModel
+from cspsched.costs.models import LlmModel
+from cspsched.costs.parallelism import ONE_GPU, Parallelism
 from cspsched.costs.rows import PARQUET, check_rows, make_rows
 from cspsched.costs.weights import FORMATS, PLAIN
 from cspsched.errors import InputError
@@ -34,6 +44,8 @@ TABLES = {
     "gemm": "gemm/vllm/*/gemm_perf",
     "context": "attention/vllm/*/context_attention_perf",
     "generation": "attention/vllm/*/generation_attention_perf",
+    "mla_context": "mla/vllm/*/mla_context_module_perf",
+    "mla_generation": "mla/vllm/*/mla_generation_module_perf",
     "moe": "moe/vllm/*/moe_perf",
     "nccl": "comm/nccl/*/nccl_perf",
     "custom": "comm/vllm/*/custom_allreduce_perf",
@@ -41,7 +53,7 @@ TABLES = {
 """Where the package keeps the tables of a system, below `systems/data/SYSTEM`."""
 DTYPES = {
     "gemm_dtype": "bfloat16", "attn_dtype": "bfloat16", "kv_cache_dtype": "bfloat16",
-    "moe_dtype": "bfloat16", "nccl_dtype": "half", "allreduce_dtype": "bfloat16",
+    "mla_dtype": "bfloat16", "moe_dtype": "bfloat16", "nccl_dtype": "half", "allreduce_dtype": "bfloat16",
     "beam_width": "1", "window_size": "0",
 }  # fmt: skip
 """What is taken of tables that hold more, unless something else is asked for: 16-bit kernels without beams
@@ -51,6 +63,8 @@ EXPERT_DTYPES = GEMM_DTYPES | {"int4": "int4_wo", "mxfp4": "w4a16_mxfp4"}
 """How the tables call the formats of weights."""
 WEIGHT_ONLY = ("int4",)
 """Formats that a kernel unpacks to 16 bits on its way to the tensor cores; no table has their GEMMs."""
+MEASURED_MLA = {(7168, 1536, 512, 128, 64, 128)}
+"""Hidden size and sizes of latent attention whose whole block was measured: those of DeepSeek V3."""
 PLAIN_OPERATORS = ("router", "lm_head")
 """Matrix products that checkpoints keep in 16 bits."""
 KV_DTYPES = {"bf16": "bfloat16", "fp8": "fp8"}
@@ -61,18 +75,16 @@ FEW_EXPERTS = 16
 5), and by the power law one of eight would get more than a third of all."""
 GEMM_LAUNCH_US = 2.0
 """Least time of a derived matrix product."""
-PROMPT_LENGTH = "isl"
-"""Column of the table of prefills with the tokens of each prompt."""
-HALF_BYTES = 2
-"""Of an element. Both tables of collectives count elements: NCCL takes as long for twice as many of one byte,
-and beyond vLLM's own kernel both tables have the same times."""
-CUSTOM_KERNEL = "vLLM_custom_graph"
-"""vLLM's all-reduce inside a CUDA graph; outside one a launch of about 15 us is added."""
-CUSTOM_MOST_BYTES = 8 * 2**20
-"""Up to which vLLM takes its own kernel (`CustomAllreduce`, default `max_size`), and NCCL beyond."""
 ACHIEVED_BANDWIDTH = 0.8
 """Share of the peak bandwidth assumed for elementwise kernels (an assumption, not measured)."""
-LAUNCH_US = {"rmsnorm": 1.85, "rope": 2.18, "silu_mul": 2.59, "kv_cache_write": 2.0, "qk_norm": 2.0}
+LAUNCH_US = {
+    "rmsnorm": 1.85,
+    "rope": 2.18,
+    "silu_mul": 2.59,
+    "shared_silu_mul": 2.59,
+    "kv_cache_write": 2.0,
+    "qk_norm": 2.0,
+}
 """Least time of an elementwise kernel: one token on an RTX 4090, vLLM 0.19 (LLMServingSim's dense table; the
 two that it lacks are set to its smallest)."""
 
@@ -125,15 +137,11 @@ class AicTables:
         self,
         model: LlmModel,
         device: Device,
-        tensor_parallel: int,
-        network: pd.DataFrame | None = None,
+        parallelism: Parallelism = ONE_GPU,
     ) -> pd.DataFrame:
         """Rows of a model on one rank of so many.
 
-        Parameters
-        ----------
-        network
-            Rows of collectives from elsewhere, in place of an NCCL table.
+        Groups of data parallelism are taken to process as many tokens as each other in every batch.
 
         Raises
         ------
@@ -142,14 +150,24 @@ class AicTables:
         """
         import pandas as pd
 
-        model.weights_per_rank(tensor_parallel)  # refuses ranks that cannot share the heads
-        parts = [self._gemms(model, tensor_parallel), self._attention(model, tensor_parallel)]
+        model.weights_per_rank(parallelism)  # refuses ranks that cannot share the heads or experts
+        tensor_parallel = parallelism.tensor
+        parts = [self._gemms(model, tensor_parallel), self.attention(model, tensor_parallel)]
         tokens = parts[0]["num_tokens"].unique()
         parts.append(elementwise_rows(model, device, tensor_parallel, tokens[tokens > 0]))
         if model.moe is not None:
-            parts.append(self._experts(model, tensor_parallel))
+            parts.append(self._experts(model, parallelism))
+            if parallelism.data > 1:
+                groups = self.collectives(device, parallelism.data)
+                parts.append(exchange(groups, model, parallelism, tokens[tokens > 0]))
         if tensor_parallel > 1:
-            parts.append(self.collectives(tensor_parallel) if network is None else network)
+            parts.append(self.collectives(device, tensor_parallel))
+        if parallelism.pipeline > 1:
+            parts.append(
+                link_sending(device.link, tensor_parallel)
+                if device.link
+                else measured_sending(self.table("nccl"), tensor_parallel)
+            )
         rows = pd.concat(parts, ignore_index=True)
         rows["model"], rows["dtype"] = model.name, model.weights
         check_rows(rows, f"{self.tables['gemm'].path} (as rows)")
@@ -207,7 +225,8 @@ class AicTables:
         m, times_us, how = self.gemm_grid(weights).times_us(n, k)
         return m, times_us, f"{weights} {how}"
 
-    def _attention(self, model: LlmModel, ranks: int) -> pd.DataFrame:
+    def attention(self, model: LlmModel, ranks: int) -> pd.DataFrame:
+        """Rows of prefills alone and decodes alone on one of so many ranks; errors as of `rows`."""
         import pandas as pd
 
         prefill, how = self._attention_of("context", PROMPT_LENGTH, model, ranks)
@@ -226,6 +245,8 @@ class AicTables:
 
     def _attention_of(self, kind: str, length: str, model: LlmModel, ranks: int) -> tuple[pd.DataFrame, str]:
         """Attention rows of a layer, on average over those with a sliding window and those without."""
+        if model.mla is not None:
+            return self._latent_attention(kind, length, model, ranks)
         shape = (model.num_heads // ranks, model.kv_heads_per_rank(ranks), model.head_dim)
         dtypes = {"kv_cache_dtype": KV_DTYPES[model.kv_cache]}
         whole, how = attention_of_heads(self.table(kind, **dtypes), length, *shape)
@@ -240,7 +261,25 @@ class AicTables:
         how = f"{how}; {share:.0%} of layers with a window of {model.sliding_window}: {of_window}"
         return both.dropna().reset_index(), how
 
-    def _experts(self, model: LlmModel, ranks: int) -> pd.DataFrame:
+    def _latent_attention(
+        self, kind: str, length: str, model: LlmModel, ranks: int
+    ) -> tuple[pd.DataFrame, str]:
+        """Rows of the whole block of latent attention, with its projections."""
+        assert model.mla is not None
+        shape = (model.hidden_size, *astuple(model.mla))
+        if shape not in MEASURED_MLA or model.weights not in GEMM_DTYPES:
+            raise InputError(
+                f"latent attention of {model.name} ({model.weights}) was not measured, only that of "
+                f"deepseek-v3 with weights in {', '.join(GEMM_DTYPES)}"
+            )
+        dtypes = {"kv_cache_dtype": KV_DTYPES[model.kv_cache], "gemm_type": GEMM_DTYPES[model.weights]}
+        source = self.table(f"mla_{kind}", **dtypes)
+        rows = source.where(source.counts("num_heads", 1) == model.num_heads // ranks)
+        if not len(rows.frame):
+            raise InputError(f"{source.path} has no attention of {model.num_heads // ranks} heads")
+        return grid_of(rows, length).reset_index(), "measured with its projections"
+
+    def _experts(self, model: LlmModel, parallelism: Parallelism) -> pd.DataFrame:
         moe = model.moe
         assert moe is not None
         weights = moe.weights or model.weights
@@ -248,69 +287,52 @@ class AicTables:
         shape = {
             "hidden_size": model.hidden_size, "inter_size": moe.expert_intermediate_size,
             "topk": moe.experts_per_token, "num_experts": moe.num_experts,
-            "moe_tp_size": ranks, "moe_ep_size": 1,
+            "moe_tp_size": parallelism.expert_slices, "moe_ep_size": parallelism.expert_groups,
         }  # fmt: skip
         keep = np.logical_and.reduce([source.counts(name) == value for name, value in shape.items()])
         routing = "balanced" if moe.num_experts <= FEW_EXPERTS else ROUTING
         rows = source.where(keep & (source.text("distribution") == routing))
         if not len(rows.frame):
             raise InputError(
-                f"{source.path} has no rows of the experts of {model.name} ({weights}) over {ranks} ranks"
+                f"{source.path} has no rows of the experts of {model.name} ({weights}) with "
+                f"{parallelism.title}"
             )
-        columns = {"op": "experts", "num_tokens": rows.counts("num_tokens", 1), "tp": ranks}
-        columns |= {"t_us": rows.times_us("latency", US_PER_MS)}
-        columns |= {"kernel_impl": f"fused MoE {weights}, {routing}"}
-        return make_rows(columns | {"backend": PROJECT})
+        # The tokens of all groups meet at the experts.
+        own = rows.counts("num_tokens", 1) / parallelism.data
+        columns = {"num_tokens": own, "t_us": rows.times_us("latency", US_PER_MS)}
+        names = {"op": "experts", "kernel_impl": f"fused MoE {weights}, {routing}", "backend": PROJECT}
+        whole = make_rows(columns | names | {"tp": parallelism.tensor})
+        whole = whole[whole["num_tokens"] % 1 == 0]
+        return whole.astype({"num_tokens": np.int64})
 
-    def collectives(self, ranks: int) -> pd.DataFrame:
-        """Collectives over so many ranks: NCCL's, but vLLM's own all-reduce up to the size that it takes.
+    def collectives(self, device: Device, ranks: int) -> pd.DataFrame:
+        """Collectives over so many ranks: measured, or by formula where the device names its link.
 
         Raises
         ------
         InputError
             If there is no table of them, or no all-reduce over so many ranks.
         """
-        import pandas as pd
-
-        parts = []
-        if "custom" in self.tables:
-            within = (0, CUSTOM_MOST_BYTES)
-            parts.append(self._messages("custom", self.table("custom"), "all_reduce", ranks, within))
-        if "nccl" in self.tables or not parts:
-            source, above = self.table("nccl"), CUSTOM_MOST_BYTES if parts else 0
-            parts.append(self._messages("nccl", source, "all_reduce", ranks, (above, 2**62)))
-            others = ("all_gather", "reduce_scatter")
-            parts += [self._messages("nccl", source, name, ranks) for name in others]
-        found = [part for part in parts if len(part)]
-        if not any((part["op"] == "all_reduce").all() for part in found):
-            paths = " and ".join(
-                str(self.tables[kind].path) for kind in ("custom", "nccl") if kind in self.tables
-            )
-            raise InputError(f"{paths}: no all-reduce over {ranks} ranks")
-        return pd.concat(found, ignore_index=True)
-
-    def _messages(
-        self, kind: str, source: Source, operator: str, ranks: int, within: tuple[int, int] = (0, 2**62)
-    ) -> pd.DataFrame:
-        """Rows of one collective, for messages of more bytes than the first and at most the second."""
-        size = HALF_BYTES * source.counts("message_size", 1)
-        keep = (source.text("op_name") == operator) & (source.counts("num_gpus") == ranks)
-        keep &= (size > within[0]) & (size <= within[1])
-        if kind == "custom":
-            keep &= source.text("kernel_source") == CUSTOM_KERNEL
-        rows = source.where(keep)
-        how = "NCCL" if kind == "nccl" else "vLLM custom all-reduce in a CUDA graph"
-        columns = {
-            "op": operator,
-            "bytes": size[keep],
-            "tp": ranks,
-            "t_us": rows.times_us("latency", US_PER_MS),
-        }
-        return make_rows(columns | {"kernel_impl": how, "backend": PROJECT})
+        if device.link is not None:
+            return link_collectives(device.link, ranks)
+        kinds = [kind for kind in ("custom", "nccl") if kind in self.tables]
+        return measured_collectives({kind: self.table(kind) for kind in kinds}, ranks)
 
 
-def installed_tables(system: str) -> list[Path]:
+def tables_for(model: LlmModel, parallelism: Parallelism) -> list[str]:
+    """Kinds of tables that a model may need, which is all that has to be read."""
+    attention = ("context", "generation") if model.mla is None else ("mla_context", "mla_generation")
+    kinds = ["gemm", *attention] + (["moe"] if model.moe is not None else [])
+    return kinds + (["nccl", "custom"] if parallelism != ONE_GPU else [])
+
+
+def installed_tables(system: str, kinds: Iterable[str] = TABLES) -> list[Path]:
     """Newest vLLM tables of a system such as `h200_sxm` in an installed aiconfigurator-core.
+
+    Parameters
+    ----------
+    kinds
+        Of `TABLES`, as far as the system has them.
 
     Raises
     ------
@@ -326,7 +348,8 @@ def installed_tables(system: str) -> list[Path]:
     if not (root / system).is_dir():
         known = sorted(path.name for path in root.iterdir() if path.is_dir())
         raise InputError(f"aiconfigurator-core has no system {system!r}; known: {', '.join(known)}")
-    found = [sorted((root / system).glob(f"{pattern}{PARQUET}"), key=_version) for pattern in TABLES.values()]
+    patterns = (f"{TABLES[kind]}{PARQUET}" for kind in kinds)
+    found = [sorted((root / system).glob(pattern), key=_version) for pattern in patterns]
     return [paths[-1] for paths in found if paths]
 
 
@@ -334,16 +357,21 @@ def gemm_shapes(model: LlmModel, tensor_parallel: int = 1) -> dict[str, tuple[in
     """Shapes (n output, k input features) of the matrix products of one rank, by operator."""
     q_size = model.num_heads // tensor_parallel * model.head_dim
     kv_size = model.kv_heads_per_rank(tensor_parallel) * model.head_dim
-    shapes = {
-        "qkv_proj": (q_size + 2 * kv_size, model.hidden_size),
-        "o_proj": (model.hidden_size, q_size),
-    }
-    if model.moe is None:
+    shapes = {}
+    if model.mla is None:
+        shapes["qkv_proj"] = (q_size + 2 * kv_size, model.hidden_size)
+        shapes["o_proj"] = (model.hidden_size, q_size)
+    if model.num_expert_layers < model.num_layers:
         width = ceil_share(model.intermediate_size, tensor_parallel)
         shapes["gate_up"] = (2 * width, model.hidden_size)
         shapes["down"] = (model.hidden_size, width)
-    else:
+    if model.moe is not None:
         shapes["router"] = (model.moe.num_experts, model.hidden_size)
+        if model.moe.num_shared_experts:
+            shared = model.moe.num_shared_experts * model.moe.expert_intermediate_size
+            width = ceil_share(shared, tensor_parallel)
+            shapes["shared_gate_up"] = (2 * width, model.hidden_size)
+            shapes["shared_down"] = (model.hidden_size, width)
     shapes["lm_head"] = (ceil_share(model.vocab_size, tensor_parallel), model.hidden_size)
     return shapes
 
@@ -361,69 +389,6 @@ def weight_only_us(m: IntArray, plain_us: FloatArray, weights: str) -> FloatArra
     return times
 
 
-def attention_of_heads(
-    source: Source, length: str, heads: int, kv_heads: int, head_dim: int
-) -> tuple[pd.DataFrame, str]:
-    """Attention rows (batch_size, the length, t_us) of so many heads, and how they came about.
-
-    Where the number of query heads was not measured, times are linear between the next fewer and the next
-    more query heads of as many KV heads. Where no such number of KV heads was, as in models without grouped
-    queries, prefills are those of as many query heads over the most KV heads that were measured (their work
-    is the queries'), and decodes those of more requests with as many KV heads in all (their work is the KV
-    cache's). How far that is from the truth: docs/costs.md.
-    """
-    q, kv = source.counts("num_heads", 1), source.counts("num_key_value_heads", 1)
-    of_size = np.ones(len(q), dtype=np.bool_)
-    if source.has("head_dim"):
-        of_size = source.counts("head_dim") == head_dim
-    if not (of_size & (kv == kv_heads)).any():
-        fewer = [int(n) for n in np.unique(kv[of_size]) if n < kv_heads and kv_heads % n == 0]
-        for measured_kv in reversed(fewer):
-            share = 1 if length == PROMPT_LENGTH else kv_heads // measured_kv
-            if heads % share == 0 and (of_size & (kv == measured_kv) & (q == heads // share)).any():
-                frame, _ = attention_of_heads(source, length, heads // share, measured_kv, head_dim)
-                frame = frame[frame["batch_size"] % share == 0]
-                frame = frame.assign(batch_size=frame["batch_size"] // share)
-                return frame, f"from {heads // share} query heads over {measured_kv} KV heads"
-    what = f"{kv_heads} KV heads (head_dim {head_dim})"
-    return _between_heads(source, length, heads, of_size & (kv == kv_heads), what)
-
-
-def _between_heads(
-    source: Source, length: str, heads: int, keep: np.typing.NDArray[np.bool_], what: str
-) -> tuple[pd.DataFrame, str]:
-    """Rows of so many query heads among rows of the same KV heads."""
-    q = source.counts("num_heads", 1)
-    measured = sorted({int(number) for number in q[keep]})
-    below, above = ([n for n in measured if n <= heads], [n for n in measured if n >= heads])
-    if not below or not above:
-        raise InputError(
-            f"{source.path} has no attention of {heads} query heads over {what}; query heads measured there: "
-            f"{', '.join(map(str, measured)) or 'none'}"
-        )
-    low, high = below[-1], above[0]
-    parts = [_grid(source.where(keep & (q == n)), length) for n in (low, high)]
-    if low == high:
-        return parts[0].reset_index(), "measured"
-    weight = (heads - low) / (high - low)
-    between = ((1 - weight) * parts[0] + weight * parts[1]).dropna()
-    return between.reset_index(), f"between {low} and {high} query heads"
-
-
-def _grid(rows: Source, length: str) -> pd.DataFrame:
-    """Median time by batch size and length."""
-    import pandas as pd
-
-    frame = pd.DataFrame(
-        {
-            "batch_size": rows.counts("batch_size", 1),
-            length: rows.counts(length),
-            "t_us": rows.times_us("latency", US_PER_MS),
-        }
-    )
-    return frame.groupby(["batch_size", length]).median()
-
-
 def elementwise_rows(
     model: LlmModel, device: Device, tensor_parallel: int, tokens: np.typing.NDArray[np.int64]
 ) -> pd.DataFrame:
@@ -436,8 +401,16 @@ def elementwise_rows(
         "rmsnorm": 4 * model.hidden_size, "rope": 2 * (q_size + kv_size), "kv_cache_write": 4 * kv_size,
         "silu_mul": 3 * ceil_share(model.mlp_width, tensor_parallel),
     }  # fmt: skip
-    if model.moe is not None:
-        del elements["silu_mul"]  # inside the fused kernel of the experts
+    if model.moe is not None:  # the experts' is inside their fused kernel
+        del elements["silu_mul"]
+        dense, shared = model.intermediate_size, model.moe.num_shared_experts
+        if model.moe.num_dense_layers:
+            elements["silu_mul"] = 3 * ceil_share(dense, tensor_parallel)
+        if shared:
+            width = shared * model.moe.expert_intermediate_size
+            elements["shared_silu_mul"] = 3 * ceil_share(width, tensor_parallel)
+    if model.mla is not None:  # inside the measured block of attention
+        del elements["rope"], elements["kv_cache_write"]
     if model.qk_norm:
         elements["qk_norm"] = 2 * (q_size + kv_size)
     us_per_element = model.dtype_bytes / (ACHIEVED_BANDWIDTH * device.memory_bandwidth_bytes_per_s) * 1e6
@@ -463,7 +436,8 @@ def _kind(source: Source) -> str:
         if source.has(dtype, "num_gpus", "message_size", "latency"):
             return kind
     if source.has("batch_size", "isl", "step", "num_heads", "latency"):
-        return "context" if (source.counts("step") == 0).all() else "generation"
+        name = "context" if (source.counts("step") == 0).all() else "generation"
+        return f"mla_{name}" if source.has("mla_dtype") else name
     raise source.foreign(PROJECT)
 
 

@@ -7,14 +7,18 @@ import numpy as np
 from cspsched.costs.importers.source import US_PER_MS, Source
 from cspsched.costs.rows import refuse, refuse_mixed_units
 
-KERNELS = ("gemm_dtype", "attn_dtype", "kv_cache_dtype", "moe_dtype", "nccl_dtype", "allreduce_dtype",
-           "beam_width", "window_size", "kernel_source", "distribution")  # fmt: skip
+KERNELS = (
+    "gemm_dtype", "gemm_type", "attn_dtype", "kv_cache_dtype", "moe_dtype", "nccl_dtype", "allreduce_dtype",
+    "beam_width", "window_size", "kernel_source", "distribution",
+)  # fmt: skip
 """Columns that tell kernels of one table apart."""
 COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "alltoall")
 SHAPES = {
     "gemm": (("n", "k"), ("m",)),
     "context": (("num_heads", "num_key_value_heads", "head_dim"), ("batch_size", "isl")),
     "generation": (("num_heads", "num_key_value_heads", "head_dim"), ("batch_size", "step")),
+    "mla_context": (("num_heads", "step"), ("batch_size", "isl")),
+    "mla_generation": (("num_heads",), ("batch_size", "step")),
     "moe": (
         ("hidden_size", "inter_size", "topk", "num_experts", "moe_tp_size", "moe_ep_size"),
         ("num_tokens",),

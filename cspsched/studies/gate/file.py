@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidat
 
 from cspsched.errors import InputError
 from cspsched.policies.text import PolicyText
-from cspsched.problem.json_io import read_text
+from cspsched.problem.json_io import read_text, validation_sentences
 from cspsched.studies.gate.run import Contest
 from cspsched.studies.gate.verdict import GateRules
 
@@ -126,7 +126,7 @@ def read_gate_file(path: Path) -> GateFile:
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{path}: no valid TOML ({error})") from None
     except ValidationError as error:
-        raise InputError(f"{path}: {'; '.join(_sentences(error))}") from None
+        raise InputError(f"{path}: {'; '.join(validation_sentences(error))}") from None
     return GateFile(
         traces=tuple(_trace(entry, found.serving) for entry in found.traces),
         contests=tuple(_contest(entry, found.limits, path.parent) for entry in found.policies),
@@ -210,14 +210,3 @@ def _placed(text: str, folder: Path) -> str:
     """The text of a policy, its file found from the folder of the gate's file."""
     wanted = PolicyText.read(text)
     return text if wanted.file is None else _with_file(wanted, folder / wanted.file)
-
-
-def _sentences(error: ValidationError) -> list[str]:
-    """What pydantic found wrong, with the place in the file."""
-    told = {"extra_forbidden": "unknown key", "missing": "missing"}
-    found = []
-    for one in error.errors():
-        said = told.get(one["type"], one["msg"].removeprefix("Value error, "))
-        place = ".".join(map(str, one["loc"])) or "the file"
-        found.append(f"{place}: {said[:1].lower()}{said[1:]}")
-    return found

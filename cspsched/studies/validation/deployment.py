@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
-from cspsched.costs.models import device_names, load_device
+from cspsched.costs.devices import device_names, load_device
+from cspsched.costs.facts import TOML
 from cspsched.errors import InputError
 from cspsched.serving import Serving
 from cspsched.studies.validation.cells import Row
@@ -20,12 +21,13 @@ SWITCHES = (
 )  # fmt: skip
 """Settings of vLLM's scheduler that the policy knows under the same name."""
 COUNTS = (
-    "tensor_parallel", "kv_tokens", "kv_blocks", "block_tokens", "max_batch_tokens", "max_batch_requests",
-    "max_model_len",
+    "tensor_parallel", "data_parallel", "kv_tokens", "kv_blocks", "block_tokens", "max_batch_tokens",
+    "max_batch_requests", "max_model_len",
 )  # fmt: skip
 ALIASES = {
     "tp": "tensor_parallel",
     "tensor_parallel_size": "tensor_parallel",
+    "data_parallel_size": "data_parallel",
     "max_num_batched_tokens": "max_batch_tokens",
     "max_num_seqs": "max_batch_requests",
     "block_size": "block_tokens",
@@ -56,7 +58,8 @@ def require_facts(serving: Serving, where: str) -> None:
     """
     if serving.model is None and serving.cost is None:
         raise InputError(f"{where} names no model; give --model and --device")
-    if serving.device is not None and serving.device not in device_names():
+    is_file = serving.device is not None and serving.device.endswith(TOML)
+    if serving.device is not None and not is_file and serving.device not in device_names():
         raise InputError(
             f"{where}: device is {serving.device!r}, which is none of {', '.join(device_names())}; "
             "give --device"
@@ -100,43 +103,48 @@ def merged(asked: Serving, stated: Serving) -> Serving:
 
 
 def engine_of(meta: Mapping[str, Any], where: str) -> tuple[Serving, str]:
-    """Deployment and policy of vLLM's resolved configuration, as a run's `meta.json` has it.
+    """Deployment and policy of vLLM's configuration, as a run's `meta.json` has it.
 
-    The pool has one block more than can be used, the null block.
+    What the file does not say is left to the defaults: older runs have neither the device nor the size of the
+    KV cache. A pool has one block more than can be used, the null block; what vLLM tells of groups of data
+    parallelism is the sum of their pools.
 
     Raises
     ------
     InputError
-        If a part is missing, or there are several replicas.
+        If there is no configuration of an engine.
     """
-    try:
-        scheduler = meta["resolved_config"]["scheduler_config"]
-        cache, engine = meta["kv_cache"], meta["engine_kwargs"]
-        serving = Serving(
-            model=meta["model"],
-            device=device_name(meta["hardware"]["device_name"]),
-            tensor_parallel=engine["tensor_parallel_size"],
-            block_tokens=cache["block_size"],
-            kv_blocks=cache["num_gpu_blocks"] - 1,
-            max_batch_tokens=scheduler["max_num_batched_tokens"],
-            max_batch_requests=scheduler["max_num_seqs"],
-            max_model_len=engine["max_model_len"],
-        )
-        settings = {"enable_prefix_caching": cache["enable_prefix_caching"]}
-        settings |= {name: scheduler[name] for name in SWITCHES if name in scheduler}
-    except (KeyError, TypeError) as error:
+    engine = meta.get("engine_kwargs")
+    if not isinstance(engine, dict) or "model" not in meta:
         raise InputError(
-            f"{where}: no configuration of vLLM as a benchmark writes it ({error} missing); take the file "
-            "away and give --model, --device and the limits"
-        ) from None
-    replicas = engine.get("data_parallel_size", 1)
-    if replicas != 1:
-        raise InputError(
-            f"{where}: data_parallel_size is {replicas}, and one replica is simulated; give the requests of "
-            "one rank, with data_parallel_size 1"
+            f"{where}: no configuration of vLLM as a benchmark writes it (model, engine_kwargs); take the "
+            "file away and give --model, --device and the limits"
         )
+    scheduler = {**engine, **_part(_part(meta, "resolved_config"), "scheduler_config")}
+    cache, device = _part(meta, "kv_cache"), _part(meta, "hardware").get("device_name")
+    blocks, groups = cache.get("num_gpu_blocks"), engine.get("data_parallel_size") or 1
+    given = {
+        "model": meta["model"],
+        "device": device and device_name(device),
+        "tensor_parallel": engine.get("tensor_parallel_size"),
+        "data_parallel": groups,
+        "expert_parallel": engine.get("enable_expert_parallel"),
+        "block_tokens": cache.get("block_size"),
+        "kv_blocks": blocks and blocks // groups - 1,
+        "max_batch_tokens": scheduler.get("max_num_batched_tokens"),
+        "max_batch_requests": scheduler.get("max_num_seqs"),
+        "max_model_len": engine.get("max_model_len"),
+    }
+    serving = Serving(**{name: value for name, value in given.items() if value is not None})
+    settings = {"enable_prefix_caching": cache.get("enable_prefix_caching", True), "async_scheduling": True}
+    settings |= {name: scheduler[name] for name in SWITCHES if name in scheduler}
     text = ",".join(f"{name}={_setting(value)}" for name, value in settings.items())
     return serving, f"vllm:{text}"
+
+
+def _part(data: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    found = data.get(key)
+    return found if isinstance(found, dict) else {}
 
 
 def _setting(value: object) -> str:

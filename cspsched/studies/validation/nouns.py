@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
 
@@ -126,6 +126,13 @@ class Times:
         quarter = max(len(latency) // 4, 1)
         second, last = latency[quarter : 2 * quarter], latency[-quarter:]
         return len(second) == 0 or float(last.mean()) <= GROWTH * float(second.mean())
+
+    @classmethod
+    def joined(cls, parts: Sequence[Times], order: npt.NDArray[np.int64]) -> Times:
+        """The requests of several, the first in `order` first."""
+        names = [field.name for field in fields(cls)]
+        whole = {name: np.concatenate([getattr(part, name) for part in parts])[order] for name in names}
+        return cls(**whole)
 
     def part(self, first: int, end: int) -> Times:
         """The same of some requests."""

@@ -32,9 +32,9 @@ from cspsched.studies.validation.nouns import (
 from cspsched.units import seconds_to_ns
 
 DESCRIBED = (
-    "stages", "requests", "name", "policy", "frontend", "peers", "model", "device", "tensor_parallel", "cost",
-    "kv_tokens", "kv_blocks", "block_tokens", "max_batch_tokens", "max_batch_requests", "max_model_len",
-    "gpu_memory_utilization",
+    "stages", "requests", "name", "policy", "frontend", "peers", "model", "device", "tensor_parallel",
+    "data_parallel", "cost", "kv_tokens", "kv_blocks", "block_tokens", "max_batch_tokens",
+    "max_batch_requests", "max_model_len", "gpu_memory_utilization",
 )  # fmt: skip
 """Keys of a file that describes a run."""
 PARTS = {"stages.csv": "stages", "requests.jsonl": "requests"}

@@ -14,7 +14,7 @@ from cspsched.problem.instance import Instance
 from cspsched.problem.request import Request
 from cspsched.referee.judge import judge
 from cspsched.referee.metrics import Metrics, measure
-from cspsched.serving import Serving, make_instance
+from cspsched.serving import Serving, hardware, make_instance
 from cspsched.simulate import Policy, Replica, Simulation, new_replica, simulate
 from cspsched.simulate.closed_loop import ClosedLoop
 from cspsched.simulate.served import as_served
@@ -23,6 +23,7 @@ from cspsched.studies.validation.nouns import Arrivals, Stage, Times
 from cspsched.trace.trace import Trace
 from cspsched.units import NS_PER_S
 
+WAITING_WEIGHT = 4
 PAUSE_NS = NS_PER_S
 """Between the last token of a stage and the next stage; inference-perf looks for the end once a second."""
 
@@ -52,9 +53,43 @@ class Server:
 
 
 def serve_requests(server: Server, requests: Sequence[Request]) -> Times:
-    """Times of requests with arrivals, as the client sees them."""
+    """Times of requests with arrivals, as the client sees them.
+
+    Groups of data parallelism do not wait for each other; the cost model takes their batches as equal.
+    """
+    members = _groups(server, requests)
+    parts = []
+    for positions in members:
+        instance = _instance(server, [requests[position] for position in positions])
+        simulation = simulate(instance, server.policy)
+        parts.append(_times(server, _metrics(instance, simulation, judged=True)))
+    return Times.joined(parts, np.argsort(np.concatenate(members), kind="stable"))
+
+
+def _groups(server: Server, requests: Sequence[Request]) -> list[list[int]]:
+    """Requests of each group that is served by ranks of its own, by position.
+
+    A request goes to the group with the least of four times its waiting and once its running requests, of
+    several to the one after the last (vLLM's `DPLBAsyncMPClient`; its counts are up to 100 ms old, ours are
+    not).
+    """
+    number = hardware(server.serving).parallelism.data
+    if number == 1:
+        return [list(range(len(requests)))]
     instance = _instance(server, requests)
-    return _times(server, _metrics(instance, simulate(instance, server.policy), judged=True))
+    replicas = [new_replica(instance, server.policy) for _ in range(number)]
+    members: list[list[int]] = [[] for _ in replicas]
+    first = 0
+    for position in np.argsort(instance.columns.arrival_ns, kind="stable").tolist():
+        loads = []
+        for replica in replicas:
+            replica.advance(requests[position].arrival_ns)
+            loads.append(WAITING_WEIGHT * replica.view.num_waiting + replica.view.num_running)
+        chosen = min(range(number), key=lambda group: (loads[group], (group - first) % number))
+        replicas[chosen].submit(position)
+        members[chosen].append(position)
+        first = chosen + 1
+    return members
 
 
 def serve_stages(server: Server, stages: Sequence[Stage], seed: int) -> list[Times]:
@@ -62,7 +97,17 @@ def serve_stages(server: Server, stages: Sequence[Stage], seed: int) -> list[Tim
 
     The referee derives all times again. Its rules, whose look at shared blocks takes ten times as long as the
     simulation, are asked of the first seed.
+
+    Raises
+    ------
+    UsageError
+        With several groups of data parallelism.
     """
+    if (groups := hardware(server.serving).parallelism.data) > 1:
+        raise UsageError(
+            f"data_parallel is {groups}, and stages are offered to one group; give the load of one, with "
+            "data_parallel 1"
+        )
     rng = np.random.default_rng(seed)
     parts = [
         requests_of(stage, num_prompts(stage, server.prompts), f"s{number}", rng)

@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from cspsched.costs.frontend import Frontend, load_frontend
+from cspsched.costs.parallelism import ONE_GPU, Parallelism
 from cspsched.costs.presets import load_cost
 from cspsched.policies.base import make_policy
 from cspsched.problem.result import tool_versions
@@ -116,7 +117,7 @@ class Deployment:
 
     model: str
     device: str
-    tensor_parallel: int
+    parallelism: Parallelism
     cost: str
     policy: str
     frontend: Frontend | None
@@ -124,7 +125,7 @@ class Deployment:
     @property
     def line(self) -> str:
         """All but the frontend, in a line."""
-        parallel = f" x {self.tensor_parallel}" if self.tensor_parallel > 1 else ""
+        parallel = f" ({self.parallelism.title})" if self.parallelism != ONE_GPU else ""
         return f"{self.model} on {self.device}{parallel}, cost model {self.cost}, {self.policy}"
 
     def to_json(self) -> dict[str, Any]:
@@ -132,7 +133,7 @@ class Deployment:
         return {
             "model": self.model,
             "device": self.device,
-            "tensor_parallel": self.tensor_parallel,
+            **self.parallelism.degrees,
             "cost": self.cost,
             "policy": self.policy,
             "frontend": None if self.frontend is None else self.frontend.to_json(),
@@ -223,7 +224,7 @@ def server_of(run: MeasuredRun, settings: Settings) -> tuple[Server, Deployment]
     deployment = Deployment(
         model=model,
         device=device,
-        tensor_parallel=parallel,
+        parallelism=parallel,
         cost=load_cost(cost).name,
         policy=policy.label,
         frontend=frontend,

@@ -196,12 +196,13 @@ def test_the_engines_configuration_is_the_deployment(tmp_path: Path) -> None:
     assert run.serving.max_model_len == 900
 
 
-def test_several_replicas_are_refused(tmp_path: Path) -> None:
-    """One is simulated."""
-    (tmp_path / "meta.json").write_text(json.dumps(meta(data_parallel_size=2)))
+def test_groups_of_data_parallelism_are_read(tmp_path: Path) -> None:
+    """And whether they hold whole experts; the engine tells the KV blocks of all of them."""
+    (tmp_path / "meta.json").write_text(json.dumps(meta(data_parallel_size=2, enable_expert_parallel=True)))
+    (run,) = read_runs([requests(tmp_path, REQUEST)])
 
-    with pytest.raises(InputError, match="data_parallel_size is 2, and one replica is simulated"):
-        read_runs([requests(tmp_path, REQUEST)])
+    assert (run.serving.data_parallel, run.serving.expert_parallel) == (2, True)
+    assert run.serving.kv_blocks == 65 // 2 - 1
 
 
 @pytest.mark.parametrize(

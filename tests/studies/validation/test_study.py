@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 
 from cspsched.costs.frontend import Frontend
-from cspsched.errors import InputError
+from cspsched.errors import InputError, UsageError
 from cspsched.policies.base import make_policy
+from cspsched.problem.request import Request
 from cspsched.serving import Serving
 from cspsched.studies.validation import MeasuredRun, Settings, validate_runs
 from cspsched.studies.validation.frontend_fit import fit_frontend
 from cspsched.studies.validation.load import num_prompts, offsets_ns, prompt_lengths, requests_of
 from cspsched.studies.validation.nouns import Arrivals, Lengths, Stage, Times
-from cspsched.studies.validation.serve import Server, serve_stages
+from cspsched.studies.validation.serve import Server, serve_requests, serve_stages
 from cspsched.units import NS_PER_S
 
 SERVING = Serving(model="llama-3.1-8b", device="h100", cost="h100-llama-3.1-8b", max_batch_requests=64)
@@ -59,6 +60,43 @@ def test_a_closed_loop_waits_for_the_frontend() -> None:
 
     assert times.arrival[4] >= plain.arrival[4] + 1.0
     assert times.figures()["latency"]["mean"] > 1.0
+
+
+def test_groups_of_data_parallelism_serve_requests_of_their_own() -> None:
+    """Equal requests, two at a time: each group serves one of each pair, as if it were alone."""
+    serving = replace(SERVING, data_parallel=2)
+    pairs = [
+        Request(request_id=f"r{i}", arrival_ns=i // 2 * 10**7, prompt_tokens=500, output_tokens=20)
+        for i in range(20)
+    ]
+    engine = server(ENGINES[0])
+    together = serve_requests(replace(engine, serving=serving), pairs)
+    alone = serve_requests(engine, pairs[::2])
+
+    assert (together.last_token[::2] == alone.last_token).all()
+    assert (together.last_token[1::2] == alone.last_token).all()
+    assert (together.arrival == [i // 2 * 0.01 for i in range(20)]).all()
+
+
+def test_a_group_that_is_busy_gets_no_more() -> None:
+    """The one with fewer requests is chosen, whichever came last."""
+    long = Request(request_id="long", arrival_ns=0, prompt_tokens=500, output_tokens=900)
+    others = [
+        Request(request_id=f"r{i}", arrival_ns=(i + 1) * 10**8, prompt_tokens=10, output_tokens=2)
+        for i in range(4)
+    ]
+    times = serve_requests(
+        replace(server(ENGINES[0]), serving=replace(SERVING, data_parallel=2)), [long, *others]
+    )
+
+    assert times.last_token[0] > times.arrival[-1] + 1
+    assert np.ptp((times.last_token - times.arrival)[1:]) < 1e-6
+
+
+def test_groups_under_stages_are_refused() -> None:
+    """A stage is offered to one replica."""
+    with pytest.raises(UsageError, match="data_parallel is 2, and stages are offered to one group"):
+        serve_stages(replace(server(), serving=replace(SERVING, data_parallel=2)), [STAGE], seed=0)
 
 
 def test_fewer_requests_than_may_be_in_flight_come_at_once() -> None:

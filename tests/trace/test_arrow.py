@@ -18,8 +18,8 @@ from cspsched.problem.columns import RequestColumns, Requests
 from cspsched.problem.cost import CostModel
 from cspsched.problem.instance import Instance, Limits
 from cspsched.serving import Serving, make_instance
-from cspsched.trace import read, read_trace
-from cspsched.trace.plain import plain_table
+from cspsched.trace import delimited, read_trace
+from cspsched.trace.arrow import plain_columns
 
 HEADER = "request_id,arrival_s,prompt_tokens,output_tokens\n"
 AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens"
@@ -30,7 +30,7 @@ def both_ways(path, monkeypatch, **selection):
     """Trace or sentence, by rows and in columns."""
     answers = []
     for size in (10**9, 0):
-        monkeypatch.setattr(read, "LARGE_BYTES", size)
+        monkeypatch.setattr(delimited, "LARGE_BYTES", size)
         try:
             answers.append(read_trace(path, **selection))
         except CspschedError as error:
@@ -128,12 +128,9 @@ def test_other_formats_and_broken_files(text, tmp_path, monkeypatch):
     assert by_rows == in_columns
 
 
-def test_quotes_are_left_to_the_reader_of_rows(tmp_path):
+def test_quotes_are_left_to_the_reader_of_rows():
     """A file with quotes is not plain."""
-    path = tmp_path / "trace.csv"
-    path.write_text(HEADER + '"a",0,1,1\n', encoding="utf-8")
-
-    assert plain_table(path) is None
+    assert plain_columns(HEADER + '"a",0,1,1\n', ",") is None
 
 
 def write_native(path, count):

@@ -1,0 +1,1 @@
+"""What requests find in the prefix cache at best, and its check."""
