@@ -1,4 +1,4 @@
-"""The tutorial is what its commands print; the site is built without a warning."""
+"""The pages on the tutorial and on workloads are what their commands print; the site builds strictly."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from tests.support.pages import code_blocks
 from tests.support.places import ROOT
 
 CELL = re.compile(r"[^\s│┃]+")
-CONSOLE = [block.strip().splitlines() for block in code_blocks("tutorial.md", "console")]
+PAGES = ("tutorial.md", "workloads.md")
+CONSOLE = [block.strip().splitlines() for page in PAGES for block in code_blocks(page, "console")]
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +33,7 @@ def _files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("block", CONSOLE, ids=[block[0] for block in CONSOLE])
-def test_the_tutorial_shows_what_its_commands_print(block, capsys):
+def test_a_page_shows_what_its_commands_print(block, capsys):
     """Every shown line is printed, but for the blanks and frames of tables."""
     command, *shown = block
     outcome = invoke(capsys, *shlex.split(command.removeprefix("$ cspsched ")))
@@ -60,3 +61,16 @@ def test_the_site_is_built_strictly(tmp_path):
 
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "site" / "tutorial" / "index.html").is_file()
+
+
+def test_the_profile_of_the_page_on_workloads_draws_sessions(tmp_path, capsys):
+    """The JSON that is shown is a profile; most of its prompts begin with an earlier one."""
+    (profile,) = code_blocks("workloads.md", "json")
+    Path("talks.json").write_text(profile)
+    made = invoke(
+        capsys, "trace", "generate", "--profile", "talks.json", "--requests", 500, "--output", "t.csv"
+    )
+    described = invoke(capsys, "trace", "describe", "t.csv")
+
+    assert made.code == 0
+    assert "of the prompt tokens stand in an earlier prompt" in described.out

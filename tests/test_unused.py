@@ -98,6 +98,7 @@ VIDUR = "arrived_at,num_prefill_tokens,num_decode_tokens,{}\n0,9,2,1,1\n1,9,2,1,
     ("text", "warnings"),
     [
         (IMAGES, ["column NumImages (2 images in 1 of 2 requests) is not simulated"]),
+        (IMAGES.replace(",2,", ",2.0,"), ["column NumImages (2 images in 1 of 2 requests) is not simulated"]),
         (PLAIN, []),
         (VIDUR.format("num_total_tokens,pd_ratio"), []),
         (VIDUR.format("tenant,pd_ratio"), ["column tenant is not simulated"]),

@@ -27,7 +27,7 @@ CORE = {
     "click", "jinja2", "matplotlib", "numba", "numpy", "ortools", "pandas", "pyarrow", "pydantic", "rich",
     "scikit-learn", "scipy",
 }  # fmt: skip
-EXTRAS = {"gpu", "ray", "aic", "dev"}
+EXTRAS = {"gpu", "ray", "aic", "fetch", "dev"}
 DEVELOPMENT_ONLY = re.compile(r"(tests?|benchmarks?|docs?)/|\.ci/|\.(pyc|sh)$")
 
 Run = Callable[..., "CompletedProcess[str]"]

@@ -181,12 +181,15 @@ def parquet_table(source: Source) -> Table:
     """
     try:
         table = pyarrow.parquet.read_table(pa.BufferReader(source.data), use_threads=False)
+        # Reads the text of all cells and names once: what is no UTF-8 is found here.
+        table.validate(full=True)
+        names = table.column_names
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise TraceError(f"{source.name} is no whole Parquet file ({reason}); fetch it again") from None
     if not table.num_rows:
         raise TraceError(f"{source.name} has columns and no rows, expected one row per request")
-    if len(set(table.column_names)) < table.num_columns:
+    if len(set(names)) < len(names):
         raise TraceError(f"{source.name}: a column appears twice, expected each once (rename one)")
     return Table(
         source=source.name,

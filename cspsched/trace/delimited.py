@@ -12,7 +12,7 @@ from cspsched.trace.table import Column, ListColumn, Table, shown_text
 
 LARGE_BYTES = 150_000
 """Size from which on plain text is read in columns; the trace is the same."""
-_OTHER_SEPARATORS = {"\t": "tabs", ";": "semicolons"}
+_OTHER_SEPARATORS = {"\t": "tabs", ";": "semicolons", "|": "bars"}
 
 
 def delimited_table(source: Source) -> Table:

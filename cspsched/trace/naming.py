@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from cspsched.trace.trace import UnusedColumn
 if TYPE_CHECKING:
     from cspsched.problem.cost import IntArray
 
+_AMOUNT = re.compile(r"0*[1-9][0-9]{0,17}(?:\.0*)?")
 DROP = "drop the row"
 DROP_OR_SKIP = "drop the row, or use --limit/--window to leave it out"
 
@@ -36,7 +38,7 @@ def unused_columns(table: Table, trace_format: TraceFormat, rows: IntArray) -> I
             if others:
                 yield UnusedColumn(name=name, amount=f"not {fixed} in {others:,} of {len(rows):,} requests")
         else:
-            amounts = [int(cell) for cell in cells if cell.isdecimal() and int(cell)]
+            amounts = [int(cell.partition(".")[0]) for cell in cells if _AMOUNT.fullmatch(cell)]
             if amounts:
                 noun = trace_format.counted_columns[name]
                 amount = f"{sum(amounts):,} {noun} in {len(amounts):,} of {len(rows):,} requests"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, median
 
@@ -58,15 +58,14 @@ def prefix_statistics(
     arrivals_ns: Sequence[int], prompts: Sequence[int], prefixes: Sequence[Prefix]
 ) -> PrefixStatistics:
     """Statistics of the prefixes of requests in the order of their arrival."""
-    streams: dict[_Place, _Stream] = {}
-    shared: list[int] = []
-    reuse_ns: list[int] = []
-    for arrival_ns, prefix in zip(arrivals_ns, prefixes, strict=True):
-        num_shared, last_ns = _add(streams, prefix, arrival_ns)
-        shared.append(num_shared)
-        if num_shared:
-            reuse_ns.append(arrival_ns - last_ns)
+    uses = list(shared_with_earlier(arrivals_ns, prefixes))
+    shared = [tokens for tokens, _ in uses]
     sharing = [tokens for tokens in shared if tokens]
+    reuse_ns = [
+        arrival_ns - last_ns
+        for arrival_ns, (tokens, last_ns) in zip(arrivals_ns, uses, strict=True)
+        if tokens
+    ]
     return PrefixStatistics(
         shared_tokens=sum(shared),
         shared_share=sum(shared) / sum(prompts),
@@ -74,6 +73,16 @@ def prefix_statistics(
         shared_tokens_mean=fmean(sharing) if sharing else None,
         reuse_s_p50=ns_to_seconds(median(reuse_ns)) if reuse_ns else None,
     )
+
+
+def shared_with_earlier(arrivals_ns: Sequence[int], prefixes: Sequence[Prefix]) -> Iterator[tuple[int, int]]:
+    """Tokens that each request shares with those before it, and when all of them were last used.
+
+    Requests are in the order of their arrival; the time of who shares nothing is 0.
+    """
+    streams: dict[_Place, _Stream] = {}
+    for arrival_ns, prefix in zip(arrivals_ns, prefixes, strict=True):
+        yield _add(streams, prefix, arrival_ns)
 
 
 def _add(streams: dict[_Place, _Stream], prefix: Prefix, arrival_ns: int) -> tuple[int, int]:

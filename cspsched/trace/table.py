@@ -61,7 +61,7 @@ class ListColumn:
         if set(map(type, cells)) != {int}:
             return None
         try:
-            numbers: IntArray = np.array(cells, dtype=np.int64)
+            numbers = np.array(cells, dtype=np.int64)
         except OverflowError:
             return None
         return numbers if numbers.min() >= 0 else None
@@ -71,7 +71,8 @@ class ListColumn:
         numbers = None if unit is TimeUnit.UTC else self.whole_numbers(rows)
         if numbers is None or numbers.max() > MAX_ARRIVAL_S * NS_PER_S // 10**unit.decimals:
             return None
-        return numbers * 10**unit.decimals
+        times_ns: IntArray = numbers * 10**unit.decimals
+        return times_ns
 
     def names(self, rows: IntArray) -> None:
         """Return None."""

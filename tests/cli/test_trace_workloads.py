@@ -94,6 +94,29 @@ def test_a_sample_says_what_it_is(capsys):
     assert len(read_trace("few.csv").requests) == 5
 
 
+@pytest.mark.parametrize("suffix", [".png", ".svg"])
+def test_a_trace_is_pictured(suffix, capsys):
+    """The file is told and written, into a folder that is made."""
+    outcome = invoke(capsys, "trace", "describe", "chat-2000", "--plot", f"new/picture{suffix}")
+
+    assert outcome.code == 0
+    assert f"wrote new/picture{suffix}\n" in outcome.err
+    assert Path(f"new/picture{suffix}").stat().st_size > 10_000
+
+
+def test_a_trace_has_a_load_on_a_named_device(capsys):
+    """An interval, in text and JSON; without a word of the set-up there is none."""
+    options = ("trace", "describe", "chat-2000", "--limit", 200)
+    text = invoke(capsys, *options, "--device", "a100-80")
+    data = json.loads(invoke(capsys, *options, "--kv-tokens", "64k", "--json").out)
+
+    (line,) = [line for line in text.out.splitlines() if line.startswith("load")]
+    assert line.split()[1:4] == [line.split()[1], "%", "to"]
+    assert "no scheduler needs less" in line
+    assert 0 < data["load"]["at_least"] < data["load"]["at_most"] < 1
+    assert "load" not in json.loads(invoke(capsys, *options, "--json").out)
+
+
 BROKEN = {
     "not there": ("generate --profile nope", 2, "no shipped profile is called 'nope'; there are "),
     "no such file": ("generate --profile nope.json", 1, "nope.json does not exist"),

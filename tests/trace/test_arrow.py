@@ -6,9 +6,12 @@ import csv
 import io
 import pickle
 from dataclasses import replace
+from decimal import Decimal
 from fractions import Fraction
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -216,3 +219,123 @@ def test_names_are_unique():
 
     with pytest.raises(InputError, match="request_id 'a' appears twice"):
         Instance(requests=Requests(twice), limits=LIMITS, cost=CostModel(name="one", step=Fraction(1)))
+
+
+# Parquet
+
+
+def parquet(path, **columns):
+    """A Parquet file with these columns."""
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "arrivals",
+    [
+        pa.array([0.5, 1.25]),
+        pa.array([0.5, 1.25], pa.float32()),
+        pa.array([Decimal("0.5"), Decimal("1.25")], pa.decimal128(10, 2)),
+        pa.array(["0.5", "1.25"]),
+        pa.array(["0.5", "1.25"], pa.large_string()),
+        pa.array(["0.5", "1.25"]).dictionary_encode(),
+    ],
+    ids=lambda arrivals: str(arrivals.type),
+)
+@pytest.mark.parametrize(
+    "prompts",
+    [
+        pa.array([5, 7]),
+        pa.array([5, 7], pa.uint8()),
+        pa.array([5.0, 7.0]),
+        pa.array(["5", "7"]),
+        pa.array(["5", " 7.0 "]),
+        pa.array([Decimal(5), Decimal(7)], pa.decimal128(10, 2)),
+    ],
+    ids=lambda prompts: str(prompts.type),
+)
+def test_parquet_columns_of_any_type_are_read(arrivals, prompts, tmp_path):
+    """As long as the numbers are whole."""
+    path = parquet(tmp_path / "t.parquet", arrival_s=arrivals, prompt_tokens=prompts, output_tokens=prompts)
+
+    assert [(one.arrival_ns, one.prompt_tokens) for one in read_trace(path).requests] == [
+        (0, 5),
+        (750_000_000, 7),
+    ]
+
+
+@pytest.mark.parametrize("kind", [pa.timestamp("ns"), pa.timestamp("us", tz="UTC"), pa.timestamp("s")])
+def test_parquet_moments(kind, tmp_path):
+    """Of any resolution; one with a zone is a moment in UTC."""
+    moments = pa.array([1_700_000_000, 1_700_000_002], pa.int64()).cast(pa.timestamp("s")).cast(kind)
+    path = parquet(tmp_path / "t.parquet", TIMESTAMP=moments, ContextTokens=[5, 7], GeneratedTokens=[1, 2])
+
+    assert [one.arrival_ns for one in read_trace(path).requests] == [0, 2 * 10**9]
+
+
+@given(st.lists(st.floats(0, 9e9), min_size=1, max_size=8))
+def test_floats_of_seconds_are_rounded_from_their_exact_value(tmp_path_factory, seconds):
+    """To the nearest nanosecond, not from the product with a billion."""
+    path = tmp_path_factory.mktemp("floats") / "t.parquet"
+    ones = [1] * len(seconds)
+    trace = read_trace(parquet(path, arrival_s=pa.array(seconds), prompt_tokens=ones, output_tokens=ones))
+    exact = sorted(Fraction(second) * 10**9 for second in seconds)
+
+    for request, time_ns in zip(trace.requests, exact, strict=True):
+        assert abs(request.arrival_ns - (time_ns - exact[0])) <= 1
+
+
+@pytest.mark.parametrize(
+    ("column", "cells", "said"),
+    [
+        ("prompt_tokens", pa.array([5, None]), "row 2: prompt_tokens is '', expected a whole number"),
+        ("prompt_tokens", pa.array([5.0, 7.5]), "row 2: prompt_tokens is '7.5', expected a whole number"),
+        ("prompt_tokens", pa.array([5.0, float("nan")]), "row 2: prompt_tokens is 'nan', expected a whole"),
+        ("prompt_tokens", pa.array([5, -7]), "row 2: prompt_tokens is '-7', expected a whole number"),
+        ("prompt_tokens", pa.array([5, 10**12]), "row 2: prompt_tokens is '1000000000000', expected at most"),
+        ("prompt_tokens", pa.array([True, False]), "row 1: prompt_tokens is 'true', expected a whole number"),
+        ("arrival_s", pa.array([0, None]), "row 2: arrival_s is '', expected a finite number of seconds"),
+        ("arrival_s", pa.array([0.0, float("nan")]), "row 2: arrival_s is 'nan', expected a finite number"),
+        ("arrival_s", pa.array([0.0, float("inf")]), "row 2: arrival_s is 'inf', expected a finite number"),
+        ("arrival_s", pa.array([-1.5, 0.0]), "row 1: arrival_s is '-1.5', expected a number of seconds"),
+        ("arrival_s", pa.array([0, 1_700_000_000_000]), "is it in milliseconds?"),
+    ],
+)  # fmt: skip
+def test_a_wrong_cell_of_parquet_is_refused_with_its_row(column, cells, said, tmp_path):
+    """In the words of the other formats."""
+    columns = {"arrival_s": [0, 1], "prompt_tokens": [5, 7], "output_tokens": [1, 2]} | {column: cells}
+    path = parquet(tmp_path / "t.parquet", **columns)
+    with pytest.raises(TraceError) as caught:
+        read_trace(path)
+
+    assert str(caught.value).startswith(f"{path} row ")
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("cut", [4, 50, -1, -8])
+def test_a_damaged_parquet_file_is_refused(cut, tmp_path):
+    """In one line."""
+    path = parquet(tmp_path / "t.parquet", arrival_s=[0], prompt_tokens=[5], output_tokens=[1])
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(TraceError) as caught:
+        read_trace(path)
+
+    assert str(caught.value).startswith(f"{path} is no whole Parquet file (")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", [b"arrival_s", b"prompt"])
+def test_parquet_whose_text_is_no_utf_8_is_refused(text, tmp_path):
+    """In a name of a column, or in a cell."""
+    path = parquet(tmp_path / "t.parquet", arrival_s=["0"], prompt_tokens=["prompt"], output_tokens=["1"])
+    path.write_bytes(path.read_bytes().replace(text, text[:-1] + b"\xff"))
+
+    with pytest.raises(TraceError, match="is no whole Parquet file"):
+        read_trace(path)
+
+
+def test_parquet_without_rows_is_refused(tmp_path):
+    """A trace has at least one request."""
+    columns = dict.fromkeys(("arrival_s", "prompt_tokens", "output_tokens"), pa.array([], pa.int64()))
+    with pytest.raises(TraceError, match="has columns and no rows, expected one row per request"):
+        read_trace(parquet(tmp_path / "t.parquet", **columns))

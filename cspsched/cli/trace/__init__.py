@@ -9,7 +9,7 @@ from cspsched.cli.group import LazyGroup
 TRACE_COMMANDS = {
     "list": (
         "cspsched.cli.trace.list:list_command",
-        "The bundled traces, whose names every command takes in the place of a file, and the known formats.",
+        "The bundled traces, whose names every command takes in the place of a file, profiles, and formats.",
     ),
     "convert": (
         "cspsched.cli.trace.convert:convert_command",
@@ -26,6 +26,10 @@ TRACE_COMMANDS = {
     "fit": (
         "cspsched.cli.trace.fit:fit_command",
         "Fit a profile to TRACE, for 'cspsched trace generate --profile FILE'.",
+    ),
+    "fetch": (
+        "cspsched.cli.trace.fetch:fetch_command",
+        "Download the public trace NAME, checked by its SHA-256; without NAME, list them.",
     ),
     "sample": (
         "cspsched.cli.trace.sample:sample_command",

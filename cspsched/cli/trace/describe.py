@@ -3,51 +3,117 @@
 from __future__ import annotations
 
 import json
+from decimal import ROUND_CEILING, ROUND_FLOOR
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
-from cspsched.cli.console import counted, show, tell_warnings
-from cspsched.cli.options import json_option, optional_trace_argument, selected_trace, trace_options
+from cspsched.cli.console import begin, counted, show, tell, tell_warnings
+from cspsched.cli.options import (
+    SERVING_NAMES,
+    instance_serving,
+    json_option,
+    optional_trace_argument,
+    selected_trace,
+    serving_options,
+    trace_options,
+)
 from cspsched.cli.trace.values import value_text
+from cspsched.errors import UsageError
+from cspsched.units import percent
 
 if TYPE_CHECKING:
+    from cspsched.studies.load import Load
+    from cspsched.trace import Trace
     from cspsched.trace.sharing import PrefixStatistics
     from cspsched.trace.statistics import TokenStatistics, TraceStatistics
 
 
 @click.command("describe")
 @optional_trace_argument
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="File for a picture of arrivals, lengths and shared prefixes, .png or .svg.",
+)
 @json_option
 @trace_options
+@serving_options
+@click.pass_context
 def describe_command(
+    context: click.Context,
+    /,
     trace: Path | None,
+    plot: Path | None,
     as_json: bool,  # noqa: FBT001 - click passes flags so
     **options: Any,
 ) -> None:
     """Statistics of TRACE: how many requests, how fast, how long, how bursty.
 
     TRACE is a file of any known format (see 'cspsched trace list'), - for standard input, or a bundled name;
-    chat-2000 if none is given.
+    chat-2000 if none is given. With a model, a device or another option of the set-up, the load there: what
+    share of the device's time the requests need.
 
     \b
-    cspsched trace describe trace.csv --window 0:60
+    cspsched trace describe trace.csv --window 0:60 --plot trace.png
+    cspsched trace describe trace.csv --model llama-3.1-8b --device a100-80
     cspsched trace describe conversation.jsonl --format mooncake --dejitter uniform
     zcat trace.csv.gz | cspsched trace describe - --columns arrival=time:ms,prompt=in,output=out
     """  # noqa: D301 - click's marker for text that is not to be wrapped
     from cspsched.trace import describe
 
+    if plot is not None and plot.suffix not in (".png", ".svg"):
+        raise UsageError(f"--plot {plot}: expected a name that ends in .png or .svg")
     read = selected_trace(trace, options)
     statistics = describe(read)
+    load = _load(read, context, options)
     tell_warnings(read.unused_sentences)
+    if plot is not None:
+        _write_picture(read, plot)
     if as_json:
-        show(json.dumps(statistics.to_json(), indent=1))
+        extra = {} if load is None else {"load": load.to_json()}
+        show(json.dumps({**statistics.to_json(), **extra}, indent=1))
         return
-    for name, text in _lines(statistics):
+    for name, text in [*_lines(statistics), *_load_lines(load)]:
         show(f"{name:16} {text}")
     for warning in statistics.warnings:
         show(f"warning: {warning}")
+
+
+def _load(trace: Trace, context: click.Context, options: dict[str, Any]) -> Load | None:
+    """Load on the set-up, if the command line says anything of one."""
+    named = {name for name in options if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+    if not named.intersection(SERVING_NAMES):
+        return None
+    from cspsched.serving import make_instance
+    from cspsched.studies.load import load_of
+
+    instance = make_instance(trace, instance_serving(options))
+    begin("serving all requests at once for the load")
+    return load_of(instance)
+
+
+def _load_lines(load: Load | None) -> list[tuple[str, str]]:
+    if load is None:
+        return []
+    rejected = f"; {counted(load.num_rejected, 'request')} never fit" if load.num_rejected else ""
+    ends = f"{percent(load.at_least, ROUND_FLOOR)} to {percent(load.at_most, ROUND_CEILING)}"
+    return [
+        (
+            "load",
+            f"{ends} of the device's time: no scheduler needs less, {load.policy} needs no more{rejected}",
+        ),
+    ]
+
+
+def _write_picture(trace: Trace, plot: Path) -> None:
+    from cspsched.report.output import write_files
+    from cspsched.report.trace import trace_picture
+
+    write_files(plot.parent, {plot.name: trace_picture(trace, plot.suffix)})
+    tell(f"wrote {plot}")
 
 
 def _lines(statistics: TraceStatistics) -> list[tuple[str, str]]:

@@ -44,7 +44,7 @@ def generate_command(
 ) -> None:
     """Make a synthetic trace; the same seed gives the same bytes.
 
-    The shipped profiles and where their numbers come from: 'cspsched trace list --profiles'.
+    The shipped profiles and where their numbers come from: 'cspsched trace list'.
 
     \b
     cspsched trace generate --profile chat --requests 500 --rate 8 --output trace.csv

@@ -18,13 +18,14 @@ if TYPE_CHECKING:
 @click.command("list")
 @json_option
 def list_command(as_json: bool) -> None:  # noqa: FBT001 - click passes flags so
-    """The bundled traces, whose names every command takes in the place of a file, and the known formats.
+    """The bundled traces, whose names every command takes in the place of a file, profiles, and formats.
 
     \b
     cspsched trace list
     """  # noqa: D301 - click's marker for text that is not to be wrapped
     from cspsched.trace import describe, read_trace
     from cspsched.trace.formats import FORMATS
+    from cspsched.trace.generators import load_profile, shipped_profiles
     from cspsched.trace.shipped import shipped_trace_path, shipped_traces
 
     rows = []
@@ -34,7 +35,9 @@ def list_command(as_json: bool) -> None:  # noqa: FBT001 - click passes flags so
         rows.append({"name": name, **{key: data[key] for key in kept}})
     if as_json:
         formats = [_format_json(made) for made in FORMATS]
-        show(json.dumps({"schema": "cspsched/trace-list/1", "rows": rows, "formats": formats}, indent=1))
+        profiles = [{"name": one.name, "source": one.source} for one in map(load_profile, shipped_profiles())]
+        data = {"schema": "cspsched/trace-list/1", "rows": rows, "formats": formats, "profiles": profiles}
+        show(json.dumps(data, indent=1))
         return
     show("bundled traces")
     for row in rows:
@@ -43,6 +46,11 @@ def list_command(as_json: bool) -> None:  # noqa: FBT001 - click passes flags so
             f"prompts of {value_text(row['prompt_tokens']['mean'])} and outputs of "
             f"{value_text(row['output_tokens']['mean'])} tokens on average"
         )
+    show("profiles of traffic, for 'cspsched trace generate --profile NAME'")
+    for profile in map(load_profile, shipped_profiles()):
+        rate = f"{profile.rate_per_s:.4g}/s" if profile.rate_per_s else "rate to be given"
+        lengths = "" if profile.lengths else ", no lengths"
+        show(f"  {profile.name:22} {rate}{lengths}; {profile.source}")
     show("formats, each as text, JSON or Parquet, plain or packed by gzip or Zstandard")
     for made in FORMATS:
         show(f"  {made.name:18} {made.title}: {_columns_text(made)}")
