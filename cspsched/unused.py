@@ -10,7 +10,9 @@ from cspsched.simulate import Policy
 from cspsched.trace import Trace
 
 
-def warnings_for(trace: Trace, policies: Iterable[Policy | str] = ()) -> list[str]:
+def warnings_for(
+    trace: Trace, policies: Iterable[Policy | str] = (), *, closes_loops: bool = False
+) -> list[str]:
     """One line for all columns that are not used, and one for each setting that no request has data for.
 
     Parameters
@@ -19,6 +21,8 @@ def warnings_for(trace: Trace, policies: Iterable[Policy | str] = ()) -> list[st
         As it was read, with its columns.
     policies
         The policies that run on it, or their texts.
+    closes_loops
+        Whether turns of sessions arrive when those before have ended; else their arrivals stand.
 
     Raises
     ------

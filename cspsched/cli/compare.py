@@ -12,6 +12,7 @@ from click.core import ParameterSource
 
 from cspsched.cli.console import LiveLine, counted, show, tell, tell_warnings
 from cspsched.cli.group import INTERRUPTED, command_line
+from cspsched.cli.loop_options import concurrency_option
 from cspsched.cli.options import (
     SERVING_NAMES,
     Duration,
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
 PIPE_WIDTH = 160
 """Columns that a table may take where there is no terminal."""
 TRACE_NAMES = ("limit", "window", "scale_rate")
+LOOPS_SCHEMA = "cspsched/comparisons/1"
+"""Of the comparisons of a closed loop, one of each policy."""
 
 
 @click.command("compare", cls=ManyValuesCommand)
@@ -61,6 +64,7 @@ TRACE_NAMES = ("limit", "window", "scale_rate")
     help="A finished schedule ('import-schedule', 'simulate --save') as a row; its instance replaces TRACE.",
 )
 @objective_option
+@concurrency_option
 @click.option(
     "--time-limit",
     cls=Option,
@@ -100,6 +104,7 @@ def compare_command(
     heuristics: tuple[str, ...],
     schedules: tuple[str, ...],
     objective: str,
+    concurrency: int | None,
     time_limit: float | None,
     steps: int | None,
     deterministic: bool,  # noqa: FBT001 - click passes flags so
@@ -118,23 +123,31 @@ def compare_command(
     and cost model are those of its file, and policies are simulated on them. The excess is certified: the
     optimum is either proven, or lies between a proven bound and the best known schedule, and the excess is
     given for both ends. The best known schedule is that of a fixed set of policies, of those listed, or of a
-    search; which policies are listed changes nothing else.
+    search; which policies are listed changes nothing else. With --max-concurrency, and where the trace has
+    sessions, each policy brings about arrivals of its own and is compared with the best schedule for these:
+    JSON has a list of comparisons then, and the folder of --out one of each policy.
 
     \b
     cspsched compare --heuristics vllm sarathi
     cspsched compare trace.csv --objective ttft --out report
     cspsched compare trace.csv --objective misses --ttft-slo 2s --tpot-slo 50ms --time-limit 60s
     cspsched compare trace.csv --limit 500 --heuristics vllm:max_num_seqs=256 sarathi:chunk=512
+    cspsched compare trace.csv --max-concurrency 32 --heuristics vllm sglang
     cspsched compare --schedule real=real.json --heuristics vllm
     """  # noqa: D301 - click's marker for text that is not to be wrapped
     from cspsched.exact.watch import Listener
     from cspsched.report.output import require_writable, write_files
     from cspsched.report.table import markdown as as_markdown
     from cspsched.serving import cost_of, make_instance
+    from cspsched.studies.closed import compare_closed
     from cspsched.studies.compare import compare_policies
     from cspsched.studies.provenance import provenance_of
     from cspsched.unused import warnings_for
 
+    if concurrency is not None and schedules:
+        raise UsageError(
+            "--schedule has arrivals of its own, --max-concurrency makes others; give one of them"
+        )
     if uncertainty and schedules:
         raise UsageError("--uncertainty prices other batch times, --schedule has its own; give one of them")
     for folder in filter(None, (out, markdown and markdown.parent)):
@@ -149,44 +162,59 @@ def compare_command(
     else:
         requests, serving = selected_trace(trace, options), instance_serving(options)
         source, name, instance, given = requests, requests.name, make_instance(requests, serving), {}
-        warnings = warnings_for(requests, heuristics)
+        warnings = warnings_for(requests, heuristics, closes_loops=True)
         tell_warnings(warnings)
         band = error_band(serving.cost or instance.cost.name) if uncertainty else None
     wanted = one_objective(objective, instance)
     cost = instance.cost.name if serving is None else cost_of(serving)
     around = chosen_frontend(frontend, cost)
-    with LiveLine(wanted, len(instance.requests)) as live:
-        comparison = compare_policies(
-            instance,
-            heuristics,
-            wanted,
-            schedules=given,
-            limits=limits,
-            band=band,
-            listener=Listener(step=live.tell, progress=live),
+    is_closed = not schedules and (concurrency is not None or instance.columns.session_id is not None)
+    if is_closed and band is not None:
+        raise UsageError(
+            "--uncertainty prices other batch times, with which a closed loop has other arrivals"
         )
-    facts = provenance_of(
-        comparison.instance,
-        heuristics,
-        objective=wanted.value,
-        seed=seed,
-        trace=source,
-        serving=serving,
-        command=command_line(),
-    )
-    comparison = replace(comparison, warnings=tuple(warnings), provenance=facts, frontend=around)
+    with LiveLine(wanted, len(instance.requests)) as live:
+        listener = Listener(step=live.tell, progress=live)
+        if is_closed:
+            found = compare_closed(
+                instance, heuristics, wanted, concurrency=concurrency, limits=limits, listener=listener
+            )
+        else:
+            found = (
+                compare_policies(
+                    instance, heuristics, wanted, schedules=given, limits=limits, band=band, listener=listener
+                ),
+            )
+    comparisons = []
+    for comparison, texts in zip(
+        found, [[text] for text in heuristics] if is_closed else [heuristics], strict=True
+    ):
+        facts = provenance_of(
+            comparison.instance,
+            texts,
+            objective=wanted.value,
+            seed=seed,
+            trace=source,
+            serving=serving,
+            command=command_line(),
+        )
+        comparisons.append(replace(comparison, warnings=tuple(warnings), provenance=facts, frontend=around))
     if as_json:
-        show(json.dumps(comparison.to_json(), indent=1))
+        data = [comparison.to_json() for comparison in comparisons]
+        show(json.dumps({"schema": LOOPS_SCHEMA, "comparisons": data} if is_closed else data[0], indent=1))
     else:
-        _show(name, comparison)
+        for comparison in comparisons:
+            _show(name, comparison)
     if markdown is not None:
-        write_files(markdown.parent, {markdown.name: as_markdown(comparison)})
+        write_files(markdown.parent, {markdown.name: "\n".join(map(as_markdown, comparisons))})
     if out is not None:
         from cspsched.report.files import write_comparison
 
-        written = write_comparison(comparison, out)
-        tell(f"wrote {written[0]} and {len(written) - 1} more files to {out}")
-    return INTERRUPTED if comparison.is_interrupted else 0
+        for number, comparison in enumerate(comparisons, 1):
+            folder = out / f"policy-{number}" if is_closed else out
+            written = write_comparison(comparison, folder)
+            tell(f"wrote {written[0]} and {len(written) - 1} more files to {folder}")
+    return INTERRUPTED if any(comparison.is_interrupted for comparison in comparisons) else 0
 
 
 def reference_limits(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cspsched.cli.console import begin, counted, show, tell, tell_rejections, tell_warnings
+from cspsched.cli.loop_options import concurrency_option
 from cspsched.cli.options import (
     chosen_frontend,
     frontend_option,
@@ -31,11 +32,13 @@ if TYPE_CHECKING:
     from cspsched.problem.objectives import AnyObjective
     from cspsched.report.run import Run
     from cspsched.simulate import Policy
+    from cspsched.simulate.closed_loop import ClosedLoop
 
 
 @click.command("simulate")
 @optional_trace_argument
 @heuristic_option
+@concurrency_option
 @click.option(
     "--emulate-bugs",
     is_flag=True,
@@ -61,6 +64,7 @@ if TYPE_CHECKING:
 def simulate_command(
     trace: Path | None,
     policy: str,
+    concurrency: int | None,
     emulate_bugs: bool,  # noqa: FBT001 - click passes flags so
     output: Path | None,
     out: Path | None,
@@ -76,15 +80,18 @@ def simulate_command(
     TRACE is a file or a bundled name; chat-2000 if none is given. The saved schedule states the value of
     the objective, so that 'cspsched check' can judge it. The Perfetto trace has a track for the batches,
     one for each request, and counters; the tables have a row for each request and each iteration.
+    With --max-concurrency, and where the trace has sessions, requests arrive as others end.
 
     \b
     cspsched simulate trace.csv --heuristics sarathi:chunk=512 --output schedule.json
     cspsched simulate trace.csv --out run --table-format csv
     cspsched simulate trace.csv --perfetto run.json.gz
+    cspsched simulate trace.csv --policy vllm --max-concurrency 32
     """  # noqa: D301 - click's marker for text that is not to be wrapped
     from cspsched.costs.frontend import stated
     from cspsched.policies.base import add_setting, make_policy
     from cspsched.serving import cost_of, make_instance
+    from cspsched.simulate.closed_loop import closed_loop_of
     from cspsched.unused import warnings_for
 
     _require_outputs(output, out, table_format, perfetto)
@@ -93,9 +100,11 @@ def simulate_command(
     instance, rejections = make_instance(requests, serving).split_rejected()
     around = chosen_frontend(frontend, cost_of(serving))
     chosen = make_policy(add_setting(policy, "emulate_bugs=true") if emulate_bugs else policy)
-    warnings = warnings_for(requests, [chosen])
+    warnings = warnings_for(requests, [chosen], closes_loops=True)
     begin(f"simulating {counted(len(instance.requests), 'request')} under {chosen.label}")
-    run = _simulated(instance, chosen, rejections)
+    loop = closed_loop_of(instance, concurrency)
+    run = _simulated(instance, chosen, rejections, loop)
+    arrivals = None if loop is None else loop.sentence(run.policy)
     summary = {"policy": run.policy, "rejected": len(rejections), **run.metrics.to_json()}
     if around is not None:
         summary |= around.client_s(summary)
@@ -104,9 +113,11 @@ def simulate_command(
     if as_json:
         described = None if around is None else around.to_json()
         data = {"schema": "cspsched/metrics/1", "warnings": warnings, **summary, "frontend": described}
-        show(json.dumps(data, indent=1))
+        show(json.dumps(data | {"arrivals": arrivals}, indent=1))
     else:
         show("\n".join([*_lines(summary), f"{'frontend':22} {stated(around)}"]))
+        if arrivals is not None:
+            show(f"{arrivals}.")
     if output is not None:
         _save(run, one_objective(objective, instance), output)
     if out is not None:
@@ -132,13 +143,19 @@ def _require_outputs(
             require_writable(folder)
 
 
-def _simulated(instance: Instance, policy: Policy, rejections: tuple[Rejection, ...]) -> Run:
+def _simulated(
+    instance: Instance, policy: Policy, rejections: tuple[Rejection, ...], loop: ClosedLoop | None
+) -> Run:
     from cspsched.referee.judge import judge
     from cspsched.report.run import Run
     from cspsched.simulate import simulate
+    from cspsched.simulate.closed_loop import simulate_closed
     from cspsched.simulate.served import as_served
 
-    simulation = simulate(instance, policy)
+    if loop is None:
+        simulation = simulate(instance, policy)
+    else:
+        instance, simulation = simulate_closed(instance, policy, loop)
     if simulation.output_changes:
         count = counted(len(simulation.output_changes), "request")
         tell(f"emulated bugs change what {count} generate; the metrics are of what was generated")

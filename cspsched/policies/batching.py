@@ -227,9 +227,9 @@ def reserved_tokens(k: Kernel, request: int) -> int:
     """Tokens whose KV blocks a request takes at its admission."""
     row, mode = k.requests[request], k.now.reserve
     if mode == PEAK:
-        return int(row.prompt_tokens) + int(row.output_tokens) - 1
+        return int(row.prompt_tokens) + int(row.expected_tokens) - 1
     if mode == WHOLE_OUTPUT:
-        return int(row.prompt_tokens) + int(row.output_tokens)
+        return int(row.prompt_tokens) + int(row.expected_tokens)
     return known_tokens(k, request)
 
 

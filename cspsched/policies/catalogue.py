@@ -14,11 +14,13 @@ from types import NoneType, UnionType
 from typing import Any, get_args, get_type_hints
 
 from cspsched.policies.base import make_policy
+from cspsched.policies.expected import TRUE_LENGTHS, PredictionSettings
 from cspsched.problem.cost import CostModel
 from cspsched.problem.instance import Instance, Limits
 from cspsched.problem.request import Request
 from cspsched.simulate import Policy
 from cspsched.simulate.kernel.rules import HasKernelRules
+from cspsched.simulate.watch import is_ours
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +111,21 @@ READS_OUTPUTS = frozenset(
     )
 )  # fmt: skip
 """Built-in policies that, with default settings, read how many tokens an unfinished request will generate: to
-order requests, or as the caller's limit to set memory aside."""
+order requests, or to set memory aside where a request declares no limit."""
+
+
+def lengths_known_to(policy: Policy, instance: Instance) -> str | None:
+    """What a policy takes for outputs before they are generated; None if it does not look, or is not ours."""
+    if not is_ours(type(policy)):
+        return None
+    settings = getattr(policy, "settings", None)
+    if isinstance(settings, PredictionSettings):
+        return settings.stated
+    rules = policy.kernel_rules(instance) if isinstance(policy, HasKernelRules) else None
+    if rules is None or rules.expected_tokens is None:
+        return None
+    is_true = rules.expected_tokens is instance.columns.output_tokens
+    return TRUE_LENGTHS if is_true else "max_tokens of the trace"
 
 
 def describe_policy(name: str) -> Entry:

@@ -1,8 +1,8 @@
 """InferMax's unified scheduler (arXiv 2411.07447): one scheduler whose switches span the usual ones.
 
 * priority: decodes or prefills first; hybrid: both may share a batch; chunked prefill on or off.
-* reservation: an admission takes the blocks of I + O - 1 tokens, and none is ever evicted. The length is
-  the true one, so with reservation it is clairvoyant.
+* reservation: an admission takes the blocks of I + O - 1 tokens, and none is ever evicted. O is max_tokens of
+  the request; where it declares none it is the true output, so with reservation it is then clairvoyant.
 * eviction, when a decode lacks memory: `newest`, the latest arrival (NRF), or `shortest`, the request with
   the fewest known tokens (SRF), whose refill is the cheapest. `histogram` evicts the newest and seldom has
   to: requests are counted by floor(log2 of the prompt), and an admission needs room for the mean of prompt +
@@ -37,6 +37,7 @@ from cspsched.policies.batching import (
     rules_by_request,
     submit_to_queue,
 )
+from cspsched.policies.expected import declared_tokens
 from cspsched.policies.settings import require_at_least
 from cspsched.problem.instance import Instance
 from cspsched.simulate.aggregated.state import Batch, Gate
@@ -101,6 +102,7 @@ class Infermax(Configured):
         settings = self.settings
         common: dict[str, Any] = {
             "reserve": Reserve.PEAK if settings.reservation else Reserve.KNOWN,
+            "expected_tokens": declared_tokens(instance) if settings.reservation else None,
         }
         if settings.chunked_prefill is not None:
             common["chunk"] = Chunk.ANY if settings.chunked_prefill else Chunk.NEVER

@@ -2,10 +2,10 @@
 
 Source: rules written down from the behaviour of the router. A request that holds a tokens (input +
 generated, one more if it is new) and has b = max(0, M - generated - 1) to come belongs to a batch only if
-the peak of all is below the device's tokens; M is max_new_tokens (here the request's output) while the
-device is busy or the requests ignore the end of sequence, else min(max_new_tokens, max(1.1 generated,
-router_max_new_token_len)). Prefills run alone. A decode that lacks memory pauses the newest, which goes to
-the front of the queue.
+the peak of all is below the device's tokens; M is max_new_tokens (max_tokens of the request, its output where
+it declares none) while the device is busy or the requests ignore the end of sequence, else
+min(max_new_tokens, max(1.1 generated, router_max_new_token_len)). Prefills run alone. A decode that lacks
+memory pauses the newest, which goes to the front of the queue.
 
 Defaults: running_max_req_size 1000, router_token_ratio 0 (always busy, as in the older releases),
 router_max_wait_tokens 1 (newer releases; 6 in old ones). Left open by the written rules and decided here:
@@ -36,6 +36,7 @@ from cspsched.policies.batching import (
     rules_by_request,
     submit_to_queue,
 )
+from cspsched.policies.expected import declared_tokens
 from cspsched.policies.settings import require_at_least, require_fraction
 from cspsched.problem.instance import Instance
 from cspsched.simulate.aggregated.state import Admit, Batch
@@ -93,11 +94,12 @@ class Lightllm(Configured):
 
 
 def router_rules(settings: LightllmSettings, instance: Instance) -> dict[str, Any]:
-    """Return the limits of the router under an instance's."""
+    """Return the limits of the router under an instance's, and what it takes for outputs."""
     return {
         "max_tokens": settings.batch_max_tokens,
         "max_requests": settings.running_max_req_size,
         "chunk": Chunk.BEYOND_BUDGET if instance.switches.chunked_prefill else Chunk.NEVER,
+        "expected_tokens": declared_tokens(instance),
     }
 
 
@@ -135,10 +137,10 @@ def _most_at_end(k: Kernel, request: int) -> int:
     """At least the KV blocks of all that run and one more if each held its whole output."""
     now = k.now
     cut = (now.block_tokens - 1) * now.num_locked
-    blocks = blocks_of(k, k.requests[request].prompt_tokens + k.requests[request].output_tokens)
+    blocks = blocks_of(k, k.requests[request].prompt_tokens + k.requests[request].expected_tokens)
     for position in range(now.num_listed):
         row = k.requests[k.slots[position, LISTED]]
-        blocks += blocks_of(k, row.prompt_tokens + row.output_tokens)
+        blocks += blocks_of(k, row.prompt_tokens + row.expected_tokens)
     return int(blocks + (now.locked_total + cut) // now.block_tokens)
 
 
@@ -146,7 +148,7 @@ def _most_at_end(k: Kernel, request: int) -> int:
 def _look_ahead(k: Kernel, request: int, position: int, is_busy: bool) -> int:  # noqa: FBT001
     """Note what a request holds and will add; the blocks that it needs at last."""
     row = k.requests[request]
-    generated, output, decoding = int(row.generated), int(row.output_tokens), row.phase >= DECODES
+    generated, output, decoding = int(row.generated), int(row.expected_tokens), row.phase >= DECODES
     if row.phase == IN_LOCKSTEP:
         generated += int(k.now.num_decode_steps - row.joined)
     longest = output if is_busy else min(output, max(generated * 11 // 10, int(k.own.assumed_tokens)))

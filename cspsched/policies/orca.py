@@ -1,8 +1,9 @@
 """Orca's iteration-level batching, as in sarathi-serve (microsoft/sarathi-serve@96f9911).
 
 Source: rules written down from the behaviour of the real scheduler; whole recorded schedules of it are
-reproduced by `tests/test_conformance.py`, with reservation=max. The two other reservations are the variants
-to which the vLLM paper (SOSP '23, section 6.1) compares: outputs known up to a factor of two, or exactly.
+reproduced by `tests/test_conformance.py`, with reservation=max. Two other reservations are the variants
+to which the vLLM paper (SOSP '23, section 6.1) compares: outputs known up to a factor of two, or exactly. The
+fourth, declared, is that of the Orca paper (OSDI '22): the prompt and the max_tokens of the request.
 Without a token budget of its own it runs under the instance's C: a prompt waits for a batch that holds it.
 Where max_model_len is not known or more than the device holds, the whole device is reserved (the real program
 does not start then; a server for this device would be given that length).
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from cspsched.policies.batching import Configured
-from cspsched.policies.reserving import RESERVE, Reservation, longest_blocks
+from cspsched.policies.reserving import RESERVE, Reservation, longest_blocks, reserved_outputs
 from cspsched.policies.sarathi_family import family_rules
 from cspsched.policies.settings import require_at_least
 from cspsched.problem.instance import Instance
@@ -49,4 +50,5 @@ class Orca(Configured):
             max_num_seqs=self.settings.max_num_seqs,
             reserve=RESERVE[self.settings.reservation],
             fixed_blocks=longest_blocks(instance.limits),
+            expected_tokens=reserved_outputs(instance, self.settings.reservation),
         )

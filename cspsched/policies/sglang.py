@@ -1,12 +1,12 @@
 """SGLang's scheduler as of 0.5.23, with the radix cache off.
 
 Source: rules written down from the behaviour of the real scheduler. Prefill goes first and alone. Tokens are
-set aside for outputs: what is left of max_new_tokens (here the request's output), at most 4096, in full for
-the requests of the prefill batch and times a ratio for the running ones; if requests ignore the end of
-sequence (ignore_eos), their decodes are simulated to the end instead. The ratio starts at 0.7 x
-schedule_conservativeness, falls linearly within 600 decode steps to 0.14 of that, starts again when the
-scheduler is idle, and rises after a retraction. Retracted first: fewest generated tokens, then longest
-prompt (retraction_policy=priority: the least important before that).
+set aside for outputs: what is left of max_new_tokens (max_tokens of the request, its output where it declares
+none), at most 4096, in full for the requests of the prefill batch and times a ratio for the running ones; if
+requests ignore the end of sequence (ignore_eos), their decodes are simulated to the end instead. The ratio
+starts at 0.7 x schedule_conservativeness, falls linearly within 600 decode steps to 0.14 of that, starts
+again when the scheduler is idle, and rises after a retraction. Retracted first: fewest generated tokens, then
+longest prompt (retraction_policy=priority: the least important before that).
 
 With enable_mixed_chunk the decodes of running requests join a prefill batch and count in its budgets. With
 prefill_decode_interval so many decode batches lie between two prefills. With enable_priority_scheduling the
@@ -51,6 +51,7 @@ from cspsched.policies.batching import (
     submit_to_queue,
     take_listed,
 )
+from cspsched.policies.expected import declared_tokens
 from cspsched.policies.needs import Need, RequestData
 from cspsched.policies.settings import require_at_least
 from cspsched.problem.instance import Instance
@@ -204,6 +205,7 @@ class Sglang(Configured):
             by_priority=settings.enable_priority_scheduling,
             keeps_notes=True,
             most_new_tokens=MOST_NEW_TOKENS,
+            expected_tokens=declared_tokens(instance),
             own=own,
         )
 
@@ -239,7 +241,7 @@ def _has_room(k: Kernel, request: int) -> bool:
     for position in range(now.num_listed):
         listed = int(k.slots[position, LISTED])
         row = k.requests[listed]
-        left = min(int(row.output_tokens - row.generated), MOST_NEW_TOKENS)
+        left = min(int(row.expected_tokens - row.generated), MOST_NEW_TOKENS)
         if k.notes[listed].is_victim:
             free += row.blocks
         elif row.tokens:
@@ -248,7 +250,7 @@ def _has_room(k: Kernel, request: int) -> bool:
             shared += left
     if own.ignores_eos:
         return _can_run_to_the_end(k, request, int(free))
-    left = min(int(k.requests[request].output_tokens - k.requests[request].generated), MOST_NEW_TOKENS)
+    left = min(int(k.requests[request].expected_tokens - k.requests[request].generated), MOST_NEW_TOKENS)
     needed = known_tokens(k, request) + left + now.block_tokens
     return bool(needed < free * now.block_tokens - (whole + own.share * shared))
 
@@ -282,7 +284,7 @@ def _note_end(k: Kernel, request: int, position: int) -> None:
     generated = int(row.generated)
     if row.phase == IN_LOCKSTEP:
         generated += int(k.now.num_decode_steps - row.joined)
-    k.slots[position, TO_COME] = int(row.output_tokens) - generated
+    k.slots[position, TO_COME] = int(row.expected_tokens) - generated
     k.slots[position, HELD_TOKENS] = int(row.prompt_tokens) + generated
 
 
@@ -422,7 +424,7 @@ def _update_share(k: Kernel) -> None:
     for position in range(now.num_listed):
         row = k.requests[k.slots[position, LISTED]]
         generated += row.generated
-        outputs += row.output_tokens
+        outputs += row.expected_tokens
     own.share = min(1.0, (generated + RETRACT_STEPS * now.num_listed) / (outputs + 1))
 
 

@@ -1,4 +1,4 @@
-"""Sorted-F (arXiv 2508.06133), with true output lengths: clairvoyant.
+"""Sorted-F (arXiv 2508.06133), with true output lengths (clairvoyant) or predicted ones.
 
 The quality of a set X of requests is F(X) = sum of outputs / |X|^2: how much decoding it costs to have many
 requests done. Phase 1 takes the set of least F among those that fit the device together when started
@@ -22,6 +22,7 @@ from typing import ClassVar
 
 from cspsched.compiled.jit import inner, merged, outer
 from cspsched.policies.batching import Configured, queue_rules
+from cspsched.policies.expected import PredictionSettings, predicted_tokens
 from cspsched.policies.settings import require_at_least
 from cspsched.problem.instance import Instance
 from cspsched.simulate.aggregated.columns import AT_END, BEST, BY_PEAK, CHOSEN, ENDS, HELD_TOKENS, IS_BEST
@@ -36,19 +37,20 @@ from cspsched.simulate.kernel.rules import Order, Rules
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SortedFSettings:
-    """How hard the best set is searched."""
+class SortedFSettings(PredictionSettings):
+    """How output lengths are known, and how hard the best set is searched."""
 
     exact_requests: int = 10
     """Most waiting requests among which the set of least F is found exactly, whatever it takes."""
 
     def __post_init__(self) -> None:
         require_at_least(self, 0, "exact_requests", policy="sorted-f")
+        self.require_prediction("sorted-f")
 
 
 @dataclass(frozen=True, slots=True)
 class SortedF(Configured):
-    """Sorted-F (arXiv 2508.06133): sets with little output for many requests first; clairvoyant."""
+    """Sorted-F (arXiv 2508.06133): sets of many requests with little output first; clairvoyant by default."""
 
     settings: SortedFSettings = SortedFSettings()
     name: ClassVar[str] = "sorted-f"
@@ -64,6 +66,7 @@ class SortedF(Configured):
             gate=Gate.NOT_AFTER_EVICTION,
             admit=Admit.FUTURE,
             exact_requests=self.settings.exact_requests,
+            expected_tokens=predicted_tokens(instance, self.settings, self.name),
         )
 
 
@@ -123,8 +126,8 @@ def place_next(k: Kernel) -> None:
 
 @inner
 def _to_come(k: Kernel, request: int) -> int:
-    """Output tokens that a waiting request has still to generate."""
-    return int(k.requests[request].output_tokens) - int(k.requests[request].generated)
+    """Output tokens that a waiting request is expected to generate yet, at least the next."""
+    return max(int(k.requests[request].expected_tokens) - int(k.requests[request].generated), 1)
 
 
 @inner

@@ -4,7 +4,8 @@ Source: rules written down from the behaviour of `capacityScheduler` and `microB
 Python mirror; the rules name no release). Capacity:
 
 * guaranteed_no_evict (default): first come, first served, each reserves the blocks of prompt + max_new_tokens
-  (here the request's output); the first that does not fit ends the pass. None is ever paused.
+  (max_tokens of the request, its output where it declares none); the first that does not fit ends the pass.
+  None is ever paused.
 * max_utilization: requests in order of arrival, each needs the blocks of its next step only; where they lack,
   the last started request is paused and recomputed later; without one the pass ends.
 * static_batch: as the default, but no request is admitted until the whole group has finished.
@@ -40,6 +41,7 @@ from cspsched.policies.batching import (
     rules_by_request,
     submit_to_queue,
 )
+from cspsched.policies.expected import declared_tokens
 from cspsched.policies.settings import require_at_least
 from cspsched.problem.instance import Instance
 from cspsched.simulate.aggregated.state import Batch
@@ -132,7 +134,7 @@ class TensorrtLlm(Configured):
             # A request without a place in the batch keeps its memory.
             most = instance.limits.kv_blocks
             return rules_by_request(instance, run_max_utilization, most_holders=most, **common)
-        common["reserve"] = Reserve.OUTPUT
+        common |= {"reserve": Reserve.OUTPUT, "expected_tokens": declared_tokens(instance)}
         if settings.context_chunking_policy is ChunkingPolicy.EQUAL_PROGRESS:
             return rules_by_request(instance, run_equal_progress, **common)
         if capacity is CapacityPolicy.STATIC_BATCH:

@@ -1,8 +1,8 @@
 """Text Generation Inference v3's queue (`backends/v3`): prefill alone, memory reserved to the end.
 
 Source: rules written down from the behaviour of the router. First come, first served; an admission takes
-the KV blocks of input + max_new_tokens - 1 tokens, where max_new_tokens is the request's output. Left open by
-the written rules and decided here:
+the KV blocks of input + max_new_tokens - 1 tokens, at most the device, where max_new_tokens is max_tokens of
+the request (its output where it declares none). Left open by the written rules and decided here:
 
 * Enough wait if they are at least waiting_served_ratio x running; the decode steps are counted from the last
   prefill, and a prefill that finds no room leaves the count as it is.
@@ -33,6 +33,7 @@ from cspsched.policies.batching import (
     rules_by_request,
     submit_to_queue,
 )
+from cspsched.policies.expected import declared_tokens
 from cspsched.policies.settings import require_at_least
 from cspsched.problem.instance import Instance
 from cspsched.simulate.aggregated.state import Batch
@@ -85,6 +86,7 @@ class Tgi(Configured):
             "max_tokens": prefill_tokens and ceil_div(prefill_tokens, block) * block,
             "max_requests": settings.max_batch_size,
             "reserve": Reserve.PEAK,
+            "expected_tokens": declared_tokens(instance),
         }
         if instance.switches.chunked_prefill:
             common["chunk"] = Chunk.BEYOND_BUDGET
@@ -101,10 +103,10 @@ class Tgi(Configured):
 @inner
 def fits_total(k: Kernel, request: int) -> bool:
     """Whether its blocks are free, and input and output of all that run stay within the limit."""
-    total = k.now.locked_total + k.requests[request].prompt_tokens + k.requests[request].output_tokens
+    total = k.now.locked_total + k.requests[request].prompt_tokens + k.requests[request].expected_tokens
     for position in range(k.now.num_listed):
         row = k.requests[k.slots[position, LISTED]]
-        total += row.prompt_tokens + row.output_tokens
+        total += row.prompt_tokens + row.expected_tokens
     return bool(total <= k.own.total_tokens) and fits(k, request)
 
 

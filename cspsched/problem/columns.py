@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Any, TypedDict, Unpack, overload
+from typing import Any, TypedDict, Unpack, cast, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from cspsched.problem.cost import IntArray
-from cspsched.problem.request import MAX_ARRIVAL_NS, MAX_TOKENS, Request
+from cspsched.problem.request import MAX_ARRIVAL_NS, MAX_TOKENS, OPTIONAL_NUMBERS, Request
 
 Prefix = tuple[tuple[str, int], ...]
 Positions = npt.NDArray[np.intp]
-NO_LIMIT = 0
-"""In a column of limits: the request has none. A limit is at least 1."""
+NONE = 0
+"""In a column of `OPTIONAL_NUMBERS`: the request has none."""
 _ROWS_AT_ONCE = 65_536
 
 
@@ -28,6 +28,10 @@ class OptionalFields(TypedDict, total=False):
     client_id: Sequence[str]
     ttft_limit_ns: Sequence[int | None]
     tpot_limit_ns: Sequence[int | None]
+    max_tokens: Sequence[int | None]
+    predicted_tokens: Sequence[int | None]
+    session_id: Sequence[str]
+    think_time_ns: Sequence[int]
     prefix: Sequence[Prefix]
 
 
@@ -37,10 +41,10 @@ class RequestColumns:
 
     Attributes
     ----------
-    client_id, prefix
+    client_id, session_id, prefix, think_time_ns
         None if no request has any.
-    ttft_limit_ns, tpot_limit_ns
-        `NO_LIMIT` of who has none; None if no request has any.
+    ttft_limit_ns, tpot_limit_ns, max_tokens, predicted_tokens
+        `NONE` of who has none; None if no request has any.
 
     Raises
     ------
@@ -56,15 +60,26 @@ class RequestColumns:
     client_id: Sequence[str] | None = None
     ttft_limit_ns: IntArray | None = None
     tpot_limit_ns: IntArray | None = None
+    max_tokens: IntArray | None = None
+    predicted_tokens: IntArray | None = None
+    session_id: Sequence[str] | None = None
+    think_time_ns: IntArray | None = None
     prefix: Sequence[Prefix] | None = None
 
     def __post_init__(self) -> None:
         wrong = (self.prompt_tokens < 1) | (self.prompt_tokens > MAX_TOKENS)
         wrong |= (self.output_tokens < 1) | (self.output_tokens > MAX_TOKENS)
         wrong |= (self.arrival_ns < 0) | (self.arrival_ns > MAX_ARRIVAL_NS)
-        for limit_ns in (self.ttft_limit_ns, self.tpot_limit_ns):
-            if limit_ns is not None:
-                wrong |= limit_ns < NO_LIMIT
+        for column in self._optional_numbers.values():
+            if column is not None:
+                wrong |= column < NONE
+        for declared in (self.max_tokens, self.predicted_tokens):
+            if declared is not None:
+                wrong |= declared > MAX_TOKENS
+        if self.think_time_ns is not None:
+            wrong |= (self.think_time_ns < 0) | (self.think_time_ns > MAX_ARRIVAL_NS)
+        if self.max_tokens is not None:
+            wrong |= (self.max_tokens != NONE) & (self.max_tokens < self.output_tokens)
         for i in np.flatnonzero(wrong).tolist():
             self.request(i)
         if self.prefix is not None:
@@ -76,16 +91,15 @@ class RequestColumns:
     @classmethod
     def of(cls, requests: Sequence[Request]) -> RequestColumns:
         """Columns of requests."""
+        optional = {
+            name: [getattr(request, name) for request in requests] for name in OptionalFields.__annotations__
+        }
         return cls.of_fields(
             request_id=[request.request_id for request in requests],
             arrival_ns=np.array([request.arrival_ns for request in requests], dtype=np.int64),
             prompt_tokens=np.array([request.prompt_tokens for request in requests], dtype=np.int64),
             output_tokens=np.array([request.output_tokens for request in requests], dtype=np.int64),
-            priority=[request.priority for request in requests],
-            client_id=[request.client_id for request in requests],
-            ttft_limit_ns=[request.ttft_limit_ns for request in requests],
-            tpot_limit_ns=[request.tpot_limit_ns for request in requests],
-            prefix=[request.prefix for request in requests],
+            **cast(OptionalFields, optional),
         )
 
     @classmethod
@@ -109,13 +123,21 @@ class RequestColumns:
             if len(priority)
             else np.zeros(len(arrival_ns), dtype=np.int64),
             client_id=_if_any(given.get("client_id", ())),
-            ttft_limit_ns=_limits(given.get("ttft_limit_ns", ())),
-            tpot_limit_ns=_limits(given.get("tpot_limit_ns", ())),
+            ttft_limit_ns=_numbers(given.get("ttft_limit_ns", ())),
+            tpot_limit_ns=_numbers(given.get("tpot_limit_ns", ())),
+            max_tokens=_numbers(given.get("max_tokens", ())),
+            predicted_tokens=_numbers(given.get("predicted_tokens", ())),
+            session_id=_if_any(given.get("session_id", ())),
+            think_time_ns=_numbers(given.get("think_time_ns", ())),
             prefix=_if_any(given.get("prefix", ())),
         )
 
     def __len__(self) -> int:
         return len(self.arrival_ns)
+
+    @property
+    def _optional_numbers(self) -> dict[str, IntArray | None]:
+        return {name: getattr(self, name) for name in OPTIONAL_NUMBERS}
 
     @property
     def peak_kv_tokens(self) -> IntArray:
@@ -136,8 +158,8 @@ class RequestColumns:
 
     def request(self, i: int) -> Request:
         """The request at a position, made anew."""
-        ttft_ns = NO_LIMIT if self.ttft_limit_ns is None else int(self.ttft_limit_ns[i])
-        tpot_ns = NO_LIMIT if self.tpot_limit_ns is None else int(self.tpot_limit_ns[i])
+        given = self._optional_numbers.items()
+        numbers = {name: int(column[i]) for name, column in given if column is not None}
         return Request(
             request_id=self.request_id[i],
             arrival_ns=int(self.arrival_ns[i]),
@@ -145,29 +167,27 @@ class RequestColumns:
             output_tokens=int(self.output_tokens[i]),
             priority=int(self.priority[i]),
             client_id="" if self.client_id is None else self.client_id[i],
-            ttft_limit_ns=None if ttft_ns == NO_LIMIT else ttft_ns,
-            tpot_limit_ns=None if tpot_ns == NO_LIMIT else tpot_ns,
             prefix=() if self.prefix is None else self.prefix[i],
+            session_id="" if self.session_id is None else self.session_id[i],
+            think_time_ns=0 if self.think_time_ns is None else int(self.think_time_ns[i]),
+            **{name: number for name, number in numbers.items() if number != NONE},
         )
 
     def taken(self, positions: Positions | slice) -> RequestColumns:
         """Columns of some of the requests, each named once at most."""
         taken = RequestColumns(
-            request_id=_taken(self.request_id, positions),
-            arrival_ns=self.arrival_ns[positions],
-            prompt_tokens=self.prompt_tokens[positions],
-            output_tokens=self.output_tokens[positions],
-            priority=self.priority[positions],
-            client_id=None if self.client_id is None else _taken(self.client_id, positions),
-            ttft_limit_ns=None if self.ttft_limit_ns is None else self.ttft_limit_ns[positions],
-            tpot_limit_ns=None if self.tpot_limit_ns is None else self.tpot_limit_ns[positions],
-            prefix=None if self.prefix is None else _taken(self.prefix, positions),
+            **{one.name: _taken(getattr(self, one.name), positions) for one in fields(self)}
         )
         return taken._knowing_names_of(self)
 
     def earlier(self, ns: int) -> RequestColumns:
         """The same requests, each arriving so much earlier."""
         return replace(self, arrival_ns=self.arrival_ns - ns)._knowing_names_of(self)
+
+    def arriving(self, arrival_ns: IntArray) -> RequestColumns:
+        """The same requests with other arrivals, turns of no session."""
+        changed = replace(self, arrival_ns=arrival_ns, session_id=None, think_time_ns=None)
+        return changed._knowing_names_of(self)
 
     def with_limits(self, *, ttft_limit_ns: int | None, tpot_limit_ns: int | None) -> RequestColumns:
         """The same requests with SLO limits where they have none of their own."""
@@ -187,18 +207,16 @@ class RequestColumns:
 
     def canonical_json(self) -> Iterator[str]:
         """The list of `Request.to_json` of all requests as canonical JSON, in pieces."""
-        has_extra = any(
-            column is not None
-            for column in (self.client_id, self.ttft_limit_ns, self.tpot_limit_ns, self.prefix)
-        )
+        extra = OptionalFields.__annotations__.keys() - {"priority"}
+        has_extra = any(getattr(self, name) is not None for name in extra)
         for first in range(0, len(self), _ROWS_AT_ONCE):
             some = slice(first, first + _ROWS_AT_ONCE)
             if has_extra:
                 rows = (canonical(self.request(i).to_json()) for i in range(len(self))[some])
             else:
-                columns = (self.arrival_ns, self.output_tokens, self.priority, self.prompt_tokens)
+                plain = (self.arrival_ns, self.output_tokens, self.priority, self.prompt_tokens)
                 names = map(json.dumps, self.request_id[some])
-                numbers = zip(*(column[some].tolist() for column in columns), names, strict=True)
+                numbers = zip(*(column[some].tolist() for column in plain), names, strict=True)
                 rows = (
                     f'{{"arrival_ns":{arrival},"output_tokens":{output},"priority":{priority},'
                     f'"prompt_tokens":{prompt},"request_id":{name}}}'
@@ -274,19 +292,20 @@ def _if_any(values: Sequence[Any]) -> Sequence[Any] | None:
     return values if any(values) else None
 
 
-def _limits(limits_ns: Sequence[int | None]) -> IntArray | None:
-    if all(limit_ns is None for limit_ns in limits_ns):
+def _numbers(values: Sequence[int | None]) -> IntArray | None:
+    if all(value is None for value in values):
         return None
-    return np.array([limit_ns or NO_LIMIT for limit_ns in limits_ns], dtype=np.int64)
+    return np.array([value or NONE for value in values], dtype=np.int64)
 
 
 def _filled(limits_ns: IntArray | None, limit_ns: int, count: int) -> IntArray:
     if limits_ns is None:
         return np.full(count, limit_ns, dtype=np.int64)
-    return np.where(limits_ns == NO_LIMIT, limit_ns, limits_ns)
+    return np.where(limits_ns == NONE, limit_ns, limits_ns)
 
 
-def _taken(values: Sequence[Any], positions: Positions | slice) -> Sequence[Any]:
-    if isinstance(positions, slice):
-        return values[positions]
+def _taken(values: Any, positions: Positions | slice) -> Any:
+    """Some of a column, of which there may be none."""
+    if values is None or isinstance(values, np.ndarray) or isinstance(positions, slice):
+        return None if values is None else values[positions]
     return [values[i] for i in positions.tolist()]

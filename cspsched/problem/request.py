@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cspsched.errors import InputError, TraceError
@@ -11,6 +11,8 @@ from cspsched.problem.json_io import require_int, require_keys, require_text
 # Sums and squares of these still fit into 64 bits.
 MAX_TOKENS = 1_000_000_000
 MAX_ARRIVAL_NS = 9 * 10**18
+OPTIONAL_NUMBERS = ("ttft_limit_ns", "tpot_limit_ns", "max_tokens", "predicted_tokens")
+"""Fields of a request that are at least 1 where it has them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +34,14 @@ class Request:
     prefix: tuple[tuple[str, int], ...] = ()
     """What the prompt begins with, as (stream, tokens) segments: the first tokens of a named stream of text.
     Prompts share their tokens as far as their segments agree; the rest is the request's own."""
+    max_tokens: int | None = None
+    """Limit of the output that the caller declares, for policies that reserve memory by it."""
+    predicted_tokens: int | None = None
+    """Predicted output, for policies that rank by it."""
+    session_id: str = ""
+    """Conversation of which it is a turn, in the order of the file; empty if of none."""
+    think_time_ns: int = 0
+    """From the last token of the turn before to its arrival, where loops are closed."""
 
     def __post_init__(self) -> None:
         if self.prompt_tokens < 1:
@@ -44,10 +54,20 @@ class Request:
             )
         if self.arrival_ns < 0:
             raise TraceError(f"request {self.request_id!r}: arrival_ns is {self.arrival_ns}, expected >= 0")
-        for name in ("ttft_limit_ns", "tpot_limit_ns"):
-            limit = getattr(self, name)
-            if limit is not None and limit < 1:
-                raise TraceError(f"request {self.request_id!r}: {name} is {limit}, expected at least 1")
+        for name in OPTIONAL_NUMBERS:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise TraceError(f"request {self.request_id!r}: {name} is {value}, expected at least 1")
+        if self.max_tokens is not None and self.max_tokens < self.output_tokens:
+            raise TraceError(
+                f"request {self.request_id!r}: max_tokens is {self.max_tokens}, expected at least its "
+                f"output_tokens, {self.output_tokens}"
+            )
+        if not 0 <= self.think_time_ns <= MAX_ARRIVAL_NS:
+            raise TraceError(
+                f"request {self.request_id!r}: think_time_ns is {self.think_time_ns}, "
+                f"expected 0 to {MAX_ARRIVAL_NS}"
+            )
         shared = sum(tokens for _, tokens in self.prefix)
         if any(tokens < 1 for _, tokens in self.prefix) or shared > self.prompt_tokens:
             raise TraceError(
@@ -58,9 +78,11 @@ class Request:
             ("prompt_tokens", MAX_TOKENS),
             ("output_tokens", MAX_TOKENS),
             ("arrival_ns", MAX_ARRIVAL_NS),
+            ("max_tokens", MAX_TOKENS),
+            ("predicted_tokens", MAX_TOKENS),
         ):
             value = getattr(self, name)
-            if value > largest:
+            if value is not None and value > largest:
                 raise TraceError(
                     f"request {self.request_id!r}: {name} is {value}, expected at most {largest}"
                 )
@@ -70,13 +92,19 @@ class Request:
         """KV entries held when the last token is generated: I + O - 1, for that token is never processed."""
         return self.prompt_tokens + self.output_tokens - 1
 
+    def generating(self, output_tokens: int) -> Request:
+        """The same request with another output, which its declared limit is made to allow."""
+        limit = None if self.max_tokens is None else max(self.max_tokens, output_tokens)
+        return replace(self, output_tokens=output_tokens, max_tokens=limit)
+
     def to_json(self) -> dict[str, Any]:
-        """Plain values; client, limits and prefix only where there are any."""
+        """Plain values; what many traces do not have only where there is any."""
         extra = {
             "client_id": self.client_id,
-            "ttft_limit_ns": self.ttft_limit_ns,
-            "tpot_limit_ns": self.tpot_limit_ns,
+            **{name: getattr(self, name) for name in OPTIONAL_NUMBERS},
             "prefix": [list(segment) for segment in self.prefix],
+            "session_id": self.session_id,
+            "think_time_ns": self.think_time_ns,
         }
         return {
             "request_id": self.request_id,
@@ -91,15 +119,15 @@ class Request:
     def from_json(cls, data: Any, where: str) -> Request:
         """Read what `to_json` wrote."""
         numbers = ("arrival_ns", "prompt_tokens", "output_tokens", "priority")
-        limits = ("ttft_limit_ns", "tpot_limit_ns")
-        require_keys(
-            data, where, required=("request_id", *numbers), optional=("client_id", "prefix", *limits)
-        )
+        optional = (*OPTIONAL_NUMBERS, "think_time_ns", "client_id", "session_id", "prefix")
+        require_keys(data, where, required=("request_id", *numbers), optional=optional)
         return cls(
             request_id=require_text(data, "request_id", where),
             **{name: require_int(data, name, where) for name in numbers},
-            **{name: require_int(data, name, where) for name in limits if name in data},
+            **{name: require_int(data, name, where) for name in OPTIONAL_NUMBERS if name in data},
+            think_time_ns=require_int(data, "think_time_ns", where) if "think_time_ns" in data else 0,
             client_id=require_text(data, "client_id", where) if "client_id" in data else "",
+            session_id=require_text(data, "session_id", where) if "session_id" in data else "",
             prefix=_prefix_from_json(data.get("prefix", []), f"{where}: prefix"),
         )
 

@@ -154,7 +154,7 @@ def _served(
     served = [request for request in requests if request.request_id in finished]
     if not served:
         raise InputError(f"{where}: none of the {len(requests)} requests finishes in this log")
-    given = tuple(replace(request, output_tokens=emitted[request.request_id]) for request in served)
+    given = tuple(request.generating(emitted[request.request_id]) for request in served)
     other = sum(new.output_tokens != old.output_tokens for new, old in zip(given, served, strict=True))
     notes = []
     if len(served) < len(requests):

@@ -106,6 +106,7 @@ def footnotes(comparison: Comparison) -> list[str]:
         *arrival_note(comparison),
         CLAIRVOYANT,
     ]
+    notes += [f"{comparison.arrivals}."] if comparison.arrivals else []
     notes += [f"Passed over: {failure.sentence}" for failure in comparison.reference.failures]
     notes += [f"Note: {warning}." for warning in comparison.warnings]
     notes.append(frontend_note(comparison))

@@ -57,13 +57,14 @@ class Replica(Protocol):
     def submit(self, request: int, arrival_ns: int | None = None) -> None:
         """Let a request come at its arrival, or at a time that is known only now, as in a closed loop.
 
-        What `finish` tells then belongs to the instance with that arrival.
+        What `finish` tells then belongs to the instance with that arrival. Of requests that arrive together
+        those first in the file are to be submitted first.
 
         Raises
         ------
         UsageError
             If it was submitted before, or arrives before the time advanced to or another one that was
-            submitted; if a time is given and the policy has put the requests in order by their own arrivals.
+            submitted.
         """
 
     def cancel(self, request: int) -> None:
@@ -84,6 +85,15 @@ class Replica(Protocol):
 
     def advance(self, until_ns: int) -> None:
         """Make every decision before a time; the batch of the last one may end later."""
+
+    def advance_to_end(self, until_ns: int) -> list[tuple[int, int]]:
+        """Advance to a time, or to the first end of a request that comes to be known if that is before.
+
+        Returns
+        -------
+        list[tuple[int, int]]
+            (time, request) of all ends that came to be known, sorted; some may be later than that time.
+        """
 
     def finish(self) -> Simulation:
         """Serve all that was submitted to its end, and tell what was done."""
@@ -111,12 +121,13 @@ class Submissions:
 
     def add(self, request: int, arrival_ns: int) -> None:
         """Note a request, or refuse it (see `Replica.submit`)."""
-        one = self._requests[request]
         if request in self._submitted:
-            raise UsageError(f"request {one.request_id!r} is submitted twice, expected once")
+            name = self._requests[request].request_id
+            raise UsageError(f"request {name!r} is submitted twice, expected once")
         if arrival_ns < self._earliest_ns:
+            name = self._requests[request].request_id
             raise UsageError(
-                f"request {one.request_id!r} arrives at {arrival_ns} ns, expected at least "
+                f"request {name!r} arrives at {arrival_ns} ns, expected at least "
                 f"{self._earliest_ns} ns: the replica is there already, or an earlier submission comes then"
             )
         self._earliest_ns = arrival_ns

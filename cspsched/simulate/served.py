@@ -36,9 +36,7 @@ def as_served(instance: Instance, simulation: Simulation) -> tuple[Instance, Sch
     served = replace(
         instance,
         requests=tuple(
-            replace(request, output_tokens=tokens)
-            for request, tokens in zip(requests, generated, strict=True)
-            if tokens
+            request.generating(tokens) for request, tokens in zip(requests, generated, strict=True) if tokens
         ),
     )
     columns = {name: position[getattr(schedule, name)] for name in ("request", "hit_request")}

@@ -85,6 +85,8 @@ class Comparison:
         Where all this comes from, if it was stated.
     frontend
         What reports add to a client's TTFT and latency; no value, bound or excess has it.
+    arrivals
+        A sentence on where arrivals come from that are not those of the trace.
     """
 
     instance: Instance
@@ -99,6 +101,7 @@ class Comparison:
     warnings: tuple[str, ...] = ()
     provenance: Provenance | None = None
     frontend: Frontend | None = None
+    arrivals: str | None = None
 
     @property
     def is_interrupted(self) -> bool:
@@ -152,6 +155,7 @@ class Comparison:
             "warnings": list(self.warnings),
             "provenance": None if self.provenance is None else self.provenance.to_json(),
             "frontend": None if self.frontend is None else self.frontend.to_json(),
+            "arrivals": self.arrivals,
             "percentile_bounds": {
                 f"{objective}_s": {f"p{percent}": value_ns / NS_PER_S for percent, value_ns in bounds.items()}
                 for objective, bounds in self.percentile_bounds_ns.items()

@@ -13,6 +13,7 @@ from cspsched.costs.parallelism import DEGREES, ONE_GPU, Parallelism
 from cspsched.costs.presets import CostInfo, describe_cost
 from cspsched.errors import CspschedError, UsageError
 from cspsched.policies.base import make_policy
+from cspsched.policies.catalogue import lengths_known_to
 from cspsched.policies.text import PolicyText
 from cspsched.problem.instance import Instance, Limits, Switches
 from cspsched.problem.result import tool_versions
@@ -34,37 +35,48 @@ class PolicyFacts:
         All of them by name, defaults included; empty for a policy without settings.
     file_sha256
         Of the user's own file; None for a policy of the registry.
+    lengths
+        What it takes for outputs that have not been generated; None if it looks at none or does not say.
     """
 
     label: str
     text: str
     settings: Mapping[str, Any]
     file_sha256: str | None
+    lengths: str | None
 
     @classmethod
-    def of(cls, text: str) -> PolicyFacts:
-        """The facts of a policy that can be made."""
+    def of(cls, text: str, instance: Instance) -> PolicyFacts:
+        """The facts of a policy that can be made, on an instance."""
         policy, wanted = make_policy(text), PolicyText.read(text)
         settings = getattr(policy, "settings", None)
         given = asdict(settings) if is_dataclass(settings) and not isinstance(settings, type) else {}
         digest = hashlib.sha256(wanted.file.read_bytes()).hexdigest() if wanted.file else None
-        return cls(label=policy.label, text=text, settings=given, file_sha256=digest)
+        return cls(
+            label=policy.label,
+            text=text,
+            settings=given,
+            file_sha256=digest,
+            lengths=lengths_known_to(policy, instance),
+        )
 
     @property
     def line(self) -> str:
         """The policy in one line."""
         digest = f", file sha256 {self.file_sha256}" if self.file_sha256 else ""
         settings = ", ".join(f"{name}={_plain(value)}" for name, value in self.settings.items())
-        return f"{self.label}{digest}{f' ({settings})' if settings else ''}"
+        lengths = f", knows {self.lengths}" if self.lengths else ""
+        return f"{self.label}{digest}{f' ({settings})' if settings else ''}{lengths}"
 
     def to_json(self) -> dict[str, Any]:
-        """Label, text, settings and checksum."""
+        """Label, text, settings, checksum, and what is known of outputs."""
         settings = {name: _plain(value) for name, value in self.settings.items()}
         return {
             "label": self.label,
             "text": self.text,
             "settings": settings,
             "file_sha256": self.file_sha256,
+            "lengths": self.lengths,
         }
 
 
@@ -193,7 +205,7 @@ def provenance_of(
         cost_error=_cost_error(instance, serving),
         limits=instance.limits,
         switches=instance.switches,
-        policies=tuple(_facts(policies)),
+        policies=tuple(_facts(policies, instance)),
         objective=objective,
         seed=seed,
         versions=tool_versions(),
@@ -219,10 +231,10 @@ def today() -> str:
         raise UsageError(f"{EPOCH_VARIABLE} is {text!r}, expected whole seconds since 1970") from None
 
 
-def _facts(policies: Iterable[str]) -> Iterable[PolicyFacts]:
+def _facts(policies: Iterable[str], instance: Instance) -> Iterable[PolicyFacts]:
     for text in policies:
         try:
-            yield PolicyFacts.of(text)
+            yield PolicyFacts.of(text, instance)
         except UsageError:
             continue
 

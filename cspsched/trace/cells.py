@@ -126,6 +126,16 @@ def limit_in_seconds(text: str) -> int | None:
     return limit_ns
 
 
+def token_count_or_none(text: str) -> int | None:
+    """Number of tokens, at least 1; an empty cell is none."""
+    return token_count(text) if text.strip() else None
+
+
+def pause_in_seconds(text: str) -> int:
+    """Nanoseconds nearest to a time in seconds, at least 0; an empty cell is 0."""
+    return arrival_in_seconds(text) if text.strip() else 0
+
+
 def shared_tokens(text: str) -> int:
     """Number of tokens that a prompt shares with others; an empty cell is 0."""
     if not text.strip():

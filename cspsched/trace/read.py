@@ -121,7 +121,8 @@ def _trace(
     rows = rows[order[some]]
     prompts = _token_counts(table, made.prompt_column, rows)
     outputs = _token_counts(table, made.output_column, rows)
-    extra = read_optional_fields(table, rows, made.optional_columns, prompts.tolist(), remedy=DROP_OR_SKIP)
+    lengths = (prompts.tolist(), outputs.tolist())
+    extra = read_optional_fields(table, rows, made.optional_columns, *lengths, remedy=DROP_OR_SKIP)
     if made.prefix_hashes is not None:
         extra |= _prefixes(table, made.prefix_hashes, rows, prompts)
     columns = RequestColumns.of_fields(

@@ -29,6 +29,9 @@ _NOT_HELD: tuple[tuple[str, Callable[[Request], object]], ...] = (
     ("priorities", lambda request: request.priority),
     ("clients", lambda request: request.client_id),
     ("SLO limits", lambda request: request.ttft_limit_ns or request.tpot_limit_ns),
+    ("declared limits", lambda request: request.max_tokens),
+    ("predicted outputs", lambda request: request.predicted_tokens),
+    ("sessions", lambda request: request.session_id),
 )
 
 

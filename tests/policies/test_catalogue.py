@@ -15,7 +15,13 @@ from hypothesis import strategies as st
 from cspsched.cli.group import cspsched_group, run
 from cspsched.policies import base
 from cspsched.policies.base import BUILT_IN, make_policy
-from cspsched.policies.catalogue import READS_OUTPUTS, SOURCES, Source, describe_policy
+from cspsched.policies.catalogue import (
+    READS_OUTPUTS,
+    SOURCES,
+    Source,
+    describe_policy,
+    lengths_known_to,
+)
 from cspsched.problem.instance import Instance, Switches
 from cspsched.referee.rules import find_violations
 from cspsched.serving import make_instance
@@ -115,7 +121,8 @@ def test_the_command_gives_it_all_as_json(capsys: pytest.CaptureFixture[str]) ->
     assert row["source"] == "https://github.com/microsoft/sarathi-serve"
     seqs, reservation = row["explained"]
     assert seqs == {"setting": "max_num_seqs", "choices": [], "meaning": "Most running requests."}
-    assert (reservation["setting"], reservation["choices"]) == ("reservation", ["max", "pow2", "oracle"])
+    assert reservation["setting"] == "reservation"
+    assert reservation["choices"] == ["max", "pow2", "oracle", "declared"]
     assert row["settings"] == {"max_num_seqs": 128, "reservation": "max"}
 
 
@@ -201,3 +208,44 @@ def same_until_its_end(name: str, rng: random.Random) -> bool:
     end = max(j for j, entries in enumerate(batches(short)) if changed in dict(entries)) + 1
     early = [[event for event in evictions(one) if event[0] < end] for one in (short, long)]
     return batches(short)[:end] == batches(long)[:end] and early[0] == early[1]
+
+
+def test_who_reads_outputs_says_so_in_its_rules() -> None:
+    """Those that are listed, and no other."""
+    instance = instance_of((2, 3), (2, 4))
+    known = {name: lengths_known_to(make_policy(name), instance) for name in BUILT_IN}
+
+    assert {name for name, told in known.items() if told} == READS_OUTPUTS
+    assert set(known.values()) == {None, "true output lengths"}
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("vllm", None),
+        ("tensorrt-llm:capacity_scheduler_policy=max_utilization", None),
+        ("infermax", None),
+        ("infermax:reservation=true", "max_tokens of the trace"),
+        ("orca", None),
+        ("orca:reservation=pow2", "true output lengths"),
+        ("orca:reservation=oracle", "true output lengths"),
+        ("orca:reservation=declared", "max_tokens of the trace"),
+        ("tensorrt-llm", "max_tokens of the trace"),
+        ("named=sglang", "max_tokens of the trace"),
+        ("sjf", "true output lengths"),
+        ("trail:prediction=column", "predicted_tokens of the trace"),
+        (
+            "mc-sf:prediction=noisy,prediction_sigma=0.3,prediction_seed=7",
+            "true output lengths times a lognormal factor (sigma 0.3, seed 7)",
+        ),
+    ],
+)
+def test_what_policies_know_of_outputs(text, told):
+    """Nothing, the true lengths, what a request declares, or what is predicted of it."""
+    instance = instance_of((2, 3), (2, 4))
+    first, second = instance.requests
+    with_limits = replace(instance, requests=(replace(first, max_tokens=9), second))
+
+    assert told == lengths_known_to(make_policy(text), with_limits)
+    if told == "max_tokens of the trace":
+        assert lengths_known_to(make_policy(text), instance) == "true output lengths"

@@ -496,6 +496,9 @@ def test_reserving_policies_agree_with_their_twin(
     longest = max(request.peak_kv_tokens for request in instance.requests)
     model_len = data.draw(st.integers(longest, instance.limits.kv_tokens))
     instance = with_model_len(instance, model_len)
+    declared = [one.output_tokens + data.draw(st.integers(0, 9)) for one in instance.requests]
+    told = zip(instance.requests, declared, strict=True)
+    instance = replace(instance, requests=tuple(replace(one, max_tokens=most) for one, most in told))
     reservation = Reservation.MAX if request_level else reservation
     policy = (
         FasterTransformer(FasterTransformerSettings(max_num_seqs=max_num_seqs))
@@ -509,6 +512,7 @@ def test_reserving_policies_agree_with_their_twin(
             Reservation.MAX: model_len,
             Reservation.POW2: request.prompt + power,
             Reservation.ORACLE: request.prompt + request.output - 1,
+            Reservation.DECLARED: min(request.prompt + declared[request.index] - 1, model_len),
         }[reservation]
 
     twin = NaiveReserving(

@@ -94,13 +94,28 @@ policies = planners | st.sampled_from([Sjf(), Srpt()]) | trail | fastserve | inf
 
 
 @check
-@given(instances())
-def test_mc_sf_admits_by_the_walk_token_by_token(instance: Instance) -> None:
-    """With ample C and unit cost every batch is that of the paper's rule, memory walked token by token."""
+@given(instances(), st.booleans(), st.data())
+def test_mc_sf_admits_by_the_walk_token_by_token(
+    instance: Instance,
+    is_predicted: bool,  # noqa: FBT001
+    data: st.DataObject,
+) -> None:
+    """With ample C and unit cost every batch is that of the paper's rule, memory walked token by token.
+
+    With predictions of any quality, too: those that fall short cost evictions.
+    """
     budget = 1 + sum(request.peak_kv_tokens for request in instance.requests)
     limits = replace(instance.limits, max_batch_tokens=budget)
-    instance = replace(instance, limits=limits, switches=Switches(), cost=UNIT)
-    simulation = simulate(instance, McSf())
+    lengths = [data.draw(st.integers(1, 7)) if is_predicted else None for _ in instance.requests]
+    told = zip(instance.requests, lengths, strict=True)
+    instance = replace(
+        instance,
+        requests=tuple(replace(one, predicted_tokens=length) for one, length in told),
+        limits=limits,
+        switches=Switches(),
+        cost=UNIT,
+    )
+    simulation = simulate(instance, make_policy("mc-sf:prediction=column" if is_predicted else "mc-sf"))
     starts = simulation.schedule.start_ns.tolist()
     ours = [(start, sorted(batch)) for start, batch in zip(starts, batches(simulation), strict=True)]
 
@@ -218,7 +233,7 @@ def test_a_policy_object_serves_many_runs(instance: Instance, policy: Policy) ->
         ("niyama:ttft_limit_ms=0", "ttft_limit_ms is 0.0, expected 1e-6 to 1e12"),
         ("niyama:tpot_limit_ms=nan", "tpot_limit_ms is nan, expected 1e-6 to 1e12"),
         ("niyama:alpha=inf", "alpha is inf, expected at least 0, finite"),
-        ("mc-sf:c=1", "policy 'mc-sf' takes no settings"),
+        ("mc-sf:c=1", "policy 'mc-sf' has no setting 'c'"),
     ],
 )
 def test_wrong_settings_are_refused(text: str, message: str) -> None:

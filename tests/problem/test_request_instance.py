@@ -25,6 +25,8 @@ SMALLEST = Request(request_id="r0", arrival_ns=0, prompt_tokens=1, output_tokens
         ("prompt_tokens", MAX_TOKENS, MAX_TOKENS + 1, "expected at most 1000000000"),
         ("output_tokens", MAX_TOKENS, MAX_TOKENS + 1, "expected at most 1000000000"),
         ("arrival_ns", MAX_ARRIVAL_NS, MAX_ARRIVAL_NS + 1, "expected at most 9000000000000000000"),
+        ("max_tokens", MAX_TOKENS, MAX_TOKENS + 1, "expected at most 1000000000"),
+        ("predicted_tokens", 1, 0, "expected at least 1"),
     ],
 )
 def test_requests_refuse_nonsense(field, fine, wrong, expected):
@@ -34,6 +36,14 @@ def test_requests_refuse_nonsense(field, fine, wrong, expected):
         replace(SMALLEST, **{field: wrong})
 
     assert str(caught.value) == f"request 'r0': {field} is {wrong}, {expected}"
+
+
+def test_a_declared_limit_is_at_least_the_output():
+    """An output of 5 tokens may declare 5 and not 4."""
+    request = replace(SMALLEST, output_tokens=5, max_tokens=5)
+
+    with pytest.raises(TraceError, match="max_tokens is 4, expected at least its output_tokens, 5"):
+        replace(request, max_tokens=4)
 
 
 @pytest.mark.parametrize(("prompt", "output", "peak"), [(1, 1, 1), (5, 1, 5), (1, 5, 5), (32, 1024, 1055)])

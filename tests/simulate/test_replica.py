@@ -275,10 +275,38 @@ def test_a_request_comes_when_its_submission_says(name: str, engine: Engine) -> 
     assert digest(replica.finish()) == digest(simulate(instance, make_policy(name), Engine.PLAIN))
 
 
-@pytest.mark.parametrize("name", ["vllm:policy=priority", "sjf", "niyama"])
-def test_an_order_by_arrival_takes_no_later_times(name: str) -> None:
-    """A policy that has put the requests in order refuses an arrival that was not known then."""
-    replica = new_replica(make_instance((5, 3), (5, 3)), make_policy(name))
+@pytest.mark.parametrize("name", [*SETTINGS, *BY_REQUEST, *REST])
+def test_an_order_by_arrival_takes_later_times(name: str) -> None:
+    """By priority, name, length or deadline: requests stand as if the times had been known."""
+    drawn = [(seed, draw_case(name, seed)) for seed in range(6000, 6000 + EXAMPLES // 8)]
+    for seed, (instance, policy) in ((seed, case) for seed, case in drawn if case):
+        own = [random.Random(seed).randint(0, one.arrival_ns) for one in instance.requests]
+        pairs = zip(instance.requests, own, strict=True)
+        others = tuple(replace(one, arrival_ns=arrival_ns) for one, arrival_ns in pairs)
 
-    with pytest.raises(UsageError, match="in order by their own arrivals"):
-        replica.submit(0, 5)
+        def late(
+            instance: Instance = instance, policy: Policy = policy, others: tuple = others
+        ) -> Simulation:
+            replica = new_replica(replace(instance, requests=others), policy)
+            for request in by_arrival(instance):
+                replica.submit(request, instance.requests[request].arrival_ns)
+            return replica.finish()
+
+        assert outcome(late) == outcome(lambda: simulate(instance, policy)), seed  # noqa: B023
+
+
+def test_an_end_stops_the_advance_where_it_is_asked_for() -> None:
+    """Ends are told once, with their times; without one the time that was asked for comes."""
+    instance = make_instance((5, 3), (5, 2), (5, 1), arrivals_ns=[0, 0, 10])
+    replica = new_replica(instance, make_policy("vllm"))
+    for request in range(3):
+        replica.submit(request)
+
+    assert replica.advance_to_end(100) == [(2, 1)]
+    assert (replica.next_event_ns, replica.advance_to_end(3)) == (2, [(3, 0)])
+    assert replica.advance_to_end(10) == []
+    assert replica.next_event_ns == 10
+    with pytest.raises(UsageError, match="submitted twice"):
+        replica.submit(0)
+    assert replica.advance_to_end(100) == [(11, 2)]
+    assert replica.finish().schedule.num_batches == 4

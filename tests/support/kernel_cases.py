@@ -328,7 +328,42 @@ def _sglang_rest(rng: random.Random) -> Settings:
     }
 
 
+def _predicting(draw: Callable[[random.Random], Settings]) -> Callable[[random.Random], Settings]:
+    def predicting(rng: random.Random) -> Settings:
+        noise = {"prediction_sigma": rng.choice([0.0, 0.3, 2.0]), "prediction_seed": rng.randint(0, 5)}
+        return draw(rng) | rng.choice([{"prediction": "column"}, {"prediction": "noisy", **noise}])
+
+    return predicting
+
+
+def _orca_declared(rng: random.Random) -> Settings:
+    return {**_orca(rng), "reservation": "declared"}
+
+
+TOLD: dict[str, Callable[[random.Random], Settings]] = {
+    "orca told": _orca_declared,
+    "infermax told": _infermax_by_request,
+    "tensorrt-llm told": _tensorrt_llm,
+    "tensorrt-llm told static": _static_batch,
+    "tensorrt-llm told equal progress": _equal_progress,
+    "tgi told": _tgi,
+    "tgi told total": _tgi_total,
+    "lightllm told": _lightllm,
+    "lightllm told ratio": _lightllm_ratio,
+    "sglang told": _sglang_rest,
+    "vtc told": _vtc,
+    "mc-sf told": _predicting(_none),
+    "smallest-volume told": _predicting(_none),
+    "sorted-f told": _predicting(_sorted_f),
+    "sjf told": _predicting(_none),
+    "srpt told": _predicting(_none),
+    "trail told": _predicting(_trail),
+}
+"""Settings of every policy that goes by what requests declare or what is predicted of them."""
+
+
 REST: dict[str, Callable[[random.Random], Settings]] = {
+    **TOLD,
     "vllm prefix": _vllm_prefix,
     "vllm-v0 swap": _vllm_v0_swap,
     "vllm-v0 partial": _vllm_v0_partial,
@@ -397,6 +432,20 @@ def _with_limits(rng: random.Random, instance: Instance) -> Instance:
     return replace(instance, requests=requests)
 
 
+def _with_told(rng: random.Random, instance: Instance) -> Instance:
+    """The same requests with predictions, and most with declared limits."""
+    requests = tuple(
+        replace(
+            request,
+            max_tokens=rng.choice([None, *(request.output_tokens + rng.randint(0, 40) for _ in range(3))]),
+            predicted_tokens=rng.randint(1, 40),
+        )
+        for request in instance.requests
+    )
+    longest = rng.choice([None, instance.limits.max_model_len])
+    return replace(instance, requests=requests, limits=replace(instance.limits, max_model_len=longest))
+
+
 def _with_prefixes(rng: random.Random, instance: Instance) -> Instance:
     """The same requests, most of which begin with what others begin with."""
 
@@ -428,6 +477,8 @@ def draw_case(name: str, seed: int) -> tuple[Instance, Policy] | None:
     instance, policy = draw_instance(rng), draw_policy(rng, name)
     if name == "niyama":
         instance = _with_limits(rng, instance)
+    if "told" in name:
+        instance = _with_told(rng, instance)
     if name == "vllm prefix":
         instance = _with_prefixes(rng, instance)
     if "swap" in name or "partial" in name:

@@ -86,8 +86,9 @@ def test_columns_say_what_rows_say(data, ending, mostly, tmp_path, monkeypatch):
         rows += data.draw(st.lists(odd, min_size=1, max_size=2))
     header = HEADER.strip().split(",")
     if data.draw(st.booleans()):
-        header += ["client_id", "ttft_limit_s", "prefix_id", "prefix_tokens", "priority"]
-        extra = st.tuples(CLIENTS, LIMIT_CELLS, CLIENTS, PREFIXES, st.sampled_from(["0", "-2", "7"]))
+        header += ["client_id", "ttft_limit_s", "prefix_id", "prefix_tokens", "priority", "max_tokens"]
+        priorities, limits = st.sampled_from(["0", "-2", "7"]), st.sampled_from(["", "5", "5000"])
+        extra = st.tuples(CLIENTS, LIMIT_CELLS, CLIENTS, PREFIXES, priorities, limits)
         rows = [(*row, *data.draw(extra)) for row in rows]
     order = data.draw(st.permutations(range(len(header))))
     text = ending.join(",".join(row[k] for k in order) for row in (header, *rows)) + ending
@@ -164,13 +165,18 @@ def test_instances_of_columns_are_those_of_requests(tmp_path, monkeypatch):
 
 
 def test_the_fingerprint_of_optional_fields(tmp_path, monkeypatch):
-    """Clients, limits and prefixes stand in the canonical JSON."""
+    """Clients, limits, prefixes, what is declared and predicted, and sessions stand in the canonical JSON."""
     path = tmp_path / "trace.csv"
-    header = HEADER.strip() + ",client_id,ttft_limit_s,prefix_id,prefix_tokens\n"
-    path.write_text(header + "a,0,9,1,me,,p,3\nb,1,9,1,,2.5,,\n", encoding="utf-8")
+    header = HEADER.strip() + ",client_id,ttft_limit_s,prefix_id,prefix_tokens,max_tokens,predicted_tokens"
+    header += ",session_id,think_time_s\n"
+    path.write_text(header + "a,0,9,1,me,,p,3,7,,s,\nb,1,9,1,,2.5,,,,4,s,6\n", encoding="utf-8")
     by_rows, in_columns = both_ways(path, monkeypatch)
 
     assert make_instance(by_rows).fingerprint() == make_instance(in_columns).fingerprint()
+    text = path.read_text(encoding="utf-8")
+    for cell, other in ((",7,,s", ",8,,s"), (",4,s", ",5,s"), ("s,6", "t,6"), ("s,6", "s,7")):
+        path.write_text(text.replace(cell, other), encoding="utf-8")
+        assert make_instance(read_trace(path)).fingerprint() != make_instance(by_rows).fingerprint()
 
 
 def some_columns(**changed):
@@ -186,6 +192,25 @@ def test_a_column_refuses_what_a_request_refuses(field):
     """The sentence is that of the request."""
     with pytest.raises(TraceError, match=f"request 'b': {field} is 0, expected at least 1"):
         some_columns(**{field: [1, 0]})
+
+
+@pytest.mark.parametrize(
+    ("field", "values", "message"),
+    [
+        ("max_tokens", [None, 1], "max_tokens is 1, expected at least its output_tokens, 2"),
+        ("max_tokens", [None, 2 * 10**9], "max_tokens is 2000000000, expected at most 1000000000"),
+        ("predicted_tokens", [5, -1], "predicted_tokens is -1, expected at least 1"),
+        ("think_time_ns", [5, -1], "think_time_ns is -1, expected 0 to 9000000000000000000"),
+        ("ttft_limit_ns", [5, -1], "ttft_limit_ns is -1, expected at least 1"),
+    ],
+)
+def test_an_optional_column_refuses_what_a_request_refuses(field, values, message):
+    """The sentence is that of the request, and what is not given is fine."""
+    numbers = {"arrival_ns": [0, 1], "prompt_tokens": [3, 4], "output_tokens": [1, 2]}
+    columns = {name: np.array(column) for name, column in numbers.items()}
+
+    with pytest.raises(TraceError, match=f"request 'b': {message}"):
+        RequestColumns.of_fields(request_id=["a", "b"], **columns, **{field: values})
 
 
 def test_names_are_unique():

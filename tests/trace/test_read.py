@@ -28,7 +28,8 @@ NATIVE_HEADER = "request_id,arrival_s,prompt_tokens,output_tokens\n"
 AZURE_HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
 NATIVE = (
     "native (arrival_s,prompt_tokens,output_tokens,[request_id],"
-    "[priority],[client_id],[ttft_limit_s],[tpot_limit_s],[prefix_id],[prefix_tokens])"
+    "[priority],[client_id],[ttft_limit_s],[tpot_limit_s],[max_tokens],[predicted_tokens],"
+    "[session_id],[think_time_s],[prefix_id],[prefix_tokens])"
 )
 TRIED = (
     f"tried {', '.join(one.name for one in FORMATS)}; name the columns with --columns, "
@@ -77,9 +78,40 @@ def test_clients_limits_and_prefixes(trace_file):
     assert (third.ttft_limit_ns, third.prefix) == (2 * 10**9, ())
 
 
+def test_declared_and_predicted_outputs(trace_file):
+    """An empty cell declares nothing and predicts nothing; a limit may be the output itself."""
+    text = "max_tokens,predicted_tokens," + NATIVE_HEADER + "3,9,a,0,5,3\n,,b,1,5,3\n4.0,1,c,2,5,3\n"
+    first, second, third = read_trace(trace_file(text)).requests
+
+    assert (first.max_tokens, first.predicted_tokens) == (3, 9)
+    assert (second.max_tokens, second.predicted_tokens) == (None, None)
+    assert (third.max_tokens, third.predicted_tokens) == (4, 1)
+
+
+def test_sessions_and_think_times(trace_file):
+    """A session stands alone, too; an empty cell is no session and no time."""
+    text = "session_id,think_time_s," + NATIVE_HEADER + "x,,a,0,5,3\nx,1.5,b,1,5,3\n,,c,2,5,3\n"
+    turns = [(one.session_id, one.think_time_ns) for one in read_trace(trace_file(text)).requests]
+
+    assert turns == [("x", 0), ("x", 1_500_000_000), ("", 0)]
+
+
 @pytest.mark.parametrize(
     ("columns", "cells", "message"),
     [
+        ("max_tokens", "2", "max_tokens is 2, expected at least the output, 3"),
+        ("max_tokens", "0", "max_tokens is '0', expected a whole number of at least 1"),
+        ("max_tokens", "1e12", "max_tokens is '1e12', expected a whole number of at least 1"),
+        ("max_tokens", "1000000000000", "max_tokens is '1000000000000', expected at most 1000000000"),
+        ("think_time_s", "3", "think_time_s is 3 without a session_id, expected 0 or an empty cell"),
+        ("session_id,think_time_s", ",0.5", "think_time_s is 0.5 without a session_id, expected 0 or an"),
+        (
+            "session_id,think_time_s",
+            "a,-1",
+            "think_time_s is '-1', expected a number of seconds of at least 0",
+        ),
+        ("session_id", "a\tb", "session_id is 'a\\tb', expected a name of printable characters"),
+        ("predicted_tokens", "2.5", "predicted_tokens is '2.5', expected a whole number of at least 1"),
         ("client_id", "a\tb", "client_id is 'a\\tb', expected a name of printable characters"),
         (
             "ttft_limit_s",
@@ -619,6 +651,10 @@ def request_lists(draw):
             ttft_limit_ns=draw(LIMITS_NS),
             tpot_limit_ns=draw(LIMITS_NS),
             prefix=draw(PREFIXES),
+            max_tokens=draw(st.none() | st.just(10**9)),
+            predicted_tokens=draw(st.none() | tokens),
+            session_id="chat" if (think := draw(st.integers(0, 10**12))) else draw(st.just("") | NAMES),
+            think_time_ns=think,
         )
         for name, time in zip(names, times, strict=True)
     ]

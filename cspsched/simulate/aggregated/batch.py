@@ -6,7 +6,13 @@ from cspsched.compiled.jit import inner
 from cspsched.simulate.aggregated.columns import GENERATING, SORTED
 from cspsched.simulate.aggregated.queues import append_running, pop_head, queue_again, remove_running
 from cspsched.simulate.aggregated.state import Admit
-from cspsched.simulate.kernel.actions import blocks_of, known_tokens, log_batch, restart_output
+from cspsched.simulate.kernel.actions import (
+    blocks_of,
+    known_tokens,
+    log_batch,
+    note_end,
+    restart_output,
+)
 from cspsched.simulate.kernel.layout import (
     AMOUNT,
     BEFORE,
@@ -68,6 +74,13 @@ def _last_step(k: Kernel, request: int) -> int:
 
 
 @inner
+def _expected_step(k: Kernel, request: int) -> int:
+    """The same by the output that is expected."""
+    row = k.requests[request]
+    return int(row.since) + int(row.expected_tokens) - int(row.generated) - 1
+
+
+@inner
 def leave_decode(k: Kernel, request: int) -> None:
     """Leave the lockstep: the row says again what the request has; its run is logged."""
     now, row = k.now, k.requests[request]
@@ -95,9 +108,9 @@ def leave_decode(k: Kernel, request: int) -> None:
 
 @inner
 def sort_in(k: Kernel, request: int) -> None:
-    """Enter a decode into the order of finishing, after equals."""
-    place, last = k.now.num_decodes - 1, _last_step(k, request)
-    while place and _last_step(k, k.slots[place - 1, SORTED]) < last:
+    """Enter a decode into the expected order of finishing, after equals."""
+    place, last = k.now.num_decodes - 1, _expected_step(k, request)
+    while place and _expected_step(k, k.slots[place - 1, SORTED]) < last:
         k.slots[place, SORTED] = k.slots[place - 1, SORTED]
         place -= 1
     k.slots[place, SORTED] = request
@@ -105,7 +118,7 @@ def sort_in(k: Kernel, request: int) -> None:
 
 @inner
 def sort_out(k: Kernel, request: int) -> None:
-    """Remove a decode from the order of finishing; who finishes stands at its end."""
+    """Remove a decode from that order; who finishes as expected stands at its end."""
     place = end = k.now.num_decodes - 1
     while k.slots[place, SORTED] != request:
         place -= 1
@@ -191,8 +204,9 @@ def _leave(k: Kernel, request: int) -> None:
 
 @inner
 def peak_blocks(k: Kernel, request: int) -> int:
-    """KV blocks that a request holds at its end, by the count of the policies that look ahead."""
-    tokens = int(k.requests[request].prompt_tokens) + int(k.requests[request].output_tokens) - 1
+    """Most KV blocks that a request holds, now or as expected, by the count of policies that look ahead."""
+    row = k.requests[request]
+    tokens = int(row.prompt_tokens) + max(int(row.expected_tokens), int(row.output_tokens)) - 1
     return blocks_of(k, tokens + int(k.own.future_extra))
 
 
@@ -244,6 +258,6 @@ def finish(k: Kernel, request: int, end_ns: int) -> None:
     """Free what a request holds."""
     k.now.free_blocks += k.requests[request].blocks
     k.now.num_unfinished -= 1
-    k.requests[request].finish_ns = end_ns
+    note_end(k, request, end_ns)
     k.requests[request].phase = QUEUED
     _leave(k, request)

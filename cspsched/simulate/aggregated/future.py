@@ -43,13 +43,16 @@ def future_fits(k: Kernel, request: int) -> bool:
 
 @inner
 def _outlook(k: Kernel, request: int) -> tuple[int, int]:
-    """Tokens that a request will still add and that it holds, one more if it does not decode yet."""
+    """Tokens that a request is expected to add and that it holds, one more if it does not decode yet.
+
+    One that has outlived what was expected of it counts as about to finish.
+    """
     row = k.requests[request]
     generated, context, extra = int(row.generated), known_tokens(k, request), int(k.own.future_extra)
     if row.phase == DECODES:
         steps = int(k.now.num_decode_steps) - int(row.since)
         generated, context, extra = generated + steps, int(row.kv_tokens) + steps + 1, 0
-    return int(k.requests[request].output_tokens) - generated - 1, context + extra
+    return max(int(row.expected_tokens) - generated - 1, 0), context + extra
 
 
 @inner

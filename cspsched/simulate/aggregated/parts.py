@@ -198,7 +198,7 @@ def reserved_blocks(k: Kernel, request: int, known: int) -> int:
         return blocks_of(k, known)
     if mode == FIXED:
         return int(k.now.fixed_blocks)
-    output = int(k.requests[request].output_tokens)
+    output = int(k.requests[request].expected_tokens)
     if mode == PEAK:
         tokens = output - 1
     elif mode == WHOLE_OUTPUT:

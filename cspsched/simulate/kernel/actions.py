@@ -273,11 +273,21 @@ def generate(k: Kernel, request: int, end_ns: int) -> None:
 
 
 @inner
+def note_end(k: Kernel, request: int, end_ns: int) -> None:
+    """Note when a request generates its last token; a closed loop is told before it decides on."""
+    now, row = k.now, k.requests[request]
+    row.finish_ns = end_ns
+    if now.stops_at_ends:
+        row.ended_before, now.last_ended = now.last_ended, request
+        now.until_ns = min(int(now.until_ns), end_ns)
+
+
+@inner
 def finish(k: Kernel, request: int, end_ns: int) -> None:
     """The last token of a request: it leaves, or will once that is known."""
     now, row = k.now, k.requests[request]
     close_run(k, request)
-    k.requests[request].finish_ns = end_ns
+    note_end(k, request, end_ns)
     if now.learns_lengths:
         bits = bit_length(row.prompt_tokens)
         now.length_count[bits] += 1

@@ -59,7 +59,7 @@ def is_regular(k: Kernel, request: int) -> bool:
     held, end = row.blocks * now.block_tokens, _end_tokens(k, request)
     if now.lookahead and end > now.max_model_len:
         return False
-    if now.most_new_tokens and row.output_tokens - row.generated > now.most_new_tokens:
+    if now.most_new_tokens and row.expected_tokens - row.generated > now.most_new_tokens:
         return False
     return bool(held >= end or 0 <= held - row.kv_tokens - now.lookahead < now.block_tokens)
 
@@ -106,7 +106,7 @@ def _join(k: Kernel, request: int) -> None:
     row.joined = now.num_decode_steps
     now.num_locked += 1
     now.locked_context += row.kv_tokens
-    now.locked_total += row.prompt_tokens + row.output_tokens
+    now.locked_total += row.prompt_tokens + row.expected_tokens
     if now.clients:
         k.notes[k.notes[request].client].locked_of_client += 1
     _count_residue(k, request, 1)
@@ -143,7 +143,7 @@ def part(k: Kernel, request: int) -> None:
         row.last_step = now.num_decode_steps - 1
     now.num_locked -= 1
     now.locked_context -= row.kv_tokens
-    now.locked_total -= row.prompt_tokens + row.output_tokens
+    now.locked_total -= row.prompt_tokens + row.expected_tokens
 
 
 @inner

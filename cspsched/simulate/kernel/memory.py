@@ -64,12 +64,13 @@ def _requests(workload: Workload, rules: Rules, *, plain: bool) -> Any:
     requests = new_records(RequestState, workload.num_requests, plain=plain)
     for name in ("prompt_tokens", "output_tokens", "arrival_ns"):
         set_column(requests, name, getattr(workload, name))
+    set_column(requests, "expected_tokens", workload.expected_tokens(rules))
     if rules.ranks or rules.order is Order.PRIORITY:
         set_column(requests, "rank", workload.ranks(rules))
     if rules.order is Order.PRIORITY:
         set_column(requests, "importance", workload.importance())
     if not rules.ranks:
-        places = workload.places(rules.order) if rules.places is None else rules.places
+        places = workload.places(rules)
         set_column(requests, "key", workload.by_priority(places) if rules.by_priority else places)
     return requests
 

@@ -40,6 +40,9 @@ class Now:
         that have arrived.
     is_open, is_idle
         Whether more requests may come; whether it waits for the next.
+    stops_at_ends, last_ended
+        Whether no decision is made at or after the end of a request; the last whose end is known, and was not
+        told (see `RequestState.ended_before`).
     shift
         What a context has to be increased by so that its residue by the block is that of `Kernel.residues`.
     num_decode_steps
@@ -63,6 +66,8 @@ class Now:
     num_arrivals: int = 0
     is_open: int = 0
     is_idle: int = 0
+    stops_at_ends: int = 0
+    last_ended: int = NO_REQUEST
     num_submitted: int = 0
     num_waiting: int = 0
     num_unfinished: int = 0
@@ -165,6 +170,10 @@ class RequestState:
     phase
         QUEUED (or finished), PREFILLS, DECODES (in the aggregated loops: in lockstep), HELD (a decode that
         sits out), IN_LOCKSTEP (a decode whose record is as it was when it joined).
+    expected_tokens
+        What its policy takes for the output: the true one, a declared limit, or a prediction.
+    ended_before
+        The request whose end came to be known before (`Now.last_ended`).
     mid_prefill
         Whether it was last preempted in the midst of a prefill or a refill.
     """
@@ -181,6 +190,7 @@ class RequestState:
     num_preemptions: Int32 = 0
     prompt_tokens: Int32 = 0
     output_tokens: Int32 = 0
+    expected_tokens: Int32 = 0
     rank: Int32 = 0
     importance: Int32 = 0
     last_step: Int32 = NO_RUN
@@ -189,6 +199,7 @@ class RequestState:
     joined: Int32 = 0
     locked_place: Int32 = 0
     mid_prefill: Int32 = 0
+    ended_before: Int32 = NO_REQUEST
     arrival_ns: int = 0
     scheduled_ns: int = -1
     first_token_ns: int = -1
@@ -466,6 +477,19 @@ def rules_into(now: Now, rules: object) -> None:
     for one in fields(rules):  # type: ignore[arg-type]
         if one.name in names:
             setattr(now, one.name, getattr(rules, one.name))
+
+
+def field_of(record: Any, name: str) -> Any:
+    """A field of one record; a row of an array is read without numpy's detour for attributes."""
+    return np.void.__getitem__(record, name) if isinstance(record, np.void) else getattr(record, name)
+
+
+def set_field(record: Any, name: str, value: float) -> None:
+    """Give a field of one record a value, as `field_of` reads it."""
+    if isinstance(record, np.void):
+        np.void.__setitem__(record, name, value)
+    else:
+        setattr(record, name, value)
 
 
 def set_column(records: Any, name: str, values: Column | float) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from cspsched.errors import UsageError
 from cspsched.problem.instance import Instance
 from cspsched.simulate.kernel.layout import SUBMISSION, Kernel
-from cspsched.simulate.kernel.records import NEVER_NS, Now
-from cspsched.simulate.kernel.rules import Order
+from cspsched.simulate.kernel.records import NEVER_NS, NO_REQUEST, Now, field_of, set_field
 from cspsched.simulate.kernel.run import KernelRun
+from cspsched.simulate.kernel.standing import Standing
 from cspsched.simulate.kernel.support import new_loop
 from cspsched.simulate.protocol import Machine, Policy
 from cspsched.simulate.replica import ReplicaView, Submissions
@@ -42,33 +41,29 @@ class KernelReplica:
         self._flies = self._loop.rules.flies
         self._submissions = Submissions(instance.requests)
         self._clients: dict[str, int] = {}
+        self._standing = Standing.of(instance, self._loop.rules)
         now = self._now
         now.num_arrivals = now.num_unfinished = now.until_ns = 0
         now.is_open = 1
 
     def submit(self, request: int, arrival_ns: int | None = None) -> None:
         """Let a request come at its arrival, or at a time that is known only now."""
-        own_ns = self._instance.requests[request].arrival_ns
-        if arrival_ns is not None and arrival_ns != own_ns:
-            self._require_no_order_by_arrival()
-        self._submissions.add(request, own_ns if arrival_ns is None else arrival_ns)
+        own_ns = int(self._instance.columns.arrival_ns[request])
+        arrival_ns = own_ns if arrival_ns is None else arrival_ns
+        self._submissions.add(request, arrival_ns)
         kernel, now = self.kernel, self._now
-        if arrival_ns is not None:
-            kernel.requests[request].arrival_ns = arrival_ns
+        set_field(kernel.requests[request], "arrival_ns", arrival_ns)
+        if self._standing is not None:
+            self._standing.enter(kernel, request, arrival_ns)
+        if self._loop.rules.has_deadlines:
+            kernel.notes[request].due_ns += arrival_ns - own_ns
         if self._loop.rules.clients:
             client = self._instance.requests[request].client_id
             kernel.notes[request].client = self._clients.setdefault(client, len(self._clients))
-        kernel.orders[now.num_arrivals, SUBMISSION] = request
-        now.num_arrivals += 1
-        now.num_unfinished += 1
-
-    def _require_no_order_by_arrival(self) -> None:
-        rules = self._loop.rules
-        if rules.ranks or rules.has_deadlines or rules.order is not Order.ARRIVAL:
-            raise UsageError(
-                "an arrival is given with a submission, but the policy has put the requests in order by "
-                "their own arrivals; take one that serves in order of submission"
-            )
+        num_arrivals = field_of(now, "num_arrivals")
+        kernel.orders[num_arrivals, SUBMISSION] = request
+        set_field(now, "num_arrivals", num_arrivals + 1)
+        set_field(now, "num_unfinished", field_of(now, "num_unfinished") + 1)
 
     def cancel(self, request: int) -> None:
         """Let a request that was submitted leave before its end, between batches."""
@@ -80,6 +75,23 @@ class KernelReplica:
         self._submissions.advance(until_ns)
         self._now.until_ns = max(int(self._now.until_ns), until_ns)
         self._loop.go_on()
+
+    def advance_to_end(self, until_ns: int) -> list[tuple[int, int]]:
+        """Advance to a time, or to the first end of a request that comes to be known if that is before."""
+        now = self._now
+        set_field(now, "stops_at_ends", 1)
+        set_field(now, "until_ns", max(int(field_of(now, "until_ns")), until_ns))
+        self._loop.go_on()
+        kernel, now, ends = self.kernel, self._now, []
+        self._submissions.advance(int(field_of(now, "until_ns")))
+        request = int(field_of(now, "last_ended"))
+        while request != NO_REQUEST:
+            row = kernel.requests[request]
+            ends.append((int(field_of(row, "finish_ns")), request))
+            request = int(field_of(row, "ended_before"))
+        set_field(now, "last_ended", NO_REQUEST)
+        set_field(now, "stops_at_ends", 0)
+        return sorted(ends)
 
     def finish(self) -> Simulation:
         """Serve all that was submitted to its end, and tell what was done."""

@@ -28,11 +28,11 @@ class Order(IntEnum):
     PRIORITY = 1
     """By (priority, arrival, name)."""
     OUTPUT = 2
-    """Shortest output first."""
+    """Shortest expected output first."""
     VOLUME = 3
-    """Least O I + O (O - 1) / 2 first."""
+    """Least O I + O (O - 1) / 2 first, O as expected."""
     LONGEST_OUTPUT = 4
-    """Longest output first."""
+    """Longest expected output first."""
     PROMPT = 5
     """Shortest prompt first."""
     GIVEN = 7
@@ -42,14 +42,14 @@ class Order(IntEnum):
 
 
 class Reserve(IntEnum):
-    """KV blocks that an admission takes."""
+    """KV blocks that an admission takes; O is the expected output."""
 
     CHUNK = 0
     """Those of its first chunk."""
     KNOWN = 1
     """Those of all known tokens."""
     PEAK = 2
-    """Those of I + O - 1 tokens."""
+    """Those of I + O - 1 tokens, at most the device."""
     OUTPUT = 3
     """Those of I + O tokens, at most the device."""
     POWER_OF_TWO = 4
@@ -114,8 +114,11 @@ class Rules:
     by_priority, places
         Whether the priority of a request goes before its place in the order of the queue; the places, if the
         order is `GIVEN`.
+    expected_tokens
+        What the policy takes for the outputs before they are generated, shape (num_requests,); None: it does
+        not look at them.
     most_new_tokens
-        Most tokens to come that a request in lockstep may have, if there is a limit.
+        Most tokens to come that a request in lockstep is expected to have, if there is a limit.
     stages
         Chunks by the stage of a prompt.
     order_columns
@@ -187,6 +190,7 @@ class Rules:
     stages: tuple[int, ...] = ()
     by_priority: bool = False
     places: IntArray | None = None
+    expected_tokens: IntArray | None = None
     own: Any = field(default_factory=PolicyState)
 
     @property

@@ -17,7 +17,7 @@ from cspsched.simulate.kernel.cost import flatten_cost, flatten_exactly
 from cspsched.simulate.kernel.failures import failure
 from cspsched.simulate.kernel.logs import Logs
 from cspsched.simulate.kernel.memory import new_kernel
-from cspsched.simulate.kernel.records import get_column
+from cspsched.simulate.kernel.records import field_of, get_column
 from cspsched.simulate.kernel.rules import Rules
 from cspsched.simulate.kernel.run import TIMES, KernelRun
 from cspsched.simulate.kernel.workload import Workload
@@ -83,7 +83,8 @@ class KernelLoop:
         """
         with self._telling():
             self._go_on()
-        if self.kernel.now.num_unfinished and not self.kernel.now.is_open:
+        now = self.kernel.now
+        if not field_of(now, "is_open") and now.num_unfinished:
             # It waited for an arrival while it was open, and none came.
             raise self._failure(layout.STUCK)
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cspsched.errors import InputError
-from cspsched.problem.columns import NO_LIMIT, Prefix
+from cspsched.problem.columns import NONE, Prefix
 from cspsched.problem.cost import IntArray
 from cspsched.problem.instance import Instance
 from cspsched.problem.request import MAX_ARRIVAL_NS, MAX_TOKENS
@@ -107,10 +107,16 @@ class Workload:
         if rules.order is Order.PRIORITY:
             rank = np.arange(self.num_requests) if self.names is None else _rank(self.names)
             return np.lexsort((rank, self.arrival_ns, self.priorities)).astype(np.int32)
-        key = self.output_tokens.astype(np.int64)
+        return submission[np.argsort(self.queue_key(rules)[submission], kind="stable")]
+
+    def queue_key(self, rules: Rules) -> IntArray:
+        """What goes before the arrival of each request in the order of the waiting queue, if it has ranks."""
+        if rules.order is Order.PRIORITY:
+            return self.priorities
+        key = self.expected_tokens(rules)
         if rules.order is Order.VOLUME:
             key = key * self.prompt_tokens + key * (key - 1) // 2
-        return submission[np.argsort(key[submission], kind="stable")]
+        return key
 
     def ranks(self, rules: Rules) -> Int32Array:
         """Place of each request in `queue_order`."""
@@ -118,13 +124,21 @@ class Workload:
         ranks[self.queue_order(rules)] = np.arange(self.num_requests, dtype=np.int32)
         return ranks
 
-    def places(self, order: Order) -> IntArray:
+    def expected_tokens(self, rules: Rules) -> IntArray:
+        """What a policy takes for the output of each request."""
+        return (self.output_tokens if rules.expected_tokens is None else rules.expected_tokens).astype(
+            np.int64
+        )
+
+    def places(self, rules: Rules) -> IntArray:
         """Place of each request in an order of the queue in which equals go by submission."""
-        if order is Order.OUTPUT:
-            return self.output_tokens.astype(np.int64)
-        if order is Order.LONGEST_OUTPUT:
-            return MAX_TOKENS - self.output_tokens.astype(np.int64)
-        if order is Order.PROMPT:
+        if rules.places is not None:
+            return rules.places
+        if rules.order is Order.OUTPUT:
+            return self.expected_tokens(rules)
+        if rules.order is Order.LONGEST_OUTPUT:
+            return MAX_TOKENS - self.expected_tokens(rules)
+        if rules.order is Order.PROMPT:
             return self.prompt_tokens.astype(np.int64)
         return np.zeros(self.num_requests, dtype=np.int64)
 
@@ -175,4 +189,4 @@ def _numbered(clients: Sequence[str]) -> Int32Array:
 
 
 def _limits(limits_ns: IntArray | None) -> FloatArray | None:
-    return None if limits_ns is None else np.where(limits_ns == NO_LIMIT, np.nan, limits_ns)
+    return None if limits_ns is None else np.where(limits_ns == NONE, np.nan, limits_ns)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from cspsched.costs.frontend import Frontend
-from cspsched.errors import InternalError, UsageError
+from cspsched.errors import UsageError
 from cspsched.problem.cost import IntArray
 from cspsched.problem.instance import Instance
 from cspsched.problem.request import Request
@@ -16,6 +16,7 @@ from cspsched.referee.judge import judge
 from cspsched.referee.metrics import Metrics, measure
 from cspsched.serving import Serving, hardware, make_instance
 from cspsched.simulate import Policy, Replica, Simulation, new_replica, simulate
+from cspsched.simulate.closed_loop import ClosedLoop
 from cspsched.simulate.served import as_served
 from cspsched.studies.validation.load import num_prompts, offsets_ns, requests_of
 from cspsched.studies.validation.nouns import Arrivals, Stage, Times
@@ -120,47 +121,17 @@ def serve_stages(server: Server, stages: Sequence[Stage], seed: int) -> list[Tim
         arrivals[first:end] = begin_ns
         if stage.concurrency is None:
             arrivals[first:end] += offsets_ns(stage, server.arrivals, rng)
-            _submit(replica, arrivals[first:end], first, stage.num_requests)
-        else:
-            _keep_in_flight(server, replica, arrivals[first:end], first, stage.concurrency)
+        loop = ClosedLoop(
+            sessions=[[request] for request in range(first, end)],
+            concurrency=stage.concurrency,
+            added_ns=server.added_ns,
+        )
+        loop.serve(replica, arrivals)
         begin_ns, first = _drained_ns(replica, int(arrivals[end - 1])) + PAUSE_NS, end
     served = _with_arrivals(instance, arrivals)
     times = _times(server, _metrics(served, replica.finish(), judged=seed == 0))
     ends = np.cumsum([stage.num_requests for stage in stages]).tolist()
     return [times.part(end - stage.num_requests, end) for stage, end in zip(stages, ends, strict=True)]
-
-
-def _submit(replica: Replica, arrivals: IntArray, first: int, count: int) -> None:
-    for position in range(count):
-        replica.submit(first + position, int(arrivals[position]))
-
-
-def _keep_in_flight(
-    server: Server, replica: Replica, arrivals: IntArray, first: int, concurrency: int
-) -> None:
-    """Send a request whenever one has come back, so that so many are in flight.
-
-    `arrivals` holds the begin and is filled. A client has its answer, and the server the next request, after
-    what is around the schedule.
-    """
-    arrivals[:concurrency] = arrivals[0]
-    _submit(replica, arrivals, first, min(concurrency, len(arrivals)))
-    sent = min(concurrency, len(arrivals))
-    in_flight = set(range(first, first + sent))
-    while sent < len(arrivals):
-        ends = {i: end for i in in_flight if (end := replica.finish_ns(i)) is not None}
-        event_ns, next_ns = replica.next_event_ns, min(ends.values(), default=None)
-        if next_ns is None or (event_ns is not None and event_ns < next_ns):
-            if event_ns is None:
-                raise InternalError("a closed loop has no next event although requests are in flight")
-            replica.advance(event_ns + 1)
-            continue
-        replica.advance(next_ns)
-        in_flight.remove(min(i for i, end in ends.items() if end == next_ns))
-        arrivals[sent] = next_ns + server.added_ns
-        replica.submit(first + sent, int(arrivals[sent]))
-        in_flight.add(first + sent)
-        sent += 1
 
 
 def _drained_ns(replica: Replica, from_ns: int) -> int:
