@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from cspsched.policies.base import make_policy
 from cspsched.policies.needs import unmet_needs
+from cspsched.problem.columns import Requests
 from cspsched.simulate import Policy
 from cspsched.trace import Trace
 
@@ -30,8 +31,19 @@ def warnings_for(
         If a text names no policy.
     """
     told = list(trace.unused_sentences)
+    if not closes_loops and _has_sessions(trace):
+        told.append(
+            f"requests of {trace.name} are turns of sessions, whose arrivals are taken as they stand here; "
+            "'simulate' and 'compare' let a turn follow the one before"
+        )
     for policy in policies:
         made = make_policy(policy) if isinstance(policy, str) else policy
         for need in unmet_needs(made, trace.requests):
             told.append(f"policy {made.label}: {need.data.value.format(trace.name)}, so {need.without}")
     return told
+
+
+def _has_sessions(trace: Trace) -> bool:
+    if isinstance(trace.requests, Requests):
+        return trace.requests.columns.session_id is not None
+    return any(request.session_id for request in trace.requests)

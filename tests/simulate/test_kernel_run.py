@@ -281,7 +281,7 @@ def test_flat_costs_are_the_cost_model() -> None:
 
 ELSEWHERE = {
     "run", "own", "order_columns", "ranks", "places", "by_priority", "stages", "keeps_notes", "ttft_limit_ns",
-    "tpot_limit_ns", "entries", "cancel"}  # fmt: skip
+    "tpot_limit_ns", "entries", "cancel", "expected_tokens"}  # fmt: skip
 """What stands in the columns of requests, in the policy's own record, or in the schedule."""
 
 
