@@ -6,7 +6,6 @@ from collections.abc import Iterable
 
 from cspsched.policies.base import make_policy
 from cspsched.policies.needs import unmet_needs
-from cspsched.problem.columns import Requests
 from cspsched.simulate import Policy
 from cspsched.trace import Trace
 
@@ -31,7 +30,7 @@ def warnings_for(
         If a text names no policy.
     """
     told = list(trace.unused_sentences)
-    if not closes_loops and _has_sessions(trace):
+    if not closes_loops and trace.has_sessions:
         told.append(
             f"requests of {trace.name} are turns of sessions, whose arrivals are taken as they stand here; "
             "'simulate' and 'compare' let a turn follow the one before"
@@ -41,9 +40,3 @@ def warnings_for(
         for need in unmet_needs(made, trace.requests):
             told.append(f"policy {made.label}: {need.data.value.format(trace.name)}, so {need.without}")
     return told
-
-
-def _has_sessions(trace: Trace) -> bool:
-    if isinstance(trace.requests, Requests):
-        return trace.requests.columns.session_id is not None
-    return any(request.session_id for request in trace.requests)

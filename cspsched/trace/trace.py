@@ -39,6 +39,14 @@ class Trace:
     """What the reader took for what, and what it left out; one sentence each."""
 
     @property
+    def has_sessions(self) -> bool:
+        """Whether some requests are turns of sessions."""
+        columns = getattr(self.requests, "columns", None)
+        if columns is not None:
+            return columns.session_id is not None
+        return any(request.session_id for request in self.requests)
+
+    @property
     def unused_sentences(self) -> tuple[str, ...]:
         """One sentence that names all columns that are not used; none if all are."""
         shown = ", ".join(column.text for column in self.unused_columns)
