@@ -9,6 +9,7 @@ from cspsched.simulate.kernel.columns import (
 )
 from cspsched.simulate.kernel.layout import (
     DECODES,
+    ENDED,
     EVICTION_SPAN,
     FINISHED,
     LAST_CLOCK_NS,
@@ -275,10 +276,11 @@ def generate(k: Kernel, request: int, end_ns: int) -> None:
 @inner
 def note_end(k: Kernel, request: int, end_ns: int) -> None:
     """Note when a request generates its last token; a closed loop is told before it decides on."""
-    now, row = k.now, k.requests[request]
-    row.finish_ns = end_ns
+    now = k.now
+    k.requests[request].finish_ns = end_ns
     if now.stops_at_ends:
-        row.ended_before, now.last_ended = now.last_ended, request
+        k.orders[now.num_ended, ENDED] = request
+        now.num_ended += 1
         now.until_ns = min(int(now.until_ns), end_ns)
 
 

@@ -25,8 +25,9 @@ from cspsched.simulate.kernel.workload import Int32Array
 
 # Values of `phase`: in the queue (or finished), prefill, decode in lockstep, decode that sits out.
 QUEUED, PREFILLS, DECODES, HELD = range(4)
-# Columns of `orders`; those after the third serve a queue by quality.
-SUBMISSION, BY_RANK, HEAP = range(3)
+# Columns of `orders`: ENDED holds the requests whose ends are known and were not told, in that order. Those
+# after it serve a queue by quality.
+SUBMISSION, BY_RANK, HEAP, ENDED = range(4)
 # Column of `batch_ns` that is there if batches are decided before they start.
 DECIDED_NS = 2
 # Columns of `spans`, and kinds: a chunk before the last, a last chunk, a run of decodes; an eviction, one to

@@ -14,6 +14,7 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 import numpy as np
 
 Int32 = Annotated[int, "i4"]
+Int16 = Annotated[int, "i2"]
 Counts = Annotated[list[int], "32i8"]
 """A number for each bit length of a prompt."""
 KINDS = {int: "i8", float: "f8", bool: "i4"}
@@ -40,9 +41,9 @@ class Now:
         that have arrived.
     is_open, is_idle
         Whether more requests may come; whether it waits for the next.
-    stops_at_ends, last_ended
-        Whether no decision is made at or after the end of a request; the last whose end is known, and was not
-        told (see `RequestState.ended_before`).
+    stops_at_ends, num_ended
+        Whether no decision is made at or after the end of a request; how many ends are known and were not
+        told (column ENDED of `Kernel.orders`).
     shift
         What a context has to be increased by so that its residue by the block is that of `Kernel.residues`.
     num_decode_steps
@@ -67,7 +68,7 @@ class Now:
     is_open: int = 0
     is_idle: int = 0
     stops_at_ends: int = 0
-    last_ended: int = NO_REQUEST
+    num_ended: int = 0
     num_submitted: int = 0
     num_waiting: int = 0
     num_unfinished: int = 0
@@ -172,13 +173,12 @@ class RequestState:
         sits out), IN_LOCKSTEP (a decode whose record is as it was when it joined).
     expected_tokens
         What its policy takes for the output: the true one, a declared limit, or a prediction.
-    ended_before
-        The request whose end came to be known before (`Now.last_ended`).
     mid_prefill
         Whether it was last preempted in the midst of a prefill or a refill.
     """
 
-    phase: Int32 = 0
+    phase: Int16 = 0
+    mid_prefill: Int16 = 0
     generated: Int32 = 0
     kv_tokens: Int32 = 0
     since: Int32 = 0
@@ -198,8 +198,6 @@ class RequestState:
     evicted_at: Int32 = 0
     joined: Int32 = 0
     locked_place: Int32 = 0
-    mid_prefill: Int32 = 0
-    ended_before: Int32 = NO_REQUEST
     arrival_ns: int = 0
     scheduled_ns: int = -1
     first_token_ns: int = -1

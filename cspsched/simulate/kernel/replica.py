@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from cspsched.problem.instance import Instance
-from cspsched.simulate.kernel.layout import SUBMISSION, Kernel
-from cspsched.simulate.kernel.records import NEVER_NS, NO_REQUEST, Now, field_of, set_field
+from cspsched.simulate.kernel.layout import ENDED, SUBMISSION, Kernel
+from cspsched.simulate.kernel.records import NEVER_NS, Now, field_of, set_field
 from cspsched.simulate.kernel.run import KernelRun
 from cspsched.simulate.kernel.standing import Standing
 from cspsched.simulate.kernel.support import new_loop
@@ -84,12 +84,9 @@ class KernelReplica:
         self._loop.go_on()
         kernel, now, ends = self.kernel, self._now, []
         self._submissions.advance(int(field_of(now, "until_ns")))
-        request = int(field_of(now, "last_ended"))
-        while request != NO_REQUEST:
-            row = kernel.requests[request]
-            ends.append((int(field_of(row, "finish_ns")), request))
-            request = int(field_of(row, "ended_before"))
-        set_field(now, "last_ended", NO_REQUEST)
+        for request in kernel.orders[: int(field_of(now, "num_ended")), ENDED].tolist():
+            ends.append((int(field_of(kernel.requests[request], "finish_ns")), request))
+        set_field(now, "num_ended", 0)
         set_field(now, "stops_at_ends", 0)
         return sorted(ends)
 

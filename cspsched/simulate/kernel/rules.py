@@ -178,7 +178,7 @@ class Rules:
     drops_above: int = 0
     ttft_limit_ns: float = 0.0
     tpot_limit_ns: float = 0.0
-    order_columns: int = 3
+    order_columns: int = 4
     ranks: bool = False
     entries: Entries = Entries.BY_NUMBER
     lockstep: bool = True
