@@ -45,8 +45,8 @@ def read_hf_config(path: Path) -> dict[str, Any]:
     if "moe" in family:
         more["moe"] = family["moe"](config, path)
     if family.get("latent"):
-        more["mla"] = {name: _count(config, name, path) for name in LATENT if config.get(name) is not None}
-        more["mla"] |= {} if more["mla"].get("q_lora_rank") else {"q_lora_rank": 0}
+        more["mla"] = {name: _count(config, name, path) for name in LATENT}
+        more["mla"]["q_lora_rank"] = _count(config, "q_lora_rank", path, 0)
     if weights is not None and family.get("only_experts_are_quantised"):
         more["moe"]["weights"] = weights
     elif weights is not None:
@@ -102,7 +102,7 @@ def _deepseek(config: Config, path: Path) -> dict[str, Any]:
     }
 
 
-LATENT = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+LATENT = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
 FAMILIES: Mapping[str, Mapping[str, Any]] = {
     "llama": {},
     "mistral": {},
@@ -114,6 +114,7 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = {
     "qwen3_moe": {"qk_norm": True, "moe": _qwen3_moe},
     "deepseek_v2": {"latent": True, "moe": _deepseek},
     "deepseek_v3": {"latent": True, "moe": _deepseek},
+    "kimi_k2": {"latent": True, "moe": _deepseek},
     "gpt_oss": {
         "qkv_bias": True,
         "has_all_biases": True,

@@ -158,7 +158,7 @@ def test_latent_attention_and_shared_experts(tmp_path):
 
     assert model.num_parameters == 15_706_484_224
     assert model.kv_bytes_per_token() == model.kv_bytes_per_token(4) == 27 * 576 * 2
-    with pytest.raises(InputError, match=r"kv_lora_rank missing"):
+    with pytest.raises(InputError, match=r"kv_lora_rank is missing, a deepseek_v2 needs it"):
         load_model(write(tmp_path / "x", {k: v for k, v in V2_LITE.items() if k != "kv_lora_rank"}))
     with pytest.raises(InputError, match="moe_layer_freq is 2, expected 1"):
         load_model(write(tmp_path / "y", V2_LITE | {"moe_layer_freq": 2}))

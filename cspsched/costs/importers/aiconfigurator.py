@@ -20,6 +20,7 @@ from cspsched.costs.fit import FloatArray
 from cspsched.costs.importers.aiconfigurator_check import check_table
 from cspsched.costs.importers.attention_heads import PROMPT_LENGTH, attention_of_heads, grid_of
 from cspsched.costs.importers.collectives import (
+    PROJECT,
     exchange,
     link_collectives,
     link_sending,
@@ -38,7 +39,6 @@ from cspsched.problem.cost import IntArray
 if TYPE_CHECKING:
     import pandas as pd
 
-PROJECT = "aiconfigurator"
 PACKAGE = "aiconfigurator_core"
 TABLES = {
     "gemm": "gemm/vllm/*/gemm_perf",

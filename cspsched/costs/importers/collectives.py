@@ -27,7 +27,7 @@ CUSTOM_MOST_BYTES = 8 * 2**20
 """Up to which vLLM takes its own kernel (`CustomAllreduce`, default `max_size`), and NCCL beyond."""
 SIZES = 2.0 ** np.arange(9, 31)
 """Bytes of the messages at which formulas are evaluated."""
-DERIVED = "derived"
+PROJECT, DERIVED = "aiconfigurator", "derived"
 
 
 def measured_collectives(tables: Mapping[str, Source], ranks: int) -> pd.DataFrame:
@@ -152,4 +152,4 @@ def _messages(
         "tp": ranks,
         "t_us": rows.times_us("latency", US_PER_MS),
     }
-    return make_rows(columns | {"kernel_impl": how, "backend": "aiconfigurator"})
+    return make_rows(columns | {"kernel_impl": how, "backend": PROJECT})

@@ -54,16 +54,10 @@ def _with_start_times(table: Table) -> Table:
     )
 
 
-SGLANG = TraceFormat(
+SGLANG = replace(
+    VLLM,
     name="sglang-bench",
     title="sglang.bench_serving --output-details",
-    layout=Layout.LISTS,
-    arrival_column="start_times",
-    arrival_unit=TimeUnit.S,
-    prompt_column="input_lens",
-    output_column="output_lens",
-    failure=Failure(error_column="errors"),
-    derived_columns=("ttfts", "itls", "generated_texts"),
     marks=("completed", "sharegpt_output_len"),
     hints=dict.fromkeys(
         ("input_lens", "output_lens"), "run 'sglang.bench_serving' with --output-file and --output-details"
