@@ -55,9 +55,11 @@ PUBLISHED = {
 def test_long_traces_of_a_profile_have_the_published_statistics(name):
     """Rate of ten traces together, and lengths and correlation of the first.
 
-    The silences of code are few and long: the rate of 10^6 requests varies by 3 %.
+    The silences of code are few and long: they decide its rate and the variation of its gaps, which take more
+    than 10^6 requests to settle.
     """
     rate, prompt, output, cv, correlation = PUBLISHED[name]
+    close = 0.1 if name == "azure-2023-code" else 0.01
     profile = load_profile(name)
     if rate is None:
         profile = profile.model_copy(update={"rate_per_s": (rate := 1.0)})
@@ -65,12 +67,12 @@ def test_long_traces_of_a_profile_have_the_published_statistics(name):
     made = describe(traces[0])
 
     spans_s = [trace.requests[-1].arrival_ns / 1e9 for trace in traces]
-    assert pytest.approx(rate, rel=0.1) == 1_000_000 / sum(spans_s)
+    assert pytest.approx(rate, rel=close) == 1_000_000 / sum(spans_s)
     assert pytest.approx(prompt, rel=0.03) == made.prompt_tokens.mean
     assert pytest.approx(output, rel=0.03) == made.output_tokens.mean
     assert pytest.approx(correlation, abs=0.02) == made.spearman_prompt_output
     if cv is not None:
-        assert pytest.approx(cv, rel=0.3) == made.interarrival_cv
+        assert pytest.approx(cv, rel=3 * close) == made.interarrival_cv
 
 
 @pytest.mark.parametrize(
